@@ -1,0 +1,409 @@
+"""Experiment configurations: a YAML file in, a frozen, fully checked `Config` out.
+
+A file may build on another (`base: other.yaml`) and single keys may be set on the command line (`--set a.b=c`).
+Whatever is wrong with them ends in one `UserError` line that names the place, the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, Any, Callable, Iterator, Literal, NoReturn, Optional, Sequence, Tuple, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class UserError(Exception):
+    """Something that the user can put right; its message is one line: where, what, and what to do."""
+
+
+def main(function: Callable[[list[str]], None]) -> NoReturn:
+    """Run a script's `function` on the command-line arguments and exit: 0 done, 2 user error, 130 interrupted."""
+    try:
+        function(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+# Sections. Each description doubles as the hint in the error message about its key.
+
+class _Section(BaseModel):
+    # Strict: `seed: "1"` or `pretrained: 1` is a mistake to report, not something to convert.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _listed(value: Any) -> Any:
+    # YAML has lists where a frozen config needs tuples, and strict mode does not convert between them.
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Model(_Section):
+    """Which network to start from."""
+
+    name: Annotated[str, Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
+    pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
+        return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.pretrained and self.is_saved:
+            raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved network, which "
+                             "brings its own weights; set model.pretrained to false")
+        return self
+
+
+class Data(_Section):
+    """Which images, at which size, and how the training images are divided."""
+
+    name: Annotated[Literal["digits", "fashion_mnist", "folder"], Field(description="the data set")]
+    root: Annotated[Optional[str], Field(
+        min_length=1, description="the folder that holds the data set's files")] = None
+    input: Annotated[Tuple[int, int, int], Field(
+        description="a list of channels, height, width, such as [3, 32, 32]")] = (3, 32, 32)
+    batch: Annotated[int, Field(ge=1, description="images in a training batch")] = 64
+    n_train: Annotated[Optional[int], Field(
+        ge=2, description="cap on the training images, those held out for validation included")] = None
+    validation: Annotated[float, Field(
+        ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]")] = 0.1
+    augment: Annotated[Literal["none", "crop", "crop_flip"], Field(
+        description="random changes to training images")] = "none"
+
+    _lists = field_validator("input", mode="before")(_listed)
+
+    @field_validator("input")
+    @classmethod
+    def _check_input(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if value[0] != 3 or min(value) < 1:
+            raise ValueError("should be three channels and a positive height and width")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.name == "folder" and self.root is None:
+            raise ValueError("name: folder needs a root; set data.root to the folder that holds train/ and test/")
+        return self
+
+
+class Train(_Section):
+    """Training of all weights: SGD, the learning rate warmed up linearly and lowered to zero along a cosine."""
+
+    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
+    lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
+    wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
+    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if 0 < self.epochs < self.warmup_epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} is longer than the whole training; "
+                             f"set it to at most epochs: {self.epochs}")
+        return self
+
+
+class Finetune(Train):
+    """Training of the pruned network: the keys of `train`, and epochs to make up for images other methods saw."""
+
+    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
+    extra_epochs: Annotated[int, Field(
+        ge=0, description="epochs on top of `epochs`, for a comparison at equal images")] = 0
+
+
+class Prune(_Section):
+    """Which channels go, and how. Keys of the other methods are ignored by a method."""
+
+    method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"
+    objective: Annotated[Literal["macs", "params"], Field(description="the cost that the target is about")] = "macs"
+    target: Annotated[float, Field(gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
+    score: Annotated[Literal["paper", "relative"], Field(description="gcp: what a channel is ranked by")] = "relative"
+    round_to: Annotated[int, Field(ge=1, description="every final width is a multiple of this, 1 or more")] = 1
+    criterion: Annotated[Literal["l1", "random"], Field(description="uniform: which channels of a group go")] = "l1"
+    iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
+    schedule: Annotated[Literal["equal", "geometric"], Field(
+        description="gcp: steps of equal cost or of equal ratio")] = "equal"
+    regularise_epochs: Annotated[float, Field(
+        gt=0, description="gcp: epochs with penalty per iteration, above 0")] = 1.0
+    recover_epochs: Annotated[float, Field(
+        ge=0, description="gcp: epochs without penalty per iteration, 0 or more")] = 1.0
+    lr: Annotated[float, Field(gt=0, description="gcp: learning rate with penalty, above 0")] = 0.01
+    recover_lr: Annotated[float, Field(gt=0, description="gcp: learning rate without penalty, above 0")] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1, description="gcp: in [0, 1)")] = 0.9
+    lam: Annotated[Tuple[Annotated[float, Field(ge=0)], ...], Field(
+        min_length=1,
+        description="gcp: a list of penalties, such as [0.1]; the best on validation loss is taken")] = (0.1,)
+
+    _lists = field_validator("lam", mode="before")(_listed)
+
+    @model_validator(mode="after")
+    def _check(self) -> Prune:
+        if self.method == "none" and self.target != 1:
+            raise ValueError(f"target: {self.target:g} cannot be met by method: none; "
+                             "set prune.method to gcp or uniform")
+        if self.method != "none" and "target" not in self.model_fields_set:
+            raise ValueError(f"method: {self.method} needs a target; "
+                             "set prune.target to the fraction of the cost to keep")
+        return self
+
+
+class Throughput(_Section):
+    """How inference speed is measured."""
+
+    batch: Annotated[int, Field(ge=1, description="images in a batch")] = 64
+    repeats: Annotated[int, Field(ge=1, description="timed batches, of which the median counts")] = 20
+
+
+class Config(_Section):
+    """One experiment: everything that decides its numbers, and where they go."""
+
+    name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
+    scale: Annotated[Literal["paper", "reduced", "smoke"], Field(
+        description="how near the experiment is to the paper's: paper, reduced or smoke")]
+    seed: Annotated[int, Field(ge=0, lt=2 ** 31, description="0 or more")] = 0
+    threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
+    output: Annotated[str, Field(min_length=1, description="the folder in which run folders are made")] = "results/runs"
+    model: Annotated[Model, Field(description="at least model.name")]
+    data: Annotated[Data, Field(description="at least data.name")]
+    train: Annotated[Train, Field(description="at least train.epochs")]
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    throughput: Throughput = Throughput()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
+            raise ValueError("should start with a letter or digit and hold nothing that a folder's name cannot")
+        return value
+
+    @property
+    def n_threads(self) -> int:
+        """The number of threads to compute with: `threads`, or one per physical core."""
+        return self.threads or physical_cores()
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change with any key except `name` and `output`, which decide no number."""
+        return _hash(self.model_dump(mode="json", exclude={"name", "output"}))
+
+    def dense_fingerprint(self) -> str:
+        """12 hex digits that two experiments share when they start from the same trained dense network."""
+        return _hash(self.model_dump(mode="json", include={"scale", "seed", "threads", "model", "data", "train"}))
+
+
+def _hash(values: dict) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def physical_cores() -> int:
+    """Number of physical cores that this process may run on (hyper-threads of one core count once)."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:  # not Linux, or hidden in this container: count every logical processor
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+# Loading
+
+def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
+
+    `name` defaults to the file's stem. Relative paths: `base` is relative to the file that says it, `data.root`,
+    `model.name` and `output` to the working directory. UserError: whatever is wrong, see the module's docstring.
+    """
+    path = Path(path)
+    layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
+    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    values: dict = {}
+    for _, layer in layers:
+        values = _merged(values, layer)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error.errors()[0], layers, str(path))) from None
+
+
+_Layer = Tuple[str, dict]  # where it was written, and the nested keys written there
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
+    """The file at `path` as a layer, preceded by those of its bases; `above` are the files that led here."""
+    here = path.resolve()
+    if here in above:
+        raise UserError(f"{path}: its base files form a circle: {' -> '.join(p.name for p in (*above, here))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; a configuration is a YAML file in UTF-8") from None
+    except OSError as error:
+        led_here = f" (the base of {above[-1]})" if above else ""
+        raise UserError(f"{path}{led_here}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+    values = _parse_yaml(text, str(path))
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {_shown(values)}; a configuration is made of `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return [(str(path), values)]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: {_shown(base)} should be the path of one configuration file")
+    return [*_read_chain(path.parent / base, (*above, here)), (str(path), values)]
+
+
+def _parse_override(text: str) -> dict:
+    dotted, equals, value = text.partition("=")
+    keys = [key.strip() for key in dotted.split(".")]
+    if not equals or not all(keys):
+        raise UserError(f"--set {text}: should look like section.key=value, such as prune.target=0.5")
+    if keys == ["base"]:
+        raise UserError(f"--set {text}: base belongs in a file; give that file as the configuration instead")
+    nested = _parse_yaml(value, f"--set {text}")
+    for key in reversed(keys):
+        nested = {key: nested}
+    return nested
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """`over` laid on `under`: sections merge key by key, everything else is replaced."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
+
+
+# Explaining what is wrong
+
+def _explain(error: Any, layers: list[_Layer], path: str) -> str:
+    """One line about a pydantic error: where the key was written, the key, the value, what it should be."""
+    keys = tuple(key for key in error["loc"] if key != "[key]")
+    kind, value = error["type"], _shown(error["input"])
+    if kind in ("tuple_type", "too_short", "too_long") or (kind == "missing" and isinstance(keys[-1], int)):
+        keys = keys[:1 + max(n for n, key in enumerate(keys) if isinstance(key, str))]
+        value = _shown(list(error["input"]) if isinstance(error["input"], tuple) else error["input"])
+        return f"{_source(layers, keys, path)}: {'.'.join(keys)}: {value} does not fit: {_hint(keys)}"
+    dotted = ".".join(str(key) for key in keys)
+    source = path if kind == "missing" else _source(layers, keys, path)
+    hint = _hint(keys)
+    if kind == "extra_forbidden":
+        return f"{source}: {dotted}: no such key; {_nearest(keys)}"
+    if kind == "missing":
+        return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
+    if kind == "value_error" and isinstance(error["input"], dict):  # a combination: the message has its own values
+        return f"{source}: {dotted}: {error['ctx']['error']}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{source}: {dotted}: {value} should be a section of its own, with keys {', '.join(_fields(keys))}"
+    should = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].replace("Input should", "should")
+    return f"{source}: {dotted}: {value} {should[:1].lower()}{should[1:]}" + (f" ({hint})" if hint else "")
+
+
+def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) -> str:
+    """Where the value at `keys` was written last; a section, or an item of a list, counts as written with it."""
+    for source, layer in reversed(layers):
+        found: Any = layer
+        for key in keys:
+            if isinstance(key, int) and isinstance(found, list):
+                return source
+            if not isinstance(found, dict) or key not in found:
+                break
+            found = found[key]
+        else:
+            return path if source == "defaults" else source
+    return path
+
+
+def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
+    """The known fields of the section at `keys`; none where there is no such section."""
+    section: Any = Config
+    for key in keys:
+        field = section.model_fields.get(key)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return {}
+    return section.model_fields
+
+
+def _hint(keys: tuple[Union[str, int], ...]) -> str | None:
+    named = tuple(key for key in keys if isinstance(key, str))
+    field = _fields(named[:-1]).get(named[-1]) if named else None
+    return field.description if field else None
+
+
+def _all_keys() -> Iterator[str]:
+    for key in Config.model_fields:
+        yield key
+        yield from (f"{key}.{name}" for name in _fields((key,)))
+
+
+def _nearest(keys: tuple[Union[str, int], ...]) -> str:
+    """What may have been meant: a key of the same section, else one of another section, else the section's keys."""
+    prefix = "".join(f"{key}." for key in keys[:-1])
+    siblings = list(_fields(keys[:-1]))
+    written = str(keys[-1])
+    near = difflib.get_close_matches(written, siblings, n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(list(_all_keys()))}
+    near = difflib.get_close_matches(written, leaves, n=1)
+    if near:
+        return f"did you mean {leaves[near[0]]}?"
+    return f"{'the keys of ' + prefix[:-1] if prefix else 'the keys'} are {', '.join(siblings)}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        text = f"{value} (not a finite number)"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines())
