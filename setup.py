@@ -1,0 +1,31 @@
+"""What the package is called and what it needs; constraints.txt narrows what those need in turn."""
+from setuptools import setup
+
+setup(
+    name="gcp",
+    version="0.1.0",
+    description="Global channel pruning of GluonCV networks with Apache MXNet",
+    packages=["gcp"],
+    # mxnet and gluoncv import distutils, which Python 3.12 no longer has.
+    python_requires=">=3.9,<3.12",
+    install_requires=[
+        "mxnet==1.9.1",
+        "gluoncv==0.10.5.post0",
+        # mxnet reads np.bool at import, which numpy 1.24 took away; 1.23.5 is the first for Python 3.11.
+        "numpy==1.23.5",
+        # 4.12 needs numpy 2. The headless build will not do: gluoncv asks for this one by name.
+        "opencv-python>=4.5.5,<4.12",
+        "pandas>=2.0,<3",
+        "matplotlib>=3.7,<3.11",
+        "scipy>=1.10,<1.16",
+        "scikit-learn>=1.3,<1.8",
+        "pydantic>=2.5,<3",
+        # Lets pydantic read annotations such as `int | None` under Python 3.9.
+        "eval-type-backport>=0.2; python_version < '3.10'",
+        "pyyaml>=6.0,<7",
+        "tqdm>=4.64,<5",
+        "tabulate>=0.9,<1",
+        "jinja2>=3.1,<4",
+    ],
+    extras_require={"test": ["pytest>=8.0,<10"]},
+)

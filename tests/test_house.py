@@ -1,0 +1,82 @@
+"""Holds the plan of the package: which room may import which, and who may import mxnet."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gcp"
+
+# Lowest floor first: a room imports only from floors below its own.
+FLOORS = (
+    {"config"},
+    {"records", "search", "network", "data"},
+    {"gluon", "cost"},
+    {"training"},
+    {"prune", "baselines", "latency"},
+    {"experiment", "report", "export"},
+)
+# What each room may import from gcp, besides config: its UserError is for every room.
+IMPORTS = {
+    "config": set(),
+    "records": set(),
+    "search": set(),
+    "network": set(),
+    "gluon": {"network"},
+    "data": set(),
+    "cost": {"network"},
+    "training": {"network", "gluon", "data"},
+    "latency": {"network", "gluon", "cost"},
+    "prune": {"network", "cost", "training"},
+    "baselines": {"network", "cost", "training"},
+    "experiment": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
+                   "baselines"},
+    "report": {"records"},
+    "export": {"network", "gluon"},
+}
+# Edges beyond the plan, each with its reason.
+EXTRA: dict[tuple[str, str], str] = {}
+MXNET = {"gluon", "data", "training", "latency", "prune", "export"}
+
+ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imported(room: str) -> tuple[set[str], set[str]]:
+    """The rooms and the outside packages that a room imports, inside functions too."""
+    rooms, outside = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(["gcp"] * bool(node.level) + [node.module] * bool(node.module))
+            names = [f"gcp.{alias.name}" for alias in node.names] if origin == "gcp" else [origin]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "gcp":
+                rooms.add(rest.partition(".")[0])
+            else:
+                outside.add(top)
+    return rooms, outside
+
+
+def test_every_module_is_a_room_of_the_plan():
+    assert set(ROOMS) <= set(IMPORTS), "a new room needs a line in this table; a helper lives beside its caller"
+
+
+@pytest.mark.parametrize("room", sorted(IMPORTS))
+def test_the_plan_goes_down(room):
+    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    below = set().union(*FLOORS[:floor])
+    assert IMPORTS[room] | {to for origin, to in EXTRA if origin == room} <= below
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_follow_the_plan(room):
+    rooms, outside = imported(room)
+    allowed = IMPORTS[room] | {"config", "__version__"} | {to for origin, to in EXTRA if origin == room}
+    assert rooms <= allowed
+    if room not in MXNET:
+        assert not outside & {"mxnet", "gluoncv"}
