@@ -248,6 +248,59 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
 _Layer = Tuple[str, dict]  # where it was written, and the nested keys written there
 
 
+def load_all(path: str | os.PathLike, overrides: Sequence[str] = (),
+             seeds: Optional[Sequence[int]] = None) -> list[tuple[Path, list[str], Config]]:
+    """Every experiment of a file or a folder, at every seed (default: its own): file, overrides, configuration.
+
+    In a folder, files whose names start with `_` are bases for others and no experiments. Seeds vary slowest, so
+    that a killed reproduction has whole seeds. UserError: no such path, no configuration in it, a faulty one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a configuration or a folder of them")
+    files = sorted(p for p in path.glob("*.yaml") if not p.name.startswith("_")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no configuration (*.yaml)")
+    return [(file, extra, load(file, extra)) for seed in (seeds or [None]) for file in files
+            for extra in [[*overrides, *([] if seed is None else [f"seed={seed}"])]]]
+
+
+def section(kind: type[_Section], values: dict) -> Any:
+    """One section from values given on a command line. UserError: what is wrong with them."""
+    try:
+        return kind.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise UserError(f"{where + ': ' if where else ''}{_shown(first['input'])}: {first['msg']}") from None
+
+
+def use_threads(n: int) -> None:
+    """Have MXNet compute with `n` threads (0: OMP_NUM_THREADS if set, else one per physical core).
+
+    Only effective before MXNet is imported.
+    """
+    if n:
+        os.environ["OMP_NUM_THREADS"] = str(n)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """`3,224,224` from a command line as (channels, height, width). UserError: anything else."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise UserError(f"--input {text}: should be channels,height,width such as 3,224,224")
+    return tuple(int(p) for p in parts)
+
+
+def seeds(text: str) -> list[int]:
+    """`0,1,2` from a command line as numbers. UserError: anything else."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--seeds {text}: should be whole numbers such as 0,1,2")
+    return [int(p) for p in text.split(",")]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads a string), and a key given twice is an error."""
 

@@ -165,6 +165,11 @@ def run_path(cfg: Config) -> Path:
     return Path(cfg.output) / f"{cfg.name}-seed{cfg.seed}-{cfg.fingerprint()}"
 
 
+def is_done(cfg: Config) -> bool:
+    """Whether the run that `cfg` describes has its record."""
+    return (run_path(cfg) / RECORD).exists()
+
+
 def open_run(cfg: Config) -> Run:
     """Make the run's folder or open it again, and lock it.
 

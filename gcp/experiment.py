@@ -1,0 +1,121 @@
+"""The story of one experiment: config -> data -> dense network -> small network -> fine-tuning -> record."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Optional, Tuple
+
+from gcp import records, training
+from gcp.baselines import METHODS
+from gcp.config import Config, Data, UserError
+from gcp.cost import COSTS, Budget, macs, params
+from gcp.data import Dataset
+from gcp.data import load as load_data
+from gcp.gluon import is_saved, open_network
+from gcp.network import Network
+
+DENSE, PRUNED, FINAL = "dense", "pruned", "final"
+
+
+def run(cfg: Config) -> dict:
+    """Run an experiment, or go on with it; returns its record, which is written last. A finished one is not rerun."""
+    with records.open_run(cfg) as folder:
+        if folder.done:
+            return folder.record
+        data = load_data(cfg.data, cfg.seed)
+        budget, start = plan(cfg, data)
+        dense, dense_facts = dense_network(cfg, data, start)
+        net, pruned_facts = training.stage(
+            folder.path / PRUNED, lambda checkpoint: prune(dense, budget, data, cfg, folder))
+        tuned, tuned_facts = training.stage(
+            folder.path / FINAL, lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint,
+                                                          cfg.finetune.epochs + cfg.finetune.extra_epochs))
+        stages = {DENSE: (dense, dense_facts), PRUNED: (net, pruned_facts), FINAL: (tuned, tuned_facts)}
+        described = {name: {**_measure(n, data, cfg.throughput.batch, cfg.throughput.repeats), **facts}
+                     for name, (n, facts) in stages.items()}
+        folder.finish(_record(cfg, stages, described))
+        return folder.record
+
+
+def record_path(cfg: Config) -> Path:
+    """Where the experiment's record is, or will be."""
+    return records.run_path(cfg) / records.RECORD
+
+
+def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, repeats: int = 20) -> dict:
+    """Test accuracy, cost and speed of a saved network, or of a GluonCV network with its published weights."""
+    if not pretrained and not is_saved(name):
+        raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); give the path prefix of one, "
+                        "or a GluonCV name with --pretrained")
+    images = load_data(data)
+    net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
+    if net.n_classes != len(images.classes):
+        raise UserError(f"network '{name}' has {net.n_classes} classes, data '{data.name}' has {len(images.classes)}")
+    return {"network": name, **_measure(net, images, batch, repeats)}
+
+
+def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
+    """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
+    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed)
+    cost = COSTS[cfg.prune.objective](start)
+    budget = Budget(cost, cost(start.widths), cfg.prune.target, cfg.prune.round_to)
+    if cfg.prune.method != "none":
+        budget.check(start.widths)
+    return budget, start
+
+
+def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, dict]:
+    """The trained network that pruning starts from, shared by all experiments with the same dense fingerprint."""
+    prefix = Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}" / DENSE
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint,
+                                                           cfg.train.epochs))
+
+
+def prune(net: Network, budget: Budget, data: Dataset, cfg: Config, folder) -> Tuple[Network, dict]:
+    """The configured method's small network, and what it took."""
+    began = time.monotonic()
+    small, rows = METHODS[cfg.prune.method](net, budget, data, cfg, folder.path, folder.log)
+    images = sum(row["images"] for row in rows)
+    return small, {"iterations": rows, "images": images, "epochs": images / len(data.train),
+                   "seconds": time.monotonic() - began}
+
+
+def train(net: Network, data: Dataset, cfg: Config, how, phase: int, checkpoint: Path,
+          epochs: int) -> Tuple[Network, dict]:
+    """All weights trained for `epochs`: the recipe is the same for dense networks and for every method's small ones."""
+    began, batch = time.monotonic(), cfg.data.batch
+    per_epoch = data.train.n_batches(batch)
+    loss: Optional[float] = None
+    if epochs:
+        net, loss = training.fit(
+            net, data.train, name="train" if phase == 0 else "fine-tune", n_steps=epochs * per_epoch, batch=batch,
+            lr=training.cosine(how.lr, epochs * per_epoch, round(how.warmup_epochs * per_epoch)),
+            optimiser=lambda block: training.SGD(block, how.momentum, how.wd),
+            seed=training.hash_seed(cfg.seed, 0, phase), augment=cfg.data.augment,
+            label_smoothing=how.label_smoothing, checkpoint=checkpoint)
+    validation = training.evaluate(net, data.validation)
+    return net, {"epochs": epochs, "images": epochs * per_epoch * batch, "training_loss": loss,
+                 "validation_loss": validation["loss"], "validation_top1": validation["top1"],
+                 "seconds": time.monotonic() - began}
+
+
+def _measure(net: Network, data: Dataset, batch: int, repeats: int) -> dict:
+    """Accuracy on the test set, cost and speed."""
+    return {**training.evaluate(net, data.test), "macs": int(macs(net)(net.widths)),
+            "params": int(params(net)(net.widths)), "throughput": training.throughput(net, batch, repeats)}
+
+
+def _record(cfg: Config, stages: dict, described: dict) -> dict:
+    dense, pruned, final = (described[name] for name in (DENSE, PRUNED, FINAL))
+    return {
+        "fingerprint": cfg.fingerprint(), "name": cfg.name, "scale": cfg.scale, "seed": cfg.seed,
+        "config": cfg.model_dump(mode="json"), **records.environment(),
+        "model": stages[DENSE][0].name, "data": cfg.data.name, "method": cfg.prune.method,
+        "objective": cfg.prune.objective, "target": cfg.prune.target, "stages": described,
+        "macs_kept": final["macs"] / dense["macs"], "params_kept": final["params"] / dense["params"],
+        "widths": {DENSE: stages[DENSE][0].widths, FINAL: stages[FINAL][0].widths},
+        "iterations": pruned.pop("iterations"), "images_before_finetune": pruned["images"],
+        "images_total": pruned["images"] + final["images"],
+        "seconds": pruned["seconds"] + final["seconds"],
+    }

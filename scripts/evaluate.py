@@ -1,0 +1,26 @@
+"""Evaluate a network on a data set's test images: accuracy, loss, cost, throughput."""
+import argparse
+import json
+
+from gcp import config
+
+
+def run(argv: list) -> None:
+    """Parse, load, evaluate, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", help="path prefix of a saved network (.../final), or a GluonCV name with --pretrained")
+    parser.add_argument("--data", required=True, help="digits, fashion_mnist or folder")
+    parser.add_argument("--root", help="folder that holds the data set's files")
+    parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
+    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args(argv)
+    from gcp import experiment, gluon
+
+    shape = args.input or (gluon.load(args.network).input_shape if gluon.is_saved(args.network) else (3, 224, 224))
+    data = config.section(config.Data, {"name": args.data, "root": args.root, "input": shape})
+    print(json.dumps(experiment.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
+
+
+if __name__ == "__main__":
+    config.main(run)
