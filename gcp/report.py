@@ -1,0 +1,871 @@
+"""Records in, tables (Markdown, LaTeX, CSV) and figures (PNG, SVG) out; nothing is run here.
+
+This is the only room that formats digits: records hold fractions, tables print percent. One table row is one
+method at one target, its seeds aggregated; the figures follow the paper's Figure 1 (accuracy against
+throughput) and Figures 2 and 3 (width kept per layer). Missing values print "-".
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from gcp.config import UserError
+from gcp.records import load_records
+
+MISSING = "-"
+EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
+
+# Okabe and Ito's colour-blind-safe colours, without the yellow that vanishes on white.
+COLOURS = {
+    "GCP-f": "#0072B2",
+    "GCP-p": "#D55E00",
+    "GCP-latency": "#CC79A7",
+    "Uniform (L1)": "#E69F00",
+    "Uniform (random)": "#009E73",
+}
+OTHER_COLOURS = ("#56B4E9", "#000000", "#8C564B", "#7F7F7F")
+MARKERS = "osD^vPX<>"
+DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (5, 1.5, 1, 1.5)))
+INK, FAINT = "#222222", "#8a8a8a"
+FONT = 9.0  # points; the smallest text in a figure is one less
+
+OBJECTIVES = {"macs": "MACs", "params": "Params", "latency": "Latency"}
+SCALES = {
+    "paper": "Paper scale",
+    "reduced": "REDUCED scale: less data or training than the paper's, so no reproduction of its numbers",
+    "smoke": "SMOKE scale: these runs only show that the code works; their accuracies mean nothing",
+}
+
+
+class Measure(NamedTuple):
+    """One measured column: its title, its key in the frame of runs, how seeds are joined, its digits."""
+
+    title: str
+    key: str
+    how: str  # "mean +- sd", "mean" or "median"
+    digits: int
+
+
+MEASURES = (
+    Measure("MACs kept %", "macs_kept", "mean", 2),
+    Measure("Params kept %", "params_kept", "mean", 2),
+    Measure("Top-1 %", "top1", "mean +- sd", 2),
+    Measure("Drop (points)", "drop", "mean +- sd", 2),
+    Measure("Top-5 %", "top5", "mean", 2),
+    Measure("Images/s", "images_per_second", "median", 0),
+    Measure("Throughput ratio", "throughput_ratio", "median", 2),
+    Measure("Top-1 % before fine-tuning", "pruned_top1", "mean", 2),
+    Measure("Images before fine-tuning", "images_before", "mean", 0),
+    Measure("Fine-tune epochs", "finetune_epochs", "mean", 0),
+    Measure("Images total", "images_total", "mean", 0),
+)
+COMPARED = (
+    Measure("Top-1 difference (points)", "difference", "mean +- sd", 2),
+    Measure("Cost kept %", "cost", "mean", 2),
+    Measure("Cost kept %, other", "other_cost", "mean", 2),
+    Measure("Cost difference %", "cost_difference", "mean", 2),
+    Measure("Images total", "images", "mean", 0),
+    Measure("Images total, other", "other_images", "mean", 0),
+)
+
+
+def write(records_folder: str | Path, output: str | Path | None = None) -> list[Path]:
+    """Write every table and figure of the records below `records_folder` into `output`.
+
+    The default output is `report/` in that folder. Returns the paths written: table and comparison as .md,
+    .tex, .csv; accuracy_cost, accuracy_throughput and one widths_<objective>_<target> per target as .png,
+    .svg. A figure without a single value (throughput never measured, nothing pruned) is left out.
+    The same records give the same bytes.
+    UserError: the folder is missing, holds no record or a broken one, or `output` cannot be written.
+    """
+    runs = run_frame(load_records(records_folder))
+    output = Path(records_folder) / "report" if output is None else Path(output)
+    try:
+        return _write_all(runs, output)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: cannot write the report ({error.strerror}); "
+            "choose another folder with --output"
+        ) from error
+
+
+def _write_all(runs: pd.DataFrame, output: Path) -> list[Path]:
+    output.mkdir(parents=True, exist_ok=True)
+
+    paths = _write_table(summary(runs), MEASURES, _caption(runs), output / "table", "tab:results")
+    paths += _write_table(
+        comparison(runs), COMPARED, _comparison_caption(runs), output / "comparison", "tab:comparison"
+    )
+    with matplotlib.rc_context(
+        {
+            "font.size": FONT,
+            "font.family": "DejaVu Sans",
+            "svg.hashsalt": "gcp",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": FAINT,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.axisbelow": True,
+        }
+    ):
+        paths += _save(accuracy_throughput(runs), output / "accuracy_throughput")
+        paths += _save(accuracy_cost(runs), output / "accuracy_cost")
+        for (objective, target), some in runs[runs.method != "Dense"].groupby(
+            ["objective", "target"], sort=True
+        ):
+            paths += _save(widths(some), output / f"widths_{objective}_{target:g}")
+    return paths
+
+
+# Records -> one frame of runs
+
+
+def run_frame(records: list[dict]) -> pd.DataFrame:
+    """One row per run (accuracies and costs in percent), and one "Dense" row per setting and seed.
+
+    `setting` is what a dense network depends on: data, model, scale and any other dense option that varies
+    among the records. `label` is the method with every option that tells it from its neighbours, so that only
+    seeds are averaged.
+    """
+    unique = {record.get("fingerprint") or f"no fingerprint {i}": record for i, record in enumerate(records)}
+    records = list(unique.values())
+    flat = [_flatten(record.get("config") or {}) for record in records]
+    place = [
+        tuple(str(record.get(key) or MISSING) for key in ("data", "model", "scale")) for record in records
+    ]
+    dense_options = _varying(
+        flat, place, lambda key: key.split(".")[0] in ("model", "data", "train", "threads")
+    )
+    settings = [p + (options,) for p, options in zip(place, dense_options)]
+
+    scores = {f.get("prune.score") for f, record in zip(flat, records) if record.get("method") == "gcp"}
+    named = [_name(record, f, len(scores) > 1) for record, f in zip(records, flat)]
+    identity = [
+        (s, label, record.get("objective"), record.get("target"))
+        for s, (_, label), record in zip(settings, named, records)
+    ]
+    options = _varying(flat, identity, lambda key: key.split(".")[0] in ("prune", "finetune"))
+
+    rows = []
+    for record, setting, (method, label), extra in zip(records, settings, named, options):
+        common = {
+            "setting": setting,
+            "data": setting[0],
+            "model": setting[1],
+            "scale": setting[2],
+            "seed": record.get("seed"),
+            "device": _device(record),
+        }
+        dense, final = (_get(record, "stages", stage) or {} for stage in ("dense", "final"))
+        if dense or method == "Dense":
+            rows.append(common | _dense_row(dense or final, ", ".join(("Dense",) + setting[3])))
+        if method == "Dense":
+            continue
+        ratio = _ratio(
+            _get(final, "throughput", "images_per_second"), _get(dense, "throughput", "images_per_second")
+        )
+        rows.append(
+            common
+            | {
+                "method": method,
+                "label": ", ".join((label,) + setting[3] + extra),
+                "objective": record.get("objective"),
+                "target": record.get("target"),
+                "macs_kept": _percent(record.get("macs_kept")),
+                "params_kept": _percent(record.get("params_kept")),
+                "top1": _percent(final.get("top1")),
+                "top5": _percent(final.get("top5")),
+                "n_eval": final.get("n_eval"),
+                "drop": _difference(_percent(dense.get("top1")), _percent(final.get("top1"))),
+                "images_per_second": _get(final, "throughput", "images_per_second"),
+                "throughput_ratio": ratio,
+                "pruned_top1": _percent(_get(record, "stages", "pruned", "top1")),
+                "images_before": record.get("images_before_finetune"),
+                "finetune_epochs": final.get("epochs"),
+                "images_total": record.get("images_total"),
+                "kept": _kept(record),
+                "n_channels": _get(record, "widths", "dense") or {},
+            }
+        )
+    columns = [
+        "setting",
+        "data",
+        "model",
+        "scale",
+        "method",
+        "label",
+        "objective",
+        "target",
+        "seed",
+        "device",
+        "n_eval",
+        "kept",
+        "n_channels",
+    ] + [measure.key for measure in MEASURES]
+    frame = pd.DataFrame(rows, columns=columns)
+    numbers = ["target", "n_eval"] + [measure.key for measure in MEASURES]
+    frame[numbers] = frame[numbers].astype(float)  # None becomes NaN
+    return frame
+
+
+def _dense_row(stage: dict, label: str) -> dict:
+    measured = _get(stage, "throughput", "images_per_second")
+    return {
+        "method": "Dense",
+        "label": label,
+        "macs_kept": 100.0,
+        "params_kept": 100.0,
+        "top1": _percent(stage.get("top1")),
+        "top5": _percent(stage.get("top5")),
+        "n_eval": stage.get("n_eval"),
+        "images_per_second": measured,
+        "throughput_ratio": None if measured is None else 1.0,
+        "images_total": stage.get("images"),
+    }
+
+
+def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[str, str]:
+    """(method, method with its named variants): ("GCP-f", "GCP-f, widths x8")."""
+    method = record.get("method")
+    if method == "none":
+        return "Dense", "Dense"
+    if method == "gcp":
+        objective = record.get("objective")
+        name = "GCP-" + {"macs": "f", "params": "p"}.get(objective, str(objective))
+    elif method == "uniform":
+        criterion = config.get("prune.criterion")
+        name = f"Uniform ({'L1' if criterion in (None, 'l1') else criterion})"
+    else:
+        name = str(method).capitalize()
+    parts = [name]
+    if several_scores and method == "gcp":
+        parts.append(f"score={config.get('prune.score')}")
+    if (config.get("prune.round_to") or 1) > 1:
+        parts.append(f"widths x{config['prune.round_to']}")
+    if config.get("finetune.extra_epochs"):
+        parts.append(f"+{config['finetune.extra_epochs']} epochs")
+    return name, ", ".join(parts)
+
+
+NAMED_OPTIONS = {
+    "model.name",
+    "data.name",
+    "prune.method",
+    "prune.objective",
+    "prune.target",
+    "prune.criterion",
+    "prune.score",
+    "prune.round_to",
+    "finetune.extra_epochs",
+}
+
+
+def _varying(configs: list[dict], places: list[tuple], wanted) -> list[tuple[str, ...]]:
+    """Per run, "key=value" of each wanted option that differs among the runs of its place.
+
+    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds.
+    """
+    values: dict[tuple, dict[str, set]] = {}
+    for config, place in zip(configs, places):
+        for key in {k for c in configs for k in c if wanted(k)} - NAMED_OPTIONS:
+            values.setdefault(place, {}).setdefault(key, set()).add(json.dumps(config.get(key)))
+    return [
+        tuple(
+            f"{key}={json.dumps(config.get(key))}".replace('"', "")
+            for key, seen in sorted(values.get(place, {}).items())
+            if len(seen) > 1
+        )
+        for config, place in zip(configs, places)
+    ]
+
+
+def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _kept(record: dict) -> dict[str, float]:
+    """Group -> percent of its channels kept, in the record's order."""
+    dense, final = (_get(record, "widths", stage) or {} for stage in ("dense", "final"))
+    return {
+        group: 100.0 * final[group] / n for group, n in dense.items() if n and final.get(group) is not None
+    }
+
+
+def _device(record: dict) -> str:
+    """What a throughput stands on: "batch 64, float32, cpu (model), 2 threads"; "" if none was measured."""
+    measured = _get(record, "stages", "final", "throughput") or _get(record, "stages", "dense", "throughput")
+    if not measured:
+        return ""
+    device, processor = measured.get("device"), _get(record, "device", "cpu")
+    parts = [
+        f"batch {measured['batch']}" if measured.get("batch") else None,
+        measured.get("dtype"),
+        f"{device} ({processor})" if processor and str(device).startswith("cpu") else device,
+        f"{measured['threads']} thread{'s' * (measured['threads'] != 1)}"
+        if measured.get("threads")
+        else None,
+    ]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _get(record: Any, *keys: str) -> Any:
+    for key in keys:
+        if not isinstance(record, dict):
+            return None
+        record = record.get(key)
+    return record
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100.0 * fraction
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+# Runs -> tables
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting, objective, target and method: seeds and, per measure, mean (or median) and sd.
+
+    The dense network comes first in its setting; then by objective, falling target, GCP before others.
+    """
+    rows = []
+    for setting, some in _in_order(runs).groupby("setting", sort=False):
+        for (label, objective, target), same in some.groupby(
+            ["label", "objective", "target"], sort=False, dropna=False
+        ):
+            rows.append(
+                {
+                    "Data": setting[0],
+                    "Model": setting[1],
+                    "Method": label,
+                    "Objective": OBJECTIVES.get(objective, objective) if isinstance(objective, str) else None,
+                    "Target %": 100.0 * target,
+                }
+                | _aggregate(same, MEASURES)
+                | {"Seeds": same.seed.nunique(), "Scale": setting[2]}
+            )
+    return pd.DataFrame(rows)
+
+
+def comparison(runs: pd.DataFrame) -> pd.DataFrame:
+    """GCP minus every other method at the same setting, objective and target, seed by seed.
+
+    Cost is the one that both were pruned for (params kept if the objective is params, else MACs kept);
+    its difference is relative: GCP's over the other's, minus one.
+    """
+    rows = []
+    pruned = _in_order(runs[runs.method != "Dense"])
+    for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
+        cost = "params_kept" if objective == "params" else "macs_kept"
+        is_gcp = some.method.str.startswith("GCP")
+        for label, ours in some[is_gcp].groupby("label", sort=False):
+            for other_label, other in some[~is_gcp].groupby("label", sort=False):
+                pair = (
+                    _by_seed(ours, ["top1", cost, "images_total"])
+                    .join(_by_seed(other, ["top1", cost, "images_total"]), rsuffix="_other", how="inner")
+                    .reset_index()
+                )
+                if pair.empty:
+                    continue
+                apart = pair[cost] / pair[cost + "_other"] - 1
+                numbers = pd.DataFrame(
+                    {
+                        "seed": pair.seed,
+                        "difference": pair.top1 - pair.top1_other,
+                        "cost": pair[cost],
+                        "other_cost": pair[cost + "_other"],
+                        "cost_difference": 100 * apart,
+                        "images": pair.images_total,
+                        "other_images": pair.images_total_other,
+                    }
+                )
+                # The seed furthest apart decides: a mean could hide two that differ in opposite directions.
+                equal = None if apart.isna().any() else "yes" if apart.abs().max() <= EQUAL_COST else "NO"
+                rows.append(
+                    {
+                        "Data": setting[0],
+                        "Model": setting[1],
+                        "Method": label,
+                        "Other": other_label,
+                        "Objective": OBJECTIVES.get(objective, objective),
+                        "Target %": 100.0 * target,
+                    }
+                    | _aggregate(numbers, COMPARED)
+                    | {"Equal cost": equal, "Seeds": len(pair), "Scale": setting[2]}
+                )
+    titles = [
+        "Data",
+        "Model",
+        "Method",
+        "Other",
+        "Objective",
+        "Target %",
+        *_titles(COMPARED),
+        "Equal cost",
+        "Seeds",
+        "Scale",
+    ]
+    return pd.DataFrame(rows, columns=titles)
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    rank = {"Dense": 0, **{name: i + 1 for i, name in enumerate(COLOURS)}}
+    return runs.assign(
+        _rank=runs.method.map(lambda m: rank.get(m, len(rank))),
+        _down=-runs.target,
+        _objective=runs.objective.fillna(""),
+    ).sort_values(
+        ["setting", "_objective", "_down", "_rank", "label", "seed"], na_position="first", kind="stable"
+    )
+
+
+def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    return runs.groupby("seed", dropna=False)[keys].mean()
+
+
+def _aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, float]:
+    """Title -> value over seeds; a seed that occurs twice (the dense network of many runs) counts once."""
+    row = {}
+    for measure in measures:
+        per_seed = runs.groupby("seed", dropna=False)[measure.key]
+        values = (per_seed.median() if measure.how == "median" else per_seed.mean()).dropna()
+        row[measure.title] = values.median() if measure.how == "median" else values.mean()
+        if measure.how == "mean +- sd":
+            row[measure.title + " sd"] = values.std(ddof=1)  # NaN for a single seed
+    return row
+
+
+def _titles(measures: Iterable[Measure]) -> list[str]:
+    return [t for m in measures for t in ([m.title, m.title + " sd"] if m.how == "mean +- sd" else [m.title])]
+
+
+def _formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame:
+    """The table as it prints: strings, mean and sd in one cell; Data and Model only if there are several."""
+    by_title = {measure.title: measure for measure in measures}
+    printed = {}
+    for title in table.columns:
+        if title.endswith(" sd") or (title in ("Data", "Model") and table[title].nunique() < 2):
+            continue
+        if title == "Target %":
+            printed[title] = [_number(v, None) for v in table[title]]
+        elif title in by_title:
+            digits = by_title[title].digits
+            signed = "+" if "ifference" in title else ""
+            sds = table[title + " sd"] if by_title[title].how == "mean +- sd" else [float("nan")] * len(table)
+            printed[title] = [
+                _number(v, digits, signed) + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+                for v, sd in zip(table[title], sds)
+            ]
+        else:
+            printed[title] = [MISSING if pd.isna(v) else str(v) for v in table[title]]
+    return pd.DataFrame(printed)
+
+
+def _number(value: float, digits: int | None, sign: str = "") -> str:
+    if pd.isna(value):
+        return MISSING
+    if digits is None:
+        return f"{value:.6g}"
+    text = f"{value:{sign},.{digits}f}"
+    return text.lstrip("-+") if float(text.replace(",", "")) == 0 else text  # no "-0.00"
+
+
+def _write_table(
+    table: pd.DataFrame, measures: tuple[Measure, ...], caption: str, stem: Path, label: str
+) -> list[Path]:
+    printed = _formatted(table, measures)
+    words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale")
+    align = ["left" if title in words else "right" for title in printed.columns]
+    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
+    if table.empty:
+        paths[0].write_text(caption + "\n", encoding="utf-8")
+        paths[1].write_text("% " + caption + "\n", encoding="utf-8")
+    else:
+        markdown = printed.to_markdown(index=False, disable_numparse=True, colalign=align)
+        paths[0].write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
+        latex = printed.to_latex(
+            index=False,
+            escape=True,
+            caption=_latex(caption),
+            label=label,
+            position="t",
+            column_format="".join(a[0] for a in align),
+        ).replace("±", r"$\pm$")
+        latex = latex.replace(
+            r"\begin{tabular}", "\\centering\n\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}", 1
+        )
+        latex = latex.replace(r"\end{tabular}", "\\end{tabular}}", 1)
+        paths[1].write_text("% needs booktabs and graphicx\n" + latex, encoding="utf-8")
+    table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
+    return paths
+
+
+def _latex(text: str) -> str:
+    for character in "&%$#_{}":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def _caption(runs: pd.DataFrame) -> str:
+    sentences = [f"{_whose(runs)}.", *_scale_sentences(runs)]
+    evaluated = sorted({int(n) for n in runs.n_eval.dropna()})
+    if evaluated:
+        sentences.append(f"Accuracies on {' or '.join(f'{n:,}' for n in evaluated)} test images.")
+    sentences.append(
+        "Mean ± sample standard deviation over seeds; drop: points below the same seed's dense network. "
+        "Images total: training images after the dense network; in the dense row, its own."
+    )
+    devices = sorted({device for device in runs.device if device})
+    if devices:
+        sentences.append(
+            f"Throughput: median over seeds, {'; '.join(devices)}; ratio: to the same run's dense network."
+        )
+    dense = runs[runs.method == "Dense"]
+    unlike = [
+        f"{setting[1]} seed {seed}"
+        for (setting, seed), some in dense.groupby(["setting", "seed"])
+        if some.top1.nunique() > 1
+    ]
+    if unlike:  # should not happen: equal options and seed give one dense network
+        sentences.append(
+            f"CAUTION: the runs of {', '.join(unlike)} do not share one dense network; its row is their mean."
+        )
+    return " ".join(sentences)
+
+
+def _comparison_caption(runs: pd.DataFrame) -> str:
+    if comparison(runs).empty:
+        return "No GCP run shares data, model, objective, target and seed with a run of another method."
+    return " ".join(
+        [
+            f"Comparison at equal achieved cost, {_whose(runs)}:",
+            "top-1 of the method minus that of the other, seed by seed.",
+            *_scale_sentences(runs),
+            "Mean ± sample standard deviation over the seeds that both have.",
+            "Cost: what both were pruned for (objective).",
+            f"Equal cost says NO where any seed's achieved costs differ by more than {100 * EQUAL_COST:g} %.",
+        ]
+    )
+
+
+def _whose(runs: pd.DataFrame) -> str:
+    places = runs[["model", "data"]].drop_duplicates().sort_values(["data", "model"])
+    return "; ".join(f"{model} on {data}" for model, data in places.itertuples(index=False))
+
+
+def _scale_sentences(runs: pd.DataFrame) -> list[str]:
+    return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(runs.scale))]
+
+
+# Runs -> figures
+
+
+def accuracy_throughput(runs: pd.DataFrame) -> Figure | None:
+    """Top-1 against images per second (the paper's Figure 1), one panel per setting and device."""
+    runs = runs[runs.images_per_second.notna() & runs.top1.notna()]
+    panels = [(setting, device, some) for (setting, device), some in runs.groupby(["setting", "device"])]
+    if not panels:
+        return None
+    figure, axes, margin = _canvas(len(panels), 1, 5.6, 3.9, runs.label)
+    for (setting, device, some), (ax,) in zip(panels, axes):
+        _accuracy_panel(ax, some, "images_per_second", "Throughput (images/s)", margin)
+        _title(ax, setting, f"Throughput: {device}" if device else "", margin)
+    return figure
+
+
+def accuracy_cost(runs: pd.DataFrame) -> Figure | None:
+    """Top-1 against MACs kept and against params kept, two panels per setting; smaller is to the right."""
+    runs = runs[runs.top1.notna()]
+    settings = list(runs.groupby("setting"))
+    if not settings or runs[["macs_kept", "params_kept"]].isna().all(axis=None):
+        return None
+    figure, axes, margin = _canvas(len(settings), 2, 4.6, 3.9, runs.label)
+    for (setting, some), row in zip(settings, axes):
+        for ax, key, name in zip(row, ("macs_kept", "params_kept"), ("MACs", "Parameters")):
+            _accuracy_panel(ax, some[some[key].notna()], key, f"{name} kept (%)", margin)
+            ax.set_xlim(
+                *sorted(ax.get_xlim(), reverse=True)
+            )  # harder pruned to the right, as in the throughput figure
+        for ax in row:
+            _label_points(ax)
+        _title(row[0], setting, "Test accuracy of each seed (faint) and their mean (solid).", margin)
+    return figure
+
+
+def widths(runs: pd.DataFrame) -> Figure | None:
+    """Percent of channels kept per group at one objective and target (the paper's Figures 2 and 3)."""
+    runs = runs[runs.kept.map(lambda kept: isinstance(kept, dict) and len(kept) > 0)]
+    settings = list(runs.groupby("setting"))
+    if not settings:
+        return None
+    names = {
+        setting: list(dict.fromkeys(g for kept in some.kept for g in kept)) for setting, some in settings
+    }
+    longest = max(len(f"{group} (1024)") for groups in names.values() for group in groups)
+    width = min(16.0, max(6.5, 0.24 * max(map(len, names.values()))))
+    figure, axes, margin = _canvas(len(settings), 1, width, 3.4, runs.label, below=0.5 + 0.068 * longest)
+    for (setting, some), (ax,) in zip(settings, axes):
+        groups, n_channels = names[setting], some.n_channels.iloc[0]
+        ends = []
+        styles = _styles(some)
+        for label, same in _in_order(some).groupby("label", sort=False):
+            style = styles[label]
+            each = pd.DataFrame(list(same.kept), columns=groups)
+            for values in each.to_numpy():
+                ax.plot(
+                    range(len(groups)),
+                    values,
+                    linestyle="none",
+                    marker=style["marker"],
+                    color=style["color"],
+                    markersize=3.5,
+                    alpha=0.3,
+                    markeredgewidth=0,
+                )
+            mean = each.mean()
+            ax.plot(range(len(groups)), mean, markersize=4.5, linewidth=1.5, **style)
+            ends.append((len(groups) - 1, mean.iloc[-1], label, style))
+        ax.set_ylim(0, 1.08 * min(100.0, max(max(kept.values()) for kept in some.kept)))
+        ax.set_xlim(-0.5, len(groups) - 0.5)
+        ax.set_xticks(range(len(groups)))
+        ax.set_xticklabels(
+            [f"{group} ({n_channels.get(group, MISSING)})" for group in groups],
+            rotation=90,
+            fontsize=FONT - 1,
+        )
+        ax.set_xlabel("Group of channels (dense width)")
+        ax.set_ylabel("Width kept (%)")
+        ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+        ax.grid(axis="x", color="#f1f1f1", linewidth=0.8)
+        objective, target = some.objective.iloc[0], some.target.iloc[0]
+        _title(
+            ax,
+            setting,
+            f"Width kept per group at {100 * target:g} % of the {OBJECTIVES.get(objective, objective)}; "
+            "each seed (faint) and their mean (solid).",
+            margin,
+        )
+        ax.gcp_ends = ends
+        _label_points(ax)
+    return figure
+
+
+def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: float) -> None:
+    """One curve per method in the order of its MACs: seeds faint, their mean (median throughput) solid."""
+    centre = "median" if key == "images_per_second" else "mean"
+    styles, ends = _styles(runs), []
+    for name, same in _in_order(runs).groupby("label", sort=False):
+        if same.method.iloc[0] == "Dense":
+            # One point a seed: the dense network is shared by many runs, each with its own timing of it.
+            seeds = same.groupby("seed", dropna=False)[[key, "top1"]].median()
+            x, y = seeds[key].agg(centre), seeds.top1.mean()
+            ax.axhline(y, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+            ax.plot(seeds[key], seeds.top1, "o", color=INK, markersize=4, alpha=0.3, markeredgewidth=0)
+            ax.plot([x], [y], "*", color=INK, markersize=10, zorder=4)
+            ends.append((None, y, name, {"color": INK, "marker": "*", "linestyle": "-"}))
+            continue
+        style = styles[name]
+        ax.plot(
+            same[key],
+            same.top1,
+            linestyle="none",
+            marker=style["marker"],
+            color=style["color"],
+            markersize=4,
+            alpha=0.3,
+            markeredgewidth=0,
+        )
+        points = (
+            same.groupby(["objective", "target"], dropna=False)
+            .agg(x=(key, centre), y=("top1", "mean"), macs=("macs_kept", "mean"))
+            .sort_values("macs", ascending=False)
+        )
+        ax.plot(points.x, points.y, markersize=6, linewidth=1.5, zorder=3, **style)
+        ends.append((points.x.iloc[-1], points.y.iloc[-1], name, style))
+    values = runs[key].dropna()
+    values = values[values > 0]
+    if len(values) and values.max() / values.min() > 5:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        label += ", log scale"
+        ax.set_xlim(values.min() / 1.25, values.max() * 1.25)
+    else:
+        ax.margins(x=0.08)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    ax.set_xlabel(label)
+    ax.set_ylabel("Top-1 accuracy (%)")
+    ax.grid(color="#e8e8e8", linewidth=0.8)
+    ax.gcp_ends = ends
+    if key == "images_per_second":
+        _label_points(ax)
+
+
+def _styles(runs: pd.DataFrame) -> dict[str, dict]:
+    """Label -> colour of its method, marker and dashes of its variant."""
+    styles: dict[str, dict] = {}
+    others = [m for m in dict.fromkeys(_in_order(runs).method) if m not in COLOURS and m != "Dense"]
+    for method, same in _in_order(runs).groupby("method", sort=False):
+        colour = COLOURS.get(method) or (
+            INK if method == "Dense" else OTHER_COLOURS[others.index(method) % len(OTHER_COLOURS)]
+        )
+        # The plain method first: its variants' labels are longer.
+        for i, label in enumerate(sorted(set(same.label), key=lambda text: (len(text), text))):
+            styles[label] = {
+                "color": colour,
+                "marker": MARKERS[i % len(MARKERS)],
+                "linestyle": DASHES[i % len(DASHES)],
+            }
+    return styles
+
+
+def _canvas(
+    n_rows: int, n_columns: int, width: float, height: float, labels: Iterable[str], below: float = 0.6
+) -> tuple[Figure, list[list[Axes]], float]:
+    """Axes of `width` x `height` inches, each with a column for direct labels to its right.
+
+    Returns the figure, its axes by row, and the width in inches of one panel with its labels.
+    """
+    left, above = 0.75, 0.72
+    right = 0.4 + 0.075 * max(len(label) for label in labels)
+    size = (n_columns * (left + width + right), n_rows * (below + height + above))
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    axes = [
+        [
+            figure.add_axes(
+                (
+                    (column * (left + width + right) + left) / size[0],
+                    ((n_rows - 1 - row) * (below + height + above) + below) / size[1],
+                    width / size[0],
+                    height / size[1],
+                )
+            )
+            for column in range(n_columns)
+        ]
+        for row in range(n_rows)
+    ]
+    return figure, axes, left + width + right
+
+
+def _title(ax: Axes, setting: tuple, subtitle: str, width: float) -> None:
+    scale = "" if setting[2] == "paper" else f"   [{setting[2].upper()} SCALE]"
+    options = f" ({', '.join(setting[3])})" if setting[3] else ""
+    ax.annotate(
+        f"{setting[1]} on {setting[0]}{options}{scale}",
+        (0, 1),
+        (-40, 26),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=FONT + 2,
+        fontweight="bold",
+        annotation_clip=False,
+    )
+    ax.annotate(
+        subtitle,
+        (0, 1),
+        (-40, 12),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=FONT,
+        color="#555555",
+        annotation_clip=False,
+    )
+
+
+def _label_points(ax: Axes) -> None:
+    """Name each curve right of the panel, level with its last point or as near as the neighbours allow."""
+    ends = ax.gcp_ends
+    height = ax.get_position().height * ax.figure.get_figheight() * 72  # points
+    gap = 1.45 * FONT / height
+    ends = sorted(ends, key=lambda end: -end[1])
+    column = 1 + 0.15 / (ax.get_position().width * ax.figure.get_figwidth())  # 0.15 inches right of the panel
+    to_axes = ax.transData + ax.transAxes.inverted()
+    wanted = [to_axes.transform((ax.get_xlim()[0] if x is None else x, y))[1] for x, y, _, _ in ends]
+    for (x, y, text, style), level in zip(ends, _spread(wanted, gap)):
+        if x is None:  # a reference line: it reaches the panel's edge
+            x = ax.get_xlim()[1]
+        ax.annotate(
+            "",
+            (x, y),
+            (column, level),
+            xycoords="data",
+            textcoords="axes fraction",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": style["color"],
+                "linewidth": 0.7,
+                "alpha": 0.55,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
+        ax.plot(
+            [column],
+            [level],
+            transform=ax.transAxes,
+            clip_on=False,
+            color=style["color"],
+            marker=style["marker"],
+            markersize=8 if style["marker"] == "*" else 5,
+        )
+        ax.annotate(
+            text,
+            (column, level),
+            (7, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _spread(wanted: list[float], gap: float) -> list[float]:
+    """Levels in falling order, `gap` apart or more, near the wanted ones: clusters stay centred."""
+    clusters: list[list[float]] = []  # [sum of centres wanted for the first of the cluster, count]
+    for level in wanted:
+        clusters.append([level, 1])
+        while len(clusters) > 1:
+            (a, n), (b, m) = clusters[-2:]
+            if a / n - n * gap >= b / m:
+                break
+            clusters[-2:] = [[a + b + m * n * gap, n + m]]
+    levels = [total / count - i * gap for total, count in clusters for i in range(int(count))]
+    return levels
+
+
+def _save(figure: Figure | None, stem: Path) -> list[Path]:
+    if figure is None:
+        return []
+    paths = [
+        stem.parent / (stem.name + suffix) for suffix in (".png", ".svg")
+    ]  # with_suffix would cut "0.05"
+    figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths

@@ -1,0 +1,27 @@
+"""Tables and figures of the records below a results folder: `python scripts/report.py results/demo`."""
+
+from __future__ import annotations
+
+import argparse
+
+from gcp import report
+from gcp.config import main
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)"
+    )
+    arguments = parser.parse_args(argv)
+    paths = report.write(arguments.results, arguments.output)
+    for path in paths:
+        if path.suffix == ".md":
+            print(path.read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+if __name__ == "__main__":
+    main(run)
