@@ -104,17 +104,10 @@ print(*dict.fromkeys(missing))')"
     touch .venv/checked
 }
 
-physical_cores() {
-    local usable cores
-    usable="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
-    cores="$(lscpu --parse=Core,Socket 2>/dev/null | grep -v '^#' | sort -u | wc -l)" || cores=0
-    if [ "$cores" -lt 1 ] || [ "$cores" -gt "$usable" ]; then
-        cores="$usable"
-    fi
-    echo "$cores"
-}
-
 is_installed || install
-# With MXNet's default of one thread per logical core it runs at about half speed.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(physical_cores)}"
+# With MXNet's own default, one thread per logical core, it runs at about half speed.
+if [ -z "${OMP_NUM_THREADS:-}" ]; then
+    OMP_NUM_THREADS="$("$python" -c "from gcp.config import physical_cores; print(physical_cores())")"
+fi
+export OMP_NUM_THREADS
 [ -f .venv/checked ] || check_imports
