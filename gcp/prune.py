@@ -44,13 +44,17 @@ def paper_scores(net: Network) -> Dict[str, np.ndarray]:
 
 
 def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
-    """A channel's share of its readers' output variances, per unit of cost.
+    """Variance that the readers lose with a channel, as a share of what they would have left, per unit of cost.
 
-    For output k of a reader, channel j's share is `v_j ||W[k,j]||^2 / sum_i v_i ||W[k,i]||^2` with `v` the summed
-    squared scales that arrive there; shares are averaged over k, summed over readers, divided by what one channel of
-    the group costs. Unlike eq. 3's product of sums, the shares of a tied group grow only as its cost does.
+    For output k of a reader, channel j carries `v_j ||W[k,j]||^2 / sum_i v_i ||W[k,i]||^2` of its variance, with `v`
+    the summed squared scales that arrive there. Shares are averaged over k and summed over the readers; unlike eq.
+    3's product of sums they grow with the number of readers only as the cost of a tied group does. A share is
+    then taken of what remains once the group's lower channels are gone (so the last channel of a group counts for
+    all of it: ranking by plain shares, which sum to 1 in every layer, emptied whole layers at once), and divided
+    by what one channel of the group costs.
     """
-    scores = {g.name: np.zeros(g.size) for g in net.groups}
+    shares = {g.name: np.zeros(g.size) for g in net.groups}
+    n_readers = dict.fromkeys(shares, 0)
     for stream in net.streams:
         for reader in stream.readers:
             if is_depthwise(net, net.index[reader]):
@@ -59,9 +63,16 @@ def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
             v = _variances(net, stream.reach[reader])
             part = (w.reshape(len(w), len(v), -1) ** 2).sum(2) * v
             total = part.sum(1, keepdims=True)
-            scores[stream.group] += (part / np.where(total > 0, total, 1.0)).mean(0)
+            shares[stream.group] += (part / np.where(total > 0, total, 1.0)).mean(0)
+            n_readers[stream.group] += 1
     per_channel = cost.marginal(net.widths)
-    return {name: s / max(per_channel[name], 1e-12) for name, s in scores.items()}
+    scores = {}
+    for name, share in shares.items():
+        order = np.argsort(share, kind="stable")
+        left = np.cumsum(share[order][::-1])[::-1]
+        scores[name] = np.empty_like(share)
+        scores[name][order] = n_readers[name] * share[order] / np.where(left > 0, left, 1.0) / per_channel[name]
+    return scores
 
 
 def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1) -> Keep:

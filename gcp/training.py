@@ -135,6 +135,10 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
         if len(bad):
             raise DivergedError(f"{name}: the loss is {values[bad[0]]} at step {done - len(pending) + bad[0] + 1} of "
                                 f"{n_steps}; lower its learning rate or penalty (the last checkpoint is kept)")
+        # relu turns NaN into 0, so the loss can stay finite over weights that are not.
+        if not mx.nd.multi_all_finite(*values_of(block), num_arrays=len(values_of(block))).asscalar():
+            raise DivergedError(f"{name}: weights are no longer finite after step {done} of {n_steps}; lower its "
+                                "learning rate or penalty, check the images (the last checkpoint is kept)")
         losses.extend(values.tolist())
         del losses[:-per_epoch]
         pending.clear()
@@ -166,6 +170,11 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     finally:
         bar.close()
     return from_block(net, block), float(np.mean(losses)) if losses else math.nan
+
+
+def values_of(block) -> List[mx.nd.NDArray]:
+    """The block's parameters and running statistics."""
+    return [p.data() for p in block.collect_params().values()]
 
 
 def hash_seed(*parts: int) -> int:

@@ -1,0 +1,274 @@
+"""GCP's parts against hand-worked numbers and slower obvious versions."""
+from types import SimpleNamespace
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from gcp import prune, training
+from gcp.config import UserError
+from gcp.cost import Budget, Products, macs
+from gcp.gluon import auxiliary, from_gluoncv, to_block
+from gcp.network import mask, rescale, shrink, with_masks
+
+
+@pytest.fixture(scope="module")
+def net():
+    """CIFAR ResNet-20 at 8 px with batch-norm arrays that are not all alike."""
+    plain = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 4, seed=3)
+    rng = np.random.default_rng(3)
+    low = {"gamma": 0.5, "beta": -0.3, "running_mean": -0.3, "running_var": 0.5}
+    return plain.with_arrays({k: rng.uniform(low[end], low[end] + 1, v.shape).astype(np.float32)
+                              for k, v in plain.arrays.items() for end in low if k.endswith("_" + end)})
+
+
+def images(n=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return (mx.nd.array(rng.normal(size=(n, 3, 8, 8)).astype(np.float32)),
+            mx.nd.array(rng.integers(0, 4, n).astype(np.float32)))
+
+
+def gradients(block, x, y):
+    with autograd.record():
+        loss = training.smoothed_loss(block(x), y, 0.0)
+    loss.backward()
+    return {k: p.grad().asnumpy().astype(np.float64) for k, p in block.collect_params().items() if p.grad_req != "null"}
+
+
+def test_a_proximal_step_is_the_obvious_one(net):
+    net = rescale(with_masks(net))
+    variables, penalties = prune.scale_arrays(net), prune.channel_penalties(net, macs(net))
+    lr, lam, momentum, (x, y) = 0.05, 0.4, 0.9, images()
+    block = to_block(net, frozen_statistics=True, trainable=variables)
+    optimiser = prune.ProximalSGD(net, block, lam, penalties, momentum)
+
+    value = {k: net.arrays[k].astype(np.float64) for k in variables}
+    for g in net.groups:  # tied groups: factor every scale and shift into mask and rest
+        if len(g.norms) > 1:
+            m = np.sqrt(sum(value[net.norm_arrays(n)[0]] ** 2 for n in g.norms))
+            value[g.name] = m
+            for n in g.norms:
+                for name in net.norm_arrays(n):
+                    value[name] = value[name] / m
+    velocity = {k: np.zeros_like(v) for k, v in value.items()}
+    for _ in range(3):
+        grad = gradients(block, x, y)
+        optimiser.step(lr, len(y))
+        for g in net.groups:
+            if len(g.norms) > 1:
+                grad[g.name] = 0
+                for n in g.norms:
+                    for name in net.norm_arrays(n):
+                        grad[g.name] = grad[g.name] + grad[name] * value[name]
+                        grad[name] = grad[name] * value[g.name]
+        for k in value:
+            velocity[k] = momentum * velocity[k] - lr * grad[k] / len(y)
+            value[k] = value[k] + velocity[k]
+        for g in net.groups:
+            name = g.name if len(g.norms) > 1 else net.norm_arrays(g.norms[0])[0]
+            value[name] = np.sign(value[name]) * np.maximum(np.abs(value[name]) - lr * lam * penalties[g.name], 0)
+        expected = dict(value)
+        for g in net.groups:
+            if len(g.norms) > 1:
+                for n in g.norms:
+                    for name in net.norm_arrays(n):
+                        expected[name] = value[name] * value[g.name]
+        for k in variables:
+            np.testing.assert_allclose(block.collect_params()[k].data().asnumpy(), expected[k], rtol=2e-4, atol=2e-5,
+                                       err_msg=k)
+
+
+def test_a_penalty_beyond_every_scale_silences_all_channels(net):
+    variables = prune.scale_arrays(net)
+    block = to_block(net, frozen_statistics=True, trainable=variables)
+    optimiser = prune.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
+    gradients(block, *images())
+    optimiser.step(0.1, 8)
+    for g in net.groups:
+        for n in g.norms:
+            assert not block.collect_params()[net.norm_arrays(n)[0]].data().asnumpy().any()
+
+
+def test_penalties_have_mean_one_and_follow_the_cost(net):
+    cost = macs(net)
+    penalties = prune.channel_penalties(net, cost)
+    assert np.mean(list(penalties.values())) == pytest.approx(1)
+    name, other = net.groups[0].name, net.groups[-1].name
+    drop = {g: cost(net.widths) - cost({**net.widths, g: net.widths[g] - 1}) for g in (name, other)}
+    assert penalties[name] / penalties[other] == pytest.approx(drop[name] / drop[other])
+
+
+def test_variables_are_scales_shifts_and_the_output_layer(net):
+    variables = prune.scale_arrays(net)
+    assert {"dense0_weight", "dense0_bias"} <= variables
+    assert all(k.endswith(("gamma", "beta")) for k in variables - {"dense0_weight", "dense0_bias"})
+    assert not variables & auxiliary(net)
+    masked = with_masks(from_gluoncv("vgg11_bn", (3, 32, 32), 4))
+    assert {"dense0_mask", "dense1_mask"} <= prune.scale_arrays(masked)
+    assert "dense0_weight" not in prune.scale_arrays(masked)
+
+
+def test_relative_lambda_brings_a_free_channel_of_mean_scale_to_zero(net):
+    strength = prune.absolute_penalty(net, 1.0, lr=0.02, n_steps=50)
+    scales = [np.sqrt(sum(net.arrays[net.norm_arrays(n)[0]].astype(float) ** 2 for n in g.norms)) for g in net.groups]
+    assert 50 * 0.02 * strength == pytest.approx(np.concatenate(scales).mean(), rel=1e-5)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------
+
+
+def test_paper_score_by_hand(net):
+    """A single group: gamma^2 times the squared norm of the one conv that reads it."""
+    g = next(g for g in net.groups if len(g.norms) == 1)
+    gamma = net.arrays[net.norm_arrays(g.norms[0])[0]]
+    w = net.arrays[net.weight(g.consumers[0])]
+    by_hand = [float(gamma[j]) ** 2 * float((w[:, j].astype(float) ** 2).sum()) for j in range(g.size)]
+    np.testing.assert_allclose(prune.paper_scores(net)[g.name], by_hand, rtol=1e-6)
+
+
+def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
+    for scores in (prune.paper_scores, lambda n: prune.relative_scores(n, macs(n))):
+        before, after = scores(net), scores(rescale(net))
+        for g in before:
+            np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
+
+
+def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
+    """Channels alike in everything: the r-th to go of n takes 1/(n-r) of what is left, the last one all of it."""
+    g = next(g for g in net.groups if len(g.norms) == 1)
+    gamma, weight = net.norm_arrays(g.norms[0])[0], net.weight(g.consumers[0])
+    same = net.with_arrays({gamma: np.ones(g.size, np.float32), weight: np.ones_like(net.arrays[weight])})
+    cost = macs(net)
+    scores = np.sort(prune.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
+    np.testing.assert_allclose(scores, [1 / (g.size - r) for r in range(g.size)], rtol=1e-6)
+
+
+# ---- selection -------------------------------------------------------------------------------------------------
+
+
+COST = Products([(3.0, "a", None), (1.0, "a", "b"), (2.0, "b", None), (5.0, None, None)], ("a", "b"))
+
+
+def test_selection_drops_the_lowest_until_the_cost_is_met():
+    rng = np.random.default_rng(0)
+    for limit in (200, 120, 60, 20, 11):
+        scores = {"a": rng.uniform(size=16), "b": rng.uniform(size=8)}
+        keep = prune.select(scores, COST, limit)
+        left = {g: set(range(len(s))) for g, s in scores.items()}
+        for value, g, j in sorted((v, g, j) for g, s in scores.items() for j, v in enumerate(s)):
+            if COST({k: len(v) for k, v in left.items()}) <= limit:
+                break
+            if len(left[g]) > 1:
+                left[g].discard(j)
+        widths = {g: len(k) for g, k in keep.items()}
+        assert COST(widths) <= limit
+        for g in left:  # the refill may bring single channels back, never more go
+            assert left[g] <= set(keep[g].tolist())
+            assert (np.diff(keep[g]) > 0).all()
+        slow = COST({k: len(v) for k, v in left.items()})
+        assert slow <= COST(widths)
+
+
+@pytest.mark.parametrize("round_to", [2, 3, 8])
+def test_rounded_widths_are_multiples_or_whole(round_to):
+    scores = {"a": np.random.default_rng(1).uniform(size=16), "b": np.random.default_rng(2).uniform(size=7)}
+    for limit in (180, 120, 90, 75):
+        try:
+            widths = {g: len(k) for g, k in prune.select(scores, COST, limit, round_to).items()}
+        except UserError as error:
+            assert "cannot be reached" in str(error)
+            least = {"a": min(16, round_to), "b": min(7, round_to)}
+            assert COST(least) > limit
+            continue
+        assert COST(widths) <= limit
+        for g, n in widths.items():
+            assert n == len(scores[g]) or (n % round_to == 0 and n > 0)
+
+
+def test_a_budget_says_the_lowest_reachable():
+    budget = Budget(COST, COST({"a": 16, "b": 8}), 0.01, 4)
+    with pytest.raises(UserError, match=r"at least 0\.2"):
+        budget.check({"a": 16, "b": 8})
+    assert COST({"a": 4, "b": 4}) / budget.original == pytest.approx(41 / 197)
+
+
+def test_schedules_end_at_the_target():
+    for schedule in ("equal", "geometric"):
+        steps = [prune.fraction_kept(t, 4, 0.2, schedule) for t in range(1, 5)]
+        assert steps[-1] == pytest.approx(0.2) and steps == sorted(steps, reverse=True)
+    assert prune.fraction_kept(1, 4, 0.2, "equal") == pytest.approx(0.8)
+    assert prune.fraction_kept(2, 4, 0.0625, "geometric") == pytest.approx(0.25)
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------
+
+
+class Noise:
+    """A split of random images that keeps the interface of gcp.data.Split."""
+
+    def __init__(self, n):
+        self.x, self.y = np.random.default_rng(5).normal(size=(n, 3, 8, 8)).astype(np.float32), np.arange(n) % 4
+
+    def __len__(self):
+        return len(self.y)
+
+    def n_batches(self, size):
+        return -(-len(self.y) // size)
+
+    def batches(self, size, *, seed=None, augment="none"):
+        for i in range(0, len(self.y), size):
+            rows = np.arange(i, i + size) % len(self.y)
+            yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
+
+
+def config(**keys):
+    p = dict(method="gcp", objective="macs", target=0.3, score="relative", round_to=1, iterations=2, schedule="equal",
+             regularise_epochs=1.0, recover_epochs=1.0, lr=0.01, recover_lr=0.01, momentum=0.9, lam=(0.1,))
+    return SimpleNamespace(prune=SimpleNamespace(**{**p, **keys}), seed=0,
+                           data=SimpleNamespace(batch=8, augment="none"))
+
+
+@pytest.mark.parametrize("score", ["paper", "relative"])
+def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
+    data, cost, seen = SimpleNamespace(train=Noise(24), validation=Noise(20)), macs(net), []
+    budget = Budget(cost, cost(net.widths), 0.3)
+    small, rows = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: seen.append(row))
+    assert cost(small.widths) <= 0.3 * budget.original
+    assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
+    assert rows == seen and rows[0]["images"] == 2 * 24
+    assert macs(small)(small.widths) == cost(small.widths)
+    again, _ = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
+    assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)
+
+
+def test_regularising_leaves_statistics_and_convs_bit_identical(net):
+    net = rescale(net)
+    trained, _ = training.fit(
+        net, Noise(24), name="t", n_steps=6, batch=8, seed=1, lr=training.constant(0.01), frozen_statistics=True,
+        trainable=prune.scale_arrays(net),
+        optimiser=lambda block: prune.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9))
+    for k, v in net.arrays.items():
+        assert np.array_equal(v, trained.arrays[k]) == (k not in prune.scale_arrays(net)), k
+
+
+def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
+    data = SimpleNamespace(train=Noise(16), validation=Noise(20))
+    cost = macs(net)
+    _, rows = prune.gcp(net, Budget(cost, cost(net.widths), 0.5), data, config(lam=(0.01, 3.0)), tmp_path,
+                        lambda event, **row: None)
+    best = min(rows[0]["tried"], key=lambda row: row["loss_recovered"])
+    assert [len(r["tried"]) for r in rows] == [2, 1] and {r["lam"] for r in rows} == {best["lam"]}
+    assert rows[0]["images"] == 2 * rows[1]["images"]
+
+
+def test_masks_stand_in_where_no_norm_follows(tmp_path):
+    """VGG's dense layers have no batch norm: GCP prunes them through masks, and none is left in the result."""
+    vgg = from_gluoncv("vgg11_bn", (3, 32, 32), 4, seed=0)
+    w = rescale(with_masks(vgg))
+    dense = next(g for g in w.groups if g.name == "dense0")
+    keep = {g.name: np.arange(g.size) for g in w.groups}
+    keep["dense0"] = np.arange(0, dense.size, 64)
+    x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
+    from gcp.gluon import predict
+    np.testing.assert_allclose(predict(mask(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)
