@@ -1,4 +1,4 @@
-"""What GCP is compared with: each baseline a short function of one signature, registered beside GCP in METHODS."""
+"""What GCP is compared with: each baseline is a short function with GCP's signature."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +8,6 @@ import numpy as np
 
 from gcp.cost import Budget, allowed
 from gcp.network import Keep, Network, Widths, keep_all, shrink
-from gcp.prune import gcp
 
 
 def none(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..., None]) -> Tuple[Network, List[dict]]:
@@ -63,6 +62,3 @@ def random_scores(net: Network, seed: int) -> Dict[str, np.ndarray]:
     """A random rank for every channel, from the seed."""
     rng = np.random.default_rng(seed)
     return {g.name: rng.permutation(g.size).astype(np.float64) for g in net.groups}
-
-
-METHODS = {"none": none, "gcp": gcp, "uniform": uniform}

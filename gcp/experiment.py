@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from gcp import records, training
-from gcp.baselines import METHODS
+from gcp.baselines import none, uniform
 from gcp.config import Config, Data, UserError
 from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset
 from gcp.data import load as load_data
 from gcp.gluon import is_saved, open_network
 from gcp.network import Network
+from gcp.prune import gcp
 
+METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 
 

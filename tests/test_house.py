@@ -40,7 +40,6 @@ IMPORTS = {
 EXTRA = {
     ("gluon", "records"): "saved networks are replaced atomically, as records are",
     ("prune", "gluon"): "which arrays MXNet calls auxiliary",
-    ("baselines", "prune"): "METHODS, the table of all methods, has GCP in it",
 }
 MXNET = {"gluon", "data", "training", "latency", "prune", "export"}
 

@@ -1,0 +1,156 @@
+"""The whole path through the scripts, as a user runs them: records, resuming after SIGKILL, bad input."""
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+TINY = """
+scale: smoke
+threads: 1
+model: {name: cifar_resnet20_v1}
+data: {name: digits, input: [3, 8, 8], batch: 16, n_train: 500}
+train: {epochs: 4, lr: 0.05}
+prune: {iterations: 2, round_to: 4}
+finetune: {epochs: 4, lr: 0.05}
+throughput: {batch: 8, repeats: 2}
+"""
+METHODS = {"gcp-macs": "{method: gcp, objective: macs, target: 0.4}",
+           "gcp-params": "{method: gcp, objective: params, target: 0.4, score: paper}",
+           "uniform-macs": "{method: uniform, objective: macs, target: 0.4}",
+           "uniform-random": "{method: uniform, objective: macs, target: 0.4, criterion: random}",
+           "none": "{method: none}"}
+
+
+def script(name, *args, **how):
+    return subprocess.Popen([sys.executable, str(REPO / "scripts" / name), *map(str, args)], cwd=REPO, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def numbers(record):
+    """A record without what a clock or a calendar says."""
+    if isinstance(record, dict):
+        return {k: numbers(v) for k, v in record.items()
+                if k not in ("seconds", "throughput", "date", "git_commit", "config")}
+    return [numbers(v) for v in record] if isinstance(record, list) else record
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "_base.yaml").write_text(TINY)
+    for name, prune in METHODS.items():
+        (folder / f"{name}.yaml").write_text(f"base: _base.yaml\nprune: {prune}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(configs, tmp_path_factory):
+    """All methods, two seeds of nothing else: one reproduction of the folder."""
+    output = tmp_path_factory.mktemp("results")
+    code, out, err = finish(script("reproduce.py", configs, "--set", f"output={output}"))
+    assert code == 0, err
+    return output, out, err
+
+
+def test_every_method_gives_a_whole_record_and_the_report_shows_it(reproduced):
+    output, out, _ = reproduced
+    records = {r["name"]: r for r in (json.loads(p.read_text()) for p in output.glob("*/record.json"))}
+    assert set(records) == set(METHODS)
+    assert len({json.dumps(numbers(r["stages"]["dense"])) for r in records.values()}) == 1
+    assert len(list(output.glob("dense-*"))) == 1, "the shared dense network is trained once"
+    for name, r in records.items():
+        kept = r["params_kept" if "params" in name else "macs_kept"]
+        assert kept == 1 if name == "none" else 0.25 < kept <= 0.4
+        assert r["stages"]["final"]["n_eval"] == 359 and r["stages"]["final"]["epochs"] == 4
+        assert (r["images_before_finetune"] > 0) == name.startswith("gcp")
+        assert r["stages"]["final"]["top1"] > 0.3, "ten classes, trained"
+        assert all(n % 4 == 0 for n in r["widths"]["final"].values())
+    for word in ("GCP-f", "GCP-p", "Uniform (L1)", "Uniform (random)", "accuracy_throughput.png"):
+        assert word in out
+
+
+def test_a_second_reproduction_runs_nothing(reproduced, configs):
+    output, _, _ = reproduced
+    before = {p: p.stat().st_mtime_ns for p in output.glob("*/*") if p.suffix != ".lock" and p.parent.name != "report"}
+    code, _, err = finish(script("reproduce.py", configs, "--set", f"output={output}"))
+    assert code == 0 and err.count("done before") == len(METHODS)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs, tmp_path):
+    whole = json.loads(next(reproduced[0].glob("gcp-macs-*/record.json")).read_text())
+    args = ("run.py", configs / "gcp-macs.yaml", "--set", f"output={tmp_path}")
+    # Killed as soon as each of these is there: in dense training, in both phases of both iterations, in fine-tuning.
+    for stage in ("*/lock", "dense-*/dense.json", "*/gcp-1-*-regularise.json", "*/gcp-1-*-recover.json",
+                  "*/gcp-2-*-regularise.json", "*/pruned.json"):
+        process = script(*args)
+        while not list(tmp_path.glob(stage)) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        assert not list(tmp_path.glob("gcp-*/record.json"))
+    code, _, err = finish(script(*args))
+    assert code == 0, err
+    resumed = json.loads(next(tmp_path.glob("gcp-*/record.json")).read_text())
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_ctrl_c_says_how_to_resume(configs, tmp_path):
+    process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "--set", "train.epochs=50")
+    while not list(tmp_path.glob("none-*/lock")):
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and "run the same command again to resume" in err and "Traceback" not in err
+
+
+def test_saved_networks_evaluate_to_the_record(reproduced):
+    folder = next(reproduced[0].glob("gcp-macs-*"))
+    code, out, err = finish(script("evaluate.py", folder / "final", "--data", "digits"))
+    assert code == 0, err
+    final = json.loads((folder / "record.json").read_text())["stages"]["final"]
+    assert {k: json.loads(out)[k] for k in ("top1", "top5", "n_eval", "macs", "params")} == \
+        {k: final[k] for k in ("top1", "top5", "n_eval", "macs", "params")}
+
+
+@pytest.mark.parametrize("name, args, message", [
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=0.0001"], "at least 0."),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=1.5"], "prune.target"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.tarvet=0.5"], "prune.target"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=resnet18_v9"], "resnet18_v"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=se_resnet18_v1"], "AdaptiveAvgPooling2D"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "data.name=folder", "--set", "data.root=/no/such"], "/no/such"),
+    ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
+    ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
+    ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
+    ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
+    ("reproduce.py", ["{configs}/absent"], "absent"),
+    ("report.py", ["{configs}"], "record.json"),
+])
+def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, name, args, message):
+    args = [a.format(configs=configs) for a in args]
+    extra = ["--set", f"output={tmp_path}"] if name == "run.py" else []
+    code, _, err = finish(script(name, *args, *extra))
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2 and len(lines) == 1, err
+    assert lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_the_readme_configs_and_the_demo_load():
+    from gcp import config
+    for folder in sorted((REPO / "configs").iterdir()):
+        for path, _, cfg in config.load_all(folder):
+            assert cfg.name == path.stem and cfg.output == f"results/{folder.name}"
+            if cfg.prune.method != "none":
+                assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path
