@@ -1,7 +1,7 @@
 """Experiment configurations: a YAML file in, a frozen, fully checked `Config` out.
 
-A file may build on another (`base: other.yaml`) and single keys may be set on the command line (`--set a.b=c`).
-Whatever is wrong with them ends in one `UserError` line that names the place, the key, the value and what would be right.
+A file may build on another (`base: other.yaml`), and the command line may set single keys (`--set a.b=c`).
+Whatever is wrong with them ends in one `UserError` line: the place, the key, the value and what would be right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:
-    """Run a script's `function` on the command-line arguments and exit: 0 done, 2 user error, 130 interrupted."""
+    """Run a script's `function` on the command line's arguments and exit: 0, 2 user error, 130 interrupted."""
     try:
         function(sys.argv[1:])
     except UserError as error:
@@ -53,7 +53,8 @@ def _listed(value: Any) -> Any:
 class Model(_Section):
     """Which network to start from."""
 
-    name: Annotated[str, Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
+    name: Annotated[str, Field(
+        min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
     pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
 
     @property
@@ -64,8 +65,8 @@ class Model(_Section):
     @model_validator(mode="after")
     def _check(self) -> Model:
         if self.pretrained and self.is_saved:
-            raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved network, which "
-                             "brings its own weights; set model.pretrained to false")
+            raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved network, "
+                             "which brings its own weights; set model.pretrained to false")
         return self
 
 
@@ -97,12 +98,12 @@ class Data(_Section):
     @model_validator(mode="after")
     def _check(self) -> Data:
         if self.name == "folder" and self.root is None:
-            raise ValueError("name: folder needs a root; set data.root to the folder that holds train/ and test/")
+            raise ValueError("name: folder needs a root; set data.root to what holds train/ and test/")
         return self
 
 
 class Train(_Section):
-    """Training of all weights: SGD, the learning rate warmed up linearly and lowered to zero along a cosine."""
+    """Training of all weights: SGD, the learning rate warmed up linearly, then a cosine down to zero."""
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
@@ -120,7 +121,7 @@ class Train(_Section):
 
 
 class Finetune(Train):
-    """Training of the pruned network: the keys of `train`, and epochs to make up for images other methods saw."""
+    """Training of the pruned network: the keys of `train`, and epochs to make up for what others have seen."""
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
     extra_epochs: Annotated[int, Field(
@@ -131,11 +132,16 @@ class Prune(_Section):
     """Which channels go, and how. Keys of the other methods are ignored by a method."""
 
     method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"
-    objective: Annotated[Literal["macs", "params"], Field(description="the cost that the target is about")] = "macs"
-    target: Annotated[float, Field(gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
-    score: Annotated[Literal["paper", "relative"], Field(description="gcp: what a channel is ranked by")] = "relative"
-    round_to: Annotated[int, Field(ge=1, description="every final width is a multiple of this, 1 or more")] = 1
-    criterion: Annotated[Literal["l1", "random"], Field(description="uniform: which channels of a group go")] = "l1"
+    objective: Annotated[Literal["macs", "params"], Field(
+        description="the cost that the target is about")] = "macs"
+    target: Annotated[float, Field(
+        gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
+    score: Annotated[Literal["paper", "relative"], Field(
+        description="gcp: what a channel is ranked by")] = "relative"
+    round_to: Annotated[int, Field(
+        ge=1, description="every final width is a multiple of this, 1 or more")] = 1
+    criterion: Annotated[Literal["l1", "random"], Field(
+        description="uniform: which channels of a group go")] = "l1"
     iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
     schedule: Annotated[Literal["equal", "geometric"], Field(
         description="gcp: steps of equal cost or of equal ratio")] = "equal"
@@ -144,7 +150,8 @@ class Prune(_Section):
     recover_epochs: Annotated[float, Field(
         ge=0, description="gcp: epochs without penalty per iteration, 0 or more")] = 1.0
     lr: Annotated[float, Field(gt=0, description="gcp: learning rate with penalty, above 0")] = 0.01
-    recover_lr: Annotated[float, Field(gt=0, description="gcp: learning rate without penalty, above 0")] = 0.01
+    recover_lr: Annotated[float, Field(
+        gt=0, description="gcp: learning rate without penalty, above 0")] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="gcp: in [0, 1)")] = 0.9
     lam: Annotated[Tuple[Annotated[float, Field(ge=0)], ...], Field(
         min_length=1,
@@ -178,7 +185,8 @@ class Config(_Section):
         description="how near the experiment is to the paper's: paper, reduced or smoke")]
     seed: Annotated[int, Field(ge=0, lt=2 ** 31, description="0 or more")] = 0
     threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
-    output: Annotated[str, Field(min_length=1, description="the folder in which run folders are made")] = "results/runs"
+    output: Annotated[str, Field(
+        min_length=1, description="the folder in which run folders are made")] = "results/runs"
     model: Annotated[Model, Field(description="at least model.name")]
     data: Annotated[Data, Field(description="at least data.name")]
     train: Annotated[Train, Field(description="at least train.epochs")]
@@ -190,7 +198,7 @@ class Config(_Section):
     @classmethod
     def _check_name(cls, value: str) -> str:
         if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
-            raise ValueError("should start with a letter or digit and hold nothing that a folder's name cannot")
+            raise ValueError("should start with a letter or digit and hold only what suits a folder's name")
         return value
 
     @property
@@ -204,7 +212,8 @@ class Config(_Section):
 
     def dense_fingerprint(self) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network."""
-        return _hash(self.model_dump(mode="json", include={"scale", "seed", "threads", "model", "data", "train"}))
+        shared = {"scale", "seed", "threads", "model", "data", "train"}
+        return _hash(self.model_dump(mode="json", include=shared))
 
 
 def _hash(values: dict) -> str:
@@ -230,8 +239,8 @@ def physical_cores() -> int:
 def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
 
-    `name` defaults to the file's stem. Relative paths: `base` is relative to the file that says it, `data.root`,
-    `model.name` and `output` to the working directory. UserError: whatever is wrong, see the module's docstring.
+    `name` defaults to the file's stem. Relative paths: `base` is relative to the file that says it; `data.root`,
+    `model.name` and `output` to the working directory. UserError: whatever is wrong with them.
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
@@ -242,7 +251,9 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0], layers, str(path))) from None
+        # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")
+        raise UserError(_explain(first, layers, str(path))) from None
 
 
 _Layer = Tuple[str, dict]  # where it was written, and the nested keys written there
@@ -302,7 +313,7 @@ def seeds(text: str) -> list[int]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads text), and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -325,21 +336,24 @@ def _parse_yaml(text: str, source: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{source}{place}: not valid YAML: {problem}") from None
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     """The file at `path` as a layer, preceded by those of its bases; `above` are the files that led here."""
     here = path.resolve()
     if here in above:
-        raise UserError(f"{path}: its base files form a circle: {' -> '.join(p.name for p in (*above, here))}")
+        circle = " -> ".join(p.name for p in (*above, here))
+        raise UserError(f"{path}: its base files form a circle: {circle}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; a configuration is a YAML file in UTF-8") from None
     except OSError as error:
         led_here = f" (the base of {above[-1]})" if above else ""
-        raise UserError(f"{path}{led_here}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+        raise UserError(f"{path}{led_here}: cannot be read: {error.strerror}; "
+                        "give the path of a YAML file") from None
     values = _parse_yaml(text, str(path))
     if values is None:
         values = {}
@@ -386,20 +400,21 @@ def _explain(error: Any, layers: list[_Layer], path: str) -> str:
     dotted = ".".join(str(key) for key in keys)
     source = path if kind == "missing" else _source(layers, keys, path)
     hint = _hint(keys)
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         return f"{source}: {dotted}: no such key; {_nearest(keys)}"
     if kind == "missing":
         return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
-    if kind == "value_error" and isinstance(error["input"], dict):  # a combination: the message has its own values
+    if kind == "value_error" and isinstance(error["input"], dict):  # a combination; it says the values
         return f"{source}: {dotted}: {error['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{source}: {dotted}: {value} should be a section of its own, with keys {', '.join(_fields(keys))}"
-    should = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].replace("Input should", "should")
+        known = ", ".join(_fields(keys))
+        return f"{source}: {dotted}: {value} should be a section of its own, with keys {known}"
+    should = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].replace("Input ", "")
     return f"{source}: {dotted}: {value} {should[:1].lower()}{should[1:]}" + (f" ({hint})" if hint else "")
 
 
 def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) -> str:
-    """Where the value at `keys` was written last; a section, or an item of a list, counts as written with it."""
+    """Where the value at `keys` was written last; an item of a list counts as written with the list."""
     for source, layer in reversed(layers):
         found: Any = layer
         for key in keys:
@@ -437,7 +452,7 @@ def _all_keys() -> Iterator[str]:
 
 
 def _nearest(keys: tuple[Union[str, int], ...]) -> str:
-    """What may have been meant: a key of the same section, else one of another section, else the section's keys."""
+    """What may have been meant: a key of the same section, else of another, else all the section's keys."""
     prefix = "".join(f"{key}." for key in keys[:-1])
     siblings = list(_fields(keys[:-1]))
     written = str(keys[-1])

@@ -1,7 +1,7 @@
 """Data sets: a name in, training, validation and test batches `(x, y, n_valid)` out, as numpy arrays.
 
-Images are kept as uint8 and become normalised float32, channels first, batch by batch. The validation images are held
-out of the training images; the test images are nobody's to choose by.
+Images are kept as uint8 and become normalised float32, channels first, batch by batch. The validation images are
+held out of the training images; the test images are nobody's to choose by.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 class Split:
     """Some rows of a store of images, served in batches.
 
-    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) where the three channels are equal; `labels` (all rows)
-    are int32; `mean` and `std` are per channel, in units of the uint8 values.
+    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) where the three channels are equal; `labels` (of all
+    rows) are int32; `mean` and `std` are per channel, in units of the uint8 values.
     """
 
     images: np.ndarray | _Files
@@ -54,9 +54,9 @@ class Split:
                 augment: str = "none") -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """One pass as (x float32 (size, 3, H, W) normalised, y int32 (size,), n_valid).
 
-        With a seed, for training: order and augmentation (none, crop, crop_flip) are drawn from one generator, and the
-        last batch is filled up from the start of the order; every image counts. Without, for evaluation: in order, the
-        last batch filled up by repeating the last image; only the first n_valid count.
+        With a seed, for training: order and augmentation (none, crop, crop_flip) are drawn from one generator, and
+        the last batch is filled up from the start of the order; every image counts. Without, for evaluation: in
+        order, the last batch filled up by repeating the last image; only the first n_valid count.
         UserError: an image that cannot be read.
         """
         n, n_padded = len(self), self.n_batches(size) * size
@@ -87,7 +87,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set at one input size: its name, input shape (3, H, W), class names by label, and three splits."""
+    """A data set at one input size: name, input shape (3, H, W), class names by label, and three splits."""
 
     name: str
     shape: tuple[int, int, int]
@@ -98,7 +98,7 @@ class Dataset:
 
 
 def load(cfg: Data, seed: int = 0) -> Dataset:
-    """The data set that `cfg` names. `seed` decides which training images are held out for validation, nothing else.
+    """The data set that `cfg` names. `seed` decides which training images are held out for validation, no more.
 
     UserError: files that are missing, unreadable, truncated or contradict each other, with the path.
     """
@@ -115,12 +115,14 @@ def _spread(labels: np.ndarray, n_chosen: int, rng: np.random.Generator) -> np.n
 
 
 def _capped(labels: np.ndarray, n_train: int | None) -> np.ndarray:
-    """Sorted rows of the training images in use: the same ones for every seed, so that seeds can be compared."""
-    n = len(labels)
-    return np.arange(n) if n_train is None or n_train >= n else _spread(labels, n_train, np.random.default_rng(0))
+    """Sorted rows of the training images in use: the same for every seed, so that seeds can be compared."""
+    if n_train is None or n_train >= len(labels):
+        return np.arange(len(labels))
+    return _spread(labels, n_train, np.random.default_rng(0))
 
 
-def _held_out(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(labels: np.ndarray, rows: np.ndarray, fraction: float,
+              seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`rows` divided into those to train on and those to validate on."""
     n_held = max(1, round(len(rows) * fraction))
     held = np.zeros(len(rows), bool)
@@ -129,7 +131,7 @@ def _held_out(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int) 
 
 
 def _augmented(images: np.ndarray, rng: np.random.Generator, mirror: bool) -> np.ndarray:
-    """uint8 (n, c, H, W) shifted at random by up to a 16th of each side, black moving in; half of them mirrored."""
+    """uint8 (n, c, H, W) shifted at random by up to a 16th of each side, black moving in; half mirrored."""
     n, _, height, width = images.shape
     down, right = max(1, height // 16), max(1, width // 16)
     padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)))
@@ -147,7 +149,9 @@ def _augmented(images: np.ndarray, rng: np.random.Generator, mirror: bool) -> np
 def _grey_dataset(cfg: Data, seed: int, classes: Sequence[str], train: tuple[np.ndarray, np.ndarray],
                   test: tuple[np.ndarray, np.ndarray]) -> Dataset:
     """From (images uint8 (n, h, w), labels (n,)) pairs."""
-    mean, std = (np.full(3, value.item(), np.float32) for value in cv2.meanStdDev(train[0].reshape(len(train[0]), -1)))
+    # Over all training images as they are stored, so that input size, n_train and seed change nothing.
+    moments = cv2.meanStdDev(train[0].reshape(len(train[0]), -1))
+    mean, std = (np.full(3, value.item(), np.float32) for value in moments)
     kept = _capped(train[1], cfg.n_train)
     images, labels = _sized(train[0][kept], cfg.input), train[1][kept].astype(np.int32)
     held_in, held_out = _held_out(labels, np.arange(len(kept)), cfg.validation, seed)
@@ -181,7 +185,8 @@ def _digits(cfg: Data, seed: int) -> Dataset:
                          (images[~tested], bunch.target[~tested]), (images[tested], bunch.target[tested]))
 
 
-_FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+                    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _FASHION_FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
                   "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
 _FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.mxnet/datasets/fashion-mnist")
@@ -194,7 +199,7 @@ def _fashion_mnist(cfg: Data, seed: int) -> Dataset:
 
 
 def _fashion_root(given: str | None) -> Path:
-    """The folder with the four files: the given one, else where Debian or MXNet put them, else after a download."""
+    """The folder with the four files: the given one, else Debian's or MXNet's, else after a download."""
     def lacking(folder: Path) -> list[str]:
         return [name for pair in _FASHION_FILES.values() for name in pair if not (folder / name).is_file()]
 
@@ -214,16 +219,16 @@ def _fashion_root(given: str | None) -> Path:
         FashionMNIST(str(folders[-1]), train=False)
     except (ImportError, OSError, RuntimeError) as error:  # requests' errors are OSErrors
         raise UserError(f"Fashion-MNIST is not in {' or '.join(map(str, folders))} and cannot be downloaded "
-                        f"({type(error).__name__}); install Debian's package dataset-fashion-mnist, or put its four "
-                        ".gz files into a folder and set data.root to it") from error
+                        f"({type(error).__name__}); install Debian's package dataset-fashion-mnist, or put its "
+                        "four .gz files into a folder and set data.root to it") from error
     return folders[-1]
 
 
 def _read_idx_pair(image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
     if len(images) != len(labels):
-        raise UserError(f"{label_path}: holds {len(labels)} labels for the {len(images)} images of {image_path.name}; "
-                        "the two files should come from the same copy of the data set")
+        raise UserError(f"{label_path}: holds {len(labels)} labels for the {len(images)} images of "
+                        f"{image_path.name}; the two files should come from the same copy of the data set")
     if labels.max() >= len(_FASHION_CLASSES):
         raise UserError(f"{label_path}: holds the label {labels.max()}; Fashion-MNIST has labels 0 to 9")
     return images, labels
@@ -243,7 +248,8 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     n_header = 4 + 4 * n_dims
     if content[:4] != bytes((0, 0, 8, n_dims)):  # 8: unsigned bytes
-        raise unusable(f"not an IDX file of {n_dims}-dimensional bytes (it starts with {content[:4].hex() or 'nothing'})")
+        start = content[:4].hex() or "nothing"
+        raise unusable(f"not an IDX file of {n_dims}-dimensional bytes (it starts with {start})")
     if len(content) < n_header:
         raise unusable("truncated within its header")
     sizes = struct.unpack(f">{n_dims}I", content[4:n_header])
@@ -264,7 +270,7 @@ def _folder(cfg: Data, seed: int) -> Dataset:
     train = root / "train"
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not train.is_dir() or test is None:
-        raise UserError(f"{root}: should hold the folders train and test (or val), each with a folder per class")
+        raise UserError(f"{root}: should hold the folders train and test (or val), each with one per class")
     files = {split: _class_files(split) for split in (train, test)}
     classes = tuple(files[train])
     for here, there in ((train, test), (test, train)):
@@ -288,11 +294,12 @@ def _folder(cfg: Data, seed: int) -> Dataset:
     if (len(kept) + len(tested)) * images.n_bytes < _MEMORY_LIMIT:
         # Decoding everything now also finds a broken test image before the training, not hours later.
         kept = np.concatenate((kept, tested))
-        decoded = np.zeros((len(paths), *cfg.input), np.uint8)  # pages of images that are not in use stay unmapped
+        decoded = np.zeros((len(paths), *cfg.input), np.uint8)  # rows that are not in use take no memory
         for start in range(0, len(kept), 256):
             decoded[kept[start:start + 256]] = images[kept[start:start + 256]]
         images = decoded
-    splits = (Split(images, labels, rows, _IMAGENET_MEAN, _IMAGENET_STD) for rows in (held_in, held_out, tested))
+    splits = (Split(images, labels, rows, _IMAGENET_MEAN, _IMAGENET_STD)
+              for rows in (held_in, held_out, tested))
     return Dataset(cfg.name, cfg.input, classes, *splits)
 
 
@@ -342,14 +349,15 @@ def _read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     return image[top:top + height, left:left + width, ::-1].transpose(2, 0, 1)
 
 
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither an escaped 0xff nor a restart marker nor filling
+# Neither an escaped 0xff nor a restart marker nor filling.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def _is_truncated(content: bytes) -> bool:
     """Whether a JPEG, PNG or BMP file ends before its own structure does."""
     if content.startswith(b"\xff\xd8"):
         position = 2
-        while True:  # from segment to segment, so that the end of an embedded thumbnail is not taken for the image's
+        while True:  # from segment to segment: the end of an embedded thumbnail is not that of the image
             marker = _JPEG_MARKER.search(content, position)
             if marker is None:
                 return True
@@ -359,7 +367,7 @@ def _is_truncated(content: bytes) -> bool:
                 return True
             position = marker.end() + struct.unpack_from(">H", content, marker.end())[0]
     if content.startswith(b"\x89PNG"):
-        return b"IEND" not in content[-1024:]
+        return b"IEND\xaeB`\x82" not in content[-1024:]  # the last chunk with its checksum
     if content.startswith(b"BM") and len(content) >= 6:
         return len(content) < struct.unpack_from("<I", content, 2)[0]
     return False

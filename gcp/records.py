@@ -1,7 +1,7 @@
 """Run folders and records: what a run leaves behind, and how finished runs are read again.
 
-A run's folder is named by its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints and, written
-last and atomically, `record.json`: its presence means that the run is done.
+A run's folder is named by its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints and,
+written last and atomically, `record.json`: its presence means that the run is done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _STAGE_KEYS = {
     "throughput": (dict, type(None)),
 }
 _THROUGHPUT_KEYS = {
-    "images_per_second": _NUMBER, "latency_s": _NUMBER, "batch": int, "dtype": str, "device": str, "threads": int,
+    "images_per_second": _NUMBER, "latency_s": _NUMBER, "batch": int, "dtype": str, "device": str,
+    "threads": int,
 }
 
 
@@ -49,7 +50,7 @@ _THROUGHPUT_KEYS = {
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path to write to; it takes `path`'s place, synced to disk, if the block ends without error.
+    """Give a temporary path to write to; it takes `path`'s place, synced, if the block ends without error.
 
     The temporary file is in the same folder and keeps the suffix. A failed write leaves `path` as it was.
     UserError: the disk is full, or the folder does not let itself be written to.
@@ -83,8 +84,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; make room or set `output` to another "
-                        "folder, then run the same command again: finished records are kept") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; make room or set `output` to "
+                        "another folder, then run the same command again: finished records are kept") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -97,7 +98,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _plain(value: Any, *, finite: bool, place: str = "") -> Any:
-    """`value` in JSON's own types. Numbers that are not finite are an error if `finite`, else become strings."""
+    """`value` in JSON's own types. Numbers that are not finite: an error if `finite`, else strings."""
     if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
         value = value.tolist()
     if isinstance(value, dict):
@@ -106,7 +107,7 @@ def _plain(value: Any, *, finite: bool, place: str = "") -> Any:
         return [_plain(item, finite=finite, place=f"{place}[{n}]") for n, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         if finite:
-            raise ValueError(f"{place.lstrip('.') or 'the value'} is {value}; JSON holds finite numbers or None only")
+            raise ValueError(f"{place.lstrip('.') or 'the value'} is {value}; JSON holds finite numbers or None")
         return str(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -116,7 +117,7 @@ def _plain(value: Any, *, finite: bool, place: str = "") -> Any:
 # One run
 
 class Run:
-    """One run's folder, locked for this process from `open_run` until `close` or the end of a `with` block."""
+    """One run's folder, locked for this process from `open_run` to `close` or the end of a `with` block."""
 
     def __init__(self, path: Path, record: dict | None, lock: int):
         self.path = path
@@ -138,7 +139,7 @@ class Run:
         return self.record is not None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one line to `log.jsonl`: the event, the time (UTC), the values; "nan" and "inf" as strings."""
+        """Append a line to `log.jsonl`: the event, the time (UTC), the values; "nan" and "inf" as strings."""
         line = json.dumps(_plain({"event": event, "time": _now(), **values}, finite=False), allow_nan=False)
         path = self.path / "log.jsonl"
         with _writing(path), open(path, "a", encoding="utf-8") as file:
@@ -183,8 +184,9 @@ def open_run(cfg: Config) -> Run:
         # The system drops the lock with the process, however that ends; a file that merely exists would stay.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (path / "config.yaml").exists():
+            text = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
             with replacing(path / "config.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
         record = _read_record(path / RECORD) if (path / RECORD).exists() else None
         _drop_torn_line(path / "log.jsonl")
     except BlockingIOError:
@@ -197,7 +199,7 @@ def open_run(cfg: Config) -> Run:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill or a full disk left unfinished, so that the next line starts on its own."""
+    """Cut off a last line that a kill or a full disk left unfinished: the next one shall start on its own."""
     if not path.exists():
         return
     with _writing(path), open(path, "r+b") as file:
@@ -224,7 +226,7 @@ def load_records(folder: str | os.PathLike) -> list[dict]:
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
     paths = sorted(folder.rglob(RECORD))
     if not paths:
-        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a results folder with at least one finished run")
+        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a results folder with a finished run")
     return [_read_record(path) for path in paths]
 
 
@@ -276,8 +278,8 @@ def _key_problem(mapping: Any, keys: dict, place: str) -> str | None:
 def environment() -> dict:
     """git_commit, versions, device and date of this process, as they go into a record.
 
-    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the package's files
-    differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
+    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the package's
+    files differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return {
@@ -298,7 +300,8 @@ def _now() -> str:
 def _git(*arguments: str) -> str | None:
     package = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", "-C", str(package), *arguments],
+                              capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):  # no git here
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -313,7 +316,7 @@ def _git_commit() -> str | None:
 
 
 def _mxnet_version() -> str | None:
-    """The version of whichever build of MXNet is installed; each CUDA version's build has a name of its own."""
+    """The version of whichever build of MXNet is installed; the one for each CUDA has its own name."""
     for name in ("mxnet", *(f"mxnet-cu{cuda}" for cuda in range(112, 118))):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)

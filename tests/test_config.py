@@ -1,0 +1,288 @@
+"""Configurations: what a file, its bases and overrides give, and the line that each mistake gets."""
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from gcp import config
+from gcp.config import UserError
+
+MINIMAL = {
+    "scale": "smoke", "model": {"name": "resnet18_v1b"}, "data": {"name": "digits"}, "train": {"epochs": 2},
+    "prune": {"method": "gcp", "target": 0.5},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a configuration (a mapping, or text as it is) and gives its path."""
+    def write(values, name="digits-gcp.yaml"):
+        path = tmp_path / name
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        return path
+    return write
+
+
+def mistake(path, *overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What comes out
+
+def test_defaults_and_given_values(write):
+    cfg = config.load(write(MINIMAL))
+    assert (cfg.name, cfg.scale, cfg.seed, cfg.output) == ("digits-gcp", "smoke", 0, "results/runs")
+    assert cfg.model == config.Model(name="resnet18_v1b")
+    assert cfg.data.input == (3, 32, 32)
+    assert (cfg.prune.method, cfg.prune.target, cfg.prune.objective) == ("gcp", 0.5, "macs")
+
+
+def test_a_config_does_not_change(write):
+    cfg = config.load(write(MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.prune.target = 0.1
+    hash(cfg)  # lists became tuples
+
+
+def test_override_wins_over_file_over_base(write):
+    write({**MINIMAL, "seed": 1, "threads": 1, "finetune": {"epochs": 3, "lr": 0.5}}, "base.yaml")
+    write({"base": "base.yaml", "seed": 2, "finetune": {"epochs": 4}}, "middle.yaml")
+    cfg = config.load(write({"base": "middle.yaml", "prune": {"target": 0.2}}), ["seed=3", "finetune.lr=0.25"])
+    assert (cfg.threads, cfg.seed, cfg.prune.target) == (1, 3, 0.2)
+    assert (cfg.finetune.epochs, cfg.finetune.lr) == (4, 0.25)
+
+
+def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
+    (tmp_path / "deep").mkdir()
+    write(MINIMAL, "base.yaml")
+    assert config.load(write("base: ../base.yaml\n", "deep/child.yaml")).prune.target == 0.5
+
+
+def test_override_is_read_as_yaml(write):
+    cfg = config.load(write(MINIMAL), ["prune.lam=[0.1, 1e-2]", "data.root=~/a=b", "train.wd=1e-4", "model.pretrained=yes"])
+    assert cfg.prune.lam == (0.1, 0.01)
+    assert cfg.data.root == "~/a=b"
+    assert cfg.train.wd == 1e-4  # YAML 1.1 reads the text "1e-4"
+    assert cfg.model.pretrained is True
+
+
+def test_the_dump_of_a_config_loads_as_the_same_config(write):
+    cfg = config.load(write(MINIMAL), ["data.input=[3, 64, 48]", "prune.lam=[0.1, 0.3]"])
+    dump = yaml.safe_dump(cfg.model_dump(mode="json"))
+    assert config.load(write(dump, "config.yaml")) == cfg
+
+
+# Fingerprints
+
+def test_fingerprint_ignores_name_and_output_only(write):
+    path = write(MINIMAL)
+    print_ = config.load(path).fingerprint()
+    assert len(print_) == 12 and set(print_) <= set("0123456789abcdef")
+    assert config.load(path, ["name=other", "output=elsewhere"]).fingerprint() == print_
+    for change in ("seed=1", "scale=paper", "threads=1", "prune.target=0.25", "finetune.extra_epochs=1",
+                   "throughput.batch=1", "data.root=x"):
+        assert config.load(path, [change]).fingerprint() != print_, change
+
+
+def test_fingerprint_does_not_tell_equal_numbers_apart(write):
+    path = write(MINIMAL)
+    assert config.load(path, ["train.lr=1"]).fingerprint() == config.load(path, ["train.lr=1.0"]).fingerprint()
+
+
+def test_dense_fingerprint_is_shared_by_what_starts_from_the_same_network(write):
+    path = write(MINIMAL)
+    print_ = config.load(path).dense_fingerprint()
+    for change in ("prune.target=0.25", "prune.method=uniform", "finetune.epochs=9", "throughput.batch=1", "name=b"):
+        assert config.load(path, [change]).dense_fingerprint() == print_, change
+    for change in ("seed=1", "model.name=resnet34_v1b", "data.n_train=100", "train.epochs=3", "threads=1", "scale=paper"):
+        assert config.load(path, [change]).dense_fingerprint() != print_, change
+
+
+# Mistakes in keys and values
+
+@pytest.mark.parametrize("override, key, fix", [
+    ("prune.taget=0.5", "prune.taget", "did you mean prune.target?"),
+    ("data.n_trian=5", "data.n_trian", "did you mean data.n_train?"),
+    ("finetune.extra_epoch=5", "finetune.extra_epoch", "did you mean finetune.extra_epochs?"),
+    ("prun.target=0.5", "prun", "did you mean prune?"),
+    ("target=0.5", "target", "did you mean prune.target?"),  # in the wrong place
+    ("qqq=1", "qqq", "the keys are name, scale, seed"),
+    ("throughput.qqq=1", "throughput.qqq", "the keys of throughput are batch, repeats"),
+])
+def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key, fix):
+    assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {key}: no such key; {fix}")
+
+
+@pytest.mark.parametrize("override, part", [
+    ("prune.target=0", "prune.target: 0 should be greater than 0 (the fraction of the cost to keep, in (0, 1])"),
+    ("prune.target=-0.5", "prune.target: -0.5 should be greater than 0"),
+    ("prune.target=1.01", "prune.target: 1.01 should be less than or equal to 1"),
+    ("prune.target=.nan", "prune.target: nan"),
+    ("prune.target=half", "prune.target: 'half' should be a valid number"),
+    ("prune.target='0.5'", "prune.target: '0.5' should be a valid number"),
+    ("prune.target=true", "prune.target: True should be a valid number"),
+    ("prune.target={}", "prune.target: {} should be a valid number"),
+    ("prune.method=gpc", "prune.method: 'gpc' should be 'none', 'gcp' or 'uniform'"),
+    ("prune.method=", "prune.method: nothing should be"),
+    ("prune.round_to=0", "prune.round_to: 0 should be greater than or equal to 1"),
+    ("prune.iterations=2.5", "prune.iterations: 2.5 should be a valid integer"),
+    ("prune.lam=0.1", "prune.lam: 0.1 does not fit: gcp: a list of penalties"),
+    ("prune.lam=[]", "prune.lam: [] does not fit"),
+    ("prune.lam=[0.1, -1]", "prune.lam.1: -1 should be greater than or equal to 0"),
+    ("prune.lam=[.inf]", "prune.lam.0: inf"),
+    ("prune.regularise_epochs=0", "prune.regularise_epochs: 0 should be greater than 0"),
+    ("prune=gcp", "prune: 'gcp' should be a section of its own, with keys method, objective"),
+    ("prune=", "prune: nothing should be a section"),
+    ("scale=", "scale: nothing should be 'paper', 'reduced' or 'smoke'"),
+    ("scale=huge", "scale: 'huge' should be 'paper', 'reduced' or 'smoke'"),
+    ("seed=true", "seed: True should be a valid integer"),
+    ("seed=-1", "seed: -1 should be greater than or equal to 0"),
+    ("name=a/b", "name: 'a/b'"),
+    ("name=..", "name: '..'"),
+    ("name=7", "name: 7 should be a valid string"),
+    ("model.pretrained=1", "model.pretrained: 1 should be a valid boolean"),
+    ("model.name=", "model.name: nothing should be a valid string"),
+    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist' or 'folder'"),
+    ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
+    ("data.input=[1, 32, 32]", "data.input: [1, 32, 32] should be three channels"),
+    ("data.input=[3, 0, 32]", "data.input: [3, 0, 32] should be"),
+    ("data.input=[3, 32.5, 32]", "data.input.1: 32.5 should be a valid integer"),
+    ("data.validation=0.6", "data.validation: 0.6 should be less than or equal to 0.5"),
+    ("data.validation=0", "data.validation: 0 should be greater than or equal to 0.01"),
+    ("train.epochs=-1", "train.epochs: -1 should be greater than or equal to 0"),
+    ("train.lr=0", "train.lr: 0 should be greater than 0"),
+    ("train.momentum=1", "train.momentum: 1 should be less than 1"),
+])
+def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, override, part):
+    assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {part}")
+
+
+@pytest.mark.parametrize("override, part", [
+    ("prune.method=none", "target: 0.5 cannot be met by method: none; set prune.method to"),
+    ("data.name=folder", "name: folder needs a root; set data.root"),
+    ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most epochs: 2"),
+    ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
+    ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),
+])
+def test_impossible_combination(write, override, part):
+    values = {**MINIMAL, "prune": None} if override.startswith("prune={") else MINIMAL
+    assert part in mistake(write(values), override)
+
+
+@pytest.mark.parametrize("key", ["scale", "model", "data", "train"])
+def test_missing_section_is_named_with_the_file(write, key):
+    path = write({k: v for k, v in MINIMAL.items() if k != key})
+    assert mistake(path).startswith(f"{path}: {key} is missing: ")
+
+
+def test_a_misspelt_key_is_not_reported_as_missing(write):
+    path = write({"sclae" if k == "scale" else k: v for k, v in MINIMAL.items()})
+    assert mistake(path) == f"{path}: sclae: no such key; did you mean scale?"
+
+
+def test_missing_key_of_a_section(write):
+    path = write({**MINIMAL, "model": {}})
+    assert mistake(path) == f"{path}: model.name is missing: a GluonCV name, or the path prefix of a saved network"
+
+
+def test_a_mistake_in_a_base_names_the_base(write):
+    base = write({**MINIMAL, "seed": "zero"}, "base.yaml")
+    child = write("base: base.yaml\nthreads: 1\n")
+    assert mistake(child).startswith(f"{base}: seed: 'zero' should be a valid integer")
+    assert config.load(child, ["seed=0"]).seed == 0
+
+
+def test_a_stem_that_cannot_name_a_folder(write):
+    path = write(MINIMAL, "my run.yaml")
+    assert mistake(path).startswith(f"{path}: name: 'my run' should start with a letter or digit")
+    assert config.load(path, ["name=my-run"]).name == "my-run"
+
+
+def test_saved_network_is_told_from_a_gluoncv_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine-symbol.json").touch()
+    assert config.Model(name="mine").is_saved and config.Model(name="runs/net").is_saved
+    assert not config.Model(name="resnet18_v1b").is_saved
+
+
+# Mistakes in files and overrides
+
+def test_missing_file(tmp_path):
+    assert mistake(tmp_path / "no.yaml").startswith(f"{tmp_path / 'no.yaml'}: cannot be read: No such file")
+
+
+def test_missing_base_says_who_asked(write, tmp_path):
+    path = write("base: gone.yaml\n")
+    assert f"{tmp_path / 'gone.yaml'} (the base of {path}): cannot be read" in mistake(path)
+
+
+def test_bases_in_a_circle(write):
+    write("base: b.yaml\n", "a.yaml")
+    write("base: c.yaml\n", "b.yaml")
+    assert "form a circle: a.yaml -> b.yaml -> c.yaml -> a.yaml" in mistake(write("base: a.yaml\n", "c.yaml").parent / "a.yaml")
+
+
+@pytest.mark.parametrize("text, part", [
+    ("scale: smoke\nseed: [1\n", "line 3: not valid YAML"),
+    ("seed: 1\nscale: smoke\nseed: 2\n", "line 3: not valid YAML: the key 'seed' is given twice"),
+    ("seed: !!python/object:os.system {}\n", "not valid YAML"),  # not a way to run code
+    ("when: 2020-99-99\n", "not valid YAML"),
+    ("- scale: smoke\n", "a configuration is made of `key: value` lines"),
+    ("just words\n", "a configuration is made of `key: value` lines"),
+    ("base: [a.yaml, b.yaml]\n", "base: ['a.yaml', 'b.yaml'] should be the path of one configuration file"),
+    ("1: 2\n", "1: no such key"),
+    ("", "is missing"),
+])
+def test_files_that_are_no_configuration(write, text, part):
+    path = write(text)
+    assert mistake(path).startswith(str(path)) and part in mistake(path)
+
+
+def test_a_binary_file_is_no_configuration(tmp_path):
+    path = tmp_path / "net.params"
+    path.write_bytes(b"\x12\x01\xff\xfe")
+    assert mistake(path).startswith(f"{path}: not a text file")
+
+
+@pytest.mark.parametrize("override", ["prune.target", "=1", ".target=1", "prune..target=1", ""])
+def test_override_without_key_or_value(write, override):
+    assert mistake(write(MINIMAL), override).startswith(f"--set {override}: should look like section.key=value")
+
+
+def test_override_that_is_not_yaml(write):
+    assert mistake(write(MINIMAL), "prune.lam=[0.1").startswith("--set prune.lam=[0.1, line 1: not valid YAML")
+
+
+def test_override_of_base(write):
+    assert "base belongs in a file" in mistake(write(MINIMAL), "base=other.yaml")
+
+
+# The end of a script
+
+@pytest.mark.parametrize("outcome, code, said", [
+    (None, 0, ""),
+    (UserError("a.yaml: seed: 'x'\n  is no number"), 2, "error: a.yaml: seed: 'x' is no number\n"),
+    (KeyboardInterrupt(), 130, "\ninterrupted: run the same command again to resume\n"),
+])
+def test_main_turns_the_outcome_into_an_exit_status(capsys, monkeypatch, outcome, code, said):
+    def run(argv):
+        assert argv == ["a", "b"]
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr("sys.argv", ["script", "a", "b"])
+    with pytest.raises(SystemExit) as ended:
+        config.main(run)
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_main_does_not_hide_a_bug():
+    with pytest.raises(ZeroDivisionError):
+        config.main(lambda argv: 1 / 0)
+
+
+def test_physical_cores_of_this_machine():
+    assert 1 <= config.physical_cores() <= (config.os.cpu_count() or 1)

@@ -1,0 +1,419 @@
+"""Data: which images are served, in which order, how they look, and what broken files get."""
+from __future__ import annotations
+
+import gzip
+import struct
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gcp import data
+from gcp.config import Data, UserError
+
+N_TRAIN, N_TEST = 40, 15
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """A folder in Fashion-MNIST's form: training image n has its number in the top left corner and label n % 10."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", N_TRAIN), ("t10k", N_TEST)):
+        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
+        images[:, 0, 0] = np.arange(n)
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(n) % 10)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders cat and dog with 6 training and 2 test images each, in four formats, dogs brighter than cats."""
+    for split, n in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for k in range(n):
+                image = np.full((40, 60, 3), 50 + 100 * label, np.uint8)
+                suffix = (".jpg", ".JPEG", ".png", ".bmp")[k % 4]
+                content = cv2.imencode(suffix.lower(), image)[1].tobytes()
+                (tmp_path / split / name / f"{k}{suffix}").write_bytes(content)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def load(name, root=None, seed=0, **keys):
+    return data.load(Data(name=name, root=None if root is None else str(root), **keys), seed)
+
+
+def mistake(name, root, **keys) -> str:
+    with pytest.raises(UserError) as caught:
+        for split in vars(load(name, root, **keys)).values():
+            if isinstance(split, data.Split):
+                list(split.batches(4))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def raw(split, x) -> np.ndarray:
+    """Normalised images as their uint8 values again."""
+    return np.rint(x * split.std[:, None, None] + split.mean[:, None, None]).astype(int)
+
+
+def numbers(split, batches) -> list[int]:
+    """The numbers written into the corner of Fashion-MNIST's stand-ins, over all batches."""
+    return [int(n) for x, _, _ in batches for n in raw(split, x)[:, 0, 2, 2]]
+
+
+# Splits
+
+def test_the_splits_divide_the_training_images(fashion):
+    found = load("fashion_mnist", fashion, validation=0.25)
+    assert (found.name, found.shape, len(found.classes)) == ("fashion_mnist", (3, 32, 32), 10)
+    assert (len(found.train), len(found.validation), len(found.test)) == (30, 10, N_TEST)
+    used = [numbers(s, s.batches(8)) for s in (found.train, found.validation)]
+    assert set(used[0]) | set(used[1]) == set(range(N_TRAIN)) and not set(used[0]) & set(used[1])
+
+
+def test_validation_images_come_from_every_class(fashion):
+    found = load("fashion_mnist", fashion, validation=0.25)
+    _, labels, n = next(found.validation.batches(10))
+    assert n == 10 and sorted(labels) == list(range(10))
+
+
+def test_the_seed_decides_the_validation_images_only(fashion):
+    first, again, other = (load("fashion_mnist", fashion, seed=s, n_train=20, validation=0.5) for s in (1, 1, 2))
+    rows = [set(d.validation.rows) for d in (first, again, other)]
+    assert rows[0] == rows[1] != rows[2]
+    everything = [set(numbers(d.train, d.train.batches(10)) + numbers(d.validation, d.validation.batches(10)))
+                  for d in (first, other)]
+    assert everything[0] == everything[1] and len(everything[0]) == 20
+
+
+@pytest.mark.parametrize("n_train, validation, sizes", [
+    (2, 0.5, (1, 1)), (2, 0.01, (1, 1)), (3, 0.5, (1, 2)), (20, 0.1, (18, 2)), (1000, 0.5, (20, 20)),
+    (None, 0.01, (39, 1))])
+def test_sizes_of_the_splits(fashion, n_train, validation, sizes):
+    found = load("fashion_mnist", fashion, n_train=n_train, validation=validation)
+    assert (len(found.train), len(found.validation)) == sizes
+
+
+# Batches
+
+def test_evaluation_batches_are_in_order_and_count_every_image_once(fashion):
+    test = load("fashion_mnist", fashion).test
+    batches = list(test.batches(4))
+    assert [n for _, _, n in batches] == [4, 4, 4, 3] and test.n_batches(4) == 4
+    assert numbers(test, batches) == [*range(15), 14]  # filled up with the last image
+    assert [int(label) for _, y, n in batches for label in y[:n]] == [n % 10 for n in range(15)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 36, 100])
+def test_training_batches_are_full_and_wrap_around(fashion, size):
+    train = load("fashion_mnist", fashion).train
+    batches = list(train.batches(size, seed=3))
+    assert len(batches) == train.n_batches(size)
+    for x, y, n_valid in batches:
+        assert x.shape == (size, 3, 32, 32) and x.dtype == np.float32 and x.flags.c_contiguous
+        assert y.shape == (size,) and y.dtype == np.int32 and n_valid == size
+    seen = numbers(train, batches)
+    assert len(set(seen[:36])) == 36
+    assert seen[36:] == (seen[:36] * 3)[:len(seen) - 36]
+
+
+def test_labels_stay_with_their_images(fashion):
+    train = load("fashion_mnist", fashion).train
+    for x, y, _ in train.batches(8, seed=0):
+        assert (raw(train, x)[:, 0, 2, 2] % 10 == y).all()
+
+
+def test_a_seed_repeats_a_pass_and_another_does_not(fashion):
+    train = load("fashion_mnist", fashion).train
+    passes = [np.concatenate([x for x, _, _ in train.batches(6, seed=seed, augment="crop_flip")])
+              for seed in ((7, 1), (7, 1), (7, 2))]
+    assert np.array_equal(passes[0], passes[1]) and not np.array_equal(passes[0], passes[2])
+
+
+def test_augmentation_needs_a_seed(fashion):
+    with pytest.raises(ValueError, match="needs a seed"):
+        next(load("fashion_mnist", fashion).train.batches(4, augment="crop"))
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1(fashion):
+    found = load("fashion_mnist", fashion, input=(3, 28, 28), validation=0.01)
+    x = np.concatenate([next(s.batches(len(s)))[0] for s in (found.train, found.validation)])
+    assert abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-5
+
+
+# Augmentation
+
+@pytest.mark.parametrize("side, shift", [(32, 2), (8, 1)])
+def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
+    images = np.arange(1, side * side + 1).reshape(1, 1, side, side).astype(np.uint16)
+    batch = np.repeat(images, 400, axis=0)
+    shifted = data._augmented(batch, np.random.default_rng(0), mirror=False)
+    padded = np.pad(images[0, 0], shift)
+    every = {padded[y:y + side, x:x + side].tobytes() for y in range(2 * shift + 1) for x in range(2 * shift + 1)}
+    assert {image[0].tobytes() for image in shifted} == every
+
+
+def test_crop_flip_mirrors_about_half():
+    image = np.zeros((1000, 3, 16, 16), np.uint8)
+    image[..., :8] = 255
+    left = data._augmented(image, np.random.default_rng(0), mirror=True)[:, :, 8, 3].astype(bool)
+    assert (left == left[:, :1]).all() and 400 < left[:, 0].sum() < 600
+    assert data._augmented(image, np.random.default_rng(0), mirror=False)[:, :, 8, 3].all()
+
+
+def test_an_augmented_batch_takes_little_time():
+    images = np.zeros((640, 3, 32, 32), np.uint8)
+    mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
+    split = data.Split(images, np.zeros(640, np.int32), np.arange(640), mean, std)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        list(split.batches(64, seed=0, augment="crop_flip"))
+        times.append((time.perf_counter() - start) / 10)
+    assert min(times) < 3e-3
+
+
+# Digits
+
+def test_digits_are_real_and_fixed():
+    found = load("digits", input=(3, 8, 8))
+    assert (len(found.train) + len(found.validation), len(found.test)) == (1438, 359)
+    assert found.classes == tuple("0123456789")
+    x, y, _ = next(found.test.batches(359))
+    assert np.ptp(np.bincount(y)) <= 2  # every class alike
+    assert (raw(found.test, x)[:, 0] == raw(found.test, x)[:, 2]).all()
+    other = load("digits", input=(3, 8, 8), seed=5, n_train=100)
+    assert np.array_equal(next(other.test.batches(359))[0], x)
+    # Real handwriting: the mean images of the training digits alone tell most of the test digits.
+    train, labels, _ = next(found.train.batches(len(found.train)))
+    means = np.stack([train[labels == digit].mean(0) for digit in range(10)])
+    nearest = ((x[:, None] - means) ** 2).sum((2, 3, 4)).argmin(1)
+    assert (nearest == y).mean() > 0.85
+
+
+def test_digits_at_the_size_asked_for():
+    found = load("digits", input=(3, 32, 24), n_train=50)
+    assert found.shape == (3, 32, 24)
+    assert next(found.test.batches(2))[0].shape == (2, 3, 32, 24)
+
+
+# Fashion-MNIST
+
+def test_28_pixels_are_framed_with_black_to_32(fashion):
+    test = load("fashion_mnist", fashion).test
+    framed = raw(test, next(test.batches(N_TEST))[0])
+    plain_test = load("fashion_mnist", fashion, input=(3, 28, 28)).test
+    plain = raw(plain_test, next(plain_test.batches(N_TEST))[0])
+    assert np.array_equal(framed[:, :, 2:30, 2:30], plain)
+    assert framed.sum() == plain.sum()
+
+
+def test_other_sizes_are_resized(fashion):
+    assert next(load("fashion_mnist", fashion, input=(3, 56, 40)).test.batches(2))[0].shape == (2, 3, 56, 40)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def short(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
+
+
+def long(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\0"))
+
+
+def header_only(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:6]))
+
+
+def not_gzip(path):
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def garbled(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xff
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def floats(path):
+    path.write_bytes(gzip.compress(bytes((0, 0, 13, 3)) + bytes(40)))
+
+
+@pytest.mark.parametrize("damage, part", [
+    (truncated, "truncated or not a gzip file"), (short, "bytes but holds"), (long, "bytes but holds"),
+    (header_only, "truncated within its header"), (not_gzip, "truncated or not a gzip file"), (garbled, ""),
+    (empty, ""), (floats, "not an IDX file")])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
+def test_a_damaged_idx_file_is_named(fashion, damage, part, file):
+    damage(fashion / file)
+    message = mistake("fashion_mnist", fashion)
+    assert message.startswith(f"{fashion / file}: ") and part in message and "replace it with a whole copy" in message
+
+
+def test_images_where_labels_should_be(fashion):
+    (fashion / "train-images-idx3-ubyte.gz").replace(fashion / "train-labels-idx1-ubyte.gz")
+    write_idx(fashion / "train-images-idx3-ubyte.gz", np.zeros((N_TRAIN, 28, 28)))
+    assert "train-labels-idx1-ubyte.gz: not an IDX file of 1-dimensional bytes" in mistake("fashion_mnist", fashion)
+
+
+def test_labels_of_another_copy(fashion):
+    write_idx(fashion / "t10k-labels-idx1-ubyte.gz", np.zeros(N_TEST - 1))
+    assert f"holds {N_TEST - 1} labels for the {N_TEST} images" in mistake("fashion_mnist", fashion)
+
+
+def test_a_label_out_of_range(fashion):
+    write_idx(fashion / "t10k-labels-idx1-ubyte.gz", np.full(N_TEST, 10))
+    assert "t10k-labels-idx1-ubyte.gz: holds the label 10" in mistake("fashion_mnist", fashion)
+
+
+def test_a_missing_idx_file(fashion):
+    (fashion / "t10k-images-idx3-ubyte.gz").unlink()
+    assert f"{fashion}: Fashion-MNIST file t10k-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion)
+    assert "train-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion / "nowhere")
+
+
+def test_without_a_root_the_known_folders_are_tried_in_turn(fashion, monkeypatch):
+    monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(fashion / "nowhere"), str(fashion)))
+    assert len(load("fashion_mnist").test) == N_TEST
+
+
+@pytest.mark.parametrize("error", [OSError("unreachable"), RuntimeError("status 404"), ImportError("mxnet")])
+def test_without_a_root_and_a_network(tmp_path, monkeypatch, error):
+    class Vision:
+        @staticmethod
+        def FashionMNIST(root, train):
+            raise error
+
+    monkeypatch.setitem(sys.modules, "mxnet.gluon.data.vision", Vision)
+    for module in ("mxnet", "mxnet.gluon", "mxnet.gluon.data"):  # a stand-in: MXNet retries a download for minutes
+        monkeypatch.setitem(sys.modules, module, Vision)
+    monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(tmp_path / "a"), str(tmp_path / "b")))
+    message = mistake("fashion_mnist", None)
+    assert type(error).__name__ in message and "dataset-fashion-mnist" in message and "data.root" in message
+
+
+# Folders of class folders
+
+def test_class_folders(folder):
+    found = load("folder", folder, validation=0.25)
+    assert found.classes == ("cat", "dog")
+    assert (len(found.train), len(found.validation), len(found.test)) == (9, 3, 4)
+    assert isinstance(found.train.images, np.ndarray)  # a small data set stays in memory
+    x, y, _ = next(found.train.batches(9))
+    assert np.allclose(raw(found.train, x), 50 + 100 * y[:, None, None, None], atol=2)
+
+
+def test_class_folders_too_large_for_memory_are_decoded_batch_by_batch(folder, monkeypatch):
+    small = load("folder", folder)
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
+    large = load("folder", folder)
+    assert not isinstance(large.train.images, np.ndarray)
+    for (x, y, n), (x_large, y_large, n_large) in zip(small.train.batches(4, seed=1, augment="crop"),
+                                                      large.train.batches(4, seed=1, augment="crop")):
+        assert np.array_equal(x, x_large) and np.array_equal(y, y_large) and n == n_large
+
+
+def test_val_stands_in_for_test(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(load("folder", folder).test) == 4
+
+
+def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_path):
+    image = np.zeros((80, 200, 3), np.uint8)  # OpenCV writes blue, green, red
+    image[:, 60:140, 2] = 255  # the middle square is red,
+    image[:, :60, 0] = image[:, 140:, 0] = 255  # the sides are blue
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    pixels = data._read_image(tmp_path / "a.png", (3, 40, 40))
+    assert pixels.shape == (3, 40, 40) and pixels.dtype == np.uint8
+    assert (pixels[0] == 255).all() and (pixels[1:] == 0).all()
+    assert data._read_image(tmp_path / "a.png", (3, 7, 90)).shape == (3, 7, 90)
+    assert data._read_image(tmp_path / "a.png", (3, 300, 300)).shape == (3, 300, 300)
+
+
+@pytest.mark.parametrize("limit", [10 ** 9, 0])
+@pytest.mark.parametrize("file, damage, part", [
+    ("train/cat/0.jpg", lambda content: content[:len(content) // 2], "truncated image"),
+    ("test/dog/0.jpg", lambda content: content[:-1], "truncated image"),
+    ("train/dog/1.JPEG", lambda content: b"<html>not found</html>", "not an image that OpenCV can decode"),
+    ("train/dog/2.png", lambda content: content[:-20], "truncated image"),
+    ("train/dog/3.bmp", lambda content: content[:-1], "truncated image"),
+    ("test/cat/1.JPEG", lambda content: b"", "not an image that OpenCV can decode"),
+])
+def test_a_broken_image_is_named(folder, monkeypatch, limit, file, damage, part):
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", limit)
+    path = folder / file
+    path.write_bytes(damage(path.read_bytes()))
+    assert mistake("folder", folder).startswith(f"{path}: {part}")
+
+
+def test_an_image_that_vanished(folder, monkeypatch):
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
+    found = load("folder", folder)
+    (folder / "test/cat/0.jpg").unlink()
+    with pytest.raises(UserError, match="test/cat/0.jpg: image cannot be read: No such file"):
+        next(found.test.batches(4))
+
+
+@pytest.mark.parametrize("suffix, options", [
+    (".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+    (".png", []), (".bmp", [])])
+def test_every_truncation_of_an_image_is_seen(suffix, options):
+    image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
+    content = cv2.imencode(suffix, image, options)[1].tobytes()
+    assert not data._is_truncated(content)
+    assert not data._is_truncated(content + b"\0" * 8)  # what some cameras append
+    for n in range(8, len(content)):
+        assert data._is_truncated(content[:n]), n
+
+
+def test_a_thumbnail_does_not_hide_that_the_image_is_truncated():
+    content = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+    whole = content[:2] + segment + content[2:]
+    assert not data._is_truncated(whole) and data._is_truncated(whole[:-2])
+
+
+def test_a_class_folder_without_images(folder):
+    for path in (folder / "test" / "dog").iterdir():
+        path.unlink()
+    assert mistake("folder", folder).startswith(f"{folder / 'test' / 'dog'}: class folder without images")
+
+
+@pytest.mark.parametrize("extra, missing", [("train/emu", "test/emu"), ("test/emu", "train/emu")])
+def test_a_class_of_one_split_only(folder, extra, missing):
+    (folder / extra).mkdir()
+    cv2.imwrite(str(folder / extra / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    assert mistake("folder", folder).startswith(f"{folder / missing}: no such class folder")
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    assert mistake("folder", tmp_path / "nowhere").startswith(f"{tmp_path / 'nowhere'}: should hold the folders train")
+    (tmp_path / "train").mkdir()
+    assert mistake("folder", tmp_path).startswith(f"{tmp_path}: should hold the folders train and test")
+    (tmp_path / "test").mkdir()
+    assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds no class folders")
+
+
+def test_too_few_images_to_divide(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / split / "only" / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds a single image")

@@ -1,0 +1,270 @@
+"""Run folders: a record is there whole or not at all, whatever ended the process."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gcp import config, records
+from gcp.config import UserError
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return config.Config.model_validate({
+        "name": "tiny", "scale": "smoke", "output": str(tmp_path / "runs"), "model": {"name": "resnet18_v1b"},
+        "data": {"name": "digits"}, "train": {"epochs": 1}, "prune": {"method": "gcp", "target": 0.5}})
+
+
+def record(**changes) -> dict:
+    speed = {"images_per_second": 100.0, "latency_s": 0.64, "batch": 64, "dtype": "float32", "device": "cpu",
+             "threads": 1}
+    stage = {"top1": 0.5, "top5": 0.9, "loss": 1.5, "n_eval": 100, "macs": 1000, "params": 100, "epochs": 2,
+             "images": 200, "seconds": 1.5, "throughput": speed}
+    return {"fingerprint": "0123456789ab", "name": "tiny", "scale": "smoke", "seed": 0, "config": {},
+            "git_commit": None, "versions": {}, "device": {}, "date": "2020-01-01T00:00:00+00:00",
+            "model": "resnet18_v1b", "data": "digits", "method": "gcp", "objective": "macs", "target": 0.5,
+            "stages": {"dense": stage, "pruned": {**stage, "throughput": None}, "final": stage},
+            "macs_kept": 0.49, "params_kept": 0.3, "widths": {"dense": {"g": 8}, "final": {"g": 4}}, "iterations": [],
+            "images_before_finetune": 100, "images_total": 300, "seconds": 3.0, **changes}
+
+
+# A run
+
+def test_the_run_folder_is_named_by_the_config_and_holds_it(cfg, tmp_path):
+    with records.open_run(cfg) as run:
+        assert run.path == tmp_path / "runs" / f"tiny-seed0-{cfg.fingerprint()}" == records.run_path(cfg)
+        assert config.load(run.path / "config.yaml") == cfg
+        assert not run.done and run.record is None
+
+
+def test_a_finished_run_is_done_when_opened_again(cfg):
+    with records.open_run(cfg) as run:
+        run.finish(record())
+        assert run.done and records.is_done(cfg)
+    with records.open_run(cfg) as run:
+        assert run.done and run.record == record()
+    assert sorted(os.listdir(run.path)) == ["config.yaml", "lock", "record.json"]
+
+
+def test_opening_again_leaves_the_checkpoints(cfg):
+    with records.open_run(cfg) as run:
+        (run.path / "dense.npz").write_bytes(b"checkpoint")
+    with records.open_run(cfg) as run:
+        assert (run.path / "dense.npz").read_bytes() == b"checkpoint"
+
+
+def test_a_run_is_open_once(cfg):
+    with records.open_run(cfg):
+        with pytest.raises(UserError, match="another process is working on this run"):
+            records.open_run(cfg)
+    records.open_run(cfg).close()
+
+
+def test_a_killed_process_lets_go_of_its_run(cfg):
+    hold = ("import sys, time, gcp.config, gcp.records; "
+            "run = gcp.records.open_run(gcp.config.load(sys.argv[1])); print('open', flush=True); time.sleep(60)")
+    records.open_run(cfg).close()
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
+                              stdout=subprocess.PIPE, text=True, cwd=Path(records.__file__).parent.parent)
+    with holder:
+        try:
+            assert holder.stdout.readline() == "open\n"
+            with pytest.raises(UserError, match="another process"):
+                records.open_run(cfg)
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    records.open_run(cfg).close()
+
+
+def test_output_that_is_a_file(cfg, tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match=f"^{tmp_path}/runs/.* cannot be written: "):
+        records.open_run(cfg)
+
+
+def test_a_broken_record_is_not_taken_for_done(cfg):
+    with records.open_run(cfg) as run:
+        (run.path / "record.json").write_text('{"name": "ti')
+    for _ in range(2):  # the first failure lets go of the lock
+        with pytest.raises(UserError, match="record.json: not valid JSON"):
+            records.open_run(cfg)
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"scale": None}, "'scale' in the record is None, which is of the wrong type"),
+    ({"stages": {}}, "stages.dense is not a set of keys"),
+    ({"seed": True}, "'seed' in the record is True"),
+    ({"widths": {"dense": {}}}, "widths lacks the key 'final'"),
+])
+def test_finish_takes_whole_records_only(cfg, change, problem):
+    with records.open_run(cfg) as run:
+        with pytest.raises(ValueError, match=problem):
+            run.finish(record(**change))
+        assert not run.done and not (run.path / "record.json").exists()
+
+
+# The log
+
+def test_log_lines_in_order(cfg):
+    with records.open_run(cfg) as run:
+        run.log("epoch", loss=np.float32(0.5), widths={"g": np.int64(3)}, top1=np.array([0.25]))
+        run.log("stop", loss=float("nan"), path=Path("a"))
+    first, second = records.read_log(run.path / "log.jsonl")
+    assert first == {"event": "epoch", "time": first["time"], "loss": 0.5, "widths": {"g": 3}, "top1": [0.25]}
+    assert (second["loss"], second["path"]) == ("nan", "a")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", first["time"])
+
+
+@pytest.mark.parametrize("torn", ['{"event": "ep', '{"event": "b"}'])
+def test_a_torn_last_line_is_dropped_on_resume(cfg, torn):
+    with records.open_run(cfg) as run:
+        run.log("a")
+        with open(run.path / "log.jsonl", "a") as file:
+            file.write(torn)
+    with records.open_run(cfg) as run:
+        run.log("c")
+    assert [line["event"] for line in records.read_log(run.path / "log.jsonl")] == ["a", "c"]
+
+
+def test_a_log_that_is_one_torn_line(cfg):
+    with records.open_run(cfg) as run:
+        (run.path / "log.jsonl").write_text('{"ev')
+    with records.open_run(cfg) as run:
+        assert records.read_log(run.path / "log.jsonl") == []
+
+
+# Atomic writing
+
+def test_write_json_takes_numpy_values_and_paths(tmp_path):
+    records.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "n": np.int64(2), "a": np.arange(2), "p": tmp_path,
+                                             "none": None, "t": (1, True)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "x": 0.5, "n": 2, "a": [0, 1], "p": str(tmp_path), "none": None, "t": [1, True]}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), np.float32("inf")])
+def test_write_json_names_the_place_of_a_number_that_is_not_finite(tmp_path, number):
+    with pytest.raises(ValueError, match=re.escape("stages.dense.loss[1] is")):
+        records.write_json(tmp_path / "a.json", {"stages": {"dense": {"loss": [1.0, number]}}})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    records.write_json(path, 1)
+    with pytest.raises(RuntimeError), records.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "1\n" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_temporary_file_keeps_the_suffix(tmp_path):
+    with records.replacing(tmp_path / "a.npz") as temporary:
+        np.savez(temporary, x=np.arange(3))  # appends .npz to any other name
+    assert np.load(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device without room")
+def test_a_full_disk_loses_no_finished_record(cfg):
+    with records.open_run(cfg) as run:
+        run.finish(record())
+        before = (run.path / "record.json").read_bytes()
+        (run.path / ".partial-record.json").symlink_to("/dev/full")
+        (run.path / "log.jsonl").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=r"record.json: cannot be written: No space left.*finished records are kept"):
+            run.finish(record(seed=1))
+        with pytest.raises(UserError, match=r"log.jsonl: cannot be written: No space left"):
+            run.log("epoch")
+        assert (run.path / "record.json").read_bytes() == before
+        assert run.record == record()
+        assert sorted(os.listdir(run.path)) == ["config.yaml", "lock", "log.jsonl", "record.json"]
+
+
+def test_a_disk_that_is_full_only_when_synced(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match="No space left"):
+        records.write_json(tmp_path / "a.json", {})
+    assert os.listdir(tmp_path) == []
+
+
+# Reading many
+
+def test_load_records_in_order_of_path(tmp_path):
+    for name, seed in (("b", 1), ("a", 2), ("c/deep", 3)):
+        (tmp_path / name).mkdir(parents=True)
+        records.write_json(tmp_path / name / "record.json", record(seed=seed))
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / ".partial-record.json").write_text("{")
+    assert [r["seed"] for r in records.load_records(tmp_path)] == [2, 1, 3]
+
+
+def test_folders_that_hold_no_results(tmp_path):
+    with pytest.raises(UserError, match="nowhere: not a folder"):
+        records.load_records(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: not a folder"):
+        records.load_records(tmp_path / "file")
+    with pytest.raises(UserError, match=f"{tmp_path}: holds no record.json"):
+        records.load_records(tmp_path)
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b"", "not valid JSON"),
+    (b'{"name": "x"', "not valid JSON"),
+    (b"\xff\xfe\x00", "not valid JSON"),
+    (json.dumps(record(seconds=float("nan"))).encode(), "it holds NaN"),
+    (b"[]", "the record is not a set of keys and values"),
+    (b"{}", "the record lacks the key 'fingerprint'"),
+    (json.dumps(record(stages={"dense": {"top1": 1}})).encode(), "stages.dense lacks the key 'top5'"),
+    (json.dumps(record(target="0.5")).encode(), "'target' in the record is '0.5', which is of the wrong type"),
+])
+def test_a_broken_record_is_named(tmp_path, content, problem):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path}/record.json: .*{re.escape(problem)}.*run the experiment again$"):
+        records.load_records(tmp_path)
+
+
+# The environment
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = records.environment()
+    assert set(found) == {"git_commit", "versions", "device", "date"}
+    assert found["device"]["name"] == "cpu" and found["device"]["threads"] == 3 and found["device"]["cpu"]
+    assert found["versions"]["gluoncv"].startswith("0.10.5") and found["versions"]["numpy"] == np.__version__
+    assert found["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", found["git_commit"])
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder), *arguments], check=True,
+                   capture_output=True)
+
+
+def test_the_commit_is_of_the_checkout_that_the_package_comes_from(tmp_path, monkeypatch):
+    module = tmp_path / "gcp" / "records.py"
+    module.parent.mkdir()
+    module.write_text("")
+    monkeypatch.setattr(records, "__file__", str(module))
+    assert records.environment()["git_commit"] is None  # no checkout
+    git(tmp_path, "init")
+    (tmp_path / "README").write_text("")
+    git(tmp_path, "add", "README")
+    git(tmp_path, "commit", "-m", "without the package")
+    assert records.environment()["git_commit"] is None  # installed inside somebody's checkout
+    git(tmp_path, "add", "gcp")
+    git(tmp_path, "commit", "-m", "with the package")
+    assert re.fullmatch("[0-9a-f]{40}", records.environment()["git_commit"])
+    module.write_text("changed")
+    assert records.environment()["git_commit"].endswith("+dirty")
