@@ -6,7 +6,9 @@ weight shapes beside the parameters) can be written and read for its ResNets.
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import json
 import os
 import re
@@ -45,13 +47,16 @@ def from_gluoncv(name: str, input_shape: Sequence[int], n_classes: Optional[int]
     Raises UserError for an unknown name, an operator the walk does not know, an input the network cannot take.
     """
     block = _gluoncv_block(name, n_classes, pretrained)
-    symbol = block(mx.sym.var("data"))
+    try:
+        symbol = block(mx.sym.var("data"))
+    except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise UserError(f"network '{name}' has no graph from one image to one output: {_first_line(error)}") from error
     symbol = symbol[0] if isinstance(symbol, (list, tuple)) else symbol
-    params = block.collect_params()
     shapes = _infer(symbol, input_shape, name)
-    for key, shape in shapes["variables"].items():
-        if key in params:
-            params[key].shape = shape
+    # Only what the graph reads: NASNet holds layers that it never calls.
+    params = {k: p for k, p in block.collect_params().items() if k in shapes["variables"]}
+    for key, p in params.items():
+        p.shape = shapes["variables"][key]
     if pretrained:
         values = {k: p.data().asnumpy() for k, p in params.items()}
     elif seed is not None:
@@ -100,7 +105,7 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if not pretrained:
-                return get_model(name, **kwargs)
+                return _with_classes(get_model(name, **kwargs), n_classes)
             full = get_model(name, pretrained=True)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise UserError(f"network '{name}' cannot be built with {n_classes} classes: {_first_line(error)}") from error
@@ -109,13 +114,21 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
                         "GluonCV names into ~/.mxnet/models, or use pretrained: false") from error
     if n_classes is None or _n_outputs(full) == n_classes:
         return full
-    block = get_model(name, **kwargs)
+    block = _with_classes(get_model(name, **kwargs), n_classes)
     block.initialize(mx.init.MSRAPrelu())
     own = block._collect_params_with_prefix()
     for key, value in full._collect_params_with_prefix().items():
         if not key.startswith("output") and not key.startswith("fc"):
             own[key].shape = value.shape
             own[key].set_data(value.data())
+    return block
+
+
+def _with_classes(block: gluon.HybridBlock, n_classes: Optional[int]) -> gluon.HybridBlock:
+    """The block itself: GluonCV's pruned ResNets keep the weight shape of 1000 classes whatever number is asked for."""
+    head = getattr(block, "fc", None)
+    if n_classes is not None and isinstance(head, gluon.nn.Dense) and head.weight.shape[0] != n_classes:
+        head.weight._shape, head.bias._shape = (n_classes, head.weight.shape[1]), (n_classes,)
     return block
 
 
@@ -139,7 +152,7 @@ def _infer(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> dict
     """Shapes of all variables and of all first outputs, for a batch of one."""
     internals = symbol.get_internals()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises
             warnings.simplefilter("ignore")
             args, outs, auxs = internals.infer_shape(data=(1,) + tuple(input_shape))
     except mx.MXNetError as error:
