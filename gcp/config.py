@@ -1,7 +1,7 @@
 """Experiment configurations: a YAML file in, a frozen, fully checked `Config` out.
 
 A file may build on another (`base: other.yaml`), and the command line may set single keys (`--set a.b=c`).
-Whatever is wrong with them ends in one `UserError` line: the place, the key, the value and what would be right.
+Whatever is wrong with them ends in one `UserError` line: the place, the key, the value, what would be right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:
-    """Run a script's `function` on the command line's arguments and exit: 0, 2 user error, 130 interrupted."""
+    """Run a script's `function` on the command line's arguments and exit: 0; 2 user error; 130 Ctrl-C."""
     try:
         function(sys.argv[1:])
     except UserError as error:
@@ -65,8 +65,8 @@ class Model(_Section):
     @model_validator(mode="after")
     def _check(self) -> Model:
         if self.pretrained and self.is_saved:
-            raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved network, "
-                             "which brings its own weights; set model.pretrained to false")
+            raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved "
+                             "network, which brings its own weights; set model.pretrained to false")
         return self
 
 
@@ -121,7 +121,7 @@ class Train(_Section):
 
 
 class Finetune(Train):
-    """Training of the pruned network: the keys of `train`, and epochs to make up for what others have seen."""
+    """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
     extra_epochs: Annotated[int, Field(
@@ -239,8 +239,8 @@ def physical_cores() -> int:
 def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
 
-    `name` defaults to the file's stem. Relative paths: `base` is relative to the file that says it; `data.root`,
-    `model.name` and `output` to the working directory. UserError: whatever is wrong with them.
+    `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
+    `model.name` and `output` from the working directory. UserError: whatever is wrong with them.
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
@@ -261,10 +261,10 @@ _Layer = Tuple[str, dict]  # where it was written, and the nested keys written t
 
 def load_all(path: str | os.PathLike, overrides: Sequence[str] = (),
              seeds: Optional[Sequence[int]] = None) -> list[tuple[Path, list[str], Config]]:
-    """Every experiment of a file or a folder, at every seed (default: its own): file, overrides, configuration.
+    """Every experiment of a file or folder, at every seed (default: its own): file, overrides, configuration.
 
-    In a folder, files whose names start with `_` are bases for others and no experiments. Seeds vary slowest, so
-    that a killed reproduction has whole seeds. UserError: no such path, no configuration in it, a faulty one.
+    In a folder, files whose names start with `_` are bases for others and no experiments. Seeds vary slowest,
+    so that a killed reproduction has whole seeds. UserError: no such path, none in it, a faulty one.
     """
     path = Path(path)
     if not path.exists():

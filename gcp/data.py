@@ -1,7 +1,7 @@
 """Data sets: a name in, training, validation and test batches `(x, y, n_valid)` out, as numpy arrays.
 
-Images are kept as uint8 and become normalised float32, channels first, batch by batch. The validation images are
-held out of the training images; the test images are nobody's to choose by.
+Images are kept as uint8 and become normalised float32, channels first, batch by batch. The validation images
+are held out of the training images; the test images are nobody's to choose by.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 class Split:
     """Some rows of a store of images, served in batches.
 
-    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) where the three channels are equal; `labels` (of all
-    rows) are int32; `mean` and `std` are per channel, in units of the uint8 values.
+    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) where the three channels are equal; `labels` (of
+    all rows) are int32; `mean` and `std` are per channel, in units of the uint8 values.
     """
 
     images: np.ndarray | _Files
@@ -54,9 +54,9 @@ class Split:
                 augment: str = "none") -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """One pass as (x float32 (size, 3, H, W) normalised, y int32 (size,), n_valid).
 
-        With a seed, for training: order and augmentation (none, crop, crop_flip) are drawn from one generator, and
-        the last batch is filled up from the start of the order; every image counts. Without, for evaluation: in
-        order, the last batch filled up by repeating the last image; only the first n_valid count.
+        With a seed, for training: order and augmentation (none, crop, crop_flip) come from one generator,
+        and the last batch is filled up from the start of the order; every image counts. Without, for
+        evaluation: in order, the last batch filled up by repeating the last image; the first n_valid count.
         UserError: an image that cannot be read.
         """
         n, n_padded = len(self), self.n_batches(size) * size
@@ -98,7 +98,7 @@ class Dataset:
 
 
 def load(cfg: Data, seed: int = 0) -> Dataset:
-    """The data set that `cfg` names. `seed` decides which training images are held out for validation, no more.
+    """The data set that `cfg` names. `seed` only decides which training images are held out to validate.
 
     UserError: files that are missing, unreadable, truncated or contradict each other, with the path.
     """
@@ -219,8 +219,8 @@ def _fashion_root(given: str | None) -> Path:
         FashionMNIST(str(folders[-1]), train=False)
     except (ImportError, OSError, RuntimeError) as error:  # requests' errors are OSErrors
         raise UserError(f"Fashion-MNIST is not in {' or '.join(map(str, folders))} and cannot be downloaded "
-                        f"({type(error).__name__}); install Debian's package dataset-fashion-mnist, or put its "
-                        "four .gz files into a folder and set data.root to it") from error
+                        f"({type(error).__name__}); install Debian's package dataset-fashion-mnist, or put "
+                        "its four .gz files into a folder and set data.root to it") from error
     return folders[-1]
 
 

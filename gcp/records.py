@@ -1,7 +1,7 @@
 """Run folders and records: what a run leaves behind, and how finished runs are read again.
 
-A run's folder is named by its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints and,
-written last and atomically, `record.json`: its presence means that the run is done.
+A run's folder is named by its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints
+and, written last and atomically, `record.json`: its presence means that the run is done.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; make room or set `output` to "
-                        "another folder, then run the same command again: finished records are kept") from error
+                        "another folder, then run the command again: finished records are kept") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -107,7 +107,8 @@ def _plain(value: Any, *, finite: bool, place: str = "") -> Any:
         return [_plain(item, finite=finite, place=f"{place}[{n}]") for n, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         if finite:
-            raise ValueError(f"{place.lstrip('.') or 'the value'} is {value}; JSON holds finite numbers or None")
+            place = place.lstrip(".") or "the value"
+            raise ValueError(f"{place} is {value}; JSON holds finite numbers or None")
         return str(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -226,7 +227,7 @@ def load_records(folder: str | os.PathLike) -> list[dict]:
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
     paths = sorted(folder.rglob(RECORD))
     if not paths:
-        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a results folder with a finished run")
+        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a folder with a finished run")
     return [_read_record(path) for path in paths]
 
 
@@ -278,8 +279,8 @@ def _key_problem(mapping: Any, keys: dict, place: str) -> str | None:
 def environment() -> dict:
     """git_commit, versions, device and date of this process, as they go into a record.
 
-    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the package's
-    files differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
+    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the
+    package's files differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return {

@@ -24,7 +24,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def fashion(tmp_path):
-    """A folder in Fashion-MNIST's form: training image n has its number in the top left corner and label n % 10."""
+    """A folder in Fashion-MNIST's form: image n has its number in the top left corner and label n % 10."""
     rng = np.random.default_rng(0)
     for part, n in (("train", N_TRAIN), ("t10k", N_TEST)):
         images = rng.integers(0, 256, (n, 28, 28), np.uint8)
@@ -36,7 +36,7 @@ def fashion(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Class folders cat and dog with 6 training and 2 test images each, in four formats, dogs brighter than cats."""
+    """Class folders cat and dog (brighter), 6 training and 2 test images each, in four formats."""
     for split, n in (("train", 6), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
             (tmp_path / split / name).mkdir(parents=True)
@@ -89,7 +89,8 @@ def test_validation_images_come_from_every_class(fashion):
 
 
 def test_the_seed_decides_the_validation_images_only(fashion):
-    first, again, other = (load("fashion_mnist", fashion, seed=s, n_train=20, validation=0.5) for s in (1, 1, 2))
+    first, again, other = (load("fashion_mnist", fashion, seed=seed, n_train=20, validation=0.5)
+                           for seed in (1, 1, 2))
     rows = [set(d.validation.rows) for d in (first, again, other)]
     assert rows[0] == rows[1] != rows[2]
     everything = [set(numbers(d.train, d.train.batches(10)) + numbers(d.validation, d.validation.batches(10)))
@@ -160,7 +161,8 @@ def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
     batch = np.repeat(images, 400, axis=0)
     shifted = data._augmented(batch, np.random.default_rng(0), mirror=False)
     padded = np.pad(images[0, 0], shift)
-    every = {padded[y:y + side, x:x + side].tobytes() for y in range(2 * shift + 1) for x in range(2 * shift + 1)}
+    shifts = range(2 * shift + 1)
+    every = {padded[y:y + side, x:x + side].tobytes() for y in shifts for x in shifts}
     assert {image[0].tobytes() for image in shifted} == every
 
 
@@ -265,13 +267,15 @@ def floats(path):
 def test_a_damaged_idx_file_is_named(fashion, damage, part, file):
     damage(fashion / file)
     message = mistake("fashion_mnist", fashion)
-    assert message.startswith(f"{fashion / file}: ") and part in message and "replace it with a whole copy" in message
+    assert message.startswith(f"{fashion / file}: ") and part in message
+    assert message.endswith("; replace it with a whole copy")
 
 
 def test_images_where_labels_should_be(fashion):
     (fashion / "train-images-idx3-ubyte.gz").replace(fashion / "train-labels-idx1-ubyte.gz")
     write_idx(fashion / "train-images-idx3-ubyte.gz", np.zeros((N_TRAIN, 28, 28)))
-    assert "train-labels-idx1-ubyte.gz: not an IDX file of 1-dimensional bytes" in mistake("fashion_mnist", fashion)
+    message = mistake("fashion_mnist", fashion)
+    assert "train-labels-idx1-ubyte.gz: not an IDX file of 1-dimensional bytes" in message
 
 
 def test_labels_of_another_copy(fashion):
@@ -286,7 +290,8 @@ def test_a_label_out_of_range(fashion):
 
 def test_a_missing_idx_file(fashion):
     (fashion / "t10k-images-idx3-ubyte.gz").unlink()
-    assert f"{fashion}: Fashion-MNIST file t10k-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion)
+    message = mistake("fashion_mnist", fashion)
+    assert f"{fashion}: Fashion-MNIST file t10k-images-idx3-ubyte.gz is not there" in message
     assert "train-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion / "nowhere")
 
 
@@ -303,7 +308,7 @@ def test_without_a_root_and_a_network(tmp_path, monkeypatch, error):
             raise error
 
     monkeypatch.setitem(sys.modules, "mxnet.gluon.data.vision", Vision)
-    for module in ("mxnet", "mxnet.gluon", "mxnet.gluon.data"):  # a stand-in: MXNet retries a download for minutes
+    for module in ("mxnet", "mxnet.gluon", "mxnet.gluon.data"):  # MXNet itself would retry for minutes
         monkeypatch.setitem(sys.modules, module, Vision)
     monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(tmp_path / "a"), str(tmp_path / "b")))
     message = mistake("fashion_mnist", None)
@@ -405,7 +410,8 @@ def test_a_class_of_one_split_only(folder, extra, missing):
 
 
 def test_folders_that_are_no_data_set(tmp_path):
-    assert mistake("folder", tmp_path / "nowhere").startswith(f"{tmp_path / 'nowhere'}: should hold the folders train")
+    nowhere = tmp_path / "nowhere"
+    assert mistake("folder", nowhere).startswith(f"{nowhere}: should hold the folders train and test")
     (tmp_path / "train").mkdir()
     assert mistake("folder", tmp_path).startswith(f"{tmp_path}: should hold the folders train and test")
     (tmp_path / "test").mkdir()

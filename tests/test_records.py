@@ -33,8 +33,8 @@ def record(**changes) -> dict:
             "git_commit": None, "versions": {}, "device": {}, "date": "2020-01-01T00:00:00+00:00",
             "model": "resnet18_v1b", "data": "digits", "method": "gcp", "objective": "macs", "target": 0.5,
             "stages": {"dense": stage, "pruned": {**stage, "throughput": None}, "final": stage},
-            "macs_kept": 0.49, "params_kept": 0.3, "widths": {"dense": {"g": 8}, "final": {"g": 4}}, "iterations": [],
-            "images_before_finetune": 100, "images_total": 300, "seconds": 3.0, **changes}
+            "macs_kept": 0.49, "params_kept": 0.3, "widths": {"dense": {"g": 8}, "final": {"g": 4}},
+            "iterations": [], "images_before_finetune": 100, "images_total": 300, "seconds": 3.0, **changes}
 
 
 # A run
@@ -71,7 +71,8 @@ def test_a_run_is_open_once(cfg):
 
 def test_a_killed_process_lets_go_of_its_run(cfg):
     hold = ("import sys, time, gcp.config, gcp.records; "
-            "run = gcp.records.open_run(gcp.config.load(sys.argv[1])); print('open', flush=True); time.sleep(60)")
+            "run = gcp.records.open_run(gcp.config.load(sys.argv[1])); "
+            "print('open', flush=True); time.sleep(60)")
     records.open_run(cfg).close()
     holder = subprocess.Popen([sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
                               stdout=subprocess.PIPE, text=True, cwd=Path(records.__file__).parent.parent)
@@ -145,8 +146,8 @@ def test_a_log_that_is_one_torn_line(cfg):
 # Atomic writing
 
 def test_write_json_takes_numpy_values_and_paths(tmp_path):
-    records.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "n": np.int64(2), "a": np.arange(2), "p": tmp_path,
-                                             "none": None, "t": (1, True)})
+    records.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "n": np.int64(2), "a": np.arange(2),
+                                             "p": tmp_path, "none": None, "t": (1, True)})
     assert json.loads((tmp_path / "a.json").read_text()) == {
         "x": 0.5, "n": 2, "a": [0, 1], "p": str(tmp_path), "none": None, "t": [1, True]}
 
@@ -180,7 +181,7 @@ def test_a_full_disk_loses_no_finished_record(cfg):
         before = (run.path / "record.json").read_bytes()
         (run.path / ".partial-record.json").symlink_to("/dev/full")
         (run.path / "log.jsonl").symlink_to("/dev/full")
-        with pytest.raises(UserError, match=r"record.json: cannot be written: No space left.*finished records are kept"):
+        with pytest.raises(UserError, match="record.json: cannot be written: No space left.*are kept"):
             run.finish(record(seed=1))
         with pytest.raises(UserError, match=r"log.jsonl: cannot be written: No space left"):
             run.log("epoch")
@@ -228,11 +229,11 @@ def test_folders_that_hold_no_results(tmp_path):
     (b"[]", "the record is not a set of keys and values"),
     (b"{}", "the record lacks the key 'fingerprint'"),
     (json.dumps(record(stages={"dense": {"top1": 1}})).encode(), "stages.dense lacks the key 'top5'"),
-    (json.dumps(record(target="0.5")).encode(), "'target' in the record is '0.5', which is of the wrong type"),
+    (json.dumps(record(target="0.5")).encode(), "'target' in the record is '0.5', which is of the wrong"),
 ])
 def test_a_broken_record_is_named(tmp_path, content, problem):
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(UserError, match=f"^{tmp_path}/record.json: .*{re.escape(problem)}.*run the experiment again$"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/record.json: .*{re.escape(problem)}.*again$"):
         records.load_records(tmp_path)
 
 
@@ -248,8 +249,8 @@ def test_environment(monkeypatch):
 
 
 def git(folder, *arguments):
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder), *arguments], check=True,
-                   capture_output=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder), *arguments],
+                   check=True, capture_output=True)
 
 
 def test_the_commit_is_of_the_checkout_that_the_package_comes_from(tmp_path, monkeypatch):
