@@ -303,6 +303,8 @@ def _walk(net: Network) -> Tuple[Tuple[Group, ...], Tuple[Optional[str], ...]]:
         else:
             label[i] = label[node.inputs[0]]
     sets.unite(fixed, label[net.output])
+    for root in _unsilenced(net, {i: sets.find(a) for i, a in label.items()}):
+        sets.unite(fixed, root)
 
     members: Dict[int, Dict[str, list]] = {}
     for i, node in enumerate(net.nodes):
@@ -331,6 +333,27 @@ def _walk(net: Network) -> Tuple[Tuple[Group, ...], Tuple[Optional[str], ...]]:
                                                   ("producers", "consumers", "norms", "depthwise"))))
     owner = tuple(name_of.get(sets.find(label[i])) if i in label else None for i in range(len(net.nodes)))
     return tuple(groups), owner
+
+
+def _unsilenced(net: Network, root: Mapping[int, int]) -> List[int]:
+    """Labels whose channels some layer reads ahead of their norms, as the shortcuts of CIFAR's version-2 ResNets do.
+
+    No scale at zero silences such a channel, so these stay whole.
+    """
+    scaled = {root[i] for i, n in enumerate(net.nodes) if i in root and (n.op in NORM or is_mask(net, i))}
+    silenced, found = {net.data: True}, []
+    for i, node in enumerate(net.nodes):
+        if node.op == "null":
+            continue
+        if is_layer(net, i) and not silenced[node.inputs[0]]:
+            found.append(root[node.inputs[0]])
+        if is_layer(net, i):
+            silenced[i] = root[i] not in scaled
+        elif node.op in ADD:
+            silenced[i] = all(silenced[j] for j in node.inputs)
+        else:
+            silenced[i] = node.op in NORM or is_mask(net, i) or silenced[node.inputs[0]]
+    return found
 
 
 def _streams(net: Network) -> Tuple[Stream, ...]:
@@ -456,7 +479,8 @@ def with_masks(net: Network) -> Network:
             shape = (1,) + (net.shapes[i][0],) + (1,) * (len(net.shapes[i]) - 1)
             arrays[name] = np.ones(shape, np.float32)
             # MXNet cannot infer this shape from the graph
-            nodes += [Node("null", name, {"__shape__": str(shape)}), Node("broadcast_mul", name + "_fwd", {}, (moved[i], len(nodes)))]
+            nodes += [Node("null", name, {"__shape__": str(shape)}),
+                      Node("broadcast_mul", name + "_fwd", {}, (moved[i], len(nodes)))]
             shapes += [shape, net.shapes[i]]
             moved[i] = len(nodes) - 1
     return replace(net, nodes=tuple(nodes), shapes=tuple(shapes), arrays=arrays, output=moved[net.output])
@@ -633,9 +657,6 @@ def _absorb_constants(net: Network, keep: Mapping[str, Sequence[int]]) -> Dict[s
                 if read is not None and len(dropped[read]):
                     lost = lost + taps[:, dropped[read]] @ c[dropped[read]]
                 c = np.full(len(w), np.nan if group is not None and has_norm[group] else 0.0)
-            if np.isnan(lost).any():
-                raise UserError(f"network '{net.name}': node '{node.name}' reads channels of group '{read}' that no "
-                                "batch norm silences; this group can't be pruned")
             if bias is not None:
                 c = c + arrays[bias]
                 arrays[bias] = (arrays[bias] + lost).astype(np.float32)
