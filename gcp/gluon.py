@@ -100,6 +100,8 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise UserError(f"unknown network '{name}': neither a GluonCV network nor the prefix of a saved one "
                         f"(no file '{name}-symbol.json'){hint}")
+    if n_classes is not None and n_classes < 1:
+        raise UserError(f"network '{name}': {n_classes} classes; give at least 1")
     kwargs = {} if n_classes is None else {"classes": n_classes}
     try:
         with warnings.catch_warnings():
@@ -226,7 +228,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
             raise UserError(f"'{params_path}' holds '{key}', which '{symbol_path}' does not know")
         if tuple(wanted[key]) != value.shape:
             raise UserError(f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' "
-                            f"needs {tuple(wanted[key])}")
+                            f"needs {tuple(wanted[key])} for an input of {'x'.join(map(str, input_shape))}")
     nodes = tuple(replace(n, attrs={}) if n.name == "data" and n.op == "null" else n for n in nodes)
     return _with_free_scales(Network(name, nodes, output, _node_shapes(symbol, input_shape, str(prefix)), arrays))
 
@@ -298,9 +300,9 @@ def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     reason = None
     if "resnet" not in net.name or "v2" in net.name:
         reason = "it is not one of GluonCV's version-1 ResNets"
-    for node in net.nodes:
-        if node.op == "Convolution" and net.bias(node.name) is not None:
-            reason = f"conv '{node.name}' has a bias, which that form cannot hold"
+    biased = [n.name for n in net.nodes if n.op == "Convolution" and net.bias(n.name) is not None]
+    if biased and reason is None:
+        reason = f"conv '{biased[0]}' has a bias, which that form cannot hold"
     if reason:
         raise UserError(f"network '{net.name}' cannot be written in GluonCV's pruned-ResNet form: {reason}")
     shapes = {}
@@ -359,6 +361,8 @@ def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: 
 
 def from_block(net: Network, block: gluon.SymbolBlock) -> Network:
     """The network with the block's present values."""
+    # A static graph's backward writes the running statistics; reading them does not wait for it by itself.
+    mx.nd.waitall()
     return net.with_arrays({k: p.data().asnumpy() for k, p in block.collect_params().items()})
 
 

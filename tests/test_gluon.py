@@ -1,0 +1,296 @@
+"""From GluonCV to a network, to files in three forms, and back: the outputs stay the same."""
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from gluoncv.model_zoo import get_model, pruned_resnet
+from mxnet import autograd
+from networks import centre_taps, difference, images, random_keep, random_network, shape_only
+
+from gcp import gluon
+from gcp.config import UserError
+from gcp.network import mask, shrink
+
+ROUND_TRIPS = ["resnet18_v1b", "resnet50_v1d", "cifar_resnet20_v1"]
+
+
+@pytest.fixture(scope="module", params=ROUND_TRIPS)
+def pruned(request):
+    """A pruned network, images, and what it says to them."""
+    net = random_network(request.param)
+    small = shrink(net, random_keep(net, 0.4))
+    x = images(small, 2)
+    return small, x, gluon.predict(small, x)
+
+
+def imported(symbol_path, params_path):
+    """Plain MXNet's reading of a saved network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mx.gluon.SymbolBlock.imports(str(symbol_path), ["data"], str(params_path))
+
+
+# ---- GluonCV -> network -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18_v1", "resnet50_v1d_0.11", "resnet18_v2", "cifar_resnet20_v2",
+                                  "mobilenetv2_1.0", "vgg16_bn"])
+def test_a_network_says_what_its_gluoncv_block_says(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        block = get_model(name, classes=1000 if "_0." in name else 5)
+    block.initialize(mx.init.MSRAPrelu())
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    expected = block(mx.nd.array(x)).asnumpy()
+    net = gluon.from_gluoncv(name, (3, 32, 32), expected.shape[1], seed=1)
+    own = {k[len(block.prefix):]: p.data().asnumpy() for k, p in block.collect_params().items()}
+    # Batch norms without a scale hold ones, whatever their unused array says.
+    own.update({k: net.arrays[k] for k, v in net.arrays.items() if "batchnorm0_gamma" in k and "_v2" in name
+                and v.shape == (3,)})
+    net = net.with_arrays(own)
+    assert difference(gluon.predict(net, x), expected) < 1e-5
+    assert (net.input_shape, net.n_classes, net.name) == ((3, 32, 32), expected.shape[1], name)
+
+
+def test_names_do_not_depend_on_how_many_networks_came_before():
+    first, second = (gluon.from_gluoncv("mobilenet1.0", (3, 32, 32)) for _ in range(2))
+    assert first.nodes == second.nodes and first.widths == second.widths
+
+
+def test_weights_are_drawn_by_the_seed():
+    a, b, c = (gluon.from_gluoncv("cifar_resnet20_v1", (3, 16, 16), 4, seed=s).arrays for s in (1, 1, 2))
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    assert not np.array_equal(a["conv0_weight"], c["conv0_weight"])
+    assert 0.5 < a["stage3_conv1_weight"].std() / np.sqrt(2 / (64 * 9)) < 2
+
+
+@pytest.mark.parametrize("name", ["resnet18_v1b_0.89", "resnet50_v1d_0.11", "resnet101_v1d_0.73"])
+def test_released_networks_take_any_number_of_classes(name):
+    # GluonCV's own keep the dense weight of 1000 classes and cannot be run with another number.
+    net = gluon.from_gluoncv(name, (3, 64, 64), 256)
+    assert net.n_classes == 256 and net.arrays["dense0_weight"].shape[0] == 256
+    assert net.widths == shape_only(name).widths
+
+
+@pytest.mark.parametrize("name, near", [("resnet18_v1bb", "resnet18_v1b"), ("mobilnet1.0", "mobilenet1.0"),
+                                        ("zzzzz", "neither a GluonCV network nor the prefix of a saved one")])
+def test_an_unknown_name_gets_the_nearest(name, near):
+    with pytest.raises(UserError, match=near):
+        gluon.open_network(name)
+
+
+@pytest.mark.parametrize("name, shape", [("vgg16_bn", (3, 16, 16)), ("resnet50_v1d", (3, 2, 2)),
+                                         ("resnet18_v1b", (3, 0, 0)), ("resnet18_v1b_0.89", (1, 32, 32))])
+def test_an_input_the_network_cannot_take(name, shape, capsys):
+    with pytest.raises(UserError, match=f"'{name}' cannot take an input of {'x'.join(map(str, shape))}") as error:
+        gluon.from_gluoncv(name, shape)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""  # MXNet prints the arguments, which would spoil --json
+
+
+@pytest.mark.parametrize("name", ["resnet50_v1b_gn", "siamrpn_alexnet_v2_otb15"])
+def test_a_network_that_gives_no_graph(name):
+    with pytest.raises(UserError, match=f"'{name}' has no graph"):
+        gluon.from_gluoncv(name, (3, 64, 64))
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_network_loads_in_plain_mxnet(pruned, tmp_path):
+    net, x, expected = pruned
+    block = imported(*gluon.save(net, tmp_path / "deep" / "er.v1"))
+    assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["er.v1-0000.params", "er.v1-symbol.json"]
+
+
+def test_a_saved_network_loads_here(pruned, tmp_path):
+    net, x, expected = pruned
+    gluon.save(net, tmp_path / "net")
+    for again in (gluon.load(tmp_path / "net"), gluon.open_network(str(tmp_path / "net-0000.params"))):
+        assert np.array_equal(gluon.predict(again, x), expected)
+        assert (again.nodes, again.shapes, again.output, again.name) == (net.nodes, net.shapes, net.output, net.name)
+        assert again.groups == net.groups and again.streams == net.streams
+        assert all(np.array_equal(again.arrays[k], v) for k, v in net.arrays.items())
+
+
+def test_a_saved_network_loads_in_gluoncvs_pruned_form(pruned, tmp_path):
+    net, x, expected = pruned
+    json_path, _ = gluon.save_gluoncv(net, tmp_path / "net")
+    block = gluon.load_gluoncv(net.name, tmp_path / "net", net.n_classes)
+    assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
+    shapes = json.loads(json_path.read_text(encoding="utf-8"))
+    assert all(key.startswith("resnetv1d_") for key in shapes)
+
+
+def test_gluoncvs_form_is_that_of_the_released_files(tmp_path):
+    released = json.loads((Path(pruned_resnet.__file__).parent / "resnet50_v1d_8.8x.json").read_text())
+    net = random_network("resnet50_v1d_0.11", n_classes=1000)
+    json_path, _ = gluon.save_gluoncv(net, tmp_path / "net")
+    written = json.loads(json_path.read_text(encoding="utf-8"))
+    assert {k: v for k, v in released.items() if k in written} == written
+    assert {k for k in released if k.endswith("_weight")} <= set(written)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("mobilenet1.0", "not one of GluonCV's version-1 ResNets"), ("resnet18_v2", "not one of GluonCV's version-1"),
+    ("cifar_resnet20_v2", "not one of GluonCV's version-1"), ("vgg16_bn", "not one of GluonCV's version-1"),
+    ("resnet50_v1", "conv 'stage1_conv0_fwd' has a bias")])
+def test_networks_that_gluoncvs_form_cannot_hold(name, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        gluon.save_gluoncv(shape_only(name, (3, 32, 32)), tmp_path / "net")
+    assert said in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_1.0", "resnet18_v2", "resnet18_v1b_0.89"])
+def test_other_families_survive_files_and_a_second_pruning(name, tmp_path):
+    net = centre_taps(random_network(name))
+    small = shrink(net, random_keep(net, 0.5))
+    block = imported(*gluon.save(small, tmp_path / "net"))
+    again, x = gluon.load(tmp_path / "net"), images(small, 2)
+    expected = gluon.predict(small, x)
+    assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
+    keep = random_keep(again, 0.5, seed=2)
+    assert difference(gluon.predict(shrink(again, keep), x), gluon.predict(mask(small, keep), x)) < 1e-5
+
+
+def test_gluons_own_export_is_read(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        block = get_model("cifar_resnet20_v1", classes=4)
+    block.initialize()
+    block.hybridize()
+    x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
+    expected = block(mx.nd.array(x)).asnumpy()
+    block.export(str(tmp_path / "net"))
+    with pytest.raises(UserError, match="does not say its input shape"):
+        gluon.load(tmp_path / "net")
+    net = gluon.load(tmp_path / "net", (3, 16, 16))
+    np.testing.assert_allclose(gluon.predict(net, x), expected, rtol=1e-4, atol=1e-6)
+    assert len(net.groups) == 12
+
+
+@pytest.fixture()
+def saved(tmp_path):
+    """A small saved network's two files."""
+    return gluon.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
+
+
+def refused(prefix, *said, input_shape=None):
+    with pytest.raises(UserError) as error:
+        gluon.load(prefix, input_shape)
+    assert "\n" not in str(error.value)
+    for words in said:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 20, 24, 100, 5000, -300, -1])
+def test_truncated_parameters(saved, size):
+    saved[1].write_bytes(saved[1].read_bytes()[:size])
+    refused(str(saved[0])[:-len("-symbol.json")], "net-0000.params")
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 3000, -1])
+def test_truncated_graph(saved, size):
+    text = saved[0].read_text(encoding="utf-8").rstrip()
+    saved[0].write_text(text[:size])
+    refused(str(saved[0])[:-len("-symbol.json")], "net-symbol.json")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"nodes": [], "heads": []}', '{"nodes": 1, "heads": [1]}',
+                                  '{"nodes": [1], "heads": [[0, 0, 0]]}', '"nodes"', '\x00\x01',
+                                  '{"nodes": [], "heads": [[0, 0, 0]], "arg_nodes": []}'])
+def test_a_graph_that_is_none(saved, text):
+    saved[0].write_text(text)
+    refused(str(saved[0])[:-len("-symbol.json")], "net")
+
+
+def test_binary_rubbish(saved):
+    rng = np.random.default_rng(0)
+    saved[0].write_bytes(rng.bytes(500))
+    refused(str(saved[0])[:-len("-symbol.json")], "net-symbol.json")
+    saved = gluon.save(random_network("cifar_resnet20_v1"), str(saved[0])[:-len("-symbol.json")])
+    saved[1].write_bytes(rng.bytes(500))
+    refused(str(saved[0])[:-len("-symbol.json")], "net-0000.params")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_missing_half(saved, which):
+    saved[which].unlink()
+    refused(str(saved[0])[:-len("-symbol.json")], f"'{saved[which]}' is missing")
+
+
+def test_parameters_of_another_network(saved, tmp_path):
+    net = random_network("cifar_resnet20_v1")
+    other = gluon.save(shrink(net, random_keep(net)), tmp_path / "other")
+    saved[1].write_bytes(other[1].read_bytes())
+    refused(tmp_path / "net", "has shape", "needs", "net-0000.params")
+    mx.nd.save(str(saved[1]), {"arg:conv0_weight": mx.nd.zeros((16, 3, 3, 3))})
+    refused(tmp_path / "net", "lacks", "does not belong to")
+    mx.nd.save(str(saved[1]), [mx.nd.zeros((2,))])
+    refused(tmp_path / "net", "arrays without names")
+    arrays = {f"arg:{k}": mx.nd.array(v) for k, v in net.arrays.items()}
+    mx.nd.save(str(saved[1]), {**arrays, "arg:stray": mx.nd.zeros((2,))})
+    refused(tmp_path / "net", "holds 'stray'")
+
+
+def test_an_input_that_the_saved_network_cannot_take(tmp_path):
+    gluon.save(random_network("resnet50_v1d_0.11"), tmp_path / "net")
+    refused(tmp_path / "net", "cannot take an input of 3x2x2", input_shape=(3, 2, 2))
+    refused(tmp_path / "net", "'conv0_weight' has shape (8, 3, 3, 3)", "(8, 1, 3, 3) for an input of 1x32x32",
+            input_shape=(1, 32, 32))
+
+
+def test_a_failed_write_leaves_the_saved_network_as_it_was(saved, tmp_path, monkeypatch):
+    before = [path.read_bytes() for path in saved]
+
+    def full(*_):
+        raise mx.MXNetError("Check failed: file write error")
+    monkeypatch.setattr(mx.nd, "save", full)
+    with pytest.raises((UserError, OSError)):
+        gluon.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
+    assert [path.read_bytes() for path in saved] == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net-0000.params", "net-symbol.json"]
+
+
+# ---- blocks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_block_gives_its_values_back():
+    net = random_network("cifar_resnet20_v1")
+    again = gluon.from_block(net, gluon.to_block(net))
+    assert all(np.array_equal(again.arrays[k], v) for k, v in net.arrays.items())
+
+
+def test_frozen_statistics_stay_and_are_used_in_training():
+    net, x = random_network("resnet18_v2"), mx.nd.array(images(random_network("resnet18_v2")))
+    block = gluon.to_block(net, frozen_statistics=True)
+    with autograd.record():
+        y = block(x)
+    y.backward()
+    trained = y.asnumpy()
+    assert difference(trained, gluon.predict(net, x.asnumpy())) < 1e-5
+    assert all(np.array_equal(gluon.from_block(net, block).arrays[k], net.arrays[k]) for k in gluon.auxiliary(net))
+    block = gluon.to_block(net)
+    with autograd.record():
+        y = block(x)
+    y.backward()
+    assert not np.allclose(y.asnumpy(), trained, atol=1e-2)
+    after = gluon.from_block(net, block).arrays
+    assert any(not np.array_equal(after[k], net.arrays[k]) for k in gluon.auxiliary(net))
+
+
+def test_only_what_is_trainable_gets_gradients():
+    net = random_network("resnet18_v2")
+    aux = gluon.auxiliary(net)
+    held = {k for k, p in gluon.to_block(net).collect_params().items() if p.grad_req == "null"}
+    assert held == aux | {"batchnorm0_gamma", "batchnorm0_beta"}
+    chosen = {"batchnorm1_gamma", "dense0_weight"}
+    block = gluon.to_block(net, trainable=chosen | {"batchnorm0_gamma"})
+    assert {k for k, p in block.collect_params().items() if p.grad_req != "null"} == chosen

@@ -1,0 +1,344 @@
+"""Groups, masks, rescaling and removal, against hand counts and against each other."""
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from networks import centre_taps, difference, images, random_keep, random_network, shape_only
+
+from gcp import gluon
+from gcp.config import UserError
+from gcp.network import (Node, fold_masks, is_depthwise, is_layer, keep_all, mask, parse_nodes, reader_norms,
+                         rescale, shrink, squared_input_norms, with_masks)
+
+LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version in ("v1", "v1b", "v2")] + [
+    "resnet50_v1d", "resnet101_v1d", "resnet18_v1b_0.89", "resnet50_v1d_0.86", "resnet50_v1d_0.48",
+    "resnet50_v1d_0.37", "resnet50_v1d_0.11", "resnet101_v1d_0.76", "resnet101_v1d_0.73", "cifar_resnet20_v1",
+    "mobilenet1.0", "mobilenetv2_1.0", "vgg16_bn"]
+# One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
+FAMILIES = ["resnet18_v1", "resnet50_v1", "resnet18_v2", "resnet18_v1b_0.89", "resnet50_v1d_0.11",
+            "cifar_resnet20_v1", "cifar_resnet20_v2", "mobilenet1.0", "mobilenetv2_1.0", "vgg16_bn"]
+
+
+# ---- groups -----------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_resnet18_by_hand():
+    groups = {g.name: g for g in shape_only("resnet18_v1b").groups}
+    assert [(g.name, g.size) for g in groups.values()] == [
+        ("conv0", 64), ("layers1_conv0", 64), ("layers1_conv2", 64),
+        ("layers2_conv0", 128), ("layers2_conv1", 128), ("layers2_conv2", 128),
+        ("layers3_conv0", 256), ("layers3_conv1", 256), ("layers3_conv2", 256),
+        ("layers4_conv0", 512), ("layers4_conv1", 512), ("layers4_conv2", 512)]
+    first, inner, second = groups["conv0"], groups["layers1_conv0"], groups["layers2_conv1"]
+    assert first.producers == ("conv0_fwd", "layers1_conv1_fwd", "layers1_conv3_fwd")
+    assert set(first.consumers) == {"layers1_conv0_fwd", "layers1_conv2_fwd", "layers2_conv0_fwd", "down2_conv0_fwd"}
+    assert first.norms == ("batchnorm0_fwd", "layers1_batchnorm1_fwd", "layers1_batchnorm3_fwd")
+    assert (inner.producers, inner.consumers) == (("layers1_conv0_fwd",), ("layers1_conv1_fwd",))
+    assert set(second.producers) == {"layers2_conv1_fwd", "down2_conv0_fwd", "layers2_conv3_fwd"}
+    assert "dense0_fwd" in groups["layers4_conv1"].consumers
+    assert not any(g.depthwise for g in groups.values())
+
+
+def n_groups(name: str) -> int:
+    """Stem + one tied group a stage + the convs inside each block; the stem is tied where stage 1 adds to it."""
+    base = name.replace("cifar_", "")
+    if "resnet20" in base:
+        return 3 + 9
+    depth = int(base[len("resnet"):].split("_")[0])
+    blocks = {18: 8, 34: 16, 50: 16, 101: 33}[depth]
+    if depth < 50:
+        return 4 + blocks
+    return 1 + 4 + 2 * blocks + (2 if "v1d" in base else 0)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_groups_of_every_listed_network(name):
+    net = shape_only(name, (3, 32, 32) if "cifar" in name else (3, 224, 224))
+    layers = [n.name for i, n in enumerate(net.nodes) if is_layer(net, i)]
+    depthwise = [n.name for i, n in enumerate(net.nodes) if n.op == "Convolution" and is_depthwise(net, i)]
+    produced = [p for g in net.groups for p in g.producers]
+    consumed = [c for g in net.groups for c in g.consumers]
+    # Every layer's outputs are one group's but the classifier's, every layer reads one group but the first.
+    assert sorted(produced) == sorted(layers[:-1])
+    assert sorted(consumed) == sorted(layers[1:])
+    assert sorted(d for g in net.groups for d in g.depthwise) == sorted(depthwise)
+    for g in net.groups:
+        for p in g.producers:
+            assert net.arrays[net.weight(p)].shape[0] == g.size
+        for n in g.norms:
+            assert net.arrays[net.norm_arrays(n)[0]].shape == (g.size,)
+    if "resnet" in name:
+        assert len(net.groups) == n_groups(name)
+    if name.endswith(("_0.89", "_0.86", "_0.48", "_0.37", "_0.11", "_0.76", "_0.73")):
+        assert all(g.size % 8 == 0 for g in net.groups)
+
+
+def test_groups_of_mobilenets_and_vgg():
+    sizes = [g.size for g in shape_only("mobilenet1.0").groups]
+    assert sizes == [32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
+    assert all(len(g.depthwise) == 1 for g in shape_only("mobilenet1.0").groups[:-1])
+    v2 = shape_only("mobilenetv2_1.0")
+    # Stem, the outputs of seven stages (tied within each), the insides of 17 blocks but the first, the head.
+    assert len(v2.groups) == 1 + 7 + 16 + 1
+    assert [g.size for g in v2.groups if len(g.producers) > 1] == [24, 32, 64, 96, 160]
+    vgg = shape_only("vgg16_bn")
+    assert [g.size for g in vgg.groups] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6 + [4096] * 2
+    assert [bool(g.norms) for g in vgg.groups] == [True] * 13 + [False] * 2
+    flattened = squared_input_norms(random_network("vgg16_bn"), "dense0_fwd")
+    assert flattened.shape == (512,)
+
+
+def test_channels_that_no_norm_silences_stay_whole():
+    # The shortcut of CIFAR's version-2 ResNets reads the raw sum, ahead of every norm.
+    net = shape_only("cifar_resnet20_v2", (3, 32, 32))
+    whole = net.index["conv0_fwd"], net.index["stage2_conv1_fwd"]
+    assert all(net.owner[i] is None for i in whole)
+    assert "stage1_conv0" in net.widths and "conv0" not in net.widths
+
+
+@pytest.mark.parametrize("name, operator, node", [
+    ("densenet121", "'Concat'", "'stage1_concat0'"),
+    ("se_resnet18_v1", "'_contrib_AdaptiveAvgPooling2D'", "'stage1_adaptiveavgpooling2d0'"),
+    ("resnext50_32x4d", "'Convolution' with num_group=32", "'stage1_conv1_fwd'"),
+    ("nasnet_4_1056", "'Concat'", "'cellstem00_concat0'")])
+def test_an_unknown_operator_is_named_with_its_node(name, operator, node):
+    with pytest.raises(UserError) as error:
+        shape_only(name).groups
+    assert operator in str(error.value) and node in str(error.value) and name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def from_symbol(symbol, arrays, tmp_path, input_shape):
+    """A network from a hand-made Symbol, through its saved form."""
+    (tmp_path / "net-symbol.json").write_text(symbol.tojson())
+    aux = set(symbol.list_auxiliary_states())
+    mx.nd.save(str(tmp_path / "net-0000.params"),
+               {("aux:" if k in aux else "arg:") + k: mx.nd.array(v) for k, v in arrays.items()})
+    return gluon.load(tmp_path / "net", input_shape)
+
+
+def drawn(symbol, input_shape, seed=0):
+    """Random arrays of the shapes that a Symbol needs."""
+    args, _, aux = symbol.infer_shape(data=(1, *input_shape))
+    shapes = {**dict(zip(symbol.list_arguments(), args)), **dict(zip(symbol.list_auxiliary_states(), aux))}
+    rng = np.random.default_rng(seed)
+    return {k: (rng.uniform(0.5, 1.5, s) if k.endswith(("gamma", "var")) else rng.normal(0, 0.5, s)).astype("float32")
+            for k, s in shapes.items() if k != "data"}
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda x: mx.sym.Activation(x, act_type="softsign", name="odd"), "activation 'softsign' at node 'odd'"),
+    (lambda x: mx.sym.LeakyReLU(x, act_type="elu", name="odd"), "activation 'elu' at node 'odd'"),
+    (lambda x: mx.sym.Pooling(x, kernel=(2, 2), pool_type="lp", p_value=2, name="odd"), "pooling 'lp' at node 'odd'"),
+    (lambda x: mx.sym.elemwise_mul(x, x, name="odd"), "operator 'elemwise_mul' at node 'odd'"),
+    (lambda x: mx.sym.BatchNorm(x, axis=2, name="odd"), "a batch norm that is not over channels at node 'odd'"),
+    (lambda x: mx.sym.broadcast_add(x, mx.sym.Pooling(x, global_pool=True, pool_type="avg", kernel=(1, 1)),
+                                    name="odd"), "addition of different shapes")])
+def test_operators_that_would_be_guessed_at_are_refused(make, said, tmp_path):
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=4, kernel=(3, 3), name="conv")
+    symbol = mx.sym.FullyConnected(make(x), num_hidden=2, name="dense")
+    net = from_symbol(symbol, drawn(symbol, (3, 8, 8)), tmp_path, (3, 8, 8))
+    with pytest.raises(UserError) as error:
+        net.groups
+    assert said in str(error.value)
+
+
+def test_a_graph_with_two_outputs_is_refused():
+    x = mx.sym.var("data")
+    with pytest.raises(UserError, match="2 outputs"):
+        parse_nodes(mx.sym.Group([mx.sym.relu(x), mx.sym.tanh(x)]).tojson())
+    split = mx.sym.split(x, num_outputs=2, axis=1, name="halves")
+    with pytest.raises(UserError, match="reads output 1 of 'halves'"):
+        parse_nodes(mx.sym.relu(split[1]).tojson())
+
+
+# ---- masks and removal ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_and_shrunk_agree_where_no_border_matters(name):
+    net = centre_taps(random_network(name))
+    keep = random_keep(net)
+    small = shrink(net, keep)
+    x = images(net)
+    assert difference(gluon.predict(small, x), gluon.predict(mask(net, keep), x)) < 1e-5
+    assert small.widths == {g: len(keep[g]) for g in net.widths}
+    # The graph's own shapes, kept up by hand, are those that MXNet infers for it.
+    assert small.shapes == gluon._node_shapes(gluon.to_symbol(small), small.input_shape, name)
+
+
+@pytest.mark.parametrize("name", ["mobilenet1.0", "mobilenetv2_1.0"])
+def test_mobilenets_have_no_border_error(name):
+    # Only depthwise convs are padded, and these pass dropped channels on to a norm of their own group.
+    net = random_network(name)
+    keep, x = random_keep(net), images(net)
+    assert difference(gluon.predict(shrink(net, keep), x), gluon.predict(mask(net, keep), x)) < 1e-5
+
+
+def silent(net, keep):
+    """The masked network with the constants of its dropped channels taken away, as a careless removal does."""
+    net = mask(net, keep)
+    arrays = {}
+    for g in net.groups:
+        for norm in g.norms:
+            name = net.norm_arrays(norm)[1]
+            arrays[name] = np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[name], 0).astype(np.float32)
+    return net.with_arrays(arrays)
+
+
+@pytest.mark.parametrize("name, bound", [("cifar_resnet20_v1", 0.25), ("resnet18_v1b_0.89", 0.6)])
+def test_border_error_of_an_ordinary_resnet(name, bound):
+    # Half of the channels at random, shifts of the size of the scales, maps of 2x2 to 16x16: the worst case. It is
+    # measured against the largest output, and is what is left of the error that losing the constants would make.
+    net = random_network(name)
+    keep, x = random_keep(net), images(net)
+    masked = gluon.predict(mask(net, keep), x)
+    border = difference(gluon.predict(shrink(net, keep), x), masked)
+    lost = difference(gluon.predict(silent(net, keep), x), masked)
+    assert 1e-5 < border < bound
+    assert border < 0.7 * lost
+
+
+def test_border_error_is_at_the_border_only(tmp_path):
+    x = mx.sym.var("data")
+    for i in range(3):
+        x = mx.sym.Convolution(x, num_filter=8, kernel=(3, 3), pad=(1, 1), no_bias=True, name=f"conv{i}")
+        x = mx.sym.BatchNorm(x, fix_gamma=False, name=f"norm{i}")
+        x = mx.sym.relu(x, name=f"relu{i}") if i < 2 else x
+    net = from_symbol(x, drawn(x, (3, 16, 16)), tmp_path, (3, 16, 16))
+    assert list(net.widths) == ["conv0", "conv1"]  # the last one is the output
+    keep, x = random_keep(net), images(net)
+    masked = gluon.predict(mask(net, keep), x)
+    error = np.abs(gluon.predict(shrink(net, keep), x) - masked) / np.abs(masked).max()
+    # conv1 and conv2 read dropped constants: two pixels of reach.
+    assert error[:, :, 2:-2, 2:-2].max() < 1e-5
+    assert error[:, :, 0, 0].max() > 1e-2
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "softrelu", "leaky", "relu6"])
+def test_constants_pass_through_every_known_activation(activation, tmp_path):
+    act = {"leaky": lambda x: mx.sym.LeakyReLU(x, act_type="leaky", slope=0.2),
+           "relu6": lambda x: mx.sym.clip(x, 0, 6)}.get(activation, lambda x: mx.sym.Activation(x, act_type=activation))
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), no_bias=True, name="conv0")
+    x = act(mx.sym.BatchNorm(x, fix_gamma=False, name="norm0"))
+    # No bias and no norm behind this one: removal has to add a bias, ahead of the activation.
+    x = act(mx.sym.Convolution(x, num_filter=5, kernel=(1, 1), no_bias=True, name="conv1"))
+    x = mx.sym.Dropout(mx.sym.Pooling(x, kernel=(2, 2), stride=(2, 2), pool_type="avg"))
+    x = mx.sym.FullyConnected(mx.sym.Flatten(x), num_hidden=3, no_bias=True, name="dense")
+    net = from_symbol(x, drawn(x, (3, 8, 8)), tmp_path, (3, 8, 8))
+    keep, x = {"conv0": np.array([1, 4]), "conv1": np.array([0, 2, 3])}, images(net)
+    small = shrink(net, keep)
+    assert difference(gluon.predict(small, x), gluon.predict(mask(net, keep), x)) < 1e-5
+    assert small.bias("conv1") is not None and net.bias("conv1") is None
+    assert small.arrays["conv1_weight"].shape == (3, 2, 1, 1)
+    assert small.arrays["dense_weight"].shape == (3, 3 * 9)
+
+
+def test_removal_keeps_its_argument_and_can_be_repeated():
+    net = centre_taps(random_network("cifar_resnet20_v1"))
+    before = {k: v.copy() for k, v in net.arrays.items()}
+    first = random_keep(net, 0.6)
+    once = shrink(net, first)
+    second = random_keep(once, 0.5, seed=1)
+    both = {g: first[g][second[g]] for g in first}
+    x = images(net)
+    assert difference(gluon.predict(shrink(once, second), x), gluon.predict(mask(net, both), x)) < 1e-5
+    assert all(np.array_equal(net.arrays[k], v) for k, v in before.items())
+    assert net.nodes == random_network("cifar_resnet20_v1").nodes
+    same = shrink(net, keep_all(net))
+    assert all(np.array_equal(same.arrays[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20_v1", "mobilenetv2_1.0", "resnet18_v2"])
+def test_one_channel_a_group_is_the_least(name):
+    net = centre_taps(random_network(name))
+    keep = random_keep(net, 0.0)
+    assert set(map(len, keep.values())) == {1}
+    small, x = shrink(net, keep), images(net)
+    assert np.abs(gluon.predict(small, x) - gluon.predict(mask(net, keep), x)).max() < 1e-4
+    with pytest.raises(ValueError, match="would be emptied"):
+        shrink(net, {**keep, list(keep)[0]: np.array([], int)})
+
+
+def test_with_arrays_holds_shapes():
+    net = random_network("cifar_resnet20_v1")
+    name = net.weight("conv0_fwd")
+    with pytest.raises(ValueError, match=name):
+        net.with_arrays({name: np.zeros(3, np.float32)})
+
+
+# ---- rescaling and masks for bare layers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rescaling_keeps_the_function_and_gives_unit_norms(name):
+    net = with_masks(random_network(name))
+    scaled, x = rescale(net), images(net)
+    assert difference(gluon.predict(scaled, x), gluon.predict(net, x)) < 1e-5
+    streams = [s for s in scaled.streams if s.rescalable]
+    for stream in streams:
+        np.testing.assert_allclose(reader_norms(scaled, stream), 1, rtol=1e-5)
+    # Everywhere but ahead of relu6 (MobileNet v2), and where the bare sum is read (CIFAR v2), every stream is one.
+    if not name.startswith("mobilenetv2"):
+        assert len(streams) == len(scaled.streams) > 0
+    else:
+        assert {s.group for s in streams} == {g.name for g in net.groups if "linearbottleneck" in g.name
+                                              and g.consumers and not g.depthwise}
+
+
+def test_reader_norms_are_those_of_the_weights(tmp_path):
+    net = random_network("resnet18_v1b_0.89")
+    stream = next(s for s in net.streams if s.group == "layers2_conv1" and len(s.readers) > 1)
+    slow = sum((net.arrays[net.weight(r)][:, 3].astype(np.float64) ** 2).sum() for r in stream.readers)
+    np.testing.assert_allclose(reader_norms(net, stream)[3], slow)
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), name="conv")
+    x = mx.sym.FullyConnected(x, num_hidden=3, name="dense")  # reads 6 channels of 2x2 each
+    net = from_symbol(x, drawn(x, (3, 4, 4)), tmp_path, (3, 4, 4))
+    slow = (net.arrays["dense_weight"][:, 4 * 5:4 * 6].astype(np.float64) ** 2).sum()
+    np.testing.assert_allclose(squared_input_norms(net, "dense")[5], slow)
+
+
+def test_streams_of_a_residual_stage():
+    net = shape_only("resnet18_v1b")
+    first = next(s for s in net.streams if "layers1_conv0_fwd" in s.readers)
+    # The first block reads the stem alone, the next stage all three sources.
+    assert first.reach["layers1_conv0_fwd"] == ("batchnorm0_fwd",)
+    assert set(first.reach["layers1_conv2_fwd"]) == {"batchnorm0_fwd", "layers1_batchnorm1_fwd"}
+    assert set(first.reach["layers2_conv0_fwd"]) == set(first.sources) == {
+        "batchnorm0_fwd", "layers1_batchnorm1_fwd", "layers1_batchnorm3_fwd"}
+
+
+def test_masks_for_bare_layers_keep_the_function_and_fold_away(tmp_path):
+    net = random_network("vgg16_bn")
+    masked, x = with_masks(net), images(net)
+    expected = gluon.predict(net, x)
+    assert [g.norms for g in masked.groups][-2:] == [("dense0_mask_fwd",), ("dense1_mask_fwd",)]
+    assert difference(gluon.predict(masked, x), expected) < 1e-6
+    folded = fold_masks(masked)
+    assert folded.nodes == net.nodes and folded.shapes == net.shapes and set(folded.arrays) == set(net.arrays)
+
+    rng = np.random.default_rng(0)
+    value = rng.uniform(0.5, 2, masked.arrays["dense0_mask"].shape).astype(np.float32)
+    masked = masked.with_arrays({"dense0_mask": value})
+    expected = gluon.predict(masked, x)
+    assert difference(gluon.predict(fold_masks(masked), x), expected) < 1e-5
+    keep = random_keep(masked, 0.25)
+    small = shrink(centre_taps(masked), keep)
+    assert difference(gluon.predict(small, x), gluon.predict(mask(centre_taps(masked), keep), x)) < 1e-5
+    gluon.save(small, tmp_path / "masked")
+    again = gluon.load(tmp_path / "masked")
+    assert again.widths == small.widths and again.shapes == small.shapes
+    assert np.array_equal(gluon.predict(again, x), gluon.predict(small, x))
+    assert difference(gluon.predict(fold_masks(again), x), gluon.predict(small, x)) < 1e-5
+
+
+def test_a_network_with_norms_everywhere_gets_no_masks():
+    net = random_network("cifar_resnet20_v1")
+    assert with_masks(net).nodes == net.nodes
+
+
+def test_literals_of_attributes():
+    node = Node("Convolution", "c", {"kernel": "(3, 3)", "no_bias": "True", "layout": "NCHW"})
+    assert (node.literal("kernel"), node.literal("no_bias"), node.literal("layout"), node.literal("pad", 0)) == (
+        (3, 3), True, "NCHW", 0)
