@@ -144,7 +144,7 @@ class Prune(_Section):
         description="uniform: which channels of a group go")] = "l1"
     iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
     schedule: Annotated[Literal["equal", "geometric"], Field(
-        description="gcp: steps of equal cost or of equal ratio")] = "equal"
+        description="gcp: steps of equal cost (the paper's) or of equal ratio")] = "geometric"
     regularise_epochs: Annotated[float, Field(
         gt=0, description="gcp: epochs with penalty per iteration, above 0")] = 1.0
     recover_epochs: Annotated[float, Field(
@@ -211,7 +211,10 @@ class Config(_Section):
         return _hash(self.model_dump(mode="json", exclude={"name", "output"}))
 
     def dense_fingerprint(self) -> str:
-        """12 hex digits that two experiments share when they start from the same trained dense network."""
+        """12 hex digits that two experiments share when they start from the same trained dense network.
+
+        The number of threads is not in it: it only moves the last bits, and need not be the same for all who share.
+        """
         shared = {"scale", "seed", "threads", "model", "data", "train"}
         return _hash(self.model_dump(mode="json", include=shared))
 

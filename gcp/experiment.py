@@ -1,6 +1,7 @@
 """The story of one experiment: config -> data -> dense network -> small network -> fine-tuning -> record."""
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Optional, Tuple
@@ -11,7 +12,7 @@ from gcp.config import Config, Data, UserError
 from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset
 from gcp.data import load as load_data
-from gcp.gluon import is_saved, open_network
+from gcp.gluon import is_saved, load, open_network
 from gcp.network import Network
 from gcp.prune import gcp
 
@@ -20,7 +21,10 @@ DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 
 
 def run(cfg: Config) -> dict:
-    """Run an experiment, or go on with it; returns its record, which is written last. A finished one is not rerun."""
+    """Run an experiment, or go on with it; returns its record. A finished one is not run again.
+
+    The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet.
+    """
     with records.open_run(cfg) as folder:
         if folder.done:
             return folder.record
@@ -33,9 +37,24 @@ def run(cfg: Config) -> dict:
             folder.path / FINAL, lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint,
                                                           cfg.finetune.epochs + cfg.finetune.extra_epochs))
         stages = {DENSE: (dense, dense_facts), PRUNED: (net, pruned_facts), FINAL: (tuned, tuned_facts)}
-        described = {name: {**_measure(n, data, cfg.throughput.batch, cfg.throughput.repeats), **facts}
-                     for name, (n, facts) in stages.items()}
+        described = {name: {**_measure(n, data), "throughput": None, **facts} for name, (n, facts) in stages.items()}
         folder.finish(_record(cfg, stages, described))
+        return folder.record
+
+
+def measure_speed(cfg: Config) -> dict:
+    """Measure the throughput of a finished experiment's dense and final network, in turn, into its record.
+
+    Not measured again where the record has it, nor where the networks are not at hand (records travel without them).
+    """
+    with records.open_run(cfg) as folder:
+        record, prefixes = folder.record, {DENSE: _dense_prefix(cfg), FINAL: folder.path / FINAL}
+        if record["stages"][FINAL]["throughput"] is None and all(is_saved(str(p)) for p in prefixes.values()):
+            nets = [load(p) for p in prefixes.values()]
+            speeds = training.throughputs(nets, cfg.throughput.batch, cfg.throughput.repeats)
+            for name, speed in zip(prefixes, speeds):
+                record["stages"][name]["throughput"] = speed
+            folder.finish(record)
         return folder.record
 
 
@@ -53,7 +72,7 @@ def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, r
     net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
     if net.n_classes != len(images.classes):
         raise UserError(f"network '{name}' has {net.n_classes} classes, data '{data.name}' has {len(images.classes)}")
-    return {"network": name, **_measure(net, images, batch, repeats)}
+    return {"network": name, **_measure(net, images), "throughput": training.throughputs([net], batch, repeats)[0]}
 
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
@@ -68,10 +87,14 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
 
 def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, dict]:
     """The trained network that pruning starts from, shared by all experiments with the same dense fingerprint."""
-    prefix = Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}" / DENSE
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint,
-                                                           cfg.train.epochs))
+    prefix = _dense_prefix(cfg)
+    with records.turn(prefix.parent):  # another experiment may be training it: then wait, and read it
+        return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint,
+                                                               cfg.train.epochs))
+
+
+def _dense_prefix(cfg: Config) -> Path:
+    return Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}" / DENSE
 
 
 def prune(net: Network, budget: Budget, data: Dataset, cfg: Config, folder) -> Tuple[Network, dict]:
@@ -99,13 +122,13 @@ def train(net: Network, data: Dataset, cfg: Config, how, phase: int, checkpoint:
     validation = training.evaluate(net, data.validation)
     return net, {"epochs": epochs, "images": epochs * per_epoch * batch, "training_loss": loss,
                  "validation_loss": validation["loss"], "validation_top1": validation["top1"],
-                 "seconds": time.monotonic() - began}
+                 "threads": int(os.environ["OMP_NUM_THREADS"]), "seconds": time.monotonic() - began}
 
 
-def _measure(net: Network, data: Dataset, batch: int, repeats: int) -> dict:
-    """Accuracy on the test set, cost and speed."""
+def _measure(net: Network, data: Dataset) -> dict:
+    """Accuracy on the test set, and cost."""
     return {**training.evaluate(net, data.test), "macs": int(macs(net)(net.widths)),
-            "params": int(params(net)(net.widths)), "throughput": training.throughput(net, batch, repeats)}
+            "params": int(params(net)(net.widths))}
 
 
 def _record(cfg: Config, stages: dict, described: dict) -> dict:

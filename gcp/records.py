@@ -172,6 +172,11 @@ def is_done(cfg: Config) -> bool:
     return (run_path(cfg) / RECORD).exists()
 
 
+def is_timed(cfg: Config) -> bool:
+    """Whether the run's record has its throughput."""
+    return _read_record(run_path(cfg) / RECORD)["stages"]["final"]["throughput"] is not None
+
+
 def open_run(cfg: Config) -> Run:
     """Make the run's folder or open it again, and lock it.
 
@@ -197,6 +202,19 @@ def open_run(cfg: Config) -> Run:
         os.close(lock)
         raise
     return Run(path, record, lock)
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this folder's turn, then have it; the folder is made if need be."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Set, Tuple
+from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -183,6 +183,7 @@ def hash_seed(*parts: int) -> int:
 
 
 def _save_checkpoint(path: Path, block, opt: Optimiser, done: int, losses: List[float]) -> None:
+    mx.nd.waitall()  # reading running statistics does not wait for the backward pass that updates them
     arrays = {f"net:{k}": p.data().asnumpy() for k, p in block.collect_params().items()}
     arrays.update({f"opt:{k}": v.asnumpy() for k, v in opt.state().items()})
     arrays["step"] = np.array([done], np.int64)
@@ -215,21 +216,24 @@ def evaluate(net: Network, split, batch: int = 100) -> dict:
             "n_eval": seen}
 
 
-def throughput(net: Network, batch: int, repeats: int, n_warmup: int = 3) -> dict:
-    """Inference speed on random images: the median over `repeats` batches after waiting for the device."""
+def throughputs(nets: Sequence[Network], batch: int, repeats: int, n_warmup: int = 3) -> List[dict]:
+    """Inference speed of each network on random images: the median over `repeats` batches, after waiting for the device.
+
+    The networks take turns (A B A B), so that a drift of the machine's speed meets all alike.
+    """
     ctx = device()
-    block = to_block(net, ctx, trainable=set())
-    x = mx.nd.random.normal(shape=(batch,) + tuple(net.input_shape), ctx=ctx)
-    seconds = []
-    for i in range(n_warmup + repeats):
-        mx.nd.waitall()
-        start = time.perf_counter()
-        block(x).wait_to_read()
-        if i >= n_warmup:
-            seconds.append(time.perf_counter() - start)
-    median = float(np.median(seconds))
-    return {"images_per_second": batch / median, "latency_s": median, "batch": batch, "dtype": "float32",
-            "device": ctx.device_type, "threads": int(os.environ["OMP_NUM_THREADS"])}
+    blocks = [to_block(net, ctx, trainable=set()) for net in nets]
+    inputs = [mx.nd.random.normal(shape=(batch,) + tuple(net.input_shape), ctx=ctx) for net in nets]
+    seconds: List[List[float]] = [[] for _ in nets]
+    for _ in range(n_warmup + repeats):
+        for block, x, taken in zip(blocks, inputs, seconds):
+            mx.nd.waitall()
+            start = time.perf_counter()
+            block(x).wait_to_read()
+            taken.append(time.perf_counter() - start)
+    medians = [float(np.median(taken[n_warmup:])) for taken in seconds]
+    return [{"images_per_second": batch / median, "latency_s": median, "batch": batch, "dtype": "float32",
+             "device": ctx.device_type, "threads": int(os.environ["OMP_NUM_THREADS"])} for median in medians]
 
 
 def stage(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:

@@ -1,41 +1,80 @@
 """Run every experiment of a folder of configs (or one config), each at every seed, then write the report.
 
 Finished runs are not run again, a dense network is trained once for all that share it; run again to resume.
+Throughput is measured at the end, one run after another, when nothing else is running.
 """
 import argparse
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from gcp import config, records
 
+SCRIPTS = Path(__file__).resolve().parent
+
 
 def run(argv: list) -> None:
-    """Parse, check every config, run them in turn, report."""
+    """Parse, check every config, run them, measure speed, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
     parser.add_argument("--seeds", type=config.seeds, metavar="0,1,2", help="default: each config's own seed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument("--jobs", type=int, default=1, help="experiments at once, `threads` threads each (default 1)")
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
     args = parser.parse_args(argv)
     # All are checked before the first is run: a mistake in the last one should not cost hours.
     cfgs = config.load_all(args.configs, args.set, args.seeds)
-    for number, (path, overrides, cfg) in enumerate(cfgs, 1):
-        print(f"[{number}/{len(cfgs)}] {cfg.name} seed {cfg.seed}", file=sys.stderr, flush=True)
-        if records.is_done(cfg):
-            print("      done before", file=sys.stderr)
-            continue
-        # A process each: its threads are its config's, and its memory is given back.
-        command = [sys.executable, str(Path(__file__).with_name("run.py")), str(path)]
-        code = subprocess.run(command + [word for o in overrides for word in ("--set", o)],
-                              stdout=subprocess.DEVNULL).returncode
-        if code:
-            sys.exit(code)
+    todo = [item for item in cfgs if not records.is_done(item[2])]
+    print(f"{len(cfgs)} experiments, {len(cfgs) - len(todo)} done before", file=sys.stderr)
+    in_parallel(dense_first(todo), max(1, args.jobs))
+    for path, overrides, cfg in cfgs:
+        if not records.is_timed(cfg):
+            code = start(path, overrides, []).wait()
+            if code:
+                sys.exit(code)
     for output in sorted({cfg.output for _, _, cfg in cfgs}):
-        command = [sys.executable, str(Path(__file__).with_name("report.py")), output]
+        command = [sys.executable, str(SCRIPTS / "report.py"), output]
         code = subprocess.run(command + (["--output", args.report] if args.report else [])).returncode
         if code:
             sys.exit(code)
+
+
+def dense_first(items: list) -> list:
+    """One experiment of each dense network before all others, so that no job waits for another's dense network."""
+    seen, first, rest = set(), [], []
+    for item in items:
+        key = (item[2].output, item[2].dense_fingerprint())
+        (rest if key in seen else first).append(item)
+        seen.add(key)
+    return first + rest
+
+
+def start(path: Path, overrides: list, extra: list, slot: int = 0) -> subprocess.Popen:
+    """An experiment in a process of its own: its threads are its config's, and its memory is given back."""
+    sets = [word for o in overrides for word in ("--set", o)]
+    return subprocess.Popen([sys.executable, str(SCRIPTS / "run.py"), str(path), *sets, *extra],
+                            stdout=subprocess.DEVNULL, env={**os.environ, "TQDM_POSITION": str(slot)})
+
+
+def in_parallel(items: list, n_jobs: int) -> None:
+    """Run the experiments, `n_jobs` at a time; exits with the code of the first that fails, once the others ended."""
+    waiting, running, n_done, began, failed = list(enumerate(items, 1)), {}, 0, time.monotonic(), 0
+    while running or (waiting and not failed):
+        for slot in range(n_jobs):
+            if slot in running and running[slot].poll() is not None:
+                code, n_done = running.pop(slot).returncode, n_done + 1
+                failed = failed or code
+            if slot not in running and waiting and not failed:
+                number, (path, overrides, cfg) = waiting.pop(0)
+                left = (time.monotonic() - began) / n_done * (len(items) - n_done) / 60 if n_done else None
+                print(f"[{number}/{len(items)}] {cfg.name} seed {cfg.seed}"
+                      + ("" if left is None else f", about {left:.0f} min left in all"), file=sys.stderr, flush=True)
+                running[slot] = start(path, overrides, ["--untimed"], slot)
+        time.sleep(0.05)
+    if failed:
+        sys.exit(failed)
 
 
 if __name__ == "__main__":

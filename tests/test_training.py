@@ -158,5 +158,5 @@ def test_a_stage_is_done_once(net, tmp_path):
 
 
 def test_throughput_is_batch_over_latency(net):
-    speed = training.throughput(net, batch=4, repeats=3)
-    assert speed["images_per_second"] == pytest.approx(4 / speed["latency_s"]) and speed["batch"] == 4
+    speed, other = training.throughputs([net, net], batch=4, repeats=3)
+    assert other.keys() == speed.keys() and speed["images_per_second"] == pytest.approx(4 / speed["latency_s"]) and speed["batch"] == 4
