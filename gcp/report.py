@@ -7,6 +7,7 @@ throughput) and Figures 2 and 3 (width kept per layer). Missing values print "-"
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,26 @@ def write(records_folder: str | Path, output: str | Path | None = None) -> list[
             f"{error.filename or output}: cannot write the report ({error.strerror}); "
             "choose another folder with --output"
         ) from error
+
+
+def embed(document: str | Path) -> None:
+    """Bring the tables in a Markdown document up to date with the files they come from, so that nobody types one.
+
+    Between a line `<!-- begin PATH -->` (relative to the document) and the next `<!-- end -->` stands what is in PATH.
+    UserError: the document, or a PATH in it, cannot be read.
+    """
+    document = Path(document)
+
+    def block(match: re.Match) -> str:
+        return f"{match[1]}\n{(document.parent / match[2]).read_text(encoding='utf-8').strip()}\n{match[3]}"
+
+    try:
+        text = document.read_text(encoding="utf-8")
+        new = re.sub(r"(<!-- begin (\S+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
+        if new != text:
+            document.write_text(new, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read or written ({error.strerror})") from error
 
 
 def _write_all(runs: pd.DataFrame, output: Path) -> list[Path]:

@@ -14,6 +14,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)"
     )
+    parser.add_argument("--embed", metavar="FILE", help="Markdown document whose embedded tables to bring up to date")
     arguments = parser.parse_args(argv)
     paths = report.write(arguments.results, arguments.output)
     for path in paths:
@@ -21,6 +22,8 @@ def run(argv: list[str]) -> None:
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
+    if arguments.embed:
+        report.embed(arguments.embed)
 
 
 if __name__ == "__main__":
