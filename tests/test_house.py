@@ -16,7 +16,7 @@ FLOORS = (
     {"training"},
     {"prune", "latency"},
     {"baselines"},
-    {"experiment", "report", "export"},
+    {"experiment", "report", "export", "benchmark"},
 )
 # What each room may import from gcp, besides config: its UserError is for every room.
 IMPORTS = {
@@ -33,6 +33,8 @@ IMPORTS = {
     "baselines": {"network", "cost", "training"},
     "experiment": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
                    "baselines"},
+    "benchmark": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
+                  "baselines"},
     "report": {"records"},
     "export": {"network", "gluon"},
 }
@@ -41,7 +43,7 @@ EXTRA = {
     ("gluon", "records"): "saved networks are replaced atomically, as records are",
     ("prune", "gluon"): "which arrays MXNet calls auxiliary",
 }
-MXNET = {"gluon", "data", "training", "latency", "prune", "export"}
+MXNET = {"gluon", "data", "training", "latency", "prune", "export", "benchmark"}
 
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

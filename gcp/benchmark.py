@@ -1,0 +1,440 @@
+"""How fast: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data.
+
+In: the names of the measurements (`NAMES`) and a number of repeats. Out: rows, one per ratio, as plain JSON
+values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else the
+machine does meets them alike. Random data: the numbers in a batch do not change how long a step takes.
+"""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence
+
+import mxnet as mx
+import numpy as np
+from gluoncv.model_zoo import get_model
+from mxnet import autograd, gluon
+
+from gcp import prune, records, training
+from gcp.config import Config, UserError
+from gcp.cost import Budget, describe, macs
+from gcp.data import Dataset, Split
+from gcp.gluon import from_gluoncv, to_block
+from gcp.network import NORM, Network, Node, shrink
+
+Step = Callable[[], None]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# Too small to move a weight: the arithmetic of a step is timed, and it must not end in NaN on random data.
+LR, MOMENTUM, WD = 1e-8, 0.9, 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what it is fed: `side` in pixels; targets are ratios of images per second, or None."""
+
+    network: str
+    side: int
+    batch: int
+    classes: int
+    regularise: Optional[float] = None
+    ordinary: Optional[float] = None
+
+    @property
+    def shape(self) -> tuple:
+        """(channels, height, width)."""
+        return 3, self.side, self.side
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.side} px, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ratio. `low` and `high` are its spread (quartiles over the repeats, for steps).
+
+    `target` reads >= if `more`, else <=. `limit` is the ratio that the convolutions alone would leave, where
+    there is one: GluonCV's step over forward and data gradients of the same convs, measured.
+    """
+
+    section: str
+    name: str
+    setting: str
+    ratio: float
+    low: float
+    high: float
+    unit: str = "x"
+    target: Optional[float] = None
+    more: bool = True
+    limit: Optional[float] = None
+
+
+RESNET18 = Case("resnet18_v1b", 32, 64, 10, regularise=1.9)
+RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
+RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
+TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
+STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
+NAMES = (*STEPS, "schedule", "describe", "memory")
+
+
+def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock: str = "wall",
+        show: Callable[[str], None] = lambda line: None) -> dict:
+    """Measure; returns {"rows", "details", "device", "versions", ...} as plain JSON values.
+
+    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that all
+    of it runs. `clock`: "wall", or "cpu" for processor seconds, which a busy machine disturbs less (with
+    OMP_NUM_THREADS=1; waiting threads count too). `show` gets a line per section as it starts.
+    UserError for a name that is none of `NAMES`.
+    """
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"unknown measurement '{name}': known are {', '.join(NAMES)}")
+    if repeats < 1:
+        raise UserError(f"--repeats: {repeats} is not a number of repeats; give 1 or more")
+    rows: List[Row] = []
+    details: Dict[str, dict] = {}
+    for name in names or NAMES:
+        show(name)
+        if name in STEPS:
+            found = steps(name, TINY if quick else STEPS[name], repeats, CLOCKS[clock])
+        elif name == "schedule":
+            found = schedule(TINY if quick else RESNET18, 40 if quick else 3000, CLOCKS[clock])
+        elif name == "describe":
+            found = describing(*((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224))))
+        else:
+            found = memory((TINY,) if quick else (RESNET18, RESNET50))
+        rows += found[0]
+        details[name] = found[1]
+    return {"rows": [asdict(row) for row in rows], "details": details, "quick": quick, "clock": clock,
+            "repeats": repeats, **records.environment()}
+
+
+def table(result: dict) -> str:
+    """The rows of `run`'s result as a Markdown table."""
+    lines = ["| measurement | on | ratio | spread | target | convolutions alone |",
+             "|---|---|---:|---:|---:|---:|"]
+    for row in (Row(**r) for r in result["rows"]):
+        target = "-" if row.target is None else f"{'>=' if row.more else '<='} {row.target:g} {row.unit}"
+        limit = "-" if row.limit is None else f"{row.limit:.2f} {row.unit}"
+        spread = f"{row.low:.2f}-{row.high:.2f}"
+        lines.append(f"| {row.name} | {row.setting} | **{row.ratio:.2f} {row.unit}** | {spread} | {target} "
+                     f"| {limit} |")
+    device = result["device"]
+    lines += ["", f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, "
+                  f"{result['clock']} clock, medians of {result['repeats']}; schedule: one run."]
+    return "\n".join(lines)
+
+
+# ---- steps -------------------------------------------------------------------------------------------------
+
+
+def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+    """Rows and details of one case: GluonCV's ordinary step, ours, GCP's, and what the time goes to.
+
+    A ratio is the ordinary step's seconds over the other's, in the same round.
+    """
+    x, y = batch(case)
+    net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
+    convs = without_norms(net)
+    seconds = in_turns({
+        "gluoncv": gluoncv_step(case, x, y),
+        "gluoncv_plain": gluoncv_step(case, x, y, static=False),
+        "ours": ordinary_step(net, x, y),
+        "gcp": gcp_step(net, x, y),
+        "gluoncv_no_update": gluoncv_step(case, x, y, update=False),
+        "no_norms": ordinary_step(convs, x, y, update=False),
+        "no_norms_no_weight_gradients": frozen_step(convs, x, y),
+    }, repeats, clock)
+
+    def row(label: str, to: str, target: Optional[float] = None, limit: Optional[float] = None) -> Row:
+        low, ratio, high = np.percentile(seconds["gluoncv"] / seconds[to], (25, 50, 75)).tolist()
+        return Row(name, label, str(case), ratio, low, high, target=target, limit=limit)
+
+    median = {key: float(np.median(s)) for key, s in seconds.items()}
+    # Leaves out what the gradients of scales and shifts cost, so it can be neared, not reached.
+    bare = median["gluoncv"] / median["no_norms_no_weight_gradients"]
+
+    rows = [
+        row("GCP regularise step / GluonCV step", "gcp", case.regularise, bare),
+        row("our ordinary step / GluonCV step", "ours", case.ordinary),
+        row("GluonCV step, plain hybridize() / static", "gluoncv_plain"),
+    ]
+    return rows, {
+        "images_per_second": {key: case.batch / s for key, s in median.items()},
+        "optimiser_share": 1 - median["gluoncv_no_update"] / median["gluoncv"],
+        "norm_share": (median["gluoncv_no_update"] - median["no_norms"]) / median["gluoncv"],
+        "conv_limit_by_counts": counted_limit(net),
+        "conv_limit": conv_limit(net, seconds),
+        "bare_limit": bare,
+    }
+
+
+def conv_limit(net: Network, seconds: Dict[str, np.ndarray]) -> float:
+    """The ordinary step over a GCP step whose batch norms and optimiser would be free.
+
+    The batch norms' and the optimiser's time is measured (by leaving them out); of the rest, the share of weight
+    gradients is counted in multiply-accumulates. An estimate: on a CPU they often take longer than their count.
+    """
+    return float(np.median(seconds["gluoncv"]) / np.median(seconds["no_norms"]) * counted_limit(net))
+
+
+def counted_limit(net: Network) -> float:
+    """Multiply-accumulates of an ordinary step over those of a step without the convs' weight gradients.
+
+    Forward, data gradient and weight gradient count the same each; the first conv has no data gradient, and
+    the last layer is trained in both.
+    """
+    layers = [i for i, n in enumerate(net.nodes) if n.op in ("Convolution", "FullyConnected")]
+
+    def count(i: int) -> int:
+        sites = int(np.prod(net.shapes[i][1:], dtype=np.int64))
+        return net.arrays[net.weight(net.nodes[i].name)].size * sites
+
+    total, first, last = macs(net)(net.widths), count(layers[0]), count(layers[-1])
+    return (3 * total - first) / (2 * total - first + last)
+
+
+def batch(case: Case) -> tuple:
+    """One random batch on the device: images (batch, 3, side, side) and labels (batch,)."""
+    rng = np.random.default_rng(0)
+    ctx = training.device()
+    return (mx.nd.array(rng.standard_normal((case.batch,) + case.shape), ctx),
+            mx.nd.array(rng.integers(0, case.classes, case.batch), ctx))
+
+
+def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True,
+                 update: bool = True) -> Step:
+    """The step of GluonCV's own training script; `static` is how that script hybridizes."""
+    block = get_model(case.network, classes=case.classes)
+    block.initialize(mx.init.MSRAPrelu(), ctx=x.context)
+    if static:
+        block.hybridize(static_alloc=True, static_shape=True)
+    else:
+        block.hybridize()
+    loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
+    trainer = gluon.Trainer(block.collect_params(), "sgd",
+                            {"learning_rate": LR, "momentum": MOMENTUM, "wd": WD})
+
+    def step(x: mx.nd.NDArray = x, y: mx.nd.NDArray = y) -> None:
+        with autograd.record():
+            loss = loss_of(block(x), y)
+        loss.backward()
+        if update:
+            trainer.step(len(x))
+
+    return step
+
+
+def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray, update: bool = True) -> Step:
+    """Our step on all weights, as `training.fit` does it."""
+    block = to_block(net, x.context)
+    return _step(block, training.SGD(block, MOMENTUM, WD) if update else None, x, y)
+
+
+def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
+    """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
+    net = prune.rescale(prune.with_masks(net))
+    block = to_block(net, x.context, frozen_statistics=True, trainable=prune.scale_arrays(net))
+    penalties = prune.channel_penalties(net, macs(net))
+    return _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+
+
+def frozen_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
+    """Forward and data gradients down to the first conv, whose weight gradient alone is taken; no update."""
+    # Backward stops where nothing below wants a gradient, so the lowest layer has to want one.
+    first = next(n.name for n in net.nodes if n.op == "Convolution")
+    return _step(to_block(net, x.context, trainable={net.weight(first)}), None, x, y)
+
+
+def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
+    def step() -> None:
+        with autograd.record():
+            loss = training.smoothed_loss(block(x), y, 0.0)
+        loss.backward()
+        if optimiser is not None:
+            optimiser.step(LR, len(x))
+
+    return step
+
+
+def without_norms(net: Network) -> Network:
+    """The network with its batch norms left out: another function, the same convolutions."""
+    nodes: List[Node] = []
+    shapes, moved = [], {}
+    gone = {j for n in net.nodes if n.op in NORM for j in n.inputs[1:]}
+    for i, node in enumerate(net.nodes):
+        if i in gone:
+            continue
+        if node.op in NORM:
+            moved[i] = moved[node.inputs[0]]
+            continue
+        moved[i] = len(nodes)
+        nodes.append(replace(node, inputs=tuple(moved[j] for j in node.inputs)))
+        shapes.append(net.shapes[i])
+    lost = {net.nodes[j].name for j in gone}
+    return replace(net, nodes=tuple(nodes), shapes=tuple(shapes), output=moved[net.output],
+                   arrays={k: v for k, v in net.arrays.items() if k not in lost})
+
+
+def in_turns(things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter,
+             n_warmup: int = 2) -> Dict[str, np.ndarray]:
+    """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds, each waited for."""
+    for thing in things.values():
+        for _ in range(n_warmup):
+            thing()
+        mx.nd.waitall()
+    seconds: Dict[str, List[float]] = {key: [] for key in things}
+    for _ in range(repeats):
+        for key, thing in things.items():
+            start = clock()
+            thing()
+            mx.nd.waitall()
+            seconds[key].append(clock() - start)
+    return {key: np.array(s) for key, s in seconds.items()}
+
+
+# ---- the schedule ------------------------------------------------------------------------------------------
+
+
+def random_data(case: Case, n_images: int) -> Dataset:
+    """Random images and labels; a tenth of `n_images` more for validation, which the schedule looks at."""
+    rng = np.random.default_rng(0)
+    n_validation = max(1, n_images // 10)
+    n = n_images + n_validation
+    images = rng.integers(0, 256, (n,) + case.shape, np.uint8)
+    labels = rng.integers(0, case.classes, n).astype(np.int32)
+    mean, std = np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32)
+    train = Split(images, labels, np.arange(n_images), mean, std)
+    held_out = Split(images, labels, np.arange(n_images, n), mean, std)
+    return Dataset("random", case.shape, tuple(map(str, range(case.classes))), train, held_out, held_out)
+
+
+def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+    """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
+
+    Everything between the dense network and the pruned one counts: making blocks, checkpoints, the looks at
+    the validation images. The ordinary epoch is timed before and after; low and high are the ratios to either.
+    """
+    data = random_data(case, n_images)
+    cfg = Config.model_validate({
+        "name": "benchmark", "scale": "smoke", "model": {"name": case.network},
+        "data": {"name": "digits", "input": list(case.shape), "batch": case.batch}, "train": {"epochs": 1},
+        "prune": {"method": "gcp", "target": 0.2, "iterations": 4, "regularise_epochs": 1.0,
+                  "recover_epochs": 1.0}})
+    step = gluoncv_step(case, *batch(case))
+    ctx = training.device()
+
+    def epoch(number: int) -> float:
+        mx.nd.waitall()
+        start = clock()
+        for x, y, _ in data.train.batches(case.batch, seed=number):
+            step(mx.nd.array(x, ctx), mx.nd.array(y, ctx))
+        mx.nd.waitall()
+        return clock() - start
+
+    dense = from_gluoncv(case.network, case.shape, case.classes, seed=0)
+    # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
+    dense, _ = training.fit(dense, data.train, name="dense", batch=case.batch, seed=0, lr=training.constant(0.01),
+                            n_steps=data.train.n_batches(case.batch),
+                            optimiser=lambda block: training.SGD(block, MOMENTUM, WD))
+    step()  # builds the graph and its memory, once for all epochs
+    before = epoch(1)
+    cost = macs(dense)
+    budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
+    with tempfile.TemporaryDirectory() as folder:
+        start = clock()
+        small, iterations = prune.gcp(dense, budget, data, cfg, Path(folder), lambda event, **values: None)
+        mx.nd.waitall()
+        seconds = clock() - start
+    after = epoch(2)
+    setting = f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs"
+    row = Row("schedule", "GCP schedule / ordinary epoch", setting, 2 * seconds / (before + after),
+              seconds / max(before, after), seconds / min(before, after), "epochs", 3.5, more=False)
+    return [row], {"schedule_s": seconds, "epoch_before_s": before, "epoch_after_s": after,
+                   "cost_kept": [one["cost_kept"] for one in iterations],
+                   "macs_kept": cost(small.widths) / budget.original}
+
+
+# ---- describing --------------------------------------------------------------------------------------------
+
+
+def describing(network: str, shape: Sequence[int], repeats: int = 3) -> tuple:
+    """Row and details of opening and describing a network, walking its groups and halving every one of them.
+
+    In wall seconds, imports not counted. The first time counts: that is what a command waits for.
+    """
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        net = from_gluoncv(network, shape)
+        facts = describe(net)
+        middle = time.perf_counter()
+        shrink(net, {g.name: np.arange(max(1, g.size // 2)) for g in net.groups})
+        seconds.append((middle - start, time.perf_counter() - middle))
+    total = [a + b for a, b in seconds]
+    setting = f"{network}, {shape[1]} px, {len(facts['groups'])} groups"
+    row = Row("describe", "describe + groups + shrink", setting,
+              total[0], min(total), max(total), "s", 2.0, more=False)
+    return [row], {"describe_s": [a for a, _ in seconds], "shrink_s": [b for _, b in seconds]}
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+def memory(cases: Sequence[Case]) -> tuple:
+    """Rows and details of peak memory, GCP's step over GluonCV's, each kind of step in a process of its own.
+
+    Two ratios each: of the whole processes, and of what the steps add to imports and the built network.
+    """
+    rows, details = [], {}
+    for case in cases:
+        peaks = {kind: _in_own_process(case, kind) for kind in ("gluoncv", "gcp")}
+        whole = peaks["gcp"]["peak_mb"] / peaks["gluoncv"]["peak_mb"]
+        added = (peaks["gcp"]["peak_mb"] - peaks["gcp"]["built_mb"]) / max(
+            1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"])
+        name = "peak memory, GCP step / GluonCV step"
+        rows += [Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1, more=False),
+                 Row("memory", f"{name}, beyond imports and network", str(case), added, added, added)]
+        details[str(case)] = peaks
+    return rows, details
+
+
+def _in_own_process(case: Case, kind: str) -> dict:
+    code = f"from gcp import benchmark as b; b.print_peak(b.{case!r}, {kind!r})"
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True,
+                          stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
+    """Make a step of the kind, take it a few times, print memory when built and at its peak (MB) as JSON."""
+    x, y = batch(case)
+    if kind == "gcp":
+        step = gcp_step(from_gluoncv(case.network, case.shape, case.classes, seed=0), x, y)
+    else:
+        step = gluoncv_step(case, x, y)
+    mx.nd.waitall()
+    built = _resident_mb("VmRSS")
+    for _ in range(n_steps):
+        step()
+        mx.nd.waitall()
+    print(json.dumps({"built_mb": built, "peak_mb": _resident_mb("VmHWM")}))
+
+
+def _resident_mb(key: str) -> float:
+    """Resident memory now (VmRSS) or at most (VmHWM)."""
+    # Linux keeps a parent's peak in a child's ru_maxrss, across exec; /proc starts afresh.
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1]) / 1024

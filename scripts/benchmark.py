@@ -1,0 +1,32 @@
+"""Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from gcp import config
+
+
+def run(argv: list) -> None:
+    """Parse, measure, print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
+                        help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds of steps, of which the median counts")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: processor seconds, for a busy machine with OMP_NUM_THREADS=1")
+    args = parser.parse_args(argv)
+    config.use_threads(0)
+    from gcp import benchmark, records  # imports MXNet, which reads the number of threads as it loads
+
+    result = benchmark.run(args.only, args.repeats, args.quick, args.clock,
+                           show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True))
+    if args.json:
+        records.write_json(Path(args.json), result)
+    print(benchmark.table(result))
+
+
+if __name__ == "__main__":
+    config.main(run)

@@ -1,0 +1,73 @@
+"""The benchmark runs through every section; no timing is asserted."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from gcp import benchmark, gluon, prune, training
+from gcp.config import UserError
+from gcp.gluon import from_gluoncv
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
+    net = from_gluoncv("cifar_resnet20_v1", (3, 16, 16), 4, seed=0)
+    x, y = benchmark.batch(benchmark.Case("cifar_resnet20_v1", 16, 4, 4))
+
+    def gradients() -> dict:
+        block = gluon.to_block(net, x.context, frozen, prune.scale_arrays(net) if frozen else None)
+        for _ in range(2):
+            with autograd.record():
+                loss = training.smoothed_loss(block(x), y, 0.0)
+            loss.backward()
+        return {k: p.grad().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
+
+    one = gradients()
+    monkeypatch.setattr(gluon, "BACKWARD_BULK", 15)
+    many = gradients()
+    assert one.keys() == many.keys()
+    for name in one:
+        assert np.array_equal(one[name], many[name]), name
+
+
+def test_quick_runs_through_every_section(tmp_path):
+    path = tmp_path / "b.json"
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "2"]
+    done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(path.read_text())
+    assert set(result["details"]) == set(benchmark.NAMES)
+    assert {r["section"] for r in result["rows"]} == set(benchmark.NAMES)
+    for row in result["rows"]:
+        assert set(row) == set(benchmark.Row.__dataclass_fields__)
+        assert row["ratio"] > 0 and row["low"] <= row["high"]
+    for name in benchmark.STEPS:
+        wanted = {"images_per_second", "optimiser_share", "norm_share", "bare_limit"}
+        assert wanted <= set(result["details"][name])
+    assert {"versions", "device", "git_commit", "repeats", "clock"} <= set(result)
+    assert done.stdout.count("\n|") == len(result["rows"]) + 1  # the head is the first line
+
+
+def test_without_norms_keeps_the_convs():
+    net = from_gluoncv("cifar_resnet20_v1", (3, 16, 16), 4, seed=0)
+    bare = benchmark.without_norms(net)
+    assert not [n for n in bare.nodes if n.op == "BatchNorm"]
+    assert benchmark.macs(bare)(bare.widths) == benchmark.macs(net)(net.widths)
+    assert gluon.predict(bare, np.ones((2, 3, 16, 16), np.float32)).shape == (2, 4)
+
+
+def test_counted_limit_is_near_three_halves():
+    net = from_gluoncv("resnet18_v1b", (3, 32, 32), 10)
+    assert benchmark.counted_limit(net) == pytest.approx(1.5, abs=0.05)
+
+
+def test_an_unknown_measurement():
+    with pytest.raises(UserError, match="resnet50-224"):
+        benchmark.run(["resnet"])
