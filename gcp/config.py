@@ -6,6 +6,7 @@ Whatever is wrong with them ends in one `UserError` line: the place, the key, th
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -23,6 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 class UserError(Exception):
     """Something that the user can put right; its message is one line: where, what, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError instead of usage and exit."""
+        raise UserError(f"{message}; `{self.prog} --help` says what it takes")
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:

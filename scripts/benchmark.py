@@ -1,5 +1,4 @@
 """Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from gcp import config
 
 def run(argv: list) -> None:
     """Parse, measure, print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = config.Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
                         help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory")
     parser.add_argument("--repeats", type=int, default=11, help="rounds of steps, of which the median counts")

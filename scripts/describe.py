@@ -1,5 +1,4 @@
 """Describe a network: parameters, multiply-accumulates, channel groups and what one channel of each costs."""
-import argparse
 import json
 
 from gcp import config
@@ -7,7 +6,7 @@ from gcp import config
 
 def run(argv: list) -> None:
     """Parse, open the network, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = config.Parser(description=__doc__)
     parser.add_argument("network", help="a GluonCV name, or the path prefix of a saved network")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
     parser.add_argument("--classes", type=int, help="default: the network's own")

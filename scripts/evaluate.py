@@ -1,5 +1,4 @@
 """Evaluate a network on a data set's test images: accuracy, loss, cost, throughput."""
-import argparse
 import json
 
 from gcp import config
@@ -7,7 +6,7 @@ from gcp import config
 
 def run(argv: list) -> None:
     """Parse, load, evaluate, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = config.Parser(description=__doc__)
     parser.add_argument("network", help="path prefix of a saved network (.../final), or a GluonCV name with --pretrained")
     parser.add_argument("--data", required=True, help="digits, fashion_mnist or folder")
     parser.add_argument("--root", help="folder that holds the data set's files")

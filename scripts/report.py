@@ -1,15 +1,11 @@
 """Tables and figures of the records below a results folder: `python scripts/report.py results/demo`."""
-
 from __future__ import annotations
 
-import argparse
-
-from gcp import report
-from gcp.config import main
+from gcp import config, report
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = config.Parser(description=__doc__)
     parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
     parser.add_argument(
         "--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)"
@@ -27,4 +23,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    config.main(run)

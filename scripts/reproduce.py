@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).resolve().parent
 
 def run(argv: list) -> None:
     """Parse, check every config, run them, measure speed, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
     parser.add_argument("--seeds", type=config.seeds, metavar="0,1,2", help="default: each config's own seed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")

@@ -1,5 +1,4 @@
 """Run one experiment: CONFIG -> one run folder with log.jsonl, the networks and record.json. Run again to resume."""
-import argparse
 import json
 
 from gcp import config
@@ -7,7 +6,7 @@ from gcp import config
 
 def run(argv: list) -> None:
     """Parse, run, print the record's path and its main numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = config.Parser(description=__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. prune.target=0.2")
     parser.add_argument("--untimed", action="store_true",

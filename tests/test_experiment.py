@@ -136,6 +136,8 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
     ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
     ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
     ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
+    ("describe.py", ["resnet18_v1b", "--classes", "ten"], "--classes"),
+    ("reproduce.py", [], "configs"),
     ("reproduce.py", ["{configs}/absent"], "absent"),
     ("report.py", ["{configs}"], "record.json"),
 ])
