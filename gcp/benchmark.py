@@ -1,11 +1,12 @@
 """How fast: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data.
 
 In: the names of the measurements (`NAMES`) and a number of repeats. Out: rows, one per ratio, as plain JSON
-values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else the
-machine does meets them alike. Random data: the numbers in a batch do not change how long a step takes.
+values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else
+the machine does meets them alike. Random data: the numbers in a batch do not change how long a step takes.
 """
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -87,8 +88,8 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
         show: Callable[[str], None] = lambda line: None) -> dict:
     """Measure; returns {"rows", "details", "device", "versions", ...} as plain JSON values.
 
-    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that all
-    of it runs. `clock`: "wall", or "cpu" for processor seconds, which a busy machine disturbs less (with
+    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that
+    all of it runs. `clock`: "wall", or "cpu" for processor seconds, which a busy machine disturbs less (with
     OMP_NUM_THREADS=1; waiting threads count too). `show` gets a line per section as it starts.
     UserError for a name that is none of `NAMES`.
     """
@@ -104,7 +105,10 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
         if name in STEPS:
             found = steps(name, TINY if quick else STEPS[name], repeats, CLOCKS[clock])
         elif name == "schedule":
-            found = schedule(TINY if quick else RESNET18, 40 if quick else 3000, CLOCKS[clock])
+            # Every width allowed, and widths that the device likes: oneDNN is slow on others.
+            case, n_images, roundings = (TINY, 40, (1, 4)) if quick else (RESNET18, 3000, (1, 16))
+            each = {n: schedule(case, n_images, CLOCKS[clock], n) for n in roundings}
+            found = [row for one in each.values() for row in one[0]], {f"round_to_{n}": each[n][1] for n in each}
         elif name == "describe":
             found = describing(*((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224))))
         else:
@@ -157,7 +161,7 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
         return Row(name, label, str(case), ratio, low, high, target=target, limit=limit)
 
     median = {key: float(np.median(s)) for key, s in seconds.items()}
-    # Leaves out what the gradients of scales and shifts cost, so it can be neared, not reached.
+    # An estimate, not a bound: it has no scales and shifts, but a graph without static memory.
     bare = median["gluoncv"] / median["no_norms_no_weight_gradients"]
 
     rows = [
@@ -178,8 +182,8 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
 def conv_limit(net: Network, seconds: Dict[str, np.ndarray]) -> float:
     """The ordinary step over a GCP step whose batch norms and optimiser would be free.
 
-    The batch norms' and the optimiser's time is measured (by leaving them out); of the rest, the share of weight
-    gradients is counted in multiply-accumulates. An estimate: on a CPU they often take longer than their count.
+    The batch norms' and the optimiser's time is measured (by leaving them out); of the rest, the share of
+    weight gradients is counted in multiply-accumulates. An estimate: they can take longer than their count.
     """
     return float(np.median(seconds["gluoncv"]) / np.median(seconds["no_norms"]) * counted_limit(net))
 
@@ -213,6 +217,9 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
     """The step of GluonCV's own training script; `static` is how that script hybridizes."""
     block = get_model(case.network, classes=case.classes)
     block.initialize(mx.init.MSRAPrelu(), ctx=x.context)
+    block.infer_shape(x)
+    for p in block.collect_params().values():
+        p._finish_deferred_init()  # the arrays belong to the built network, not to the first step
     if static:
         block.hybridize(static_alloc=True, static_shape=True)
     else:
@@ -249,7 +256,9 @@ def frozen_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """Forward and data gradients down to the first conv, whose weight gradient alone is taken; no update."""
     # Backward stops where nothing below wants a gradient, so the lowest layer has to want one.
     first = next(n.name for n in net.nodes if n.op == "Convolution")
-    return _step(to_block(net, x.context, trainable={net.weight(first)}), None, x, y)
+    block = to_block(net, x.context, trainable={net.weight(first)})
+    block.hybridize()  # a static graph would compute weight gradients that nothing asks for, see `to_block`
+    return _step(block, None, x, y)
 
 
 def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
@@ -315,18 +324,19 @@ def random_data(case: Case, n_images: int) -> Dataset:
     return Dataset("random", case.shape, tuple(map(str, range(case.classes))), train, held_out, held_out)
 
 
-def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter,
+             round_to: int = 1) -> tuple:
     """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
 
     Everything between the dense network and the pruned one counts: making blocks, checkpoints, the looks at
-    the validation images. The ordinary epoch is timed before and after; low and high are the ratios to either.
+    the validation images. The ordinary epoch is timed before and after; the spread is the ratios to either.
     """
     data = random_data(case, n_images)
     cfg = Config.model_validate({
         "name": "benchmark", "scale": "smoke", "model": {"name": case.network},
         "data": {"name": "digits", "input": list(case.shape), "batch": case.batch}, "train": {"epochs": 1},
-        "prune": {"method": "gcp", "target": 0.2, "iterations": 4, "regularise_epochs": 1.0,
-                  "recover_epochs": 1.0}})
+        "prune": {"method": "gcp", "target": 0.2, "iterations": 4, "round_to": round_to,
+                  "regularise_epochs": 1.0, "recover_epochs": 1.0}})
     step = gluoncv_step(case, *batch(case))
     ctx = training.device()
 
@@ -340,8 +350,8 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
 
     dense = from_gluoncv(case.network, case.shape, case.classes, seed=0)
     # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
-    dense, _ = training.fit(dense, data.train, name="dense", batch=case.batch, seed=0, lr=training.constant(0.01),
-                            n_steps=data.train.n_batches(case.batch),
+    dense, _ = training.fit(dense, data.train, name="dense", batch=case.batch, seed=0,
+                            lr=training.constant(0.01), n_steps=data.train.n_batches(case.batch),
                             optimiser=lambda block: training.SGD(block, MOMENTUM, WD))
     step()  # builds the graph and its memory, once for all epochs
     before = epoch(1)
@@ -353,7 +363,8 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
         mx.nd.waitall()
         seconds = clock() - start
     after = epoch(2)
-    setting = f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs"
+    setting = f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs, " \
+              f"widths multiples of {round_to}"
     row = Row("schedule", "GCP schedule / ordinary epoch", setting, 2 * seconds / (before + after),
               seconds / max(before, after), seconds / min(before, after), "epochs", 3.5, more=False)
     return [row], {"schedule_s": seconds, "epoch_before_s": before, "epoch_after_s": after,
@@ -399,7 +410,8 @@ def memory(cases: Sequence[Case]) -> tuple:
         added = (peaks["gcp"]["peak_mb"] - peaks["gcp"]["built_mb"]) / max(
             1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"])
         name = "peak memory, GCP step / GluonCV step"
-        rows += [Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1, more=False),
+        rows += [Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1,
+                     more=False),
                  Row("memory", f"{name}, beyond imports and network", str(case), added, added, added)]
         details[str(case)] = peaks
     return rows, details
@@ -423,6 +435,7 @@ def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
     else:
         step = gluoncv_step(case, x, y)
     mx.nd.waitall()
+    gc.collect()  # GluonCV's blocks are cycles; in a run of GCP there is none, the dense network comes from a file
     built = _resident_mb("VmRSS")
     for _ in range(n_steps):
         step()

@@ -40,8 +40,8 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
 def test_quick_runs_through_every_section(tmp_path):
     path = tmp_path / "b.json"
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "2"]
-    done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, check=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     result = json.loads(path.read_text())
     assert set(result["details"]) == set(benchmark.NAMES)
     assert {r["section"] for r in result["rows"]} == set(benchmark.NAMES)
