@@ -148,7 +148,7 @@ class Prune(_Section):
     score: Annotated[Literal["paper", "relative"], Field(
         description="gcp: what a channel is ranked by")] = "relative"
     round_to: Annotated[int, Field(
-        ge=1, description="every final width is a multiple of this, 1 or more")] = 1
+        ge=1, description="every final width is a multiple of this, 1 or more")] = 8
     criterion: Annotated[Literal["l1", "random"], Field(
         description="uniform: which channels of a group go")] = "l1"
     iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
