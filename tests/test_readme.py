@@ -31,7 +31,7 @@ def test_embedding_replaces_what_is_between_the_marks(tmp_path):
 def test_pictures_scripts_and_folders_exist():
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (REPO / path).is_file(), path
-    for path in re.findall(r"(?:python|bash) (scripts/\S+)", README):
+    for path in re.findall(r"(?:python|bash) (scripts/[\w.]+\w)", README):
         assert (REPO / path).is_file(), path
     for path in re.findall(r"\bconfigs/\w+", README):
         assert list((REPO / path).glob("*.yaml")), path
