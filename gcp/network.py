@@ -418,11 +418,11 @@ def reader_norms(net: Network, stream: Stream, squared: bool = True) -> np.ndarr
 def squared_input_norms(net: Network, layer: str) -> np.ndarray:
     """Per input channel j of a conv or dense layer, `||W[:, j]||_F^2`. Shape (input channels,), float64."""
     i = net.index[layer]
-    w = net.arrays[net.weight(layer)].astype(np.float64)
+    squares = np.square(net.arrays[net.weight(layer)], dtype=np.float64)
     if is_depthwise(net, i):
-        return (w ** 2).reshape(len(w), -1).sum(1)
+        return squares.reshape(len(squares), -1).sum(1)
     channels = net.shapes[net.nodes[i].inputs[0]][0]
-    return (_by_input(w, _n_input(net, i, channels)) ** 2).sum((0, 2))
+    return _by_input(squares, _n_input(net, i, channels)).sum((0, 2))
 
 
 def _n_input(net: Network, i: int, channels: int) -> int:
@@ -443,7 +443,7 @@ def rescale(net: Network) -> Network:
     that make channel j. A channel that nobody reads keeps its scale. Networks with relu6 or a sigmoid keep
     theirs in the streams concerned.
     """
-    arrays = {k: v.astype(np.float64) for k, v in net.arrays.items()}
+    arrays = dict(net.arrays)
     for stream in net.streams:
         if not stream.rescalable:
             continue
@@ -452,15 +452,16 @@ def rescale(net: Network) -> Network:
         for norm in stream.sources:
             for name in net.norm_arrays(norm):
                 if name is not None:
-                    arrays[name] = arrays[name] * s.reshape(arrays[name].shape)
+                    arrays[name] = (arrays[name] * s.reshape(arrays[name].shape)).astype(np.float32)
         for layer in stream.readers:
             name = net.weight(layer)
-            w = arrays[name]
-            if is_depthwise(net, net.index[layer]):
-                arrays[name] = w / s.reshape(-1, 1, 1, 1)
-            else:
-                arrays[name] = (_by_input(w, len(s)) / s[None, :, None]).reshape(w.shape)
-    return net.with_arrays({k: v.astype(np.float32) for k, v in arrays.items()})
+            depthwise = is_depthwise(net, net.index[layer])
+            w = _by_input(arrays[name], 1 if depthwise else len(s))
+            by = s[:, None, None] if depthwise else s[None, :, None]
+            # In float64, rounded once, and without a float64 copy of the weights.
+            scaled = np.divide(w, by, out=np.empty_like(w), dtype=np.float64, casting="same_kind")
+            arrays[name] = scaled.reshape(arrays[name].shape)
+    return net.with_arrays(arrays)
 
 
 def with_masks(net: Network) -> Network:

@@ -162,6 +162,9 @@ class ProximalSGD:
         own = {name for _, pair in norms for name in pair}
         self._rest = training.SGD(block, momentum, only=set(params.keys()) - own)
         ctx = self._gammas[0].list_ctx()[0]
+        self._outer = {"gamma": _joined_gradients(self._gammas)}
+        if self._betas:  # none where every norm is a mask
+            self._outer["beta"] = _joined_gradients(self._betas)
 
         # Each entry of the flat vectors names its mask; slot 0 is a constant 1 for channels of untied groups.
         first, n_slots, mask_threshold = {}, 1, [np.zeros(1)]
@@ -186,11 +189,12 @@ class ProximalSGD:
         self._slots = {"gamma": to_device(of_gamma, "int32")}
         self._threshold = {"gamma": to_device(np.concatenate(threshold)),
                            "mask": to_device(np.concatenate(mask_threshold))}
-        if self._betas:  # none where every norm is a mask
+        if self._betas:
             of_beta = np.concatenate(beta_slots)
             self._vectors["beta"] = to_device(_joined(self._betas) / m[of_beta])
             self._slots["beta"] = to_device(of_beta, "int32")
         self._velocity = {k: mx.nd.zeros_like(v) for k, v in self._vectors.items()}
+        self._written = {"gamma": _flat_views(self._gammas), "beta": _flat_views(self._betas)}
         self._tied = bool(first)
         if self._tied:
             for v in self._vectors.values():
@@ -198,9 +202,7 @@ class ProximalSGD:
 
     def step(self, lr: float, batch: int) -> None:
         """One proximal-gradient update of scales, shifts and masks, one SGD update of the rest."""
-        outer = {"gamma": _flat([p.grad() for p in self._gammas])}
-        if self._betas:
-            outer["beta"] = _flat([p.grad() for p in self._betas])
+        outer = self._outer
         if self._tied:  # the chain rule through gamma = m gamma^, beta = m beta^
             with autograd.record():
                 products = [self._vectors[k] * mx.nd.take(self._vectors["mask"], self._slots[k]) for k in outer]
@@ -222,17 +224,14 @@ class ProximalSGD:
 
     def _write(self) -> None:
         """Put scales and shifts, masks multiplied in, back into the block's parameters."""
-        for key, params in (("gamma", self._gammas), ("beta", self._betas)):
-            if params:
-                value = self._vectors[key]
-                if self._tied:
-                    value = value * mx.nd.take(self._vectors["mask"], self._slots[key])
-                starts = np.cumsum([0] + [int(np.prod(p.shape)) for p in params[:-1]])
-                outputs = [p.data().reshape(-1) for p in params]
-                if len(outputs) == 1:
-                    value.copyto(outputs[0])
-                else:
-                    mx.nd._internal._split_v2(value, indices=tuple(int(i) for i in starts), axis=0, out=outputs)
+        for key in self._outer:
+            value, (starts, outputs) = self._vectors[key], self._written[key]
+            if self._tied:
+                value = value * mx.nd.take(self._vectors["mask"], self._slots[key])
+            if len(outputs) == 1:
+                value.copyto(outputs[0])
+            else:
+                mx.nd._internal._split_v2(value, indices=starts, axis=0, out=outputs)
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
         """Vectors, their velocities and the velocities of the rest."""
@@ -248,8 +247,24 @@ class ProximalSGD:
         self._rest.restore({k[len("rest:"):]: v for k, v in state.items() if k.startswith("rest:")})
 
 
-def _flat(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
-    return mx.nd.concat(*[a.reshape(-1) for a in arrays], dim=0)
+def _flat_views(params) -> Tuple[Tuple[int, ...], List[mx.nd.NDArray]]:
+    """Where each parameter starts in their flat vector, and each one's memory as a vector."""
+    starts = np.cumsum([0] + [int(np.prod(p.shape)) for p in params[:-1]])
+    return tuple(starts.tolist()), [p.data().reshape(-1) for p in params]
+
+
+def _joined_gradients(params) -> mx.nd.NDArray:
+    """One flat vector that backward writes the gradients of all `params` into, in place of their own arrays.
+
+    Joining them in each step took 4.5 of 176 ms (ResNet-50, 64 px, batch 16). `p.data().grad` is a part of it;
+    `p.grad()` is the array of before, which nothing writes any more.
+    """
+    sizes = [int(np.prod(p.shape)) for p in params]
+    flat = mx.nd.zeros(sum(sizes), params[0].list_ctx()[0])
+    ends = np.cumsum(sizes).tolist()
+    parts = [flat[end - size:end].reshape(p.shape) for p, size, end in zip(params, sizes, ends)]
+    autograd.mark_variables([p.data() for p in params], parts, "write")
+    return flat
 
 
 def _joined(params) -> np.ndarray:
