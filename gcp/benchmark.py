@@ -105,8 +105,8 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
         if name in STEPS:
             found = steps(name, TINY if quick else STEPS[name], repeats, CLOCKS[clock])
         elif name == "schedule":
-            # Every width allowed, and widths that the device likes: oneDNN is slow on others.
-            case, n_images, roundings = (TINY, 40, (1, 4)) if quick else (RESNET18, 3000, (1, 16))
+            # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
+            case, n_images, roundings = (TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16))
             each = {n: schedule(case, n_images, CLOCKS[clock], n) for n in roundings}
             found = [row for one in each.values() for row in one[0]], {f"round_to_{n}": each[n][1] for n in each}
         elif name == "describe":
@@ -238,16 +238,18 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
 
 def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray, update: bool = True) -> Step:
     """Our step on all weights, as `training.fit` does it."""
-    block = to_block(net, x.context)
+    block = training.trained_block(net, x.context, batch=len(x))
     return _step(block, training.SGD(block, MOMENTUM, WD) if update else None, x, y)
 
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
     net = prune.rescale(prune.with_masks(net))
-    block = to_block(net, x.context, frozen_statistics=True, trainable=prune.scale_arrays(net))
+    block = training.trained_block(net, x.context, True, prune.scale_arrays(net), len(x))
     penalties = prune.channel_penalties(net, macs(net))
-    return _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+    step = _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+    step.network = net  # `training.fit` holds on to the network too: memory counts it
+    return step
 
 
 def frozen_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:

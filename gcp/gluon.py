@@ -334,7 +334,8 @@ def to_symbol(net: Network, frozen_statistics: bool = False, fused: bool = False
     """The graph as a Symbol.
 
     With `frozen_statistics` batch norm uses its running statistics in training too. With `fused` a batch norm and
-    the relu that alone reads it are one operator, which exists on CPUs only.
+    the relu that alone reads it are one operator, of CPUs only. Not every network trains with that: neighbouring
+    kernels may lay out channels in blocks of 8 and of 16, and oneDNN has no fused backward between the two.
     """
     nodes = [replace(n, attrs={**n.attrs, "use_global_stats": "True"}) if frozen_statistics and n.op in NORM else n
              for n in net.nodes]
@@ -365,12 +366,11 @@ def _norms_before_relu(net: Network) -> List[Tuple[int, int]]:
 
 
 def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: bool = False,
-             trainable: Optional[set] = None) -> gluon.SymbolBlock:
+             trainable: Optional[set] = None, fused: bool = False) -> gluon.SymbolBlock:
     """A hybridized block that holds a copy of the arrays on `ctx`.
 
-    `trainable`: names of the arrays that get gradients; all but the frozen ones by default. A block that trains
-    on a CPU has its graph rewritten for speed (see `to_symbol`); one that only infers runs the graph as it is saved,
-    so that what is measured on it holds for the saved network.
+    `trainable`: names of the arrays that get gradients; all but the frozen ones by default. `fused`: see `to_symbol`;
+    without it the graph runs as it is saved.
     """
     ctx = ctx or mx.cpu()
     aux = auxiliary(net)
@@ -384,7 +384,7 @@ def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: 
         p.set_data(mx.nd.array(value, ctx=ctx, dtype=value.dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
-        fused = ctx.device_type == "cpu" and any(p.grad_req != "null" for p in params.values())
+        fused = fused and ctx.device_type == "cpu"
         block = gluon.SymbolBlock(to_symbol(net, frozen_statistics, fused), mx.sym.var("data"), params=params)
     # One bulk for all of backward: in MXNet's bulks of 15 nodes some convs compute weight gradients that frozen
     # weights do not ask for. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, gradients equal bit by bit.

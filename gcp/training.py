@@ -19,7 +19,7 @@ from mxnet import autograd
 from tqdm import tqdm
 
 from gcp.config import UserError
-from gcp.gluon import from_block, load, load_arrays, save, save_arrays, to_block, write_text
+from gcp.gluon import auxiliary, from_block, load, load_arrays, save, save_arrays, to_block, write_text
 from gcp.network import Network
 
 FLUSH = 25  # steps between looks at the loss; each look waits for the device
@@ -115,7 +115,7 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     state = load_arrays(checkpoint) if checkpoint is not None and checkpoint.exists() else None
     if state is not None:
         net = net.with_arrays({k[len("net:"):]: v for k, v in state.items() if k.startswith("net:")})
-    block = to_block(net, ctx, frozen_statistics, trainable)
+    block = trained_block(net, ctx, frozen_statistics, trainable, batch)
     opt = optimiser(block)
     done, losses = 0, []
     if state is not None:
@@ -170,6 +170,27 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     finally:
         bar.close()
     return from_block(net, block), float(np.mean(losses)) if losses else math.nan
+
+
+def trained_block(net: Network, ctx: mx.Context, frozen_statistics: bool = False,
+                  trainable: Optional[Set[str]] = None, batch: int = 1):
+    """The network as a block to train: with batch norm and relu as one operator if a trial step with that runs.
+
+    Whether oneDNN has a backward for it depends on the widths and on the kernels that it picks for the machine. The
+    results are the same bit by bit.
+    """
+    # The trial's block is thrown away: its running statistics have moved, its gradients are bound to their arrays.
+    trial = to_block(net, ctx, frozen_statistics, trainable, fused=True)
+    try:
+        with autograd.record():
+            output = trial(mx.nd.zeros((batch,) + tuple(net.input_shape), ctx))
+        output.backward()
+        mx.nd.waitall()
+        works = True
+    except mx.MXNetError:
+        works = False
+    del trial
+    return to_block(net, ctx, frozen_statistics, trainable, fused=works)
 
 
 def values_of(block) -> List[mx.nd.NDArray]:

@@ -294,3 +294,37 @@ def test_only_what_is_trainable_gets_gradients():
     chosen = {"batchnorm1_gamma", "dense0_weight"}
     block = gluon.to_block(net, trainable=chosen | {"batchnorm0_gamma"})
     assert {k for k, p in block.collect_params().items() if p.grad_req != "null"} == chosen
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name, width", [("resnet18_v1b", None), ("resnet18_v1b", 16), ("resnet18_v2", 48),
+                                         ("mobilenet1.0", None)])
+def test_norm_and_relu_in_one_change_no_bit_of_training(name, width, frozen):
+    net = random_network(name)
+    if width is not None:
+        net = shrink(net, {g.name: np.arange(min(width, g.size)) for g in net.groups})
+    x = mx.nd.array(images(net, 4))
+
+    def trained(fused: bool) -> tuple:
+        block = gluon.to_block(net, frozen_statistics=frozen, fused=fused)
+        graph = json.loads(block._cached_graph[1].tojson())
+        assert any(n["op"] == gluon.NORM_RELU for n in graph["nodes"]) is fused
+        with autograd.record():
+            output = block(x)
+        output.backward()
+        mx.nd.waitall()
+        values = {k: p.data().asnumpy() for k, p in block.collect_params().items()}
+        return {k: p.grad().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}, values
+
+    for one, two in zip(trained(True), trained(False)):
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+
+
+def test_which_norms_and_relus_become_one():
+    net = shape_only("resnet50_v1b")
+    pairs = {net.nodes[relu].name: net.nodes[norm].name for relu, norm in gluon._norms_before_relu(net)}
+    # Stem, and two in each of 16 blocks but for the three whose second conv is strided; none behind an addition.
+    assert len(pairs) == 1 + 2 * 16 - 3
+    assert all("batchnorm" in norm and "relu" in relu for relu, norm in pairs.items())
