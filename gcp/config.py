@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, Callable, Iterator, Literal, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Annotated, Any, Callable, ClassVar, Dict, Iterator, Literal, NoReturn, Optional, Sequence, Set, Tuple, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -140,13 +140,18 @@ class Finetune(Train):
 class Prune(_Section):
     """Which channels go, and how. Keys of the other methods are ignored by a method."""
 
+    ONLY_OF: ClassVar[Dict[str, Set[str]]] = {
+        "gcp": {"score", "iterations", "schedule", "regularise_epochs", "recover_epochs", "lr", "recover_lr", "momentum",
+                "lam"},
+        "uniform": {"criterion"}}
+
     method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"
     objective: Annotated[Literal["macs", "params"], Field(
         description="the cost that the target is about")] = "macs"
     target: Annotated[float, Field(
         gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
-    score: Annotated[Literal["paper", "relative"], Field(
-        description="gcp: what a channel is ranked by")] = "relative"
+    score: Annotated[Literal["paper", "relative", "taylor"], Field(
+        description="gcp: what a channel is ranked by")] = "taylor"
     round_to: Annotated[int, Field(
         ge=1, description="every final width is a multiple of this, 1 or more")] = 8
     criterion: Annotated[Literal["l1", "random"], Field(
@@ -216,14 +221,12 @@ class Config(_Section):
         return self.threads or physical_cores()
 
     def fingerprint(self) -> str:
-        """12 hex digits that change with any key except `name` and `output`, which decide no number."""
-        return _hash(self.model_dump(mode="json", exclude={"name", "output"}))
+        """12 hex digits that change with any key that decides a number: not `name`, `output`, other methods' keys."""
+        ignored = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
+        return _hash(self.model_dump(mode="json", exclude={"name": True, "output": True, "prune": ignored}))
 
     def dense_fingerprint(self) -> str:
-        """12 hex digits that two experiments share when they start from the same trained dense network.
-
-        The number of threads is not in it: it only moves the last bits, and need not be the same for all who share.
-        """
+        """12 hex digits that two experiments share when they start from the same trained dense network."""
         shared = {"scale", "seed", "threads", "model", "data", "train"}
         return _hash(self.model_dump(mode="json", include=shared))
 

@@ -89,6 +89,21 @@ def test_fingerprint_ignores_name_and_output_only(write):
         assert config.load(path, [change]).fingerprint() != print_, change
 
 
+def test_fingerprint_ignores_keys_of_other_methods(write):
+    uniform = write({**MINIMAL, "prune": {"method": "uniform", "target": 0.5}}, "uniform.yaml")
+    gcp = write(MINIMAL)
+    for key in ("prune.score=paper", "prune.iterations=9", "prune.lam=[3]"):
+        assert config.load(uniform, [key]).fingerprint() == config.load(uniform).fingerprint(), key
+        assert config.load(gcp, [key]).fingerprint() != config.load(gcp).fingerprint(), key
+    assert config.load(uniform, ["prune.criterion=random"]).fingerprint() != config.load(uniform).fingerprint()
+    assert config.load(gcp, ["prune.criterion=random"]).fingerprint() == config.load(gcp).fingerprint()
+    own = set().union(*config.Prune.ONLY_OF.values())
+    assert own < set(config.Prune.model_fields)
+    for key in own:  # the text that a user reads says the same
+        method = config.Prune.model_fields[key].description.split(":")[0]
+        assert key in config.Prune.ONLY_OF[method]
+
+
 def test_fingerprint_does_not_tell_equal_numbers_apart(write):
     path = write(MINIMAL)
     whole, decimal = (config.load(path, [f"train.lr={lr}"]) for lr in ("1", "1.0"))

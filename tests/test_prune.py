@@ -134,6 +134,28 @@ def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
             np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
 
 
+def test_taylor_score_is_the_squared_slope_of_the_loss(net):
+    """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
+    cost, split, e = macs(net), Noise(16), 2e-3
+    scores = prune.taylor_scores(net, cost, split.batches(8, seed=0))
+
+    def losses(factor: float, group, channel: int) -> np.ndarray:
+        arrays = {}
+        for norm in group.norms:
+            for name in net.norm_arrays(norm):
+                arrays[name] = net.arrays[name].copy()
+                arrays[name][channel] *= factor
+        block = to_block(net.with_arrays(arrays), frozen_statistics=True)
+        return np.array([training.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
+                         for x, y, _ in split.batches(8, seed=0)])
+
+    for group in net.groups:
+        best = int(scores[group.name].argmax())
+        slope = (losses(1 + e, group, best) - losses(1 - e, group, best)) / (2 * e)
+        by_hand = (slope ** 2).mean() / cost.marginal(net.widths)[group.name]
+        assert scores[group.name][best] == pytest.approx(by_hand, rel=0.05), group.name
+
+
 def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
     """Channels alike in everything: the r-th to go of n takes 1/(n-r) of what is left, the last one all of it."""
     g = next(g for g in net.groups if len(g.norms) == 1)
@@ -229,14 +251,14 @@ def config(**keys):
                            data=SimpleNamespace(batch=8, augment="none"))
 
 
-@pytest.mark.parametrize("score", ["paper", "relative"])
+@pytest.mark.parametrize("score", ["paper", "relative", "taylor"])
 def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     data, cost, seen = SimpleNamespace(train=Noise(24), validation=Noise(20)), macs(net), []
     budget = Budget(cost, cost(net.widths), 0.3)
     small, rows = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: seen.append(row))
     assert cost(small.widths) <= 0.3 * budget.original
     assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
-    assert rows == seen and rows[0]["images"] == 2 * 24
+    assert rows == seen and rows[0]["images"] == (3 if score == "taylor" else 2) * 24
     assert macs(small)(small.widths) == cost(small.widths)
     again, _ = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
     assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)

@@ -45,4 +45,4 @@ def test_the_example_config_is_one(tmp_path):
 
 def test_the_defaults_that_readme_states():
     prune = config.Prune()
-    assert (prune.score, prune.schedule, prune.round_to) == ("relative", "geometric", 8)
+    assert (prune.score, prune.schedule, prune.round_to) == ("taylor", "geometric", 8)
