@@ -7,12 +7,12 @@ from typing import Callable, Dict, List, Tuple
 import numpy as np
 
 from gcp.cost import Budget, allowed
-from gcp.network import Keep, Network, Widths, keep_all, shrink
+from gcp.network import Keep, Network, Widths, shrink
 
 
 def none(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..., None]) -> Tuple[Network, List[dict]]:
     """Prune nothing: the dense network with the same fine-tuning."""
-    return shrink(net, keep_all(net)), []
+    return net, []
 
 
 def uniform(net: Network, budget: Budget, data, cfg, folder: Path,

@@ -27,8 +27,8 @@ from gcp import prune, records, training
 from gcp.config import Config, UserError
 from gcp.cost import Budget, describe, macs
 from gcp.data import Dataset, Split
-from gcp.gluon import from_gluoncv, to_block
-from gcp.network import NORM, Network, Node, shrink
+from gcp.gluon import from_gluoncv, predict, to_block
+from gcp.network import NORM, Network, Node, mask, shrink
 
 Step = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -81,7 +81,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "schedule", "describe", "memory")
+NAMES = (*STEPS, "schedule", "describe", "memory", "borders")
 
 
 def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock: str = "wall",
@@ -111,8 +111,10 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
             found = [row for one in each.values() for row in one[0]], {f"round_to_{n}": each[n][1] for n in each}
         elif name == "describe":
             found = describing(*((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224))))
-        else:
+        elif name == "memory":
             found = memory((TINY,) if quick else (RESNET18, RESNET50))
+        else:
+            found = borders(*((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224))))
         rows += found[0]
         details[name] = found[1]
     return {"rows": [asdict(row) for row in rows], "details": details, "quick": quick, "clock": clock,
@@ -396,6 +398,44 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> tuple:
     row = Row("describe", "describe + groups + shrink", setting,
               total[0], min(total), max(total), "s", 2.0, more=False)
     return [row], {"describe_s": [a for a, _ in seconds], "shrink_s": [b for _, b in seconds]}
+
+
+# ---- borders ---------------------------------------------------------------------------------------------
+
+
+def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
+    """Rows and details of how far a network with half of its channels removed is from the masked one.
+
+    A removed channel's constant moves into the next running mean, which is exact but within a kernel's reach of
+    zero-padded borders. Worst case: channels and norms drawn at random, shifts as large as scales, nothing recovered.
+    In units of the largest output, the largest difference over `n_images`; the details also have the difference when
+    the constants are dropped instead of moved.
+    """
+    rows, details = [], {}
+    for side in sides:
+        rng = np.random.default_rng(0)
+        net = from_gluoncv(network, (3, side, side), seed=0)
+        draw = {"gamma": lambda n: rng.uniform(0.5, 1.5, n) * rng.choice([-1, 1], n),
+                "beta": lambda n: rng.normal(0.3, 0.5, n),
+                "running_mean": lambda n: rng.normal(0, 0.3, n), "running_var": lambda n: rng.uniform(0.5, 1.5, n)}
+        net = net.with_arrays({k: draw[end](len(v)).astype(np.float32) for k, v in net.arrays.items()
+                               for end in draw if k.endswith("_" + end)})
+        keep = {g.name: np.sort(rng.choice(g.size, g.size // 2, replace=False)) for g in net.groups}
+        images = rng.standard_normal((n_images, 3, side, side)).astype(np.float32)
+        masked = mask(net, keep)
+        expected = predict(masked, images)
+        silent = {beta: np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[beta], 0).astype(np.float32)
+                  for g in net.groups for beta in (net.norm_arrays(norm)[1] for norm in g.norms) if beta is not None}
+
+        def error(outputs: np.ndarray) -> float:
+            return float(np.abs(outputs - expected).max() / np.abs(expected).max())
+
+        moved = error(predict(shrink(net, keep), images))
+        dropped = error(predict(masked.with_arrays(silent), images))
+        details[str(side)] = {"constants_moved": moved, "constants_dropped": dropped}
+        rows.append(Row("borders", "removed against masked, half of the channels", f"{network}, {side} px", moved, moved,
+                        moved, "of the largest output"))
+    return rows, details
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

@@ -510,11 +510,6 @@ def fold_masks(net: Network) -> Network:
     return replace(net, nodes=tuple(nodes), shapes=tuple(shapes), arrays=arrays, output=moved[net.output])
 
 
-def keep_all(net: Network) -> Keep:
-    """A `Keep` that drops nothing."""
-    return {g.name: np.arange(g.size) for g in net.groups}
-
-
 def mask(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
     """The network with the scale of every dropped channel at zero: same shapes, dropped channels constant.
 

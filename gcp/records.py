@@ -124,6 +124,12 @@ class Run:
         self.path = path
         self.record = record
         self._lock: int | None = lock
+        log = path / "log.jsonl"
+        try:
+            events = read_log(log) if log.exists() else []
+        except ValueError:  # damaged by somebody: nothing depends on it, it is only added to
+            events = []
+        self._said = {json.dumps({k: v for k, v in event.items() if k != "time"}) for event in events}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, done={self.done})"
@@ -140,11 +146,17 @@ class Run:
         return self.record is not None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append a line to `log.jsonl`: the event, the time (UTC), the values; "nan" and "inf" as strings."""
-        line = json.dumps(_plain({"event": event, "time": _now(), **values}, finite=False), allow_nan=False)
+        """Append a line to `log.jsonl`: the event, the time (UTC), the values; "nan" and "inf" as strings.
+
+        What is there already, whatever its time, is not repeated: a run that goes on comes by its old events again.
+        """
+        said = json.dumps(_plain({"event": event, **values}, finite=False), allow_nan=False)
+        if said in self._said:
+            return
         path = self.path / "log.jsonl"
         with _writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps({"event": event, "time": _now(), **json.loads(said)}) + "\n")
+        self._said.add(said)
 
     def finish(self, record: dict) -> None:
         """Write the record, which makes the run done. ValueError: a key is missing or of the wrong type."""

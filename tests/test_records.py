@@ -136,6 +136,14 @@ def test_a_torn_last_line_is_dropped_on_resume(cfg, torn):
     assert [line["event"] for line in records.read_log(run.path / "log.jsonl")] == ["a", "c"]
 
 
+def test_a_run_that_goes_on_does_not_say_things_twice(cfg):
+    for said in ((1, 2), (1, 2, 3)):
+        with records.open_run(cfg) as run:
+            for number in said:
+                run.log("iteration", number=number, loss=np.float64(0.1) / 3, widths={"b": 1, "a": 2})
+    assert [line["number"] for line in records.read_log(run.path / "log.jsonl")] == [1, 2, 3]
+
+
 def test_a_log_that_is_one_torn_line(cfg):
     with records.open_run(cfg) as run:
         (run.path / "log.jsonl").write_text('{"ev')
