@@ -21,6 +21,10 @@ from gcp.network import (NORM, Keep, Network, Widths, fold_masks, has_weight, is
                          squared_input_norms, with_masks)
 
 
+# Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
+SCORING_BATCH = 16
+
+
 # ---- importance ---------------------------------------------------------------------------------------------------
 
 
@@ -306,9 +310,10 @@ def fraction_kept(t: int, n: int, target: float, schedule: str) -> float:
     return 1 - t / n * (1 - target) if schedule == "equal" else target ** (t / n)
 
 
-def scoring_batches(per_epoch: int) -> int:
-    """How many batches `taylor_scores` looks at: a tenth of an epoch, 20 at least, or all there are."""
-    return min(per_epoch, max(20, per_epoch // 10))
+def scoring_batches(n_images: int) -> int:
+    """How many batches `taylor_scores` looks at: a tenth of the images, 20 batches at least, or all there are."""
+    n_all = -(-n_images // SCORING_BATCH)
+    return min(n_all, max(20, n_all // 10))
 
 
 def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float:
@@ -370,15 +375,15 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
     net = phase(net, "regularise", 1, n_steps=n_regularise, lr=training.constant(p.lr), frozen_statistics=True,
                 optimiser=lambda block: ProximalSGD(dense, block, strength, penalties, p.momentum))
     regularised = training.evaluate(net, data.validation)
-    n_scoring = 0
+    n_scored = 0
     if p.score == "paper":
         scores = paper_scores(net)
     elif p.score == "relative":
         scores = relative_scores(net, budget.cost)
     else:
-        n_scoring = scoring_batches(data.train.n_batches(batch))
-        shuffled = data.train.batches(batch, seed=(training.hash_seed(cfg.seed, t, 3), 0))
-        scores = taylor_scores(net, budget.cost, islice(shuffled, n_scoring))
+        n_batches = scoring_batches(len(data.train))
+        shuffled = data.train.batches(SCORING_BATCH, seed=(training.hash_seed(cfg.seed, t, 3), 0))
+        scores, n_scored = taylor_scores(net, budget.cost, islice(shuffled, n_batches)), n_batches * SCORING_BATCH
     net = shrink(net, select(scores, budget.cost, limit, budget.round_to))
     pruned = training.evaluate(net, data.validation)
     net = fold_masks(phase(net, "recover", 2, n_steps=n_recover, lr=training.cosine(p.recover_lr, n_recover),
@@ -389,5 +394,5 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
     row = {"iteration": t, "lam": lam, "penalty": strength, "cost_kept": budget.cost(net.widths) / budget.original,
            "loss_regularised": regularised["loss"], "loss_pruned": pruned["loss"],
            "loss_recovered": recovered["loss"], "top1_recovered": recovered["top1"], "widths": net.widths,
-           "images": (n_regularise + n_scoring + n_recover) * batch}
+           "images": (n_regularise + n_recover) * batch + n_scored}
     return net, row

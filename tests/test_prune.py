@@ -134,6 +134,10 @@ def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
             np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
 
 
+def test_how_many_images_the_taylor_score_looks_at():
+    assert [prune.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
+
+
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
     cost, split, e = macs(net), Noise(16), 2e-3
@@ -258,7 +262,7 @@ def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     small, rows = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: seen.append(row))
     assert cost(small.widths) <= 0.3 * budget.original
     assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
-    assert rows == seen and rows[0]["images"] == (3 if score == "taylor" else 2) * 24
+    assert rows == seen and rows[0]["images"] == 2 * 24 + (2 * 16 if score == "taylor" else 0)
     assert macs(small)(small.widths) == cost(small.widths)
     again, _ = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
     assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)
