@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -27,11 +27,14 @@ from gcp import prune, records, training
 from gcp.config import Config, UserError
 from gcp.cost import Budget, describe, macs
 from gcp.data import Dataset, Split
-from gcp.gluon import from_gluoncv, predict, to_block
-from gcp.network import NORM, Network, Node, mask, shrink
+from gcp.gluon import from_gluoncv, predict
+from gcp.network import Network, mask, shrink
 
 Step = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# oneDNN's names; GCP's frozen convs need no weight gradients.
+CONV_KERNELS = ("forward_training", "backward_data", "backward_weights")
+MARK = "-- the step that counts --"
 # Too small to move a weight: the arithmetic of a step is timed, and it must not end in NaN on random data.
 LR, MOMENTUM, WD = 1e-8, 0.9, 1e-4
 
@@ -60,8 +63,8 @@ class Case:
 class Row:
     """One ratio. `low` and `high` are its spread (quartiles over the repeats, for steps).
 
-    `target` reads >= if `more`, else <=. `limit` is the ratio that the convolutions alone would leave, where
-    there is one: GluonCV's step over forward and data gradients of the same convs, measured.
+    `target` reads >= if `more`, else <=. `limit` is the ratio that would be left if nothing but the convolutions that
+    the step needs took time, at the speed that oneDNN gives them, where there is one.
     """
 
     section: str
@@ -147,14 +150,11 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
     """
     x, y = batch(case)
     net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
-    convs = without_norms(net)
     others: Dict[str, Callable[[], Step]] = {
         "gcp": lambda: gcp_step(net, x, y),
         "ours": lambda: ordinary_step(net, x, y),
         "gluoncv_plain": lambda: gluoncv_step(case, x, y, static=False),
         "gluoncv_no_update": lambda: gluoncv_step(case, x, y, update=False),
-        "no_norms": lambda: ordinary_step(convs, x, y, update=False),
-        "no_norms_no_weight_gradients": lambda: frozen_step(convs, x, y),
     }
     base, ratios, median = gluoncv_step(case, x, y), {}, {}
     for key, make in others.items():
@@ -163,45 +163,57 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
         ratios[key], median[key] = seconds["gluoncv"] / seconds[key], float(np.median(seconds[key]))
         median.setdefault("gluoncv", float(np.median(seconds["gluoncv"])))
         gc.collect()
+    calls = {kind: conv_calls(case, kind) for kind in ("gcp", "ours")}
+    convs = {kind: {kernel: sum(c) for kernel, c in found.items()} for kind, found in calls.items()}
 
-    def row(label: str, to: str, target: Optional[float] = None, limit: Optional[float] = None) -> Row:
+    def row(label: str, to: str, target: Optional[float] = None, kernels: Sequence[str] = ()) -> Row:
         low, ratio, high = np.percentile(ratios[to], (25, 50, 75)).tolist()
-        return Row(name, label, str(case), ratio, low, high, target=target, limit=limit)
+        needed = sum(convs[to][k] for k in kernels) if kernels else 0.0
+        return Row(name, label, str(case), ratio, low, high, target=target,
+                   limit=median["gluoncv"] / needed if needed else None)
 
-    # An estimate, not a bound: it has no scales and shifts, but a graph without static memory.
-    bare = float(np.median(ratios["no_norms_no_weight_gradients"]))
-    faster = {key: float(np.median(r)) for key, r in ratios.items()}
     rows = [
-        row("GCP regularise step / GluonCV step", "gcp", case.regularise, bare),
-        row("our ordinary step / GluonCV step", "ours", case.ordinary),
+        row("GCP regularise step / GluonCV step", "gcp", case.regularise, CONV_KERNELS[:2]),
+        row("our ordinary step / GluonCV step", "ours", case.ordinary, CONV_KERNELS),
         row("GluonCV step, plain hybridize() / static", "gluoncv_plain"),
     ]
     return rows, {
         "images_per_second": {key: case.batch / s for key, s in median.items()},
-        "optimiser_share": 1 - 1 / faster["gluoncv_no_update"],
-        "norm_share": 1 / faster["gluoncv_no_update"] - 1 / faster["no_norms"],
-        "conv_limit_by_counts": counted_limit(net),
-        # The ordinary step over a GCP step whose batch norms and optimiser would be free, and whose weight
-        # gradients are counted in multiply-accumulates. An estimate: they can take longer than their count.
-        "conv_limit": faster["no_norms"] * counted_limit(net),
-        "bare_limit": bare,
+        "optimiser_share": 1 - 1 / float(np.median(ratios["gluoncv_no_update"])),
+        "conv_seconds": convs,
     }
 
 
-def counted_limit(net: Network) -> float:
-    """Multiply-accumulates of an ordinary step over those of a step without the convs' weight gradients.
+def conv_calls(case: Case, kind: str) -> Dict[str, List[float]]:
+    """Seconds of each call of oneDNN's convolutions in one step, by its own clock, for each of `CONV_KERNELS`.
 
-    Forward, data gradient and weight gradient count the same each; the first conv has no data gradient, and
-    the last layer is trained in both.
+    In a process of its own, whose oneDNN reports every call. No calls where there is none (GPU builds).
     """
-    layers = [i for i, n in enumerate(net.nodes) if n.op in ("Convolution", "FullyConnected")]
+    lines = _in_own_process(case, kind, "print_step", {"MKLDNN_VERBOSE": "1", "DNNL_VERBOSE": "1"})
+    calls: Dict[str, List[float]] = {kernel: [] for kernel in CONV_KERNELS}
+    for line in lines[lines.index(MARK):]:
+        fields = line.split(",")  # dnnl_verbose,exec,cpu,primitive,implementation,kind,...,milliseconds
+        if len(fields) > 6 and fields[1] == "exec" and fields[3] == "convolution" and fields[5] in calls:
+            calls[fields[5]].append(float(fields[-1]) / 1e3)
+    return calls
 
-    def count(i: int) -> int:
-        sites = int(np.prod(net.shapes[i][1:], dtype=np.int64))
-        return net.arrays[net.weight(net.nodes[i].name)].size * sites
 
-    total, first, last = macs(net)(net.widths), count(layers[0]), count(layers[-1])
-    return (3 * total - first) / (2 * total - first + last)
+def print_step(case: Case, kind: str, n_warmup: int = 3) -> None:
+    """Take a few steps of the kind, print `MARK`, take one more."""
+    step = _step_of(case, kind)
+    for i in range(n_warmup + 1):
+        if i == n_warmup:
+            print(MARK, flush=True)
+        step()
+        mx.nd.waitall()
+
+
+def _step_of(case: Case, kind: str) -> Step:
+    x, y = batch(case)
+    if kind == "gluoncv":
+        return gluoncv_step(case, x, y)
+    make = {"gcp": gcp_step, "ours": ordinary_step}[kind]
+    return make(from_gluoncv(case.network, case.shape, case.classes, seed=0), x, y)
 
 
 def batch(case: Case) -> tuple:
@@ -254,15 +266,6 @@ def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     return step
 
 
-def frozen_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
-    """Forward and data gradients down to the first conv, whose weight gradient alone is taken; no update."""
-    # Backward stops where nothing below wants a gradient, so the lowest layer has to want one.
-    first = next(n.name for n in net.nodes if n.op == "Convolution")
-    block = to_block(net, x.context, trainable={net.weight(first)})
-    block.hybridize()  # a static graph would compute weight gradients that nothing asks for, see `to_block`
-    return _step(block, None, x, y)
-
-
 def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     def step() -> None:
         with autograd.record():
@@ -272,25 +275,6 @@ def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: m
             optimiser.step(LR, len(x))
 
     return step
-
-
-def without_norms(net: Network) -> Network:
-    """The network with its batch norms left out: another function, the same convolutions."""
-    nodes: List[Node] = []
-    shapes, moved = [], {}
-    gone = {j for n in net.nodes if n.op in NORM for j in n.inputs[1:]}
-    for i, node in enumerate(net.nodes):
-        if i in gone:
-            continue
-        if node.op in NORM:
-            moved[i] = moved[node.inputs[0]]
-            continue
-        moved[i] = len(nodes)
-        nodes.append(replace(node, inputs=tuple(moved[j] for j in node.inputs)))
-        shapes.append(net.shapes[i])
-    lost = {net.nodes[j].name for j in gone}
-    return replace(net, nodes=tuple(nodes), shapes=tuple(shapes), output=moved[net.output],
-                   arrays={k: v for k, v in net.arrays.items() if k not in lost})
 
 
 def in_turns(things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter,
@@ -433,8 +417,8 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
         moved = error(predict(shrink(net, keep), images))
         dropped = error(predict(masked.with_arrays(silent), images))
         details[str(side)] = {"constants_moved": moved, "constants_dropped": dropped}
-        rows.append(Row("borders", "removed against masked, half of the channels", f"{network}, {side} px", moved, moved,
-                        moved, "of the largest output"))
+        rows.append(Row("borders", "removed against masked, half of the channels", f"{network}, {side} px",
+                        moved, moved, moved, "of the largest output"))
     return rows, details
 
 
@@ -448,7 +432,7 @@ def memory(cases: Sequence[Case]) -> tuple:
     """
     rows, details = [], {}
     for case in cases:
-        peaks = {kind: _in_own_process(case, kind) for kind in ("gluoncv", "gcp")}
+        peaks = {kind: json.loads(_in_own_process(case, kind, "print_peak", {})[-1]) for kind in ("gluoncv", "gcp")}
         whole = peaks["gcp"]["peak_mb"] / peaks["gluoncv"]["peak_mb"]
         added = (peaks["gcp"]["peak_mb"] - peaks["gcp"]["built_mb"]) / max(
             1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"])
@@ -460,23 +444,20 @@ def memory(cases: Sequence[Case]) -> tuple:
     return rows, details
 
 
-def _in_own_process(case: Case, kind: str) -> dict:
-    code = f"from gcp import benchmark as b; b.print_peak(b.{case!r}, {kind!r})"
+def _in_own_process(case: Case, kind: str, function: str, variables: Mapping[str, str]) -> List[str]:
+    """The lines that one of this room's functions prints for a case and a kind of step."""
+    code = f"from gcp import benchmark as b; b.{function}(b.{case!r}, {kind!r})"
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True,
                           stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()
 
 
 def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
     """Make a step of the kind, take it a few times, print memory when built and at its peak (MB) as JSON."""
-    x, y = batch(case)
-    if kind == "gcp":
-        step = gcp_step(from_gluoncv(case.network, case.shape, case.classes, seed=0), x, y)
-    else:
-        step = gluoncv_step(case, x, y)
+    step = _step_of(case, kind)
     mx.nd.waitall()
     gc.collect()  # GluonCV's blocks are cycles; in a run of GCP there is none, the dense network comes from a file
     built = _resident_mb("VmRSS")

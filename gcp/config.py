@@ -16,7 +16,8 @@ import re
 import sys
 from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, Callable, ClassVar, Dict, Iterator, Literal, NoReturn, Optional, Sequence, Set, Tuple, Union
+from typing import (Annotated, Any, Callable, ClassVar, Dict, Iterator, Literal, NoReturn, Optional, Sequence, Set, Tuple,
+                    Union)
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -141,8 +142,8 @@ class Prune(_Section):
     """Which channels go, and how. Keys of the other methods are ignored by a method."""
 
     ONLY_OF: ClassVar[Dict[str, Set[str]]] = {
-        "gcp": {"score", "iterations", "schedule", "regularise_epochs", "recover_epochs", "lr", "recover_lr", "momentum",
-                "lam"},
+        "gcp": {"score", "iterations", "schedule", "regularise_epochs", "recover_epochs", "lr", "recover_lr",
+                "momentum", "lam"},
         "uniform": {"criterion"}}
 
     method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"

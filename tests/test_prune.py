@@ -33,7 +33,8 @@ def gradients(block, x, y):
     with autograd.record():
         loss = training.smoothed_loss(block(x), y, 0.0)
     loss.backward()
-    return {k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items() if p.grad_req != "null"}
+    return {k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items()
+            if p.grad_req != "null"}
 
 
 def test_a_proximal_step_is_the_obvious_one(net):
