@@ -1,8 +1,7 @@
 """Records in, tables (Markdown, LaTeX, CSV) and figures (PNG, SVG) out; nothing is run here.
 
 This is the only room that formats digits: records hold fractions, tables print percent. One table row is one
-method at one target, its seeds aggregated; the figures follow the paper's Figure 1 (accuracy against
-throughput) and Figures 2 and 3 (width kept per layer). Missing values print "-".
+method at one target, its seeds aggregated; figures are drawn by `gcp.figures`. Missing values print "-".
 """
 from __future__ import annotations
 
@@ -12,34 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from gcp import figures
 from gcp.config import UserError
+from gcp.figures import MISSING, OBJECTIVES, in_order
 from gcp.records import load_records
 
-MISSING = "-"
 EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
 
-# Okabe and Ito's colour-blind-safe colours, without the yellow that vanishes on white.
-COLOURS = {
-    "GCP-f": "#0072B2",
-    "GCP-p": "#D55E00",
-    "GCP-latency": "#CC79A7",
-    "Uniform (L1)": "#E69F00",
-    "Uniform (random)": "#009E73",
-}
-OTHER_COLOURS = ("#56B4E9", "#000000", "#8C564B", "#7F7F7F")
-MARKERS = "osD^vPX<>"
-DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (5, 1.5, 1, 1.5)))
-INK, FAINT = "#222222", "#8a8a8a"
-FONT = 9.0  # points; the smallest text in a figure is one less
-
-OBJECTIVES = {"macs": "MACs", "params": "Params", "latency": "Latency"}
 SCALES = {
     "paper": "Paper scale",
     "reduced": "REDUCED scale: less data or training than the paper's, so no reproduction of its numbers",
@@ -126,25 +106,7 @@ def _write_all(runs: pd.DataFrame, output: Path) -> list[Path]:
     paths += _write_table(
         comparison(runs), COMPARED, _comparison_caption(runs), output / "comparison", "tab:comparison"
     )
-    with matplotlib.rc_context(
-        {
-            "font.size": FONT,
-            "font.family": "DejaVu Sans",
-            "svg.hashsalt": "gcp",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": FAINT,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.axisbelow": True,
-        }
-    ):
-        paths += _save(accuracy_throughput(runs), output / "accuracy_throughput")
-        paths += _save(accuracy_cost(runs), output / "accuracy_cost")
-        for (objective, target), some in runs[runs.method != "Dense"].groupby(
-            ["objective", "target"], sort=True
-        ):
-            paths += _save(widths(some), output / f"widths_{objective}_{target:g}")
+    paths += figures.write(runs, output)
     return paths
 
 
@@ -374,7 +336,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     The dense network comes first in its setting; then by objective, falling target, GCP before others.
     """
     rows = []
-    for setting, some in _in_order(runs).groupby("setting", sort=False):
+    for setting, some in in_order(runs).groupby("setting", sort=False):
         for (label, objective, target), same in some.groupby(
             ["label", "objective", "target"], sort=False, dropna=False
         ):
@@ -399,7 +361,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     its difference is relative: GCP's over the other's, minus one.
     """
     rows = []
-    pruned = _in_order(runs[runs.method != "Dense"])
+    pruned = in_order(runs[runs.method != "Dense"])
     for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
         cost = "params_kept" if objective == "params" else "macs_kept"
         is_gcp = some.method.str.startswith("GCP")
@@ -451,17 +413,6 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
         "Scale",
     ]
     return pd.DataFrame(rows, columns=titles)
-
-
-def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
-    rank = {"Dense": 0, **{name: i + 1 for i, name in enumerate(COLOURS)}}
-    return runs.assign(
-        _rank=runs.method.map(lambda m: rank.get(m, len(rank))),
-        _down=-runs.target,
-        _objective=runs.objective.fillna(""),
-    ).sort_values(
-        ["setting", "_objective", "_down", "_rank", "label", "seed"], na_position="first", kind="stable"
-    )
 
 
 def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -600,293 +551,3 @@ def _whose(runs: pd.DataFrame) -> str:
 
 def _scale_sentences(runs: pd.DataFrame) -> list[str]:
     return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(runs.scale))]
-
-
-# Runs -> figures
-
-
-def accuracy_throughput(runs: pd.DataFrame) -> Figure | None:
-    """Top-1 against images per second (the paper's Figure 1), one panel per setting and device."""
-    runs = runs[runs.images_per_second.notna() & runs.top1.notna()]
-    panels = [(setting, device, some) for (setting, device), some in runs.groupby(["setting", "device"])]
-    if not panels:
-        return None
-    figure, axes, margin = _canvas(len(panels), 1, 5.6, 3.9, runs.label)
-    for (setting, device, some), (ax,) in zip(panels, axes):
-        _accuracy_panel(ax, some, "images_per_second", "Throughput (images/s)", margin)
-        _title(ax, setting, f"Throughput: {device}" if device else "", margin)
-    return figure
-
-
-def accuracy_cost(runs: pd.DataFrame) -> Figure | None:
-    """Top-1 against MACs kept and against params kept, two panels per setting; smaller is to the right."""
-    runs = runs[runs.top1.notna()]
-    settings = list(runs.groupby("setting"))
-    if not settings or runs[["macs_kept", "params_kept"]].isna().all(axis=None):
-        return None
-    figure, axes, margin = _canvas(len(settings), 2, 4.6, 3.9, runs.label)
-    for (setting, some), row in zip(settings, axes):
-        for ax, key, name in zip(row, ("macs_kept", "params_kept"), ("MACs", "Parameters")):
-            _accuracy_panel(ax, some[some[key].notna()], key, f"{name} kept (%)", margin)
-            ax.set_xlim(
-                *sorted(ax.get_xlim(), reverse=True)
-            )  # harder pruned to the right, as in the throughput figure
-        for ax in row:
-            _label_points(ax)
-        _title(row[0], setting, "Test accuracy of each seed (faint) and their mean (solid).", margin)
-    return figure
-
-
-def widths(runs: pd.DataFrame) -> Figure | None:
-    """Percent of channels kept per group at one objective and target (the paper's Figures 2 and 3)."""
-    runs = runs[runs.kept.map(lambda kept: isinstance(kept, dict) and len(kept) > 0)]
-    settings = list(runs.groupby("setting"))
-    if not settings:
-        return None
-    names = {
-        setting: list(dict.fromkeys(g for kept in some.kept for g in kept)) for setting, some in settings
-    }
-    longest = max(len(f"{group} (1024)") for groups in names.values() for group in groups)
-    width = min(16.0, max(6.5, 0.24 * max(map(len, names.values()))))
-    figure, axes, margin = _canvas(len(settings), 1, width, 3.4, runs.label, below=0.5 + 0.068 * longest)
-    for (setting, some), (ax,) in zip(settings, axes):
-        groups, n_channels = names[setting], some.n_channels.iloc[0]
-        ends = []
-        styles = _styles(some)
-        for label, same in _in_order(some).groupby("label", sort=False):
-            style = styles[label]
-            each = pd.DataFrame(list(same.kept), columns=groups)
-            for values in each.to_numpy():
-                ax.plot(
-                    range(len(groups)),
-                    values,
-                    linestyle="none",
-                    marker=style["marker"],
-                    color=style["color"],
-                    markersize=3.5,
-                    alpha=0.3,
-                    markeredgewidth=0,
-                )
-            mean = each.mean()
-            ax.plot(range(len(groups)), mean, markersize=4.5, linewidth=1.5, **style)
-            ends.append((len(groups) - 1, mean.iloc[-1], label, style))
-        ax.set_ylim(0, 1.08 * min(100.0, max(max(kept.values()) for kept in some.kept)))
-        ax.set_xlim(-0.5, len(groups) - 0.5)
-        ax.set_xticks(range(len(groups)))
-        ax.set_xticklabels(
-            [f"{group} ({n_channels.get(group, MISSING)})" for group in groups],
-            rotation=90,
-            fontsize=FONT - 1,
-        )
-        ax.set_xlabel("Group of channels (dense width)")
-        ax.set_ylabel("Width kept (%)")
-        ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-        ax.grid(axis="x", color="#f1f1f1", linewidth=0.8)
-        objective, target = some.objective.iloc[0], some.target.iloc[0]
-        _title(
-            ax,
-            setting,
-            f"Width kept per group at {100 * target:g} % of the {OBJECTIVES.get(objective, objective)}; "
-            "each seed (faint) and their mean (solid).",
-            margin,
-        )
-        ax.gcp_ends = ends
-        _label_points(ax)
-    return figure
-
-
-def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: float) -> None:
-    """One curve per method in the order of its MACs: seeds faint, their mean (median throughput) solid."""
-    centre = "median" if key == "images_per_second" else "mean"
-    styles, ends = _styles(runs), []
-    for name, same in _in_order(runs).groupby("label", sort=False):
-        if same.method.iloc[0] == "Dense":
-            # One point a seed: the dense network is shared by many runs, each with its own timing of it.
-            seeds = same.groupby("seed", dropna=False)[[key, "top1"]].median()
-            x, y = seeds[key].agg(centre), seeds.top1.mean()
-            ax.axhline(y, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-            ax.plot(seeds[key], seeds.top1, "o", color=INK, markersize=4, alpha=0.3, markeredgewidth=0)
-            ax.plot([x], [y], "*", color=INK, markersize=10, zorder=4)
-            ends.append((None, y, name, {"color": INK, "marker": "*", "linestyle": "-"}))
-            continue
-        style = styles[name]
-        ax.plot(
-            same[key],
-            same.top1,
-            linestyle="none",
-            marker=style["marker"],
-            color=style["color"],
-            markersize=4,
-            alpha=0.3,
-            markeredgewidth=0,
-        )
-        points = (
-            same.groupby(["objective", "target"], dropna=False)
-            .agg(x=(key, centre), y=("top1", "mean"), macs=("macs_kept", "mean"))
-            .sort_values("macs", ascending=False)
-        )
-        ax.plot(points.x, points.y, markersize=6, linewidth=1.5, zorder=3, **style)
-        ends.append((points.x.iloc[-1], points.y.iloc[-1], name, style))
-    values = runs[key].dropna()
-    values = values[values > 0]
-    if len(values) and values.max() / values.min() > 5:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        label += ", log scale"
-        ax.set_xlim(values.min() / 1.25, values.max() * 1.25)
-    else:
-        ax.margins(x=0.08)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    ax.set_xlabel(label)
-    ax.set_ylabel("Top-1 accuracy (%)")
-    ax.grid(color="#e8e8e8", linewidth=0.8)
-    ax.gcp_ends = ends
-    if key == "images_per_second":
-        _label_points(ax)
-
-
-def _styles(runs: pd.DataFrame) -> dict[str, dict]:
-    """Label -> colour of its method, marker and dashes of its variant."""
-    styles: dict[str, dict] = {}
-    others = [m for m in dict.fromkeys(_in_order(runs).method) if m not in COLOURS and m != "Dense"]
-    for method, same in _in_order(runs).groupby("method", sort=False):
-        colour = COLOURS.get(method) or (
-            INK if method == "Dense" else OTHER_COLOURS[others.index(method) % len(OTHER_COLOURS)]
-        )
-        # The plain method first: its variants' labels are longer.
-        for i, label in enumerate(sorted(set(same.label), key=lambda text: (len(text), text))):
-            styles[label] = {
-                "color": colour,
-                "marker": MARKERS[i % len(MARKERS)],
-                "linestyle": DASHES[i % len(DASHES)],
-            }
-    return styles
-
-
-def _canvas(
-    n_rows: int, n_columns: int, width: float, height: float, labels: Iterable[str], below: float = 0.6
-) -> tuple[Figure, list[list[Axes]], float]:
-    """Axes of `width` x `height` inches, each with a column for direct labels to its right.
-
-    Returns the figure, its axes by row, and the width in inches of one panel with its labels.
-    """
-    left, above = 0.75, 0.72
-    right = 0.4 + 0.075 * max(len(label) for label in labels)
-    size = (n_columns * (left + width + right), n_rows * (below + height + above))
-    figure = Figure(figsize=size)
-    FigureCanvasAgg(figure)
-    axes = [
-        [
-            figure.add_axes(
-                (
-                    (column * (left + width + right) + left) / size[0],
-                    ((n_rows - 1 - row) * (below + height + above) + below) / size[1],
-                    width / size[0],
-                    height / size[1],
-                )
-            )
-            for column in range(n_columns)
-        ]
-        for row in range(n_rows)
-    ]
-    return figure, axes, left + width + right
-
-
-def _title(ax: Axes, setting: tuple, subtitle: str, width: float) -> None:
-    scale = "" if setting[2] == "paper" else f"   [{setting[2].upper()} SCALE]"
-    options = f" ({', '.join(setting[3])})" if setting[3] else ""
-    ax.annotate(
-        f"{setting[1]} on {setting[0]}{options}{scale}",
-        (0, 1),
-        (-40, 26),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=FONT + 2,
-        fontweight="bold",
-        annotation_clip=False,
-    )
-    ax.annotate(
-        subtitle,
-        (0, 1),
-        (-40, 12),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=FONT,
-        color="#555555",
-        annotation_clip=False,
-    )
-
-
-def _label_points(ax: Axes) -> None:
-    """Name each curve right of the panel, level with its last point or as near as the neighbours allow."""
-    ends = ax.gcp_ends
-    height = ax.get_position().height * ax.figure.get_figheight() * 72  # points
-    gap = 1.45 * FONT / height
-    ends = sorted(ends, key=lambda end: -end[1])
-    column = 1 + 0.15 / (ax.get_position().width * ax.figure.get_figwidth())  # 0.15 inches right of the panel
-    to_axes = ax.transData + ax.transAxes.inverted()
-    wanted = [to_axes.transform((ax.get_xlim()[0] if x is None else x, y))[1] for x, y, _, _ in ends]
-    for (x, y, text, style), level in zip(ends, _spread(wanted, gap)):
-        if x is None:  # a reference line: it reaches the panel's edge
-            x = ax.get_xlim()[1]
-        ax.annotate(
-            "",
-            (x, y),
-            (column, level),
-            xycoords="data",
-            textcoords="axes fraction",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": style["color"],
-                "linewidth": 0.7,
-                "alpha": 0.55,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
-        )
-        ax.plot(
-            [column],
-            [level],
-            transform=ax.transAxes,
-            clip_on=False,
-            color=style["color"],
-            marker=style["marker"],
-            markersize=8 if style["marker"] == "*" else 5,
-        )
-        ax.annotate(
-            text,
-            (column, level),
-            (7, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-        )
-
-
-def _spread(wanted: list[float], gap: float) -> list[float]:
-    """Levels in falling order, `gap` apart or more, near the wanted ones: clusters stay centred."""
-    clusters: list[list[float]] = []  # [sum of centres wanted for the first of the cluster, count]
-    for level in wanted:
-        clusters.append([level, 1])
-        while len(clusters) > 1:
-            (a, n), (b, m) = clusters[-2:]
-            if a / n - n * gap >= b / m:
-                break
-            clusters[-2:] = [[a + b + m * n * gap, n + m]]
-    levels = [total / count - i * gap for total, count in clusters for i in range(int(count))]
-    return levels
-
-
-def _save(figure: Figure | None, stem: Path) -> list[Path]:
-    if figure is None:
-        return []
-    paths = [
-        stem.parent / (stem.name + suffix) for suffix in (".png", ".svg")
-    ]  # with_suffix would cut "0.05"
-    figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths

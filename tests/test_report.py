@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gcp import report
+from gcp import figures, report
 from gcp.config import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -261,7 +261,7 @@ def test_a_bare_record_is_no_error():
     runs = report.run_frame([{"method": "gcp", "objective": "macs", "target": 0.5, "seed": 0}])
     [row] = report.summary(runs).to_dict("records")
     assert row["Method"] == "GCP-f" and pd.isna(row["Top-1 %"])
-    assert report.accuracy_cost(runs) is None and report.widths(runs) is None
+    assert figures.accuracy_cost(runs) is None and figures.widths(runs) is None
 
 
 def test_scales_never_share_a_row_and_are_named(tmp_path):
@@ -280,9 +280,9 @@ def test_scales_never_share_a_row_and_are_named(tmp_path):
         assert "REDUCED scale" in text and "SMOKE scale" in text
     for name in ("accuracy_cost", "accuracy_throughput", "widths_macs_0.05"):
         figure = {
-            "accuracy_cost": report.accuracy_cost,
-            "accuracy_throughput": report.accuracy_throughput,
-            "widths_macs_0.05": report.widths,
+            "accuracy_cost": figures.accuracy_cost,
+            "accuracy_throughput": figures.accuracy_throughput,
+            "widths_macs_0.05": figures.widths,
         }[name](report.run_frame(runs))
         words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
         assert "[REDUCED SCALE]" in words and "[SMOKE SCALE]" in words
@@ -339,7 +339,7 @@ def test_a_dense_run_and_unlike_dense_networks(tmp_path):
 
 
 def test_widths_follow_the_records_order():
-    figure = report.widths(report.run_frame([record("gcp", "macs", 0.05, 0, 0.9)]).query("method != 'Dense'"))
+    figure = figures.widths(report.run_frame([record("gcp", "macs", 0.05, 0, 0.9)]).query("method != 'Dense'"))
     [axes] = figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [
         "conv0 (64)",
@@ -368,7 +368,7 @@ def test_every_file_is_made_and_the_same_again(tmp_path):
     "wanted", [[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.52, 0.5, 0.1], [0.9, 0.6, 0.59, 0.5]]
 )
 def test_labels_are_spread_apart_around_their_points(wanted):
-    levels = report._spread(wanted, 0.1)
+    levels = figures._spread(wanted, 0.1)
     assert all(a - b >= 0.1 - 1e-9 for a, b in zip(levels, levels[1:]))
     assert sum(levels) == pytest.approx(sum(wanted))  # clusters stay centred
     if wanted == [0.9, 0.5, 0.1]:
