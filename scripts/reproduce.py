@@ -20,7 +20,7 @@ def run(argv: list) -> None:
     parser = config.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
     parser.add_argument("--seeds", type=config.seeds, metavar="0,1,2", help="default: each config's own seed")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
     parser.add_argument("--jobs", type=int, default=1, help="experiments at once, `threads` threads each (default 1)")
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
     args = parser.parse_args(argv)

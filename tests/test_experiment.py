@@ -107,7 +107,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
 
 
 def test_ctrl_c_says_how_to_resume(configs, tmp_path):
-    process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "--set", "train.epochs=50")
+    process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "train.epochs=50")
     while not list(tmp_path.glob("none-*/lock")):
         time.sleep(0.02)
     time.sleep(0.5)
