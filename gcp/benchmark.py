@@ -120,8 +120,21 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
             found = borders(*((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224))))
         rows += found[0]
         details[name] = found[1]
+    environment = records.environment()
+    when = {"date": environment["date"], "git_commit": environment["git_commit"], "repeats": repeats}
     return {"rows": [asdict(row) for row in rows], "details": details, "quick": quick, "clock": clock,
-            "repeats": repeats, **records.environment()}
+            "repeats": repeats, "measured": dict.fromkeys(details, when), **environment}
+
+
+def renewed(old: dict, new: dict) -> dict:
+    """`run`'s old result with the sections of a new one in place of its own; `measured` says when each was made."""
+    def of_section(key: str) -> dict:
+        return {name: (new if name in new["details"] else old)[key][name] for name in NAMES
+                if name in new["details"] or name in old["details"]}
+
+    rows = [r for r in old["rows"] if r["section"] not in new["details"]] + new["rows"]
+    return {**new, "rows": sorted(rows, key=lambda r: NAMES.index(r["section"])),
+            "details": of_section("details"), "measured": of_section("measured")}
 
 
 def table(result: dict) -> str:
@@ -252,18 +265,16 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
 
 def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray, update: bool = True) -> Step:
     """Our step on all weights, as `training.fit` does it."""
-    block = training.trained_block(net, x.context, batch=len(x))
+    block = training.trained_block(net, x.context)
     return _step(block, training.SGD(block, MOMENTUM, WD) if update else None, x, y)
 
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
     net = prune.rescale(prune.with_masks(net))
-    block = training.trained_block(net, x.context, True, prune.scale_arrays(net), len(x))
+    block = training.trained_block(net, x.context, True, prune.scale_arrays(net))
     penalties = prune.channel_penalties(net, macs(net))
-    step = _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
-    step.network = net  # `training.fit` holds on to the network too: memory counts it
-    return step
+    return _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
 
 
 def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
@@ -428,7 +439,8 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
 def memory(cases: Sequence[Case]) -> tuple:
     """Rows and details of peak memory, GCP's step over GluonCV's, each kind of step in a process of its own.
 
-    Two ratios each: of the whole processes, and of what the steps add to imports and the built network.
+    Two ratios each: of the whole processes, and of what the steps add to imports and the built network. The arrays
+    that a block was made from are not kept, as GluonCV's step keeps none; `training.fit` does keep them.
     """
     rows, details = [], {}
     for case in cases:

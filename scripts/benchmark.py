@@ -12,7 +12,7 @@ def run(argv: list) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
                         help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory, borders")
     parser.add_argument("--repeats", type=int, default=11, help="rounds of steps, of which the median counts")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there, and the table beside it as .md")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there, and the table beside it as .md; with --only, renew these alone")
     parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                         help="cpu: processor seconds, for a busy machine with OMP_NUM_THREADS=1")
@@ -22,13 +22,19 @@ def run(argv: list) -> None:
 
     result = benchmark.run(args.only, args.repeats, args.quick, args.clock,
                            show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True))
+    path = Path(args.json) if args.json else None
+    if path is not None and args.only and path.exists():
+        try:
+            result = benchmark.renewed(json.loads(path.read_text(encoding="utf-8")), result)
+        except (ValueError, KeyError, TypeError) as error:
+            raise config.UserError(f"{path}: not a file that this script wrote ({type(error).__name__}); name another "
+                                   "one") from error
     table = benchmark.table(result)
-    if args.json:
-        path = Path(args.json)
+    print(table)
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         records.write_json(path, result)
         path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-    print(table)
 
 
 if __name__ == "__main__":

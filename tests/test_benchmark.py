@@ -56,6 +56,19 @@ def test_quick_runs_through_every_section(tmp_path):
     assert done.stdout.count("\n|") == len(result["rows"]) + 1  # the head is the first line
 
 
+def test_a_renewed_section_takes_the_place_of_the_old_one():
+    def result(date, *sections):
+        return {"rows": [{"section": s, "ratio": date} for s in sections], "details": {s: {"at": date} for s in sections},
+                "measured": {s: {"date": date} for s in sections}, "date": date}
+
+    both = benchmark.renewed(result(1, "schedule", "describe", "borders"), result(2, "memory", "describe"))
+    assert [(r["section"], r["ratio"]) for r in both["rows"]] == [
+        ("schedule", 1), ("describe", 2), ("memory", 2), ("borders", 1)]
+    assert {k: v["date"] for k, v in both["measured"].items()} == {
+        "schedule": 1, "describe": 2, "memory": 2, "borders": 1}
+    assert both["details"]["describe"] == {"at": 2} and both["date"] == 2
+
+
 def test_gcps_step_leaves_out_most_weight_gradients():
     """By oneDNN's own report; where there is none (no oneDNN in this MXNet), there are no calls."""
     frozen, ordinary = ({kernel: len(calls) for kernel, calls in benchmark.conv_calls(benchmark.TINY, kind).items()}

@@ -107,7 +107,7 @@ def test_a_block_trains_whatever_kernels_there_are(tied, single):
     """Widths of 8 and 16 in turns have no fused backward on AVX-512: the block does without, and nothing has moved."""
     dense = random_network("resnet18_v1b")
     net = shrink(dense, {g.name: np.arange(tied if len(g.norms) > 1 else single) for g in dense.groups})
-    x, blocks = mx.nd.array(images(net, 4)), [training.trained_block(net, mx.cpu(), batch=4), to_block(net)]
+    x, blocks = mx.nd.array(images(net, 4)), [training.trained_block(net, mx.cpu()), to_block(net)]
     for name, value in net.arrays.items():
         np.testing.assert_array_equal(blocks[0].collect_params()[name].data().asnumpy(), value)
     for block in blocks:
