@@ -263,10 +263,10 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
     return step
 
 
-def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray, update: bool = True) -> Step:
+def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """Our step on all weights, as `training.fit` does it."""
     block = training.trained_block(net, x.context)
-    return _step(block, training.SGD(block, MOMENTUM, WD) if update else None, x, y)
+    return _step(block, training.SGD(block, MOMENTUM, WD), x, y)
 
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
@@ -277,13 +277,12 @@ def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     return _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
 
 
-def _step(block, optimiser: Optional[training.Optimiser], x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
+def _step(block, optimiser: training.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     def step() -> None:
         with autograd.record():
             loss = training.smoothed_loss(block(x), y, 0.0)
         loss.backward()
-        if optimiser is not None:
-            optimiser.step(LR, len(x))
+        optimiser.step(LR, len(x))
 
     return step
 

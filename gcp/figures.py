@@ -122,16 +122,7 @@ def widths(runs: pd.DataFrame) -> Figure | None:
             style = styles[label]
             each = pd.DataFrame(list(same.kept), columns=groups)
             for values in each.to_numpy():
-                ax.plot(
-                    range(len(groups)),
-                    values,
-                    linestyle="none",
-                    marker=style["marker"],
-                    color=style["color"],
-                    markersize=3.5,
-                    alpha=0.3,
-                    markeredgewidth=0,
-                )
+                _faint(ax, range(len(groups)), values, style, 3.5)
             mean = each.mean()
             ax.plot(range(len(groups)), mean, markersize=4.5, linewidth=1.5, **style)
             ends.append((len(groups) - 1, mean.iloc[-1], label, style))
@@ -170,21 +161,12 @@ def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: 
             seeds = same.groupby("seed", dropna=False)[[key, "top1"]].median()
             x, y = seeds[key].agg(centre), seeds.top1.mean()
             ax.axhline(y, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-            ax.plot(seeds[key], seeds.top1, "o", color=INK, markersize=4, alpha=0.3, markeredgewidth=0)
+            _faint(ax, seeds[key], seeds.top1, {"color": INK, "marker": "o"}, 4)
             ax.plot([x], [y], "*", color=INK, markersize=10, zorder=4)
             ends.append((None, y, name, {"color": INK, "marker": "*", "linestyle": "-"}))
             continue
         style = styles[name]
-        ax.plot(
-            same[key],
-            same.top1,
-            linestyle="none",
-            marker=style["marker"],
-            color=style["color"],
-            markersize=4,
-            alpha=0.3,
-            markeredgewidth=0,
-        )
+        _faint(ax, same[key], same.top1, style, 4)
         points = (
             same.groupby(["objective", "target"], dropna=False)
             .agg(x=(key, centre), y=("top1", "mean"), macs=("macs_kept", "mean"))
@@ -210,6 +192,12 @@ def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: 
     ax.gcp_ends = ends
     if key == "images_per_second":
         _label_points(ax)
+
+
+def _faint(ax: Axes, x, y, style: dict, size: float) -> None:
+    """Points of single seeds, behind their mean."""
+    ax.plot(x, y, linestyle="none", marker=style["marker"], color=style["color"], markersize=size, alpha=0.3,
+            markeredgewidth=0)
 
 
 def _styles(runs: pd.DataFrame) -> dict[str, dict]:
