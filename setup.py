@@ -13,6 +13,9 @@ setup(
         "gluoncv==0.10.5.post0",
         # mxnet reads np.bool at import, which numpy 1.24 took away; 1.23.5 is the first for Python 3.11.
         "numpy==1.23.5",
+        # onnx 1.19 took away what MXNet's exporter reads.
+        "onnx==1.18.0",
+        "onnxruntime>=1.17,<2",
         # 4.12 needs numpy 2. The headless build will not do: gluoncv asks for this one by name.
         "opencv-python>=4.5.5,<4.12",
         "pandas>=2.0,<3",

@@ -1,12 +1,13 @@
 """What GCP is compared with: each baseline is a short function with GCP's signature."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 
-from gcp.cost import Budget, allowed
+from gcp.cost import Budget, allowed, meet
 from gcp.network import Keep, Network, Widths, shrink
 
 
@@ -18,10 +19,17 @@ def none(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..
 def uniform(net: Network, budget: Budget, data, cfg, folder: Path,
             log: Callable[..., None]) -> Tuple[Network, List[dict]]:
     """Keep the same fraction of every group, chosen by L1 norm or at random, at the budget's cost."""
-    widths = uniform_widths(net.widths, budget)
     rank = {"l1": lambda: l1_norms(net), "random": lambda: random_scores(net, cfg.seed)}[cfg.prune.criterion]()
-    keep: Keep = {g: np.sort(np.argsort(-rank[g], kind="stable")[:n]) for g, n in widths.items()}
-    return shrink(net, keep), []
+
+    def choose(aim: float) -> Network:
+        widths = uniform_widths(net.widths, replace(budget, target=aim / budget.original))
+        keep: Keep = {g: np.sort(np.argsort(-rank[g], kind="stable")[:n]) for g, n in widths.items()}
+        return shrink(net, keep)
+
+    small, timings = meet(budget, budget.target * budget.original, choose)
+    if timings:
+        log("timed", timings=timings)
+    return small, []
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:

@@ -14,6 +14,10 @@ from gcp.config import UserError
 from gcp.network import NORM, Network, Widths, has_weight, is_depthwise, is_mask, layer_name
 
 
+TOLERANCE = 0.02  # a measured cost further than this from its target is corrected
+CORRECTIONS = 4
+
+
 class Cost(Protocol):
     """Anything that prices widths: MACs, parameters, or a latency model."""
 
@@ -122,20 +126,61 @@ def allowed(width: int, size: int, round_to: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """Keep at most `target` of the dense network's cost. `original` is that cost, in the units of `cost`."""
+    """Keep at most `target` of the dense network's cost. `original` is that cost, in the units of `cost`.
+
+    `priced_by` is what a channel is weighed against, where that is not `cost` itself. `measure`, where a cost is a
+    model of something that a clock tells, gives the real cost of a network in the same units.
+    """
 
     cost: Cost
     original: float
     target: float
     round_to: int = 1
+    priced_by: Optional[Cost] = None
+    measure: Optional[Callable[[Network], float]] = None
+
+    @property
+    def price(self) -> Cost:
+        """What a channel is weighed against."""
+        return self.priced_by or self.cost
 
     def check(self, widths: Widths) -> None:
         """UserError unless pruning from `widths` can meet the target."""
-        lowest = self.cost(least_widths(widths, self.round_to)) / self.original
+        least = self.cost(least_widths(widths, self.round_to))
+        lowest = least / self.original
         if lowest > self.target:
+            seconds = f" (a latency of {1e3 * least:.3g} ms)" if self.measure else ""
             raise UserError(f"prune.target: {self.target:g} cannot be reached: with every group at its smallest width "
-                            f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost is left; give a target of at "
-                            f"least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to")
+                            f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost{seconds} is left; give a target "
+                            f"of at least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to")
+
+
+def meet(budget: Budget, limit: float, choose: Callable[[float], Network]) -> Tuple[Network, List[dict]]:
+    """The network of `choose(limit)`; where costs can be measured, another limit is asked for until it really meets it.
+
+    `choose(aim)` gives a network of at most that cost by the budget's model. A measured cost more than `TOLERANCE` off
+    the limit corrects the aim by as much, up to `CORRECTIONS` times; the nearest network is taken. Returns a row per
+    measurement: aim, predicted and measured cost, as fractions of the original.
+    """
+    net = choose(limit)
+    if budget.measure is None:
+        return net, []
+    rows, found, aim = [], [], limit
+    for _ in range(CORRECTIONS + 1):
+        measured = budget.measure(net)
+        rows.append({"aim": aim / budget.original, "predicted": budget.cost(net.widths) / budget.original,
+                     "measured": measured / budget.original})
+        found.append((abs(measured / limit - 1), len(found), net))
+        if found[-1][0] <= TOLERANCE:
+            break
+        aim *= limit / measured
+        try:
+            net = choose(aim)
+        except UserError:  # no width reaches the corrected aim
+            break
+        if any(net.widths == other.widths for _, _, other in found):
+            break
+    return min(found)[2], rows
 
 
 def describe(net: Network) -> dict:

@@ -4,15 +4,15 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterable, Iterator, Optional, Tuple
 
-from gcp import records, training
+from gcp import export, latency, records, sampling, timing, training
 from gcp.baselines import none, uniform
 from gcp.config import Config, Data, UserError
 from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset
 from gcp.data import load as load_data
-from gcp.gluon import is_saved, load, open_network
+from gcp.gluon import is_saved, load, open_network, to_block
 from gcp.network import Network
 from gcp.prune import gcp
 
@@ -38,7 +38,7 @@ def run(cfg: Config) -> dict:
                                                           cfg.finetune.epochs + cfg.finetune.extra_epochs))
         stages = {DENSE: (dense, dense_facts), PRUNED: (net, pruned_facts), FINAL: (tuned, tuned_facts)}
         described = {name: {**_measure(n, data), "throughput": None, **facts} for name, (n, facts) in stages.items()}
-        folder.finish(_record(cfg, stages, described))
+        folder.finish(_record(cfg, budget, stages, described))
         return folder.record
 
 
@@ -51,9 +51,14 @@ def measure_speed(cfg: Config) -> dict:
         record, prefixes = folder.record, {DENSE: _dense_prefix(cfg), FINAL: folder.path / FINAL}
         if record["stages"][FINAL]["throughput"] is None and all(is_saved(str(p)) for p in prefixes.values()):
             nets = [load(p) for p in prefixes.values()]
-            speeds = training.throughputs(nets, cfg.throughput.batch, cfg.throughput.repeats)
+            speeds = timing.throughputs(nets, cfg.throughput.batch, cfg.throughput.repeats)
             for name, speed in zip(prefixes, speeds):
                 record["stages"][name]["throughput"] = speed
+            record["latency_kept"] = speeds[1]["latency_s"] / speeds[0]["latency_s"]
+            if cfg.prune.counted == "latency":  # in the model's setup, which need not be that of the throughput
+                setup = timing.Setup(**latency_model(cfg, nets[0]).header["setup"])
+                whole, small = timing.measure(nets, setup, cfg.throughput.repeats)
+                record["latency_kept"] = small["latency_s"] / whole["latency_s"]
             folder.finish(record)
         return folder.record
 
@@ -65,24 +70,92 @@ def record_path(cfg: Config) -> Path:
 
 def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, repeats: int = 20) -> dict:
     """Test accuracy, cost and speed of a saved network, or of a GluonCV network with its published weights."""
-    if not pretrained and not is_saved(name):
-        raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); give the path prefix of one, "
-                        "or a GluonCV name with --pretrained")
+    net, images = open_for(name, data, pretrained)
+    return {"network": name, **_measure(net, images), "throughput": timing.throughputs([net], batch, repeats)[0]}
+
+
+def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, Dataset]:
+    """A network with weights and a data set of as many classes. UserError: one of them is not there, or they do not fit."""
+    with_weights(name, pretrained)
     images = load_data(data)
     net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
     if net.n_classes != len(images.classes):
         raise UserError(f"network '{name}' has {net.n_classes} classes, data '{data.name}' has {len(images.classes)}")
-    return {"network": name, **_measure(net, images), "throughput": training.throughputs([net], batch, repeats)[0]}
+    return net, images
+
+
+def with_weights(name: str, pretrained: bool) -> None:
+    """UserError for a GluonCV name without its published weights: there would be nothing but random numbers in it."""
+    if not pretrained and not is_saved(name):
+        raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); give the path prefix of one, "
+                        "or a GluonCV name with --pretrained")
+
+
+def quantize(name: str, prefix: str, data: Data, pretrained: bool = False, n_images: int = 2000, batch: int = 64,
+             repeats: int = 20) -> dict:
+    """Write a network's int8 form and compare the two: accuracy on the test set, speed in turns, layers left in float.
+
+    Calibrated on `n_images` of the training images. Bytes are those of the arrays.
+    """
+    net, images = open_for(name, data, pretrained)
+    n_images = min(n_images, len(images.train))
+    shuffled = images.train.batches(min(batch, n_images), seed=0)
+    export.save_quantized(export.quantized(net, _first(shuffled, n_images)), prefix)
+    blocks = {"float32": to_block(net, trainable=set()), "int8": export.load_quantized(prefix)}
+    x, _, _ = next(images.test.batches(batch))
+    speeds = timing.timed([timing.forward(block, x) for block in blocks.values()], repeats)
+    facts = {key: {**training.evaluate_outputs(export.outputs(block), images.test, batch), **speed,
+                   "images_per_second": batch / speed["latency_s"],
+                   "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values())}
+             for (key, block), speed in zip(blocks.items(), speeds)}
+    in_int8, in_float32 = export.layers(blocks["int8"])
+    return {"network": name, "prefix": str(prefix), "batch": batch, "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "n_calibration": n_images, "n_layers_int8": len(in_int8), "layers_float32": in_float32, **facts,
+            "times_float32_speed": facts["int8"]["images_per_second"] / facts["float32"]["images_per_second"]}
 
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
     start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed)
-    cost = COSTS[cfg.prune.objective](start)
-    budget = Budget(cost, cost(start.widths), cfg.prune.target, cfg.prune.round_to)
-    if cfg.prune.method != "none":
+    how = cfg.prune
+    table = latency_model(cfg, start) if how.latency_model else None
+    costs = {kind: cost(start) for kind, cost in COSTS.items()}
+    if table is not None:
+        costs["latency"] = table.cost(start)
+    cost = costs[how.counted]
+    original = cost(start.widths)
+    round_to = table.steps.granularity if how.round_to is None else how.round_to
+    target, measure = how.target, None
+    if how.counted == "latency":
+        setup = timing.Setup(**table.header["setup"])
+        asked = how.target_ms / 1e3 if how.target_ms else (
+            setup.batch / how.target_images_per_second if how.target_images_per_second else None)
+        if asked is not None:
+            target = asked / table.header["reference_s"]
+            if target > 1:
+                raise UserError(f"prune: {1e3 * asked:.4g} ms is more than the {1e3 * table.header['reference_s']:.4g} ms "
+                                "that the whole network takes; ask for less")
+
+        def measure(net: Network) -> float:
+            small, whole = timing.measure([net, start], setup)
+            return small["latency_s"] / whole["latency_s"] * original
+
+    budget = Budget(cost, original, target, round_to, None if how.budget is None else costs[how.objective], measure)
+    if how.method != "none":
         budget.check(start.widths)
     return budget, start
+
+
+def latency_model(cfg: Config, start: Network) -> latency.Table:
+    """The configured model. UserError: it is about another network, data size, processor or number of threads."""
+    table = latency.load(Path(cfg.prune.latency_model))
+    ours = {"network": start.name, "input": list(start.input_shape), "classes": start.n_classes, "sizes": start.widths,
+            "setup": {**table.header["setup"], "threads": cfg.n_threads}, "hardware": timing.hardware()}
+    apart = sampling.same_subject(table.header, ours)
+    if apart:
+        raise UserError(f"prune.latency_model: '{cfg.prune.latency_model}' does not fit the experiment ({apart}); sample "
+                        "and fit one for it with scripts/latency.py")
+    return table
 
 
 def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, dict]:
@@ -125,20 +198,30 @@ def train(net: Network, data: Dataset, cfg: Config, how, phase: int, checkpoint:
                  "threads": int(os.environ["OMP_NUM_THREADS"]), "seconds": time.monotonic() - began}
 
 
+def _first(batches: Iterable, n: int) -> Iterator:
+    """The batches' first `n` images."""
+    for x, y, n_valid in batches:
+        yield x, y, min(n, n_valid)
+        n -= n_valid
+        if n <= 0:
+            return
+
+
 def _measure(net: Network, data: Dataset) -> dict:
     """Accuracy on the test set, and cost."""
     return {**training.evaluate(net, data.test), "macs": int(macs(net)(net.widths)),
             "params": int(params(net)(net.widths))}
 
 
-def _record(cfg: Config, stages: dict, described: dict) -> dict:
+def _record(cfg: Config, budget: Budget, stages: dict, described: dict) -> dict:
     dense, pruned, final = (described[name] for name in (DENSE, PRUNED, FINAL))
     return {
         "fingerprint": cfg.fingerprint(), "name": cfg.name, "scale": cfg.scale, "seed": cfg.seed,
         "config": cfg.model_dump(mode="json"), **records.environment(),
         "model": stages[DENSE][0].name, "data": cfg.data.name, "method": cfg.prune.method,
-        "objective": cfg.prune.objective, "target": cfg.prune.target, "stages": described,
+        "objective": cfg.prune.objective, "target": budget.target, "round_to": budget.round_to, "stages": described,
         "macs_kept": final["macs"] / dense["macs"], "params_kept": final["params"] / dense["params"],
+        "cost_predicted": budget.cost(stages[FINAL][0].widths) / budget.original, "latency_kept": None,
         "widths": {DENSE: stages[DENSE][0].widths, FINAL: stages[FINAL][0].widths},
         "iterations": pruned.pop("iterations"), "images_before_finetune": pruned["images"],
         "images_total": pruned["images"] + final["images"],

@@ -36,19 +36,7 @@ OBJECTIVES = {"macs": "MACs", "params": "Params", "latency": "Latency"}
 def write(runs: pd.DataFrame, output: Path) -> list[Path]:
     """Draw every figure that the runs have something for; returns the paths."""
     paths = []
-    with matplotlib.rc_context(
-        {
-            "font.size": FONT,
-            "font.family": "DejaVu Sans",
-            "svg.hashsalt": "gcp",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": FAINT,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.axisbelow": True,
-        }
-    ):
+    with _style():
         paths += _save(accuracy_throughput(runs), output / "accuracy_throughput")
         paths += _save(accuracy_cost(runs), output / "accuracy_cost")
         for (objective, target), some in runs[runs.method != "Dense"].groupby(
@@ -56,6 +44,21 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
         ):
             paths += _save(widths(some), output / f"widths_{objective}_{target:g}")
     return paths
+
+
+def _style():
+    """The look of all figures, while it lasts."""
+    return matplotlib.rc_context({
+        "font.size": FONT,
+        "font.family": "DejaVu Sans",
+        "svg.hashsalt": "gcp",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": FAINT,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.axisbelow": True,
+    })
 
 
 def in_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +152,42 @@ def widths(runs: pd.DataFrame) -> Figure | None:
         ax.gcp_ends = ends
         _label_points(ax)
     return figure
+
+
+def predictions(result: dict, output: Path) -> list[Path]:
+    """Predicted against measured latency of held-out networks, one panel per model; `result` as `latency.validate` gives.
+
+    Writes `<output>.png` and `.svg`; returns the paths.
+    """
+    with _style():
+        measured = [1e3 * s for s in result["measured_s"]]
+        predicted = {name: [1e3 * s for s in values] for name, values in result["predicted_s"].items()}
+        everything = measured + [v for values in predicted.values() for v in values if v > 0]
+        low, high = min(everything) / 1.15, max(everything) * 1.15
+        figure = Figure(figsize=(2.75 * len(predicted) + 0.5, 3.75))
+        FigureCanvasAgg(figure)
+        for k, (name, values) in enumerate(predicted.items()):
+            ax = figure.add_axes(((0.6 + 2.75 * k) / figure.get_figwidth(), 0.14, 2.25 / figure.get_figwidth(), 0.6))
+            ax.plot([low, high], [low, high], color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+            ax.plot(measured, values, linestyle="none", marker="o", markersize=4, alpha=0.6, markeredgewidth=0,
+                    color=COLOURS["GCP-f"])
+            good = result["quality"][name]
+            ax.set_title(f"{name}: NRMSE {100 * good['nrmse']:.1f} %, tau {good['tau']:.3f}", fontsize=FONT, loc="left")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            ax.set_xlim(low, high)
+            ax.set_ylim(low, high)
+            ax.set_xlabel("Measured (ms)")
+            if k == 0:
+                ax.set_ylabel("Predicted (ms)")
+            ax.grid(color="#e8e8e8", linewidth=0.8)
+        setup = result["setup"]
+        figure.text(0.08 / figure.get_figwidth(), 0.93, f"{result['network']} at {'x'.join(map(str, result['input']))}, "
+                    f"{len(measured)} networks that were not fitted", fontsize=FONT + 2, fontweight="bold")
+        figure.text(0.08 / figure.get_figwidth(), 0.86, f"{setup['runtime']} on {result['hardware']['cpu']}, "
+                    f"{setup['dtype']}, batch {setup['batch']}, {setup['threads']} thread{'s' * (setup['threads'] != 1)}; "
+                    f"fitted to {result['n_samples']} others", fontsize=FONT, color="#555555")
+        return _save(figure, output)
 
 
 def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: float) -> None:

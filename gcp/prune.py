@@ -15,7 +15,7 @@ from mxnet import autograd
 
 from gcp import training
 from gcp.config import UserError
-from gcp.cost import Budget, Cost, allowed
+from gcp.cost import Budget, Cost, allowed, meet
 from gcp.gluon import auxiliary, to_block
 from gcp.network import (NORM, Keep, Network, Widths, fold_masks, has_weight, is_depthwise, rescale, shrink,
                          squared_input_norms, with_masks)
@@ -360,7 +360,7 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
     n_regularise, n_recover = (round(n * data.train.n_batches(batch)) for n in (p.regularise_epochs, p.recover_epochs))
     n_regularise = max(1, n_regularise)
     net = rescale(with_masks(net))
-    variables, penalties = scale_arrays(net), channel_penalties(net, budget.cost)
+    variables, penalties = scale_arrays(net), channel_penalties(net, budget.price)
     strength = absolute_penalty(net, lam, p.lr, n_regularise)
 
     def phase(net: Network, name: str, number: int, **how) -> Network:
@@ -379,12 +379,18 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
     if p.score == "paper":
         scores = paper_scores(net)
     elif p.score == "relative":
-        scores = relative_scores(net, budget.cost)
+        scores = relative_scores(net, budget.price)
     else:
         n_batches = scoring_batches(len(data.train))
         shuffled = data.train.batches(SCORING_BATCH, seed=(training.hash_seed(cfg.seed, t, 3), 0))
-        scores, n_scored = taylor_scores(net, budget.cost, islice(shuffled, n_batches)), n_batches * SCORING_BATCH
-    net = shrink(net, select(scores, budget.cost, limit, budget.round_to))
+        scores, n_scored = taylor_scores(net, budget.price, islice(shuffled, n_batches)), n_batches * SCORING_BATCH
+
+    def cut(_: Path) -> Tuple[Network, dict]:
+        small, timings = meet(budget, limit, lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to)))
+        return small, {"timings": timings}
+
+    # What a clock decided has to be kept: a run that goes on could decide otherwise.
+    net, found = cut(prefix) if budget.measure is None else training.stage(Path(f"{prefix}-cut"), cut)
     pruned = training.evaluate(net, data.validation)
     net = fold_masks(phase(net, "recover", 2, n_steps=n_recover, lr=training.cosine(p.recover_lr, n_recover),
                            optimiser=lambda block: training.SGD(block, p.momentum)))
@@ -394,5 +400,5 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
     row = {"iteration": t, "lam": lam, "penalty": strength, "cost_kept": budget.cost(net.widths) / budget.original,
            "loss_regularised": regularised["loss"], "loss_pruned": pruned["loss"],
            "loss_recovered": recovered["loss"], "top1_recovered": recovered["top1"], "widths": net.widths,
-           "images": (n_regularise + n_recover) * batch + n_scored}
+           "images": (n_regularise + n_recover) * batch + n_scored, **({} if budget.measure is None else found)}
     return net, row

@@ -18,6 +18,7 @@ from gcp.config import UserError
 from gcp.figures import MISSING, OBJECTIVES, in_order
 from gcp.records import load_records
 
+COST_KEYS = {"macs": "macs_kept", "params": "params_kept", "latency": "latency_kept"}
 EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
 
 SCALES = {
@@ -134,13 +135,13 @@ def run_frame(records: list[dict]) -> pd.DataFrame:
     scores = {f.get("prune.score") for f, record in zip(flat, records) if record.get("method") == "gcp"}
     named = [_name(record, f, len(scores) > 1) for record, f in zip(records, flat)]
     identity = [
-        (s, label, record.get("objective"), record.get("target"))
-        for s, (_, label), record in zip(settings, named, records)
+        (s, label, _counted(record, f), record.get("target"))
+        for s, (_, label), record, f in zip(settings, named, records, flat)
     ]
     options = _varying(flat, identity, lambda key: key.split(".")[0] in ("prune", "finetune"))
 
     rows = []
-    for record, setting, (method, label), extra in zip(records, settings, named, options):
+    for record, config, setting, (method, label), extra in zip(records, flat, settings, named, options):
         common = {
             "setting": setting,
             "data": setting[0],
@@ -162,10 +163,11 @@ def run_frame(records: list[dict]) -> pd.DataFrame:
             | {
                 "method": method,
                 "label": ", ".join((label,) + setting[3] + extra),
-                "objective": record.get("objective"),
+                "objective": _counted(record, config),
                 "target": record.get("target"),
                 "macs_kept": _percent(record.get("macs_kept")),
                 "params_kept": _percent(record.get("params_kept")),
+                "latency_kept": _percent(record.get("latency_kept")),
                 "top1": _percent(final.get("top1")),
                 "top5": _percent(final.get("top5")),
                 "n_eval": final.get("n_eval"),
@@ -194,9 +196,10 @@ def run_frame(records: list[dict]) -> pd.DataFrame:
         "n_eval",
         "kept",
         "n_channels",
+        "latency_kept",
     ] + [measure.key for measure in MEASURES]
     frame = pd.DataFrame(rows, columns=columns)
-    numbers = ["target", "n_eval"] + [measure.key for measure in MEASURES]
+    numbers = ["target", "n_eval", "latency_kept"] + [measure.key for measure in MEASURES]
     frame[numbers] = frame[numbers].astype(float)  # None becomes NaN
     return frame
 
@@ -217,6 +220,11 @@ def _dense_row(stage: dict, label: str) -> dict:
     }
 
 
+def _counted(record: dict, config: dict[str, Any]) -> str | None:
+    """The cost that the target is about; it can be another than the one that channels are weighed against."""
+    return config.get("prune.budget") or record.get("objective")
+
+
 def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[str, str]:
     """(method, method with its named variants): ("GCP-f", "GCP-f, widths x8")."""
     method = record.get("method")
@@ -233,8 +241,9 @@ def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[s
     parts = [name]
     if several_scores and method == "gcp":
         parts.append(f"score={config.get('prune.score')}")
-    if (config.get("prune.round_to") or 1) > 1:
-        parts.append(f"widths x{config['prune.round_to']}")
+    round_to = record.get("round_to") or config.get("prune.round_to") or 1
+    if round_to > 1:
+        parts.append(f"widths x{round_to}")
     if config.get("finetune.extra_epochs"):
         parts.append(f"+{config['finetune.extra_epochs']} epochs")
     return name, ", ".join(parts)
@@ -245,7 +254,11 @@ NAMED_OPTIONS = {
     "data.name",
     "prune.method",
     "prune.objective",
+    "prune.budget",
+    "prune.latency_model",
     "prune.target",
+    "prune.target_ms",
+    "prune.target_images_per_second",
     "prune.criterion",
     "prune.score",
     "prune.round_to",
@@ -357,13 +370,12 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """GCP minus every other method at the same setting, objective and target, seed by seed.
 
-    Cost is the one that both were pruned for (params kept if the objective is params, else MACs kept);
-    its difference is relative: GCP's over the other's, minus one.
+    Cost is the one that both were pruned for (`COST_KEYS`); its difference is relative: GCP's over the other's, minus one.
     """
     rows = []
     pruned = in_order(runs[runs.method != "Dense"])
     for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
-        cost = "params_kept" if objective == "params" else "macs_kept"
+        cost = COST_KEYS[objective]
         is_gcp = some.method.str.startswith("GCP")
         for label, ours in some[is_gcp].groupby("label", sort=False):
             for other_label, other in some[~is_gcp].groupby("label", sort=False):

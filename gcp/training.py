@@ -1,4 +1,4 @@
-"""Everything that takes a batch: the one training loop, evaluation, throughput, stages that survive a kill.
+"""Everything that takes a batch: the one training loop, evaluation, stages that survive a kill.
 
 The loop serves dense training, GCP's regularise and recover steps and fine-tuning alike; they differ in which
 arrays are trainable, whether batch-norm statistics are frozen, and in the `Optimiser`.
@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Optional, Protocol, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -228,15 +228,21 @@ def _save_checkpoint(path: Path, block, opt: Optimiser, done: int, losses: List[
 
 
 def evaluate(net: Network, split, batch: int = 100) -> dict:
-    """Top-1 and top-5 accuracy (fractions), mean cross entropy and the number of images of a split.
-
-    Correct and seen are summed and divided once: the last batch is short.
-    """
+    """Accuracy and loss of a network on a split: see `evaluate_outputs`."""
     ctx = device()
     block = to_block(net, ctx, trainable=set())
+    return evaluate_outputs(lambda x: block(mx.nd.array(x, ctx)).asnumpy(), split, batch)
+
+
+def evaluate_outputs(outputs: Callable[[np.ndarray], np.ndarray], split, batch: int = 100) -> dict:
+    """Top-1 and top-5 accuracy (fractions), mean cross entropy and the number of images of a split.
+
+    `outputs` is any function from images (n, 3, H, W) to logits (n, classes). Correct and seen are summed and divided
+    once: the last batch is short.
+    """
     seen, top1, top5, loss = 0, 0, 0, 0.0
     for x, y, n in split.batches(batch):
-        output = block(mx.nd.array(x, ctx)).asnumpy()[:n].astype(np.float64)
+        output = outputs(x)[:n].astype(np.float64)
         y = y[:n]
         top = output.max(1, keepdims=True)
         log_z = top[:, 0] + np.log(np.exp(output - top).sum(1))
@@ -250,26 +256,6 @@ def evaluate(net: Network, split, batch: int = 100) -> dict:
         seen += n
     return {"top1": top1 / seen, "top5": top5 / seen, "loss": loss / seen if math.isfinite(loss) else None,
             "n_eval": seen}
-
-
-def throughputs(nets: Sequence[Network], batch: int, repeats: int, n_warmup: int = 3) -> List[dict]:
-    """Inference speed of each network on random images: the median over `repeats` batches, after waiting for the device.
-
-    The networks take turns (A B A B), so that a drift of the machine's speed meets all alike.
-    """
-    ctx = device()
-    blocks = [to_block(net, ctx, trainable=set()) for net in nets]
-    inputs = [mx.nd.random.normal(shape=(batch,) + tuple(net.input_shape), ctx=ctx) for net in nets]
-    seconds: List[List[float]] = [[] for _ in nets]
-    for _ in range(n_warmup + repeats):
-        for block, x, taken in zip(blocks, inputs, seconds):
-            mx.nd.waitall()
-            start = time.perf_counter()
-            block(x).wait_to_read()
-            taken.append(time.perf_counter() - start)
-    medians = [float(np.median(taken[n_warmup:])) for taken in seconds]
-    return [{"images_per_second": batch / median, "latency_s": median, "batch": batch, "dtype": "float32",
-             "device": ctx.device_type, "threads": int(os.environ["OMP_NUM_THREADS"])} for median in medians]
 
 
 def stage(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:

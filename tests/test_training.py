@@ -174,8 +174,3 @@ def test_a_stage_is_done_once(net, tmp_path):
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
-
-
-def test_throughput_is_batch_over_latency(net):
-    speed, other = training.throughputs([net, net], batch=4, repeats=3)
-    assert other.keys() == speed.keys() and speed["images_per_second"] == pytest.approx(4 / speed["latency_s"]) and speed["batch"] == 4

@@ -1,0 +1,238 @@
+"""Exports against the network they came from: ONNX in onnxruntime, int8 in plain MXNet, and the script around both."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from networks import difference, images, random_keep, random_network
+
+from gcp import export, gluon, training
+from gcp.config import Data, UserError
+from gcp.data import load as load_data
+from gcp.network import Node, shrink
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "export.py"
+SMALL = "cifar_resnet20_v1"
+
+
+def pruned(name):
+    net = random_network(name)
+    return shrink(net, random_keep(net))
+
+
+def run(*args):
+    """The script's `run`, in this process."""
+    spec = importlib.util.spec_from_file_location("scripts_export", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.run([str(a) for a in args])
+
+
+def calibration(net, n=32):
+    return [(images(net, 16, seed), np.zeros(16, np.int32), 16) for seed in range(n // 16)]
+
+
+def outputs(block, x):
+    return block(mx.nd.array(x)).asnumpy()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(Data(name="digits", input=(3, 16, 16), n_train=300))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The prefix of a saved network of ten classes."""
+    prefix = tmp_path_factory.mktemp("saved") / "net"
+    gluon.save(random_network(SMALL, n_classes=10), prefix)
+    return prefix
+
+
+# ---- ONNX -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make, name", [(random_network, SMALL), (pruned, SMALL), (pruned, "cifar_resnet20_v2"),
+                                        (pruned, "mobilenetv2_1.0"), (pruned, "resnet50_v1d")])
+def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
+    net = make(name)
+    path = export.to_onnx(net, tmp_path / "new folder" / "net.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["data"]
+    assert session.get_inputs()[0].shape == ["batch", *net.input_shape]
+    assert session.get_outputs()[0].shape == ["batch", 7]
+    for n in (1, 3, 8):
+        x = images(net, n, seed=n)
+        assert difference(session.run(None, {"data": x})[0], gluon.predict(net, x)) < 1e-5
+
+
+def test_onnx_file_is_of_the_stated_version_and_no_input_is_a_weight(tmp_path):
+    model = onnx.load(str(export.to_onnx(random_network(SMALL), tmp_path / "net.onnx")))
+    assert (model.ir_version, [o.version for o in model.opset_import]) == (8, [13])
+    assert not {i.name for i in model.graph.input} & {t.name for t in model.graph.initializer}
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_exporting_says_nothing(tmp_path, capfd):
+    handlers = list(logging.root.handlers)
+    net = random_network(SMALL)
+    export.to_onnx(net, tmp_path / "net.onnx")
+    outputs(export.quantized(net, calibration(net)), images(net))
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.handlers == handlers
+
+
+@pytest.mark.parametrize("wrong", [0.999, np.nan])
+def test_another_result_leaves_the_old_file(wrong, tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_text("old")
+    monkeypatch.setattr(export, "predict", lambda net, x: wrong * gluon.predict(net, x))
+    with pytest.raises(UserError, match="differs from MXNet by"):
+        export.to_onnx(random_network(SMALL), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"] and path.read_text() == "old"
+
+
+def test_an_operator_the_exporter_lacks_is_named(tmp_path):
+    net = random_network(SMALL)
+    last = Node("softmin", "last", {}, (net.output,))
+    net = replace(net, nodes=(*net.nodes, last), output=len(net.nodes), shapes=(*net.shapes, net.shapes[net.output]))
+    with pytest.raises(UserError, match=f"'{SMALL}' cannot be written as ONNX: .*softmin"):
+        export.to_onnx(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime.*pip install onnx==1.18.0"):
+        export.to_onnx(random_network(SMALL), tmp_path / "net.onnx")
+
+
+# ---- int8 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make, name, bound", [(random_network, SMALL, 0.99), (pruned, SMALL, 0.99),
+                                               (pruned, "mobilenetv2_1.0", 0.99)])
+def test_int8_is_near_float32_and_all_of_it_is_int8(make, name, bound):
+    net = make(name)
+    block = export.quantized(net, calibration(net))
+    x = images(net, 16)
+    assert np.corrcoef(outputs(block, x).ravel(), gluon.predict(net, x).ravel())[0, 1] > bound
+    ops = [n["op"] for n in json.loads(block(mx.sym.var("data")).tojson())["nodes"]]
+    in_int8, in_float32 = export.layers(block)
+    with_weight = [n for n in net.nodes if n.op in ("Convolution", "FullyConnected")]
+    assert len(in_int8) == len(with_weight) and not in_float32
+    assert "Convolution" not in ops and "BatchNorm" not in ops
+
+
+def test_only_valid_images_are_calibrated_on():
+    net = random_network(SMALL)
+    (x, y, _), = calibration(net, 16)
+    padded = np.concatenate([x, 100 * x])
+    a, b = (export.quantized(net, [(z, y, 16)]) for z in (x, padded))
+    assert np.array_equal(outputs(a, x), outputs(b, x))
+
+
+def test_saved_int8_runs_in_plain_mxnet_with_identical_outputs(tmp_path):
+    net = pruned(SMALL)
+    block = export.quantized(net, calibration(net))
+    paths = export.save_quantized(block, tmp_path / "new" / "int8")
+    x = images(net, 5)
+    expected = outputs(block, x)
+    assert np.array_equal(outputs(export.load_quantized(tmp_path / "new" / "int8"), x), expected)
+    plain = mx.gluon.SymbolBlock.imports(str(paths[0]), ["data"], str(paths[1]))
+    assert np.array_equal(outputs(plain, x), expected)
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["int8-0000.params", "int8-symbol.json"]
+    export.save_quantized(block, tmp_path / "new" / "int8")  # over itself
+
+
+def test_int8_does_not_overwrite_the_network_it_came_from(saved):
+    net = gluon.load(saved)
+    before = {p: p.read_bytes() for p in saved.parent.iterdir()}
+    with pytest.raises(UserError, match="is a float32 network"):
+        export.save_quantized(export.quantized(net, calibration(net)), saved)
+    assert before == {p: p.read_bytes() for p in saved.parent.iterdir()}
+
+
+def test_what_is_no_saved_int8_network_is_refused(saved, tmp_path):
+    with pytest.raises(UserError, match="none-symbol.json' is missing"):
+        export.load_quantized(tmp_path / "none")
+    with pytest.raises(UserError, match="is no int8 network"):
+        export.load_quantized(saved)
+    net = random_network(SMALL)
+    symbol, params = export.save_quantized(export.quantized(net, calibration(net)), tmp_path / "int8")
+    text = symbol.read_text()
+    symbol.write_text(text[:len(text) // 2])
+    with pytest.raises(UserError, match="is not a whole MXNet Symbol JSON"):
+        export.load_quantized(tmp_path / "int8")
+    symbol.write_text(text)
+    mx.nd.save(str(params), {"arg:conv0_weight": mx.nd.zeros(1)})
+    with pytest.raises(UserError, match="does not hold the arrays"):
+        export.load_quantized(tmp_path / "int8")
+
+
+def test_no_images_are_refused():
+    with pytest.raises(UserError, match="none were given"):
+        export.quantized(random_network(SMALL), [])
+
+
+# ---- what is measured -------------------------------------------------------------------------------------------
+
+
+def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys):
+    run(saved, "--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8", "--data", "digits", "--calibration", 100,
+        "--batch", 16, "--repeats", 2, "--json", tmp_path / "facts.json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == json.loads((tmp_path / "facts.json").read_text())
+    assert facts["onnx"]["bytes"] == (tmp_path / "net.onnx").stat().st_size
+    int8, net = facts["int8"], gluon.load(saved)
+    assert (int8["n_calibration"], int8["n_layers_int8"], int8["layers_float32"]) == (100, 22, [])
+    float32 = training.evaluate(net, digits.test)
+    assert all(int8["float32"][k] == float32[k] for k in ("top1", "top5", "n_eval"))
+    small = export.load_quantized(tmp_path / "int8")
+    again = training.evaluate_outputs(export.outputs(small), digits.test)
+    assert all(int8["int8"][k] == again[k] for k in ("top1", "top5", "n_eval"))
+    assert int8["times_float32_speed"] == int8["int8"]["images_per_second"] / int8["float32"]["images_per_second"]
+
+
+@pytest.mark.parametrize("args, message", [
+    (["{saved}"], "give --onnx FILE, --int8 PREFIX or both"),
+    (["{saved}", "--int8", "{tmp}/int8"], "--int8 and --data go together"),
+    (["{saved}", "--int8", "{tmp}/int8", "--data", "digitz"], "digits"),
+    (["{saved}", "--int8", "{tmp}/int8", "--data", "digits", "--calibration", "0"], "--calibration 0"),
+    (["{saved}", "--onnx", "{tmp}/net.onnx", "--batch", "0"], "batch: 0"),
+    (["{saved}", "--int8", "{saved}", "--data", "digits", "--repeats", "1"], "float32 network"),
+    (["{saved}", "--onnx", "{saved}-symbol.json/net.onnx"], "cannot be written"),
+    (["resnet18_v1b", "--onnx", "{tmp}/net.onnx"], "'resnet18_v1b' is no saved network"),
+    (["{tmp}/absent", "--onnx", "{tmp}/net.onnx"], "absent-symbol.json"),
+])
+def test_bad_input_gets_one_line_and_leaves_nothing(args, message, saved, tmp_path):
+    before = sorted(saved.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        run(*(a.format(saved=saved, tmp=tmp_path) for a in args))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir()) and sorted(saved.parent.iterdir()) == before
+
+
+def test_other_classes_than_the_data_are_refused(tmp_path):
+    gluon.save(random_network(SMALL), tmp_path / "seven")
+    with pytest.raises(UserError, match="has 7 classes, 10 are needed"):
+        run(tmp_path / "seven", "--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8", "--data", "digits")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_mistake_exits_with_2(saved):
+    done = subprocess.run([sys.executable, str(SCRIPT), str(saved)], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
