@@ -8,7 +8,7 @@ layers were never timed, and it is the table's prior where samples say little.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -26,9 +26,9 @@ from gcp.sampling import Layer, Samples, layers, width_class
 # The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
 FRACTIONS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
 TABLE = "gcp latency table 1"
-SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)  # tried weights of the penalties, in this order; chosen on held-out samples
+SMOOTHNESS = (1e-2, 1e-1, 1.0, 10.0)  # tried weights of the penalties, in this order; chosen on held-out samples
 MONOTONICITY = (0.0, 0.1, 1.0, 10.0)
-DAMPING = 0.03  # on the extras of widths that divide badly
+DAMPING = 1e-3  # on the extras of widths that divide badly
 RIDGE = 1e-4  # towards the regression, for entries that no sample has
 FEATURES = ("call", "macs", "values read", "values made", "weights")
 
@@ -194,17 +194,22 @@ class Latency:
         return sum(self._layer(k, widths) for k in range(len(self.layers)))
 
     def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
-        """Per group, the seconds that go with one channel: of a block of the granularity, divided by its channels.
+        """Per group, the seconds that go with one channel: the slope of the cost over the upper half of its widths.
 
-        The staircase makes most single channels free. A group that gets no faster by losing a block counts with a
-        thousandth of the mean, so that nothing divides by zero.
+        The staircase makes most single channels free, and a block that leaves an odd number of blocks can cost more than
+        it saves; so the slope is that of the least-squares line through all multiples of the granularity from half the
+        width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the mean, so
+        that nothing divides by zero.
         """
-        drops = {}
+        block, drops = self.table.steps.granularity, {}
         for group, of_group in self._of_group.items():
-            block = min(self.table.steps.granularity, widths[group] - 1) or 1
-            smaller = {**widths, group: widths[group] - block}
-            drop = sum(self._layer(k, widths) - self._layer(k, smaller) for k in of_group)
-            drops[group] = drop / block
+            now = widths[group]
+            points = {now} | set(range(-(-now // (2 * block)) * block, now, block))
+            if len(points) == 1:
+                points.add(max(1, now - block) if now > 1 else 2)
+            x = np.array(sorted(points), np.float64)
+            y = [sum(self._layer(k, {**widths, group: int(n)}) for k in of_group) for n in x]
+            drops[group] = float(np.polyfit(x - x.mean(), y, 1)[0])
         least = 1e-3 * max(float(np.mean(list(drops.values()))), 1e-12)
         return {group: max(drop, least) for group, drop in drops.items()}
 
@@ -261,19 +266,38 @@ def fit(net: Network, samples: Samples) -> Table:
 
 
 def _fitted(kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], seconds: np.ndarray, steps: Steps,
-            smooth: float, monotone: float, rounds: int = 3) -> Table:
-    """Entries and extras in turns, each a least-squares problem given the other."""
+            smooth: float, monotone: float) -> Table:
+    """Entries and extras, all >= 0, that minimise the squared errors (weighted by 1 / seconds) plus the penalties."""
     regression = fit_regression(kinds, widths, seconds)
     system = _system(kinds, sizes, seconds, steps, regression)
-    extras = {layer.kind: np.zeros((2, 3)) for layer in kinds}
-    values = None
-    for _ in range(rounds):
-        values = _solve_entries(kinds, widths, seconds, steps, extras, system, smooth, monotone, values)
-        table = Table({}, steps, system.axes,
-                      {kind: values[at:at + _size(system.axes[kind])].reshape([len(a) for a in system.axes[kind]])
-                       for kind, at in system.start.items()}, extras, regression)
-        extras = _solve_extras(kinds, widths, seconds, table)
-    return Table({}, steps, table.axes, table.seconds, extras, regression)
+    terms = _terms(kinds, widths, steps, system)
+    n, n_kinds, n_entries = len(widths), len(system.axes), len(system.prior)
+    weight = 1 / np.sqrt(seconds * seconds.mean())
+
+    def objective(x: np.ndarray) -> Tuple[float, np.ndarray]:
+        z, extras = x[:n_entries], x[n_entries:].reshape(2, -1)
+        part = terms.entries @ z
+        by_read, by_made = 1 + terms.flags[0] @ extras[0], 1 + terms.flags[1] @ extras[1]
+        predicted = (part * by_read * by_made * terms.factor).reshape(n, -1).sum(1)
+        miss, step = weight * (predicted - seconds), system.neighbours @ z
+        fall = np.maximum(system.falls @ z, 0.0)
+        value = (miss @ miss + smooth * step @ step / len(kinds) + monotone * fall @ fall
+                 + RIDGE * ((z - 1) ** 2).sum() + DAMPING * (extras ** 2).sum())
+        slope = np.repeat(weight * miss, len(kinds)) * terms.factor
+        of_z = (terms.entries.T @ (slope * by_read * by_made) + smooth / len(kinds) * (system.neighbours.T @ step)
+                + monotone * (system.falls.T @ fall) + RIDGE * (z - 1))
+        of_extras = [terms.flags[0].T @ (slope * part * by_made), terms.flags[1].T @ (slope * part * by_read)]
+        return value, 2 * np.concatenate([of_z, *(of_extras + DAMPING * extras)])
+
+    begin = np.concatenate([np.ones(n_entries), np.zeros(2 * 3 * n_kinds)])
+    found = optimize.minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(begin),
+                              options={"maxiter": 1500, "maxfun": 2000, "maxcor": 30, "ftol": 1e-10})
+    values = found.x[:n_entries] * system.prior
+    extras = found.x[n_entries:].reshape(2, n_kinds, 3)
+    return Table({}, steps, system.axes,
+                 {kind: values[at:at + _size(system.axes[kind])].reshape([len(a) for a in system.axes[kind]])
+                  for kind, at in system.start.items()},
+                 {kind: extras[:, k] for k, kind in enumerate(system.axes)}, regression)
 
 
 def _size(axes: Tuple[np.ndarray, np.ndarray]) -> int:
@@ -317,62 +341,37 @@ def _system(kinds: Sequence[Layer], sizes: Widths, seconds: np.ndarray, steps: S
     return _System(axes, start, prior, neighbours, falls)
 
 
-def _equations(kinds: Sequence[Layer], widths: Sequence[Widths], steps: Steps, extras: Mapping[str, np.ndarray],
-               system: _System) -> sparse.csr_matrix:
-    """One row per network over all entries (in units of their prior)."""
-    row, column, value = [], [], []
-    for n, w in enumerate(widths):
+class _Terms(NamedTuple):
+    """One row per layer of each sampled network: what its time is made of."""
+
+    entries: sparse.csr_matrix  # over all entries, in units of their prior
+    flags: Tuple[sparse.csr_matrix, sparse.csr_matrix]  # of the widths read and made, over all extras
+    factor: np.ndarray  # slowdown of widths that are no multiples of the step
+
+
+def _terms(kinds: Sequence[Layer], widths: Sequence[Widths], steps: Steps, system: _System) -> _Terms:
+    at, column, value, factor = [], [], [], []
+    flagged: Tuple[List[Tuple[int, int]], List[Tuple[int, int]]] = ([], [])
+    number = {kind: k for k, kind in enumerate(system.axes)}
+    for w in widths:
         for layer in kinds:
+            row = len(factor)
             read, made = layer.widths(w)
-            factor = _factor(layer, steps, extras, read, made)
+            factor.append(_factor(layer, steps, {}, read, made))
             for k, share in _corners(system.axes[layer.kind], steps.rounded(read), steps.rounded(made)):
                 k += system.start[layer.kind]
-                row.append(n)
+                at.append(row)
                 column.append(k)
-                value.append(factor * share * system.prior[k])
-    return sparse.csr_matrix((value, (row, column)), (len(widths), len(system.prior)))
+                value.append(share * system.prior[k])
+            for pairs, flags in zip(flagged, _flagged(layer, steps, read, made)):
+                pairs += [(row, 3 * number[layer.kind] + f) for f in np.flatnonzero(flags)]
 
+    def ones(pairs: List[Tuple[int, int]]) -> sparse.csr_matrix:
+        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+        return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (len(factor), 3 * len(number)))
 
-def _solve_entries(kinds, widths, seconds, steps, extras, system: _System, smooth: float, monotone: float,
-                   values: Optional[np.ndarray]) -> np.ndarray:
-    """Entries >= 0, in seconds, that minimise the squared errors (weighted by 1 / seconds) plus the penalties."""
-    weight = 1 / np.sqrt(seconds * seconds.mean())
-    equations = sparse.diags(weight) @ _equations(kinds, widths, steps, extras, system)
-    wanted = weight * seconds
-
-    def objective(z: np.ndarray) -> Tuple[float, np.ndarray]:
-        miss, step = equations @ z - wanted, system.neighbours @ z
-        fall = np.maximum(system.falls @ z, 0.0)
-        value = miss @ miss + smooth * step @ step / len(kinds) + monotone * fall @ fall + RIDGE * ((z - 1) ** 2).sum()
-        slope = (equations.T @ miss + smooth / len(kinds) * (system.neighbours.T @ step)
-                 + monotone * (system.falls.T @ fall) + RIDGE * (z - 1))
-        return value, 2 * slope
-
-    begin = np.ones(len(system.prior)) if values is None else values / system.prior
-    found = optimize.minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(begin),
-                              options={"maxiter": 400, "maxfun": 500, "maxcor": 20})
-    return found.x * system.prior
-
-
-def _solve_extras(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray,
-                  table: Table) -> Dict[str, np.ndarray]:
-    """The shares that flags add, per kind, linearised about the present ones; not below 0."""
-    number = {kind: k for k, kind in enumerate(table.extras)}
-    plain = replace(table, extras={})
-    rows, rest = np.zeros((len(widths), len(number), 2, 3)), np.zeros(len(widths))
-    for n, w in enumerate(widths):
-        for layer in kinds:
-            read, made = layer.widths(w)
-            alone, flags = plain.layer(layer, read, made), _flagged(layer, table.steps, read, made)
-            by_made = 1 + (table.extras[layer.kind][1] * flags[1]).sum()
-            rest[n] += alone
-            rows[n, number[layer.kind]] += alone * flags * np.array([[by_made], [1.0]])
-    weight = 1 / np.sqrt(seconds * seconds.mean())
-    rows = rows.reshape(len(widths), -1)
-    damping = DAMPING * np.eye(rows.shape[1])  # a kind with few such widths, or little time, keeps its extras at 0
-    found, _ = optimize.nnls(np.concatenate([rows * weight[:, None], damping]),
-                             np.concatenate([(seconds - rest) * weight, np.zeros(rows.shape[1])]))
-    return {kind: found.reshape(-1, 2, 3)[k] for kind, k in number.items()}
+    return _Terms(sparse.csr_matrix((value, (at, column)), (len(factor), len(system.prior))),
+                  (ones(flagged[0]), ones(flagged[1])), np.array(factor))
 
 
 def _proportional(net: Network, widths: Sequence[Widths], seconds: np.ndarray) -> float:

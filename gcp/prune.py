@@ -139,16 +139,25 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
     if cost(widths) > limit * (1 + 1e-12):
         raise UserError(f"a cost of {limit:.6g} cannot be reached: {cost(widths):.6g} is left with every group at its "
                         f"smallest width (round_to {round_to})")
+
+    def larger(name: str) -> Widths:
+        width = widths[name] + round_to if widths[name] % round_to == 0 else sizes[name]
+        return {**widths, name: min(width, sizes[name])}
+
     held = set()
     for _, _, name, smaller in reversed(blocks[:low]):
         if name in held:
             continue
-        before = widths[name]
-        larger = min(smaller + round_to if smaller % round_to == 0 else sizes[name], sizes[name])
-        widths[name] = larger
-        if smaller != before or cost(widths) > limit:
-            widths[name] = before
+        if smaller == widths[name] and cost(larger(name)) <= limit:
+            widths = larger(name)
+        else:
             held.add(name)
+    grown = True
+    while grown:  # more channels in no more time, which only a latency can have: a number of blocks that divides well
+        grown = False
+        for name in sizes:
+            if widths[name] < sizes[name] and cost(larger(name)) <= cost(widths):
+                widths, grown = larger(name), True
     return {name: np.sort(order[name][: widths[name]]) for name in sizes}
 
 

@@ -1,0 +1,82 @@
+"""Measuring: what is reported, in which order, and what noise does. Speeds themselves are for benchmarks."""
+import time
+
+import pytest
+
+from gcp import timing
+from gcp.config import UserError
+from networks import random_network
+
+
+@pytest.fixture(scope="module")
+def net():
+    return random_network("cifar_resnet20_v1")
+
+
+def test_throughput_is_batch_over_latency(net):
+    speed, other = timing.throughputs([net, net], batch=4, repeats=3)
+    assert other.keys() == speed.keys() and speed["batch"] == 4
+    assert speed["images_per_second"] == pytest.approx(4 / speed["latency_s"])
+
+
+@pytest.mark.parametrize("runtime", timing.RUNTIMES)
+def test_every_runtime_runs(net, runtime):
+    setup = timing.Setup(runtime, dtype=timing.RUNTIMES[runtime].dtypes("cpu")[0], batch=2)
+    row, = timing.measure([net], setup, repeats=3, attempts=1)
+    assert row["n"] >= 3 and row["images_per_second"] == pytest.approx(2 / row["latency_s"])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; there are mxnet, mxnet-int8, onnxruntime"),
+    ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; this machine has cpu"),
+    ({"dtype": "float16"}, "does not compute in 'float16', but in float32"),
+    ({"batch": 0}, "batch 0"),
+])
+def test_a_wrong_setup_says_what_there_is(wrong, message):
+    with pytest.raises(UserError, match=message):
+        timing.Setup(**wrong)
+
+
+def test_networks_take_turns(monkeypatch):
+    order = []
+    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
+    monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(timing, "FAST_S", 0.0)
+    rows = timing.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=4, max_spread=1e9)
+    assert order == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 4
+    assert [row["n"] for row in rows] == [4, 4] and not any(row["noisy"] for row in rows)
+
+
+def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch):
+    order = []
+    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
+    monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
+    timing.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=2, max_spread=1e9)
+    assert order[6:] == ["a", "a", "b", "b"] * 2
+
+
+def test_noise_is_told_repeated_and_recorded():
+    said, waits = [], iter([0.0, 0.02] * 1000)
+    row, = timing.timed([lambda: time.sleep(next(waits))], repeats=4, max_spread=0.1, attempts=2, warn=said.append)
+    assert row["noisy"] and row["attempts"] == 2 and row["spread"] > 0.1
+    assert len(said) == 2 and "measuring again (2 of 2)" in said[0] and "recorded as noisy" in said[1]
+
+
+def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
+    # when the rounds began; then start and end of each pass (the time is asked for once more when all are made)
+    ticks = iter([0.0, 0.0, 5.0, 10.0, 11.0, 20.0, 22.0, 30.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    assert timing._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
+
+
+def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
+    made, now = [], [0.0]
+    monkeypatch.setattr(timing, "timed", lambda passes, *a, **k: [{"latency_s": float(passes[0]())}])
+    monkeypatch.setitem(timing.RUNTIMES, "mxnet", timing.Runtime(
+        lambda network, setup: lambda: made.append(network) or len(made), lambda device: ("float32",)))
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    one = timing.against_reference(net, timing.Setup())
+    assert one(net) == ({"latency_s": 2.0}, 1.0)
+    assert one(net) == ({"latency_s": 3.0}, 1.0)
+    now[0] = 21.0  # twenty passes of a second, and more
+    assert one(net) == ({"latency_s": 5.0}, 4.0)
