@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Tuple
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from gcp import export, latency, records, sampling, timing, training
 from gcp.baselines import none, uniform
@@ -91,27 +91,35 @@ def with_weights(name: str, pretrained: bool) -> None:
                         "or a GluonCV name with --pretrained")
 
 
-def quantize(name: str, prefix: str, data: Data, pretrained: bool = False, n_images: int = 2000, batch: int = 64,
-             repeats: int = 20) -> dict:
-    """Write a network's int8 form and compare the two: accuracy on the test set, speed in turns, layers left in float.
+def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrained: bool = False, n_images: int = 2000,
+             batch: int = 64, repeats: int = 20) -> List[dict]:
+    """Write the int8 form of each network; accuracy on the test set and speed of all of them, all timed in turns.
 
-    Calibrated on `n_images` of the training images. Bytes are those of the arrays.
+    Calibrated on `n_images` of the training images. Per network: what stayed in float32, accuracy, speed and bytes of
+    the arrays of both forms, and their speeds over the first network's in float32.
     """
-    net, images = open_for(name, data, pretrained)
-    n_images = min(n_images, len(images.train))
-    shuffled = images.train.batches(min(batch, n_images), seed=0)
-    export.save_quantized(export.quantized(net, _first(shuffled, n_images)), prefix)
-    blocks = {"float32": to_block(net, trainable=set()), "int8": export.load_quantized(prefix)}
+    rows, blocks = [], []
+    for name, prefix in zip(names, prefixes):
+        net, images = open_for(name, data, pretrained)
+        n_images = min(n_images, len(images.train))
+        shuffled = images.train.batches(min(batch, n_images), seed=0)
+        export.save_quantized(export.quantized(net, _first(shuffled, n_images)), prefix)
+        forms = {"float32": to_block(net, trainable=set()), "int8": export.load_quantized(prefix)}
+        in_int8, in_float32 = export.layers(forms["int8"])
+        rows.append({"network": name, "prefix": str(prefix), "macs": int(macs(net)(net.widths)),
+                     "params": int(params(net)(net.widths)), "n_calibration": n_images, "n_layers_int8": len(in_int8),
+                     "layers_float32": in_float32})
+        for form, block in forms.items():
+            rows[-1][form] = {**training.evaluate_outputs(export.outputs(block), images.test, batch),
+                              "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values())}
+            blocks.append(block)
     x, _, _ = next(images.test.batches(batch))
-    speeds = timing.timed([timing.forward(block, x) for block in blocks.values()], repeats)
-    facts = {key: {**training.evaluate_outputs(export.outputs(block), images.test, batch), **speed,
-                   "images_per_second": batch / speed["latency_s"],
-                   "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values())}
-             for (key, block), speed in zip(blocks.items(), speeds)}
-    in_int8, in_float32 = export.layers(blocks["int8"])
-    return {"network": name, "prefix": str(prefix), "batch": batch, "threads": int(os.environ["OMP_NUM_THREADS"]),
-            "n_calibration": n_images, "n_layers_int8": len(in_int8), "layers_float32": in_float32, **facts,
-            "times_float32_speed": facts["int8"]["images_per_second"] / facts["float32"]["images_per_second"]}
+    speeds = timing.timed([timing.forward(block, x) for block in blocks], repeats)
+    forms = [row[form] for row in rows for form in ("float32", "int8")]
+    for form, speed in zip(forms, speeds):
+        form.update({**speed, "images_per_second": batch / speed["latency_s"], "batch": batch, "device": "cpu",
+                     "threads": int(os.environ["OMP_NUM_THREADS"]), "times_first": speeds[0]["latency_s"] / speed["latency_s"]})
+    return rows
 
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
@@ -137,7 +145,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
                                 "that the whole network takes; ask for less")
 
         def measure(net: Network) -> float:
-            small, whole = timing.measure([net, start], setup)
+            small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
             return small["latency_s"] / whole["latency_s"] * original
 
     budget = Budget(cost, original, target, round_to, None if how.budget is None else costs[how.objective], measure)

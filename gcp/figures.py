@@ -5,14 +5,22 @@ Frames are those of `gcp.report.run_frame`.
 """
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.path import Path as Curve
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 MISSING = "-"
 
@@ -31,6 +39,15 @@ INK, FAINT = "#222222", "#8a8a8a"
 FONT = 9.0  # points; the smallest text in a figure is one less
 
 OBJECTIVES = {"macs": "MACs", "params": "Params", "latency": "Latency"}
+
+PRUNENET, RESNET, MOBILENETS, OTHER = "PruneNet", "Base ResNet", ("MobileNet", "MobileNetV2"), "Other GluonCV network"
+KINDS = {
+    PRUNENET: {"color": "#D55E00", "marker": "o"},
+    RESNET: {"color": INK, "marker": "s"},
+    MOBILENETS[0]: {"color": "#0072B2", "marker": "^"},
+    MOBILENETS[1]: {"color": "#009E73", "marker": "v"},
+    OTHER: {"color": "#b5b5b5", "marker": "o"},
+}
 
 
 def write(runs: pd.DataFrame, output: Path) -> list[Path]:
@@ -188,6 +205,49 @@ def predictions(result: dict, output: Path) -> list[Path]:
                     f"{setup['dtype']}, batch {setup['batch']}, {setup['threads']} thread{'s' * (setup['threads'] != 1)}; "
                     f"fitted to {result['n_samples']} others", fontsize=FONT, color="#555555")
         return _save(figure, output)
+
+
+def figure1(networks: pd.DataFrame, title: str, subtitle: str, stem: Path) -> list[Path]:
+    """Accuracy against throughput of whole networks (the paper's Figure 1); writes `<stem>.png` and `.svg`.
+
+    `networks`: `name`, `kind` (one of `KINDS`), `base` (of a PruneNet, else None), `top1` in percent and
+    `images_per_second`. The other networks are drawn faintly and not named. Returns the paths.
+    """
+    with _style():
+        figure = Figure(figsize=(9.2, 6.4))
+        FigureCanvasAgg(figure)
+        ax = figure.add_axes((0.065, 0.085, 0.92, 0.785))
+        for kind, style in KINDS.items():
+            some = networks[networks.kind == kind]
+            if len(some):
+                ax.plot(some.images_per_second, some.top1, linestyle="none", label=kind, markeredgewidth=0,
+                        markersize=4.5 if kind == OTHER else 7, zorder=2 if kind == OTHER else 4, **style)
+        chains = []
+        points = networks.set_index("name")
+        for base, pruned in networks[networks.kind == PRUNENET].groupby("base"):
+            chain = points.loc[[base] * (base in points.index) + list(pruned.sort_values("top1", ascending=False).name)]
+            chains += ax.plot(chain.images_per_second, chain.top1, color=KINDS[PRUNENET]["color"], linewidth=1.2, zorder=3)
+        front = pareto(networks)
+        # Corners: up to each network's speed, its accuracy can be had.
+        edge, = ax.plot(front.images_per_second.repeat(2)[:-1], front.top1.repeat(2)[1:], color=FAINT, linewidth=0.9,
+                        linestyle=DASHES[1], zorder=1, label="Pareto front")
+        ax.set_xscale("log")
+        slowest, fastest = networks.images_per_second.min(), networks.images_per_second.max()
+        span = max(fastest / slowest, 2.0)
+        ax.set_xlim(slowest / span ** 0.06, fastest * span ** 0.18)  # names are mostly right of their points
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        ax.margins(y=0.06)
+        ax.set_ylim(*ax.get_ylim())  # names are placed by it: what is drawn after must not move it
+        ax.set_xlabel("Throughput (images/s), log scale")
+        ax.set_ylabel("ImageNet top-1 accuracy (%)")
+        ax.grid(color="#ececec", linewidth=0.8)
+        legend = ax.legend(loc="lower left", frameon=False)
+        _name_points(ax, networks, chains, edge, legend)
+        figure.text(0.02, 0.955, title, fontsize=FONT + 2, fontweight="bold")
+        figure.text(0.02, 0.94, textwrap.fill(subtitle, 128), fontsize=FONT, color="#555555", va="top", linespacing=1.4)
+        return _save(figure, stem)
 
 
 def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str, margin: float) -> None:
@@ -371,6 +431,81 @@ def _spread(wanted: list[float], gap: float) -> list[float]:
             clusters[-2:] = [[a + b + m * n * gap, n + m]]
     levels = [total / count - i * gap for total, count in clusters for i in range(int(count))]
     return levels
+
+
+def pareto(networks: pd.DataFrame) -> pd.DataFrame:
+    """The networks that no other beats in both `top1` and `images_per_second`, slowest first."""
+    ordered = networks.sort_values(["images_per_second", "top1"], ascending=False, kind="stable")
+    best = ordered.top1.cummax().shift(fill_value=float("-inf"))
+    return ordered[ordered.top1 > best].iloc[::-1]
+
+
+class _Place(NamedTuple):
+    """Where a point's name could stand: distance and offset from the point (points), box and leader (pixels)."""
+
+    far: float
+    offset: tuple[float, float]
+    box: Bbox
+    leader: Curve | None
+
+
+def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: Line2D, legend: Legend) -> None:
+    """Write names (not the other networks') beside their points, where they cover least and cannot be mistaken."""
+    renderer = ax.figure.canvas.get_renderer()
+    point = renderer.points_to_pixels(1.0)
+    panel, key = ax.get_window_extent(renderer), legend.get_window_extent(renderer)
+    centres = ax.transData.transform(networks[["images_per_second", "top1"]].to_numpy(float))
+    sizes = networks.kind.map(lambda kind: (2.5 if kind == OTHER else 4) * point)
+    dots = [Bbox.from_extents(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, sizes)]
+    dashed, *solid = (ax.transData.transform_path(line.get_path()) for line in [edge, *chains])
+    texts = {}
+    for i, network in enumerate(networks.itertuples()):
+        if network.kind != OTHER:
+            texts[i] = ax.annotate(network.name, (network.images_per_second, network.top1), (0, 0), va="center", zorder=5,
+                                   textcoords="offset points", fontsize=FONT - 1, color=KINDS[network.kind]["color"])
+    chosen: dict[int, _Place] = {}
+
+    def places(i: int) -> Iterator[_Place]:
+        size = texts[i].get_window_extent(renderer)
+        for far in (6, 10, 16, 24, 34, 46):
+            for side, rise in ((1, 0), (-1, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1)):
+                dx = side * far * (1 if rise == 0 else 0.7) + (side - 1) / 2 * size.width / point
+                dy = rise * (far + FONT / 2)
+                x, y = centres[i][0] + dx * point, centres[i][1] + dy * point
+                box = Bbox.from_extents(x, y - size.height / 2, x + size.width, y + size.height / 2)
+                leader = None
+                if far > 10:  # far enough for a reader to ask whose name it is
+                    end = np.clip(centres[i], box.min, box.max)
+                    start = centres[i] + 5 * point * (end - centres[i]) / np.hypot(*(end - centres[i]))
+                    leader = Curve([start, end])
+                yield _Place(far, (dx, dy), box, leader)
+
+    def cost(place: _Place, own: int) -> float:
+        """Of a name at this place, by what a reader minds most."""
+        box, leader = place.box, place.leader
+        if not (panel.x0 <= box.x0 and box.x1 <= panel.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1):
+            return 1e6
+        neighbours = [other for i, other in chosen.items() if i != own]
+        taken = [key, *(other.box.padded(1.5 * point) for other in neighbours)]
+        lines = [*solid, *(other.leader for other in neighbours if other.leader)]
+        others = [dot for i, dot in enumerate(dots) if i != own]
+        names = sum(box.overlaps(other) for other in taken)
+        covered, near = (sum(box.padded(pad * point).overlaps(dot) for dot in others) for pad in (0, 4))
+        crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
+        if leader is not None:
+            names += sum(leader.intersects_bbox(other, filled=False) for other in taken)
+            covered += sum(leader.intersects_bbox(dot, filled=False) for dot in others)
+            crossed += sum(line.intersects_path(leader, filled=False) for line in lines)
+        struck = dashed.intersects_bbox(box, filled=False)
+        return 1000 * names + 100 * covered + 40 * crossed + 25 * struck + 10 * near + place.far
+
+    for i in 3 * list(texts):  # three times: the first names stand where they did not know of the others
+        chosen[i] = min(places(i), key=lambda place: cost(place, i))
+    for i, place in chosen.items():
+        texts[i].set_position(place.offset)
+        if place.leader is not None:
+            ends = ax.transData.inverted().transform(place.leader.vertices)
+            ax.plot(ends[:, 0], ends[:, 1], linewidth=0.6, alpha=0.6, color=texts[i].get_color(), zorder=1)
 
 
 def _save(figure: Figure | None, stem: Path) -> list[Path]:

@@ -427,6 +427,34 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=titles)
 
 
+QUANTIZED = (
+    Measure("MACs kept %", "macs_kept", "mean", 2),
+    Measure("Top-1 %", "top1", "mean", 2),
+    Measure("Points lost", "lost", "mean", 2),
+    Measure("Images/s", "images_per_second", "mean", 0),
+    Measure("Times the first", "times_first", "mean", 2),
+)
+
+
+def write_int8(rows: list[dict], stem: Path) -> list[Path]:
+    """The table of `experiment.quantize`'s rows: pruning and quantisation alone and together, first network first."""
+    first = rows[0]
+    lines = []
+    for row in rows:
+        for form in ("float32", "int8"):
+            measured = row[form]
+            lines.append({
+                "Network": Path(row["network"]).parent.name or row["network"], "Arithmetic": form,
+                "MACs kept %": 100.0 * row["macs"] / first["macs"], "Top-1 %": _percent(measured["top1"]),
+                "Points lost": 100.0 * (first["float32"]["top1"] - measured["top1"]),
+                "Images/s": measured["images_per_second"], "Times the first": measured["times_first"]})
+    at = first["float32"]
+    caption = (f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on {first['n_calibration']:,} "
+               f"training images. Points lost and speed: against the first network in float32. Speeds in turns, batch "
+               f"{at['batch']}, {at['device']}, {at['threads']} thread{'s' * (at['threads'] != 1)}.")
+    return _write_table(pd.DataFrame(lines), QUANTIZED, caption, stem, "tab:int8")
+
+
 def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return runs.groupby("seed", dropna=False)[keys].mean()
 
@@ -482,7 +510,7 @@ def _write_table(
     table: pd.DataFrame, measures: tuple[Measure, ...], caption: str, stem: Path, label: str
 ) -> list[Path]:
     printed = _formatted(table, measures)
-    words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale")
+    words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale", "Network", "Arithmetic")
     align = ["left" if title in words else "right" for title in printed.columns]
     paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
     if table.empty:

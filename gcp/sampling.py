@@ -19,6 +19,7 @@ from gcp.cost import macs
 from gcp.network import Network, Node, Widths, has_weight, is_depthwise, layer_name, resized
 
 SAMPLES = "gcp latency samples 1"
+DRIFT = 21  # lines
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -224,10 +225,14 @@ class Samples:
 
     @property
     def seconds(self) -> np.ndarray:
-        """Latencies, the drift of the machine's speed taken out: each scaled by the reference network's at its time."""
+        """Latencies, the drift of the machine's speed taken out by the reference network.
+
+        Each is scaled by the reference's running median over `DRIFT` lines: a single reference has the clock's noise.
+        """
         own = np.array([line["latency_s"] for line in self.lines])
         reference = np.array([line["reference_s"] for line in self.lines])
-        return own * np.median(reference) / reference if len(own) else own
+        near = [np.median(reference[max(0, i - DRIFT // 2):i + DRIFT // 2 + 1]) for i in range(len(own))]
+        return own * np.median(reference) / near if len(own) else own
 
 
 def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None] = lambda text: None) -> Samples:

@@ -1,5 +1,9 @@
-"""Export a network: as an ONNX file, or with int8 arithmetic, whose accuracy and speed are measured."""
+"""Export networks: as ONNX files, or with int8 arithmetic, whose accuracy and speed are measured.
+
+With several networks, the first (the dense one, say) is what the others' speeds are compared with.
+"""
 import json
+from pathlib import Path
 
 from gcp import config
 
@@ -7,9 +11,12 @@ from gcp import config
 def run(argv: list) -> None:
     """Parse, load, export, print JSON."""
     parser = config.Parser(description=__doc__)
-    parser.add_argument("network", help="path prefix of a saved network, or a GluonCV name with --pretrained")
-    parser.add_argument("--onnx", metavar="FILE", help="write this ONNX file; it is checked against MXNet")
-    parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params; needs --data")
+    parser.add_argument("network", nargs="+", help="path prefix of a saved network, or a GluonCV name with --pretrained")
+    parser.add_argument("--onnx", metavar="FILE", help="write this ONNX file (of several networks, one each with the name of the "
+                                                       "network's folder before its suffix); checked against MXNet")
+    parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params (of several networks, PREFIX-"
+                                                         "FOLDER-...); needs --data")
+    parser.add_argument("--table", metavar="STEM", help="write the comparison of int8 as STEM.md, .tex and .csv")
     parser.add_argument("--data", help="digits, fashion_mnist or folder; int8 is calibrated on its training images")
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
@@ -27,21 +34,34 @@ def run(argv: list) -> None:
     if args.calibration < 1:
         raise config.UserError(f"--calibration {args.calibration}: should be at least 1")
     how = config.section(config.Throughput, {"batch": args.batch, "repeats": args.repeats})
-    from gcp import experiment, export, gluon, records
+    from gcp import experiment, export, gluon, records, report
 
-    experiment.with_weights(args.network, args.pretrained)
-    net = gluon.open_network(args.network, args.input, pretrained=args.pretrained)
-    facts = {"network": args.network}
+    for name in args.network:
+        experiment.with_weights(name, args.pretrained)
+    facts = {}
     if args.int8:
-        data = config.section(config.Data, {"name": args.data, "root": args.root, "input": net.input_shape})
-        facts["int8"] = experiment.quantize(args.network, args.int8, data, args.pretrained, args.calibration, how.batch,
+        shape = args.input or gluon.open_network(args.network[0], pretrained=args.pretrained).input_shape
+        data = config.section(config.Data, {"name": args.data, "root": args.root, "input": shape})
+        prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
+        facts["int8"] = experiment.quantize(args.network, prefixes, data, args.pretrained, args.calibration, how.batch,
                                             how.repeats)
+        if args.table:
+            report.write_int8(facts["int8"], Path(args.table))
     if args.onnx:
-        path = export.to_onnx(net, args.onnx)
-        facts["onnx"] = {"file": str(path), "bytes": path.stat().st_size}
+        facts["onnx"] = []
+        for name in args.network:
+            net = gluon.open_network(name, args.input, pretrained=args.pretrained)
+            stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
+            path = export.to_onnx(net, _named(stem, name, len(args.network)) + suffix)
+            facts["onnx"].append({"network": name, "file": str(path), "bytes": path.stat().st_size})
     print(json.dumps(facts, indent=1))
     if args.json:
         records.write_json(args.json, facts)
+
+
+def _named(stem: str, network: str, n_networks: int) -> str:
+    """Where one of several networks goes: saved ones are all called `final`, their folders are not."""
+    return stem if n_networks == 1 else f"{stem}-{Path(network).parent.name or network}"
 
 
 if __name__ == "__main__":

@@ -194,15 +194,31 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
         "--batch", 16, "--repeats", 2, "--json", tmp_path / "facts.json")
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((tmp_path / "facts.json").read_text())
-    assert facts["onnx"]["bytes"] == (tmp_path / "net.onnx").stat().st_size
-    int8, net = facts["int8"], gluon.load(saved)
+    assert facts["onnx"][0]["bytes"] == (tmp_path / "net.onnx").stat().st_size
+    (int8,), net = facts["int8"], gluon.load(saved)
     assert (int8["n_calibration"], int8["n_layers_int8"], int8["layers_float32"]) == (100, 22, [])
     float32 = training.evaluate(net, digits.test)
     assert all(int8["float32"][k] == float32[k] for k in ("top1", "top5", "n_eval"))
     small = export.load_quantized(tmp_path / "int8")
     again = training.evaluate_outputs(export.outputs(small), digits.test)
     assert all(int8["int8"][k] == again[k] for k in ("top1", "top5", "n_eval"))
-    assert int8["times_float32_speed"] == int8["int8"]["images_per_second"] / int8["float32"]["images_per_second"]
+    assert int8["float32"]["times_first"] == 1
+    assert int8["int8"]["times_first"] == int8["float32"]["latency_s"] / int8["int8"]["latency_s"]
+
+
+def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    net = gluon.load(saved)
+    gluon.save(shrink(net, random_keep(net)), tmp_path / "other" / "final")
+    run(saved, tmp_path / "other" / "final", "--int8", tmp_path / "int8", "--onnx", tmp_path / "net.onnx", "--data",
+        "digits", "--calibration", 64, "--batch", 16, "--repeats", 2, "--table", tmp_path / "int8")
+    first, second = json.loads(capsys.readouterr().out)["int8"]
+    assert second["float32"]["times_first"] == pytest.approx(
+        first["float32"]["latency_s"] / second["float32"]["latency_s"])
+    assert export.load_quantized(tmp_path / "int8-other") and (tmp_path / "net-other.onnx").exists()
+    lines = (tmp_path / "int8.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[3].startswith("other,float32,") and lines[4].startswith("other,int8,")
+    assert "calibrated on 64 training images" in (tmp_path / "int8.md").read_text()
 
 
 @pytest.mark.parametrize("args, message", [

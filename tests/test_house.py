@@ -17,7 +17,7 @@ FLOORS = (
     {"timing", "latency"},
     {"prune"},
     {"baselines"},
-    {"experiment", "report", "benchmark"},
+    {"experiment", "report", "benchmark", "zoo"},
 )
 # What each room may import from gcp, besides config: its UserError is for every room.
 IMPORTS = {
@@ -41,6 +41,7 @@ IMPORTS = {
                   "baselines"},
     "figures": set(),
     "report": {"records", "figures"},
+    "zoo": {"records", "figures"},
 }
 # Edges beyond the plan, each with its reason.
 EXTRA = {

@@ -143,10 +143,13 @@ def test_rare_entries_are_favoured(net):
     assert n_entries(24) > n_entries(1)
 
 
-def test_drift_is_taken_out_of_the_seconds(tmp_path):
-    lines = [{"widths": [1], "latency_s": 1.0, "reference_s": 2.0}, {"widths": [1], "latency_s": 1.5, "reference_s": 3.0}]
+def test_drift_is_taken_out_of_the_seconds_and_noise_of_the_reference_is_not_put_in(tmp_path):
+    speed = [1.0] * 40 + [1.5] * 40
+    lines = [{"widths": [1], "latency_s": 2.0 * s, "reference_s": s} for s in speed]
     samples = sampling.Samples(tmp_path, {"sizes": {"a": 1}}, lines)
-    assert samples.seconds.tolist() == [1.25, 1.25]
+    assert samples.seconds == pytest.approx(2.5)  # at the median speed of 1.25
+    lines[60] = {**lines[60], "reference_s": 9.0}
+    assert samples.seconds == pytest.approx(samples.seconds[0])
 
 
 def test_a_bad_line_is_named_and_can_be_left_out(net, tmp_path):

@@ -26,6 +26,14 @@ def test_every_runtime_runs(net, runtime):
     assert row["n"] >= 3 and row["images_per_second"] == pytest.approx(2 / row["latency_s"])
 
 
+def test_a_processor_that_others_take_away_is_noise_however_even_the_passes(monkeypatch):
+    usage, said = iter(range(0, 1000, 50)), []
+    monkeypatch.setattr(timing.resource, "getrusage", lambda who: type("Usage", (), {"ru_nivcsw": next(usage)}))
+    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
+    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append)
+    assert row["noisy"] and row["preempted"] == 10 and "preempted 10.0 times per pass" in said[0]
+
+
 @pytest.mark.parametrize("wrong, message", [
     ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; there are mxnet, mxnet-int8, onnxruntime"),
     ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; this machine has cpu"),
@@ -37,7 +45,13 @@ def test_a_wrong_setup_says_what_there_is(wrong, message):
         timing.Setup(**wrong)
 
 
-def test_networks_take_turns(monkeypatch):
+@pytest.fixture()
+def calm(monkeypatch):
+    """No other process takes the processor away, whatever runs beside the tests."""
+    monkeypatch.setattr(timing.resource, "getrusage", lambda who: type("Usage", (), {"ru_nivcsw": 0}))
+
+
+def test_networks_take_turns(monkeypatch, calm):
     order = []
     monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
     monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
@@ -47,7 +61,7 @@ def test_networks_take_turns(monkeypatch):
     assert [row["n"] for row in rows] == [4, 4] and not any(row["noisy"] for row in rows)
 
 
-def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch):
+def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch, calm):
     order = []
     monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
     monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
@@ -62,11 +76,12 @@ def test_noise_is_told_repeated_and_recorded():
     assert len(said) == 2 and "measuring again (2 of 2)" in said[0] and "recorded as noisy" in said[1]
 
 
-def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
+def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch, calm):
     # when the rounds began; then start and end of each pass (the time is asked for once more when all are made)
     ticks = iter([0.0, 0.0, 5.0, 10.0, 11.0, 20.0, 22.0, 30.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
-    assert timing._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
+    assert timing._rounds([lambda: None], repeats=3) == [
+        {"latency_s": 2.0, "spread": 1.0, "n": 3, "preempted": 0.0}]
 
 
 def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
