@@ -16,8 +16,8 @@ import re
 import sys
 from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import (Annotated, Any, Callable, ClassVar, Dict, Iterator, Literal, NoReturn, Optional, Sequence, Set, Tuple,
-                    Union)
+from typing import (Annotated, Any, Callable, ClassVar, Dict, Iterator, Literal, NoReturn, Optional, Sequence, Set,
+                    Tuple, Union)
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -164,7 +164,7 @@ class Prune(_Section):
     score: Annotated[Literal["paper", "relative", "taylor"], Field(
         description="gcp: what a channel is ranked by")] = "taylor"
     round_to: Annotated[Optional[int], Field(
-        ge=1, description="every final width is a multiple of this, 1 or more; auto: the latency model's granularity")] = 8
+        ge=1, description="every final width is a multiple of this, 1 or more; auto: the model's granularity")] = 8
     criterion: Annotated[Literal["l1", "random"], Field(
         description="uniform: which channels of a group go")] = "l1"
     iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
@@ -199,8 +199,8 @@ class Prune(_Section):
         targets = {key for key in ("target", "target_ms", "target_images_per_second")
                    if key in self.model_fields_set and getattr(self, key) is not None}
         if self.counted != "latency" and targets - {"target"}:
-            raise ValueError(f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; set "
-                             "prune.objective or prune.budget to latency")
+            raise ValueError(f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; "
+                             "set prune.objective or prune.budget to latency")
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them")
         if self.latency_model is None and "latency" in (self.objective, self.budget):

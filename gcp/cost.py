@@ -151,8 +151,8 @@ class Budget:
         if lowest > self.target:
             seconds = f" (a latency of {1e3 * least:.3g} ms)" if self.measure else ""
             raise UserError(f"prune.target: {self.target:g} cannot be reached: with every group at its smallest width "
-                            f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost{seconds} is left; give a target "
-                            f"of at least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to")
+                            f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost{seconds} is left; give a "
+                            f"target of at least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to")
 
 
 def meet(budget: Budget, limit: float, choose: Callable[[float], Network]) -> Tuple[Network, List[dict]]:

@@ -75,7 +75,7 @@ def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, r
 
 
 def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, Dataset]:
-    """A network with weights and a data set of as many classes. UserError: one of them is not there, or they do not fit."""
+    """A network with weights and a data set of as many classes. UserError: one is not there, or they do not fit."""
     with_weights(name, pretrained)
     images = load_data(data)
     net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
@@ -118,7 +118,8 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
     forms = [row[form] for row in rows for form in ("float32", "int8")]
     for form, speed in zip(forms, speeds):
         form.update({**speed, "images_per_second": batch / speed["latency_s"], "batch": batch, "device": "cpu",
-                     "threads": int(os.environ["OMP_NUM_THREADS"]), "times_first": speeds[0]["latency_s"] / speed["latency_s"]})
+                     "threads": int(os.environ["OMP_NUM_THREADS"]),
+                     "times_first": speeds[0]["latency_s"] / speed["latency_s"]})
     return rows
 
 
@@ -141,8 +142,9 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
         if asked is not None:
             target = asked / table.header["reference_s"]
             if target > 1:
-                raise UserError(f"prune: {1e3 * asked:.4g} ms is more than the {1e3 * table.header['reference_s']:.4g} ms "
-                                "that the whole network takes; ask for less")
+                raise UserError(f"prune: {1e3 * asked:.4g} ms is more than the "
+                                f"{1e3 * table.header['reference_s']:.4g} ms that the whole network takes; "
+                                "ask for less")
 
         def measure(net: Network) -> float:
             small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
@@ -161,8 +163,8 @@ def latency_model(cfg: Config, start: Network) -> latency.Table:
             "setup": {**table.header["setup"], "threads": cfg.n_threads}, "hardware": timing.hardware()}
     apart = sampling.same_subject(table.header, ours)
     if apart:
-        raise UserError(f"prune.latency_model: '{cfg.prune.latency_model}' does not fit the experiment ({apart}); sample "
-                        "and fit one for it with scripts/latency.py")
+        raise UserError(f"prune.latency_model: '{cfg.prune.latency_model}' does not fit the experiment ({apart}); "
+                        "sample and fit one for it with scripts/latency.py")
     return table
 
 

@@ -172,7 +172,7 @@ def widths(runs: pd.DataFrame) -> Figure | None:
 
 
 def predictions(result: dict, output: Path) -> list[Path]:
-    """Predicted against measured latency of held-out networks, one panel per model; `result` as `latency.validate` gives.
+    """Predicted against measured latency of held-out networks, one panel per model; `result` is `latency.validate`'s.
 
     Writes `<output>.png` and `.svg`; returns the paths.
     """
@@ -199,11 +199,13 @@ def predictions(result: dict, output: Path) -> list[Path]:
                 ax.set_ylabel("Predicted (ms)")
             ax.grid(color="#e8e8e8", linewidth=0.8)
         setup = result["setup"]
-        figure.text(0.08 / figure.get_figwidth(), 0.93, f"{result['network']} at {'x'.join(map(str, result['input']))}, "
+        shape = "x".join(map(str, result["input"]))
+        figure.text(0.08 / figure.get_figwidth(), 0.93, f"{result['network']} at {shape}: "
                     f"{len(measured)} networks that were not fitted", fontsize=FONT + 2, fontweight="bold")
         figure.text(0.08 / figure.get_figwidth(), 0.86, f"{setup['runtime']} on {result['hardware']['cpu']}, "
-                    f"{setup['dtype']}, batch {setup['batch']}, {setup['threads']} thread{'s' * (setup['threads'] != 1)}; "
-                    f"fitted to {result['n_samples']} others", fontsize=FONT, color="#555555")
+                    f"{setup['dtype']}, batch {setup['batch']}, {setup['threads']} "
+                    f"thread{'s' * (setup['threads'] != 1)}; fitted to {result['n_samples']} others", fontsize=FONT,
+                    color="#555555")
         return _save(figure, output)
 
 
@@ -226,7 +228,8 @@ def figure1(networks: pd.DataFrame, title: str, subtitle: str, stem: Path) -> li
         points = networks.set_index("name")
         for base, pruned in networks[networks.kind == PRUNENET].groupby("base"):
             chain = points.loc[[base] * (base in points.index) + list(pruned.sort_values("top1", ascending=False).name)]
-            chains += ax.plot(chain.images_per_second, chain.top1, color=KINDS[PRUNENET]["color"], linewidth=1.2, zorder=3)
+            chains += ax.plot(chain.images_per_second, chain.top1, color=KINDS[PRUNENET]["color"], linewidth=1.2,
+                              zorder=3)
         front = pareto(networks)
         # Corners: up to each network's speed, its accuracy can be had.
         edge, = ax.plot(front.images_per_second.repeat(2)[:-1], front.top1.repeat(2)[1:], color=FAINT, linewidth=0.9,
@@ -461,8 +464,9 @@ def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: L
     texts = {}
     for i, network in enumerate(networks.itertuples()):
         if network.kind != OTHER:
-            texts[i] = ax.annotate(network.name, (network.images_per_second, network.top1), (0, 0), va="center", zorder=5,
-                                   textcoords="offset points", fontsize=FONT - 1, color=KINDS[network.kind]["color"])
+            texts[i] = ax.annotate(network.name, (network.images_per_second, network.top1), (0, 0), va="center",
+                                   textcoords="offset points", fontsize=FONT - 1, zorder=5,
+                                   color=KINDS[network.kind]["color"])
     chosen: dict[int, _Place] = {}
 
     def places(i: int) -> Iterator[_Place]:
@@ -490,7 +494,7 @@ def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: L
         lines = [*solid, *(other.leader for other in neighbours if other.leader)]
         others = [dot for i, dot in enumerate(dots) if i != own]
         names = sum(box.overlaps(other) for other in taken)
-        covered, near = (sum(box.padded(pad * point).overlaps(dot) for dot in others) for pad in (0, 4))
+        covered, near = (area.count_overlaps(others) for area in (box, box.padded(4 * point)))
         crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
         if leader is not None:
             names += sum(leader.intersects_bbox(other, filled=False) for other in taken)
@@ -500,7 +504,14 @@ def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: L
         return 1000 * names + 100 * covered + 40 * crossed + 25 * struck + 10 * near + place.far
 
     for i in 3 * list(texts):  # three times: the first names stand where they did not know of the others
-        chosen[i] = min(places(i), key=lambda place: cost(place, i))
+        least = np.inf
+        for place in places(i):
+            if least <= place.far:  # the nearest come first, and no cost is below the distance
+                break
+            value = cost(place, i)
+            if value < least:
+                least, best = value, place
+        chosen[i] = best
     for i, place in chosen.items():
         texts[i].set_position(place.offset)
         if place.leader is not None:

@@ -117,8 +117,9 @@ class Table:
     """Seconds per (kind of layer, width read, width made), bilinear between the widths of its axes.
 
     `axes[kind]`: widths read and widths made, rising; `seconds[kind]`: shape (n read, n made); a depthwise conv, which
-    has one width, has one column. `extras[kind]`, shape (2, 3): shares of time that the flags of the width read and of the
-    width made add (`Steps.flags`). `header`: whose latency this is (network, setup, hardware) and how good the fit was.
+    has one width, has one column. `extras[kind]`, shape (2, 3): shares of time that the flags of the width read and of
+    the width made add (`Steps.flags`). `header`: network, setup and hardware of this latency, and how good the fit
+    was.
     """
 
     header: dict
@@ -180,8 +181,8 @@ class Latency:
     def __init__(self, table: Table, kinds: Sequence[Layer], groups: Sequence[str]) -> None:
         self.table, self.layers = table, tuple(kinds)
         self._seen: Dict[tuple, float] = {}
-        self._of_group: Dict[str, List[int]] = {g: [k for k, layer in enumerate(kinds) if g in (layer.reads, layer.makes)]
-                                                for g in groups}
+        self._of_group: Dict[str, List[int]] = {
+            g: [k for k, layer in enumerate(kinds) if g in (layer.reads, layer.makes)] for g in groups}
 
     def _layer(self, k: int, widths: Mapping[str, int]) -> float:
         key = (k, *self.layers[k].widths(widths))
@@ -196,9 +197,9 @@ class Latency:
     def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
         """Per group, the seconds that go with one channel: the slope of the cost over the upper half of its widths.
 
-        The staircase makes most single channels free, and a block that leaves an odd number of blocks can cost more than
-        it saves; so the slope is that of the least-squares line through all multiples of the granularity from half the
-        width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the mean, so
+        The staircase makes most single channels free, and a block that leaves an odd number of blocks can cost more
+        than it saves; so the slope is that of the least-squares line through all multiples of the granularity from half
+        the width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the mean, so
         that nothing divides by zero.
         """
         block, drops = self.table.steps.granularity, {}
@@ -259,8 +260,11 @@ def fit(net: Network, samples: Samples) -> Table:
     held_out = error((smooth, monotone))
     table = _fitted(kinds, net.widths, widths, seconds, steps, smooth, monotone)
     keys = ("network", "input", "classes", "sizes", "setup", "hardware", "granularity", "step", "slowdowns")
-    header = {**{key: head[key] for key in keys}, "n_samples": len(seconds), "smoothness": smooth,
-              "monotonicity": monotone, "held_out_nrmse": held_out, "seconds_per_mac": _proportional(net, widths, seconds),
+    took = [line.get("took_s") for line in samples.lines]
+    header = {**{key: head[key] for key in keys}, "n_samples": len(seconds),
+              "sampling_s": None if None in took else sum(took), "smoothness": smooth,
+              "monotonicity": monotone, "held_out_nrmse": held_out,
+              "seconds_per_mac": _proportional(net, widths, seconds),
               "reference_s": float(np.median([line["reference_s"] for line in samples.lines]))}
     return Table(header, table.steps, table.axes, table.seconds, table.extras, table.regression)
 
@@ -335,9 +339,9 @@ def _system(kinds: Sequence[Layer], sizes: Widths, seconds: np.ndarray, steps: S
     a, b, weight = (np.array(v) for v in zip(*apart)) if apart else (np.zeros(0, int),) * 2 + (np.zeros(0),)
     rows, ones = np.arange(len(a)), np.ones(len(a))
     shape = (len(a), len(prior))
-    neighbours = sparse.csr_matrix((np.concatenate([-weight, weight]), (np.tile(rows, 2), np.concatenate([a, b]))), shape)
-    falls = sparse.csr_matrix((np.concatenate([prior[a], -prior[b]]) / scale * len(kinds),
-                               (np.tile(rows, 2), np.concatenate([a, b]))), shape)
+    both = np.tile(rows, 2), np.concatenate([a, b])
+    neighbours = sparse.csr_matrix((np.concatenate([-weight, weight]), both), shape)
+    falls = sparse.csr_matrix((np.concatenate([prior[a], -prior[b]]) / scale * len(kinds), both), shape)
     return _System(axes, start, prior, neighbours, falls)
 
 
@@ -405,6 +409,7 @@ def validate(table: Table, net: Network, held_out: Samples, alone: Optional[Sequ
         predicted["layers alone"] = [reference * share for share in alone]
     return {"network": table.header["network"], "input": table.header["input"], "setup": table.header["setup"],
             "hardware": held_out.header["hardware"], "n_samples": table.header["n_samples"],
+            "sampling_s": table.header["sampling_s"], "granularity": table.steps.granularity,
             "reference_s": reference, "span": [float(measured.min() / reference), float(measured.max() / reference)],
             "quality": {name: quality(np.array(values), measured) for name, values in predicted.items()},
             "measured_s": measured.tolist(), "predicted_s": predicted}
@@ -437,19 +442,21 @@ def load(path: Path) -> Table:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         if raw["format"] != TABLE:
             raise ValueError("another format")
-        axes = {kind: (np.array(t["read"], np.int64), np.array(t["made"], np.int64)) for kind, t in raw["table"].items()}
+        axes = {kind: (np.array(t["read"], np.int64), np.array(t["made"], np.int64))
+                for kind, t in raw["table"].items()}
         seconds = {kind: np.array(t["seconds"], np.float64) for kind, t in raw["table"].items()}
         if any(seconds[k].shape != (len(r), len(m)) for k, (r, m) in axes.items()):
             raise ValueError("a table of another size than its axes")
-        steps = Steps(int(raw["granularity"]), int(raw["step"]), {int(g): float(s) for g, s in raw["slowdowns"].items()})
+        steps = Steps(int(raw["granularity"]), int(raw["step"]),
+                      {int(g): float(s) for g, s in raw["slowdowns"].items()})
         extras = {kind: np.array(e, np.float64).reshape(2, 3) for kind, e in raw["extras"].items()}
         regression = Regression({op: np.array(c, np.float64) for op, c in raw["regression"]["seconds"].items()})
         header = {k: v for k, v in raw.items() if k not in ("format", "table", "extras", "regression")}
         if not {"network", "input", "classes", "sizes", "setup", "hardware", "reference_s"} <= set(header):
             raise ValueError("no whole header")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a model that `latency.py fit` wrote") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give one that `latency.py fit` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: is no latency model ({type(error).__name__}: {error}); give one that `latency.py fit` "
-                        "wrote") from error
+        raise UserError(f"{path}: is no latency model ({type(error).__name__}: {error}); give one that "
+                        "`latency.py fit` wrote") from error
     return Table(header, steps, axes, seconds, extras, regression)

@@ -370,7 +370,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """GCP minus every other method at the same setting, objective and target, seed by seed.
 
-    Cost is the one that both were pruned for (`COST_KEYS`); its difference is relative: GCP's over the other's, minus one.
+    Cost is the one that both were pruned for (`COST_KEYS`); its difference is relative: GCP's over the
+    other's, minus one.
     """
     rows = []
     pruned = in_order(runs[runs.method != "Dense"])
@@ -449,10 +450,44 @@ def write_int8(rows: list[dict], stem: Path) -> list[Path]:
                 "Points lost": 100.0 * (first["float32"]["top1"] - measured["top1"]),
                 "Images/s": measured["images_per_second"], "Times the first": measured["times_first"]})
     at = first["float32"]
-    caption = (f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on {first['n_calibration']:,} "
-               f"training images. Points lost and speed: against the first network in float32. Speeds in turns, batch "
-               f"{at['batch']}, {at['device']}, {at['threads']} thread{'s' * (at['threads'] != 1)}.")
+    caption = (f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on "
+               f"{first['n_calibration']:,} training images. Points lost and speed: against the first network in "
+               f"float32. Speeds in turns, batch {at['batch']}, {at['device']}, {at['threads']} thread{'s' * (at['threads'] != 1)}.")
     return _write_table(pd.DataFrame(lines), QUANTIZED, caption, stem, "tab:int8")
+
+
+def write_validations(folder: Path) -> list[Path]:
+    """A table of every latency model's validation (`*.validation.json`, as `latency.validate` gives) in a folder."""
+    paths = sorted(folder.glob("*.validation.json"))
+    if not paths:
+        raise UserError(f"{folder}: holds no *.validation.json; `scripts/latency.py validate` writes them with --out")
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    models = list(dict.fromkeys(name for result in found for name in result["quality"]))
+    lines = []
+    for result in found:
+        setup, height = result["setup"], result["input"][1]
+        line = {"Network": f"{result['network']}, {height} px, batch {setup['batch']}",
+                "Own latency (ms)": 1e3 * result["reference_s"], "Granularity": result["granularity"],
+                "Sampled": result["n_samples"],
+                "Minutes": None if result["sampling_s"] is None else result["sampling_s"] / 60,
+                "Held out": len(result["measured_s"]), "Span": "{:.2f} to {:.2f}".format(*result["span"])}
+        for name in models:
+            good = result["quality"].get(name, {})
+            line[f"{name}: NRMSE %"], line[f"tau, {name}"] = _percent(good.get("nrmse")), good.get("tau")
+        lines.append(line)
+    measures = (Measure("Own latency (ms)", "", "mean", 2), Measure("Granularity", "", "mean", 0),
+                Measure("Sampled", "", "mean", 0), Measure("Minutes", "", "mean", 1),
+                Measure("Held out", "", "mean", 0),
+                *(m for name in models for m in (Measure(f"{name}: NRMSE %", "", "mean", 1),
+                                                 Measure(f"tau, {name}", "", "mean", 3))))
+    setups = sorted({f"{r['setup']['runtime']} on {r['hardware']['cpu']}, {r['setup']['dtype']}, "
+                     f"{r['setup']['threads']} thread{'s' * (r['setup']['threads'] != 1)}" for r in found})
+    caption = (f"Predicted against measured latency of networks with random widths that no model was fitted to "
+               f"({'; '.join(setups)}). NRMSE: root mean squared error over the mean; tau: Kendall's; span: of the "
+               "held-out networks' latencies, over the network's own. MACs: proportional to them; layers alone: the "
+               "sum of all layers, each timed by itself.")
+    frame = pd.DataFrame(lines).astype({m.title: float for m in measures})
+    return _write_table(frame, measures, caption, folder / "validation", "tab:latency")
 
 
 def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -510,7 +545,7 @@ def _write_table(
     table: pd.DataFrame, measures: tuple[Measure, ...], caption: str, stem: Path, label: str
 ) -> list[Path]:
     printed = _formatted(table, measures)
-    words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale", "Network", "Arithmetic")
+    words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale", "Network", "Arithmetic", "Span")
     align = ["left" if title in words else "right" for title in printed.columns]
     paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
     if table.empty:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -86,8 +87,9 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
     read_sites = int(np.prod(net.shapes[source], dtype=np.int64)) // n_read
     sizes = [f"{'x'.join(map(str, net.shapes[source][1:]))}>{'x'.join(map(str, shape[1:]))}"] if kernel else []
     after = [_follower(net, j) for j in followers]
-    kind = " ".join([operator, *(["stride " + "x".join(map(str, stride))] if stride and max(stride) > 1 else []), *sizes,
-                     *([] if net.bias(node.name) is None else ["bias"]), *(["+ " + ", ".join(after)] if after else [])])
+    strided = ["stride " + "x".join(map(str, stride))] if stride and max(stride) > 1 else []
+    kind = " ".join([operator, *strided, *sizes, *([] if net.bias(node.name) is None else ["bias"]),
+                     *(["+ " + ", ".join(after)] if after else [])])
     sites = int(np.prod(shape[1:], dtype=np.int64))
     made_sites = sites + sum(int(np.prod(net.shapes[j][1:], dtype=np.int64)) for j in followers)
     return Layer(layer_name(node.name), kind, operator, None if depthwise else reads, net.owner[i], n_read, shape[0],
@@ -236,7 +238,7 @@ class Samples:
 
 
 def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None] = lambda text: None) -> Samples:
-    """A file that `sample` wrote. UserError: no such file, no such header, or, unless `skip_bad`, a line that is none."""
+    """A file that `sample` wrote. UserError: no such file, no such header, or, unless `skip_bad`, a bad line."""
     try:
         header, *rest = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -282,7 +284,9 @@ def same_subject(a: dict, b: dict) -> Optional[str]:
 def _shown(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k}: {v}' for k, v in list(value.items())[:3])}, ...}}"
-    return "x".join(map(str, value)) if isinstance(value, list) else f"'{value}'" if isinstance(value, str) else str(value)
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return f"'{value}'" if isinstance(value, str) else str(value)
 
 
 # One network timed: widths -> keys of `timing.timed`; and the reference (the network at its own widths) with it.
@@ -295,10 +299,9 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
     """Append networks of random widths to `path` until it holds `n`; returns them all.
 
     `measure(network)` gives a measurement and the reference network's latency at about that time. Widths are on the
-    grid, whose step is half the granularity, so that the model learns what such widths cost; the granularity is measured
-    first. For validation, `held_out` are the `slowdowns` that were found then, and widths are any multiples of the step,
-    between the grid's points, too. What is drawn depends on `seed` and on what the file holds, so a killed
-    sampling goes on as if it had not been. UserError: the file is about something else.
+    grid, whose step is half the granularity, so that the model learns what such widths cost; the granularity is
+    measured first. For validation, `held_out` are the `slowdowns` that were found then. What is drawn
+    depends on `seed` and on what the file holds, so a killed sampling goes on as if it had not been. UserError: the file is about something else.
     """
     sizes, path = net.widths, Path(path)
     header = {"format": SAMPLES, "network": net.name, "input": list(net.input_shape), "classes": net.n_classes,
@@ -329,8 +332,10 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
     for number in range(len(lines), n):
         widths = drawn(sizes, allowed, kinds, seen, np.random.default_rng((seed, number)))
         count(kinds, widths, seen)
+        began = time.monotonic()
         row, reference = measure(resized(net, widths))
-        lines.append({"widths": list(widths.values()), **row, "reference_s": reference})
+        lines.append({"widths": list(widths.values()), **row, "reference_s": reference,
+                      "took_s": round(time.monotonic() - began, 3)})
         _append(path, lines[-1])
         progress(number + 1, n)
     return Samples(path, header, lines)
@@ -338,7 +343,7 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
 
 def layers_alone(net: Network, widths: Sequence[Widths], path: Path, measure: Measure,
                  progress: Callable[[int, int], None] = lambda done, n: None) -> List[float]:
-    """Per network, the sum of its layers' latencies over the reference's, each timed by itself: what a model of layers alone would say.
+    """Per network, the sum of its layers' latencies over the reference's, each timed by itself.
 
     Every different (kind, width read, width made) is timed once and kept in `path`, JSON lines; a killed run goes on.
     """

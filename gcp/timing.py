@@ -156,8 +156,8 @@ def timed(passes: Sequence[Callable[[], None]], repeats: int = 10, max_spread: f
             best = rows
         if _noise(best, max_spread) <= 1:
             break
-        warn(f"the machine is busy or its clock unsteady: a spread of {100 * max(r['spread'] for r in rows):.0f} % of the "
-             f"median, preempted {rows[0]['preempted']:.1f} times per pass; "
+        warn(f"the machine is busy or its clock unsteady: a spread of {100 * max(r['spread'] for r in rows):.0f} % of "
+             f"the median, preempted {rows[0]['preempted']:.1f} times per pass; "
              + (f"measuring again ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy"))
     return [{**row, "noisy": _noise([row], max_spread) > 1, "attempts": attempt} for row in best]
 

@@ -59,7 +59,7 @@ def _table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         return pd.read_csv(path)[list(columns)].rename(columns=columns)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as the published data that comes with the toolkit ({error})") from error
+        raise UserError(f"{path}: cannot be read as the published data that came with the toolkit: {error}") from error
 
 
 def family(name: str) -> str:
@@ -183,7 +183,7 @@ def dominators(both: pd.DataFrame, name: str, speed: str) -> list[str]:
 
 
 def dominated(both: pd.DataFrame) -> pd.DataFrame:
-    """Per PruneNet, the MobileNets that are as good on either device: a name or more, none, or "-" if none was timed."""
+    """Per PruneNet, the MobileNets that are as good on either device: names, "none", or None where none was timed."""
     some = both[both.kind == PRUNENET]
     table = pd.DataFrame({"Network": some.name, "Base": some.base, "Top-1 %": some.top1})
     for title, key in (("V100", "v100"), ("CPU", "cpu")):
@@ -219,7 +219,8 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
 
 def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, output: Path) -> list[Path]:
     paths = figures.figure1(
-        both.assign(images_per_second=both.cpu), f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
+        both.assign(images_per_second=both.cpu),
+        f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
         f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.", output / "figure1_cpu")
     where = f"V100: published, {_there(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
     related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
@@ -231,14 +232,14 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
     paths += _write_table(ranking(both), " ".join(caption), output / "ranking")
 
     turned, n_pairs = flips(both), len(both) * (len(both) - 1) // 2
-    paths += _write_table(turned, f"{len(turned)} of {n_pairs} pairs of networks change their order between the V100 and "
-                          f"the CPU by more than {100 * MARGIN:g} % on both. {where}", output / "flips")
+    paths += _write_table(turned, f"{len(turned)} of {n_pairs} pairs of networks change their order between the V100 "
+                          f"and the CPU by more than {100 * MARGIN:g} % on both. {where}", output / "flips")
 
     table = dominated(both)
     counts = [f"{sum(value not in ('none', None) for value in table[title])} of {len(table)} on the {device}"
               for device, title in (("V100", "Dominated by, V100"), ("CPU", "Dominated by, CPU"))]
-    paths += _write_table(table, "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as accurate and "
-                          f"at least as fast: {', '.join(counts)}. {where}", output / "dominated")
+    paths += _write_table(table, "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as "
+                          f"accurate and at least as fast: {', '.join(counts)}. {where}", output / "dominated")
     return paths
 
 
@@ -268,7 +269,8 @@ def _write_table(table: pd.DataFrame, caption: str, stem: Path) -> list[Path]:
         latex = printed.to_latex(index=False, escape=True, caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
                                  label=f"tab:{stem.name}", position="t", column_format="".join(a[0] for a in align))
         # Only what is too wide for the page becomes smaller.
-        latex = latex.replace(r"\begin{tabular}", "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}")
+        narrowed = "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}"
+        latex = latex.replace(r"\begin{tabular}", narrowed)
         latex = latex.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
         paths[1].write_text(f"% needs booktabs and adjustbox\n{latex}", encoding="utf-8")
     table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")

@@ -11,11 +11,12 @@ from gcp import config
 def run(argv: list) -> None:
     """Parse, load, export, print JSON."""
     parser = config.Parser(description=__doc__)
-    parser.add_argument("network", nargs="+", help="path prefix of a saved network, or a GluonCV name with --pretrained")
-    parser.add_argument("--onnx", metavar="FILE", help="write this ONNX file (of several networks, one each with the name of the "
-                                                       "network's folder before its suffix); checked against MXNet")
-    parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params (of several networks, PREFIX-"
-                                                         "FOLDER-...); needs --data")
+    parser.add_argument("network", nargs="+",
+                        help="path prefix of a saved network, or a GluonCV name with --pretrained")
+    parser.add_argument("--onnx", metavar="FILE", help="write this ONNX file (of several networks, one each with the "
+                                                       "network's folder before the suffix); checked against MXNet")
+    parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params (of several "
+                                                         "networks, PREFIX-FOLDER-...); needs --data")
     parser.add_argument("--table", metavar="STEM", help="write the comparison of int8 as STEM.md, .tex and .csv")
     parser.add_argument("--data", help="digits, fashion_mnist or folder; int8 is calibrated on its training images")
     parser.add_argument("--root", help="folder that holds the data set's files")

@@ -14,8 +14,8 @@ REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 def run(argv: list[str]) -> None:
     """Parse, measure if asked to, draw."""
     parser = config.Parser(description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="time what OUT/measured.json does not hold yet; without, "
-                                                               "only draw what is there")
+    parser.add_argument("--measure", action="store_true",
+                        help="time what DIR/measured.json does not hold yet; without, only draw what is there")
     parser.add_argument("--batch", type=int, help="images in a forward pass (default: the published data's)")
     parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, or one per physical core")
     parser.add_argument("--repeats", type=int, help="forward passes, at least, of which the median counts (default 5)")

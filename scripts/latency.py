@@ -40,13 +40,16 @@ def run(argv: list) -> None:
     sub.add_argument("--n", type=int, default=40, help="networks in that file at the end (default 40)")
     sub.add_argument("--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual "
                                                       "alternative")
-    sub.add_argument("--out", metavar="PREFIX", help="PREFIX.json, .png, .svg")
+    sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
     sub.add_argument("--repeats", type=int, default=7)
     sub.add_argument("--seed", type=int, default=1, help="another than that of the samples (default 1)")
 
     sub = verb("predict", predict, "a network's latency by a model, without running it")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("network", nargs="+", help="GluonCV name or path prefix of a saved network")
+
+    sub = verb("table", table, "a table of all validations in a folder")
+    sub.add_argument("folder", metavar="FOLDER", help="holds *.validation.json")
     args = parser.parse_args(argv)
     args.function(args)
 
@@ -129,8 +132,8 @@ def validate(args: argparse.Namespace) -> None:
     net, setup = _subject(table.header), timing.Setup(**setup)
     apart = sampling.same_subject(table.header, {**table.header, "hardware": timing.hardware()})
     if apart:
-        raise config.UserError(f"{args.model}: is a model of something else than this machine ({apart}); sample and fit "
-                               "here")
+        raise config.UserError(f"{args.model}: is a model of something else than this machine ({apart}); sample and "
+                               "fit here")
     clock = timing.against_reference(net, setup, args.repeats, warn=_warn)
     with _bar(f"{net.name}, {setup}") as bar:
         held = sampling.sample(net, Path(args.held_out), setup.as_json(), timing.hardware(), clock, args.n, args.seed,
@@ -140,15 +143,23 @@ def validate(args: argparse.Namespace) -> None:
         with _bar("layers alone") as bar:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), clock, _to(bar))
     result = latency.validate(table, net, held, alone)
-    print(f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} times "
-          f"the network's own {1e3 * result['reference_s']:.3f} ms")
+    print(f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} "
+          f"times the network's own {1e3 * result['reference_s']:.3f} ms")
     for name, good in result["quality"].items():
         print(f"{name:<12}  RMSE {1e3 * good['rmse_s']:8.3f} ms  NRMSE {100 * good['nrmse']:6.2f} %  "
               f"Kendall's tau {good['tau']:.3f}")
     if args.out:
-        records.write_json(f"{args.out}.json", result)
-        for path in figures.predictions(result, Path(args.out)):
+        records.write_json(f"{args.out}.validation.json", result)
+        for path in figures.predictions(result, Path(f"{args.out}.validation")):
             print(path)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Write the table of validations."""
+    from gcp import report
+
+    for path in report.write_validations(Path(args.folder)):
+        print(path)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -164,7 +175,8 @@ def predict(args: argparse.Namespace) -> None:
         rows.append({"network": name, "latency_s": cost(net.widths),
                      "images_per_second": table.header["setup"]["batch"] / cost(net.widths),
                      "layers": len(cost.layers), "layers_by_regression": sum(not table.knows(k) for k in cost.layers)})
-    print(json.dumps({"setup": table.header["setup"], "hardware": table.header["hardware"], "predicted": rows}, indent=1))
+    facts = {key: table.header[key] for key in ("setup", "hardware")}
+    print(json.dumps({**facts, "predicted": rows}, indent=1))
 
 
 def _subject(header: dict):

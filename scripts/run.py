@@ -8,7 +8,8 @@ def run(argv: list) -> None:
     """Parse, run, print the record's path and its main numbers."""
     parser = config.Parser(description=__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. prune.target=0.2")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="e.g. prune.target=0.2")
     parser.add_argument("--untimed", action="store_true",
                         help="leave throughput out; run again without this when nothing else runs, to fill it in")
     args = parser.parse_args(argv)

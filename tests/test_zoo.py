@@ -25,8 +25,8 @@ def networks():
 
 
 def row(name, images_per_second, noisy=False):
-    return {"name": name, "latency_s": 64 / images_per_second, "spread": 0.12 if noisy else 0.02, "n": 5, "noisy": noisy,
-            "images_per_second": images_per_second, "macs": 2_500_000_000, "params": 1000}
+    return {"name": name, "latency_s": 64 / images_per_second, "spread": 0.12 if noisy else 0.02, "n": 5,
+            "noisy": noisy, "images_per_second": images_per_second, "macs": 2_500_000_000, "params": 1000}
 
 
 def both(*lines):
@@ -242,8 +242,8 @@ def test_every_name_in_the_figure_can_be_read(networks, tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "figure1.py"), *arguments], capture_output=True, text=True,
-                          timeout=120)
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / "figure1.py"), *arguments], capture_output=True,
+                          text=True, timeout=120)
 
 
 def test_the_script_draws_the_published_figure(tmp_path):
