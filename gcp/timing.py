@@ -5,10 +5,10 @@ has finished, with its spread. Networks take turns (A B A B), so that a drift of
 """
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
-import resource
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -25,7 +25,7 @@ from gcp.network import Network
 from gcp.records import environment
 
 MAX_SPREAD = 0.1  # interquartile range over median; wider is noise that the reader should know of
-MAX_PREEMPTED = 0.3  # times that the system took the processor away, per pass; a long pass can lose it evenly, unspread
+MIN_SHARE = 0.9  # processor seconds per second that this process must get: passes can be slowed evenly, unspread
 ATTEMPTS = 3  # times that a wide measurement is repeated before it is taken as it is
 REFERENCE_AGE = 20  # passes of the reference; and not under a second
 WARM_UP, WARM_UP_S = 3, 0.1  # passes and seconds: the first builds the graph, the next fill caches, threads settle
@@ -57,6 +57,11 @@ class Setup:
                             f"{', '.join(dtypes)}")
         if self.batch < 1:
             raise UserError(f"batch {self.batch}: give 1 or more images")
+
+    @property
+    def cores(self) -> int:
+        """Processor cores that a forward pass keeps busy; 0 on a GPU."""
+        return self.threads if self.device == "cpu" else 0
 
     def as_json(self) -> dict:
         """Plain values, as records and file headers hold them."""
@@ -132,17 +137,17 @@ def measure(nets: Sequence[Network], setup: Setup, repeats: int = 10, max_spread
             attempts: int = ATTEMPTS, warn: Callable[[str], None] = lambda text: None) -> List[dict]:
     """Latency of each network in this process: see `timed`. Keys as there, and `images_per_second`."""
     passes = [RUNTIMES[setup.runtime].prepare(net, setup) for net in nets]
-    rows = timed(passes, repeats, max_spread, attempts, warn)
+    rows = timed(passes, repeats, max_spread, attempts, warn, setup.cores)
     return [{**row, "images_per_second": setup.batch / row["latency_s"]} for row in rows]
 
 
 def timed(passes: Sequence[Callable[[], None]], repeats: int = 10, max_spread: float = MAX_SPREAD,
-          attempts: int = ATTEMPTS, warn: Callable[[str], None] = lambda text: None) -> List[dict]:
+          attempts: int = ATTEMPTS, warn: Callable[[str], None] = lambda text: None, threads: int = 0) -> List[dict]:
     """Per function, in turns: `latency_s` (median), `spread` (interquartile range / median), `n`, `noisy`, `attempts`.
 
     At least `repeats` rounds, more where all of them are fast. A measurement whose spread is above `max_spread`, or
-    during which others took the processor away, is repeated up to `attempts` times, and the calmest is taken; `noisy`
-    says that it was still above. `preempted`: how often per pass it was taken away, in that measurement.
+    during which other processes had cores that `threads` threads need, is repeated up to `attempts` times, and the
+    calmest is taken; `noisy` says that it was still not calm. `threads` = 0: the processor does not matter.
     """
     for run in passes:
         began, n = time.perf_counter(), 0
@@ -151,42 +156,60 @@ def timed(passes: Sequence[Callable[[], None]], repeats: int = 10, max_spread: f
             n += 1
     best: List[dict] = []
     for attempt in range(1, attempts + 1):
+        before = _processor()
         rows = _rounds(passes, repeats)
-        if not best or _noise(rows, max_spread) < _noise(best, max_spread):
+        lost = _lost(before, _processor(), threads) if threads else 0.0
+        rows = [{**row, "noise": max(row["spread"] / max_spread, lost / (1 - MIN_SHARE))} for row in rows]
+        if not best or max(r["noise"] for r in rows) < max(r["noise"] for r in best):
             best = rows
-        if _noise(best, max_spread) <= 1:
+        if max(row["noise"] for row in best) <= 1:
             break
         warn(f"the machine is busy or its clock unsteady: a spread of {100 * max(r['spread'] for r in rows):.0f} % of "
-             f"the median, preempted {rows[0]['preempted']:.1f} times per pass; "
+             f"the median, others took {100 * lost:.0f} % of a core; "
              + (f"measuring again ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy"))
-    return [{**row, "noisy": _noise([row], max_spread) > 1, "attempts": attempt} for row in best]
+    return [{"latency_s": row["latency_s"], "spread": row["spread"], "n": row["n"], "noisy": row["noise"] > 1,
+             "attempts": attempt} for row in best]
 
 
-def _noise(rows: Sequence[dict], max_spread: float) -> float:
-    """Spread and preemption over what is allowed of them, whichever is more."""
-    return max(max(row["spread"] / max_spread, row["preempted"] / MAX_PREEMPTED) for row in rows)
+def _processor() -> Tuple[float, float, float]:
+    """Seconds by the clock, of this process on all cores, and of all processes (0 where the system does not tell)."""
+    busy = 0.0
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), time.process_time(), busy
+
+
+def _lost(before: Tuple[float, float, float], after: Tuple[float, float, float], threads: int) -> float:
+    """Cores that others took from `threads` threads of ours between two readings of `_processor`.
+
+    Our process computes all the time, so less than one core means that it had to share; and others may use only the
+    cores that our threads leave. The system's own housekeeping, and a clock of 10 ms, may
+    come to 0.15 of a core.
+    """
+    wall, own, all_of_them = (b - a for a, b in zip(before, after))
+    lost = max(0.0, 1 - own / wall)
+    if len(os.sched_getaffinity(0)) == os.cpu_count():  # else the others may be on cores that are not ours at all
+        spare = max(0, os.cpu_count() - threads)
+        lost = max(lost, (all_of_them - own) / wall - spare - 0.15)
+    return lost
 
 
 def _rounds(passes: Sequence[Callable[[], None]], repeats: int) -> List[dict]:
     seconds: List[List[float]] = [[0.0] for _ in passes]  # the first round only says which are fast
-    n_passes, switches = 0, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     began = time.perf_counter()
     while len(seconds[0]) <= repeats or (time.perf_counter() - began < MIN_TIME_S * len(passes)
                                          and len(seconds[0]) < 20 * repeats):
         for run, taken in zip(passes, seconds):
             if taken[-1] < FAST_S and len(passes) > 1:
                 run()
-                n_passes += 1
             start = time.perf_counter()
             run()
             taken.append(time.perf_counter() - start)
-            n_passes += 1
-    preempted = (resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches) / n_passes
     rows = []
     for _, *taken in seconds:
         low, median, high = np.percentile(taken, [25, 50, 75])
-        rows.append({"latency_s": float(median), "spread": float((high - low) / median), "n": len(taken),
-                     "preempted": preempted})
+        rows.append({"latency_s": float(median), "spread": float((high - low) / median), "n": len(taken)})
     return rows
 
 
@@ -211,9 +234,9 @@ def against_reference(net: Network, setup: Setup, repeats: int = 7, max_spread: 
 
     def one(network: Network) -> Tuple[dict, float]:
         if time.monotonic() - last["at"] > max(1.0, REFERENCE_AGE * last["latency_s"]):
-            last["latency_s"] = timed([reference], repeats, max_spread, warn=warn)[0]["latency_s"]
+            last["latency_s"] = timed([reference], repeats, max_spread, warn=warn, threads=setup.cores)[0]["latency_s"]
             last["at"] = time.monotonic()
-        row = timed([prepare(network, setup)], repeats, max_spread, warn=warn)[0]
+        row = timed([prepare(network, setup)], repeats, max_spread, warn=warn, threads=setup.cores)[0]
         gc.collect()  # a block is full of cycles, and holds its memory
         return row, last["latency_s"]
 

@@ -27,11 +27,31 @@ def test_every_runtime_runs(net, runtime):
 
 
 def test_a_processor_that_others_take_away_is_noise_however_even_the_passes(monkeypatch):
-    usage, said = iter(range(0, 1000, 50)), []
-    monkeypatch.setattr(timing.resource, "getrusage", lambda who: type("Usage", (), {"ru_nivcsw": next(usage)}))
-    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
-    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append)
-    assert row["noisy"] and row["preempted"] == 10 and "preempted 10.0 times per pass" in said[0]
+    readings = iter([(0.0, 0.0, 0.0), (10.0, 6.0, 12.0)] * 2)  # 6 of 10 seconds were ours
+    said = []
+    monkeypatch.setattr(timing, "_processor", lambda: next(readings))
+    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append, threads=1)
+    assert row["noisy"] and row["attempts"] == 2 and "others took 40 % of a core" in said[0]
+    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, threads=0)
+    assert not row["noisy"], "on a GPU the processor waits"
+
+
+@pytest.mark.parametrize("own, others, threads, lost", [
+    (1.0, 0.0, 1, 0.0), (1.0, 3.0, 1, 0.0),  # four cores: three are not ours
+    (0.6, 3.4, 1, 0.4), (1.9, 2.0, 2, 0.0), (1.5, 2.5, 2, 0.35), (3.0, 1.0, 4, 0.85), (1.0, 0.0, 8, 0.0),
+])
+def test_cores_that_others_took(monkeypatch, own, others, threads, lost):
+    monkeypatch.setattr(timing.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    found = timing._lost((5.0, 7.0, 100.0), (15.0, 7.0 + 10 * own, 100.0 + 10 * (own + others)), threads)
+    assert found == pytest.approx(lost)
+    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {0})
+    assert timing._lost((5.0, 0.0, 0.0), (15.0, 10.0, 50.0), 1) == 0, "others on cores that are not ours"
+
+
+def test_the_system_is_read(monkeypatch):
+    wall, own, everyone = timing._processor()
+    assert 0 < own <= everyone + 0.1 or everyone == 0.0
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -45,13 +65,7 @@ def test_a_wrong_setup_says_what_there_is(wrong, message):
         timing.Setup(**wrong)
 
 
-@pytest.fixture()
-def calm(monkeypatch):
-    """No other process takes the processor away, whatever runs beside the tests."""
-    monkeypatch.setattr(timing.resource, "getrusage", lambda who: type("Usage", (), {"ru_nivcsw": 0}))
-
-
-def test_networks_take_turns(monkeypatch, calm):
+def test_networks_take_turns(monkeypatch):
     order = []
     monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
     monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
@@ -61,7 +75,7 @@ def test_networks_take_turns(monkeypatch, calm):
     assert [row["n"] for row in rows] == [4, 4] and not any(row["noisy"] for row in rows)
 
 
-def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch, calm):
+def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch):
     order = []
     monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
     monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
@@ -76,12 +90,11 @@ def test_noise_is_told_repeated_and_recorded():
     assert len(said) == 2 and "measuring again (2 of 2)" in said[0] and "recorded as noisy" in said[1]
 
 
-def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch, calm):
+def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
     # when the rounds began; then start and end of each pass (the time is asked for once more when all are made)
     ticks = iter([0.0, 0.0, 5.0, 10.0, 11.0, 20.0, 22.0, 30.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
-    assert timing._rounds([lambda: None], repeats=3) == [
-        {"latency_s": 2.0, "spread": 1.0, "n": 3, "preempted": 0.0}]
+    assert timing._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
 
 
 def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
