@@ -26,10 +26,12 @@ from gcp.sampling import Layer, Samples, layers, width_class
 # The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
 FRACTIONS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
 TABLE = "gcp latency table 1"
-SMOOTHNESS = (1e-2, 1e-1, 1.0, 10.0)  # tried weights of the penalties, in this order; chosen on held-out samples
+SMOOTHNESS = (1e-1, 1.0, 10.0, 100.0)  # tried weights of the penalties, in this order; chosen on held-out samples
 MONOTONICITY = (0.0, 0.1, 1.0, 10.0)
-DAMPING = 1e-3  # on the extras of widths that divide badly
+DAMPING = 1e-2  # of extras, towards those that the probes found
+OUTLIER = 0.1
 RIDGE = 1e-4  # towards the regression, for entries that no sample has
+FLAGS = 5  # ways in which a width can divide badly; see `Steps.flags`
 FEATURES = ("call", "macs", "values read", "values made", "weights")
 
 
@@ -52,18 +54,24 @@ class Steps(NamedTuple):
         g = width_class(width)
         return max(1.0, self.slowdowns[g] / self.slowdowns[self.step]) if g < self.step else 1.0
 
-    def flags(self, width: int) -> Tuple[bool, bool, bool]:
-        """How a width of n steps divides: n odd; n not a multiple of 4; n's odd part 7 or more without 3 or 5 in it.
+    def flags(self, width: int) -> Tuple[float, ...]:
+        """`FLAGS` of a width of n steps: how badly it divides.
 
-        Kernels take channels in blocks and unroll their loops by a divisor of the number of blocks: an odd or prime
-        number can leave nothing to unroll by. (A 3x3 conv on maps of 1x1 took three times as long per channel at odd
-        multiples of 16; another on 16x16 maps 1.3 times at 7, 11 and 13 times 16.)
+        Kernels take channels in blocks and unroll their loops by a divisor of the number of blocks. An odd n may fill
+        its last block half, so that it takes as long as n + 1, a share 1 / n more; and a number of blocks (n, or n + 1)
+        that is odd, twice an odd number or prime can leave nothing to unroll by. (With blocks of 16 on maps of 1x1 a
+        3x3 conv took three times as long per channel at odd n; on 16x16 1.3 times at 7, 11 and 13.)
         """
         n = self.rounded(width) // self.step
-        part = n
-        while part % 2 == 0:
-            part //= 2
-        return n % 2 != 0, n % 4 != 0, part >= 7 and part % 3 != 0 and part % 5 != 0
+        odd = n % 2 == 1
+        return float(odd), odd / n, float(n % 4 == 2), float(_is_stiff(n)), float(odd and _is_stiff(n + 1))
+
+
+def _is_stiff(n: int) -> bool:
+    """Whether the odd part of n is 7 or more and has neither 3 nor 5 in it."""
+    while n % 2 == 0:
+        n //= 2
+    return n >= 7 and n % 3 != 0 and n % 5 != 0
 
 
 # ---- the regression: a few coefficients per operator -----------------------------------------------------------------
@@ -95,7 +103,10 @@ class Regression:
 
 
 def fit_regression(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray) -> Regression:
-    """Non-negative least squares over the networks' summed features; squared errors weighted by 1 / seconds."""
+    """Non-negative least squares over the networks' summed features; squared errors weighted by 1 / seconds.
+
+    Repeated with less weight on errors above `OUTLIER`, which makes it Huber's loss.
+    """
     operators = list(dict.fromkeys(layer.operator for layer in kinds))
     rows = np.zeros((len(widths), len(operators), len(FEATURES)))
     for row, w in zip(rows, widths):
@@ -104,8 +115,11 @@ def fit_regression(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np
     rows = rows.reshape(len(widths), -1)
     units = rows.max(0)
     units[units == 0] = 1.0
-    model = LinearRegression(positive=True, fit_intercept=False)
-    model.fit(rows / units, seconds, sample_weight=1 / seconds)
+    model, weight = LinearRegression(positive=True, fit_intercept=False), 1 / seconds
+    for _ in range(5):
+        model.fit(rows / units, seconds, sample_weight=weight)
+        miss = np.abs(model.predict(rows / units) - seconds) / np.sqrt(seconds * seconds.mean())
+        weight = 1 / (seconds * np.maximum(1.0, miss / OUTLIER))
     return Regression(dict(zip(operators, (model.coef_ / units).reshape(len(operators), -1))))
 
 
@@ -117,7 +131,7 @@ class Table:
     """Seconds per (kind of layer, width read, width made), bilinear between the widths of its axes.
 
     `axes[kind]`: widths read and widths made, rising; `seconds[kind]`: shape (n read, n made); a depthwise conv, which
-    has one width, has one column. `extras[kind]`, shape (2, 3): shares of time that the flags of the width read and of
+    has one width, has one column. `extras[kind]`, shape (2, FLAGS): shares of time that the flags of the width read and of
     the width made add (`Steps.flags`). `header`: network, setup and hardware of this latency, and how good the fit
     was.
     """
@@ -157,8 +171,8 @@ def _factor(layer: Layer, steps: Steps, extras: Mapping[str, np.ndarray], read: 
 
 
 def _flagged(layer: Layer, steps: Steps, read: int, made: int) -> np.ndarray:
-    """Flags of both widths, shape (2, 3); none where a width is fixed."""
-    none = (False, False, False)
+    """Flags of both widths, shape (2, FLAGS); none where a width is fixed."""
+    none = (0.0,) * FLAGS
     return np.array([steps.flags(read) if layer.reads else none, steps.flags(made) if layer.makes else none])
 
 
@@ -271,12 +285,20 @@ def fit(net: Network, samples: Samples) -> Table:
 
 def _fitted(kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], seconds: np.ndarray, steps: Steps,
             smooth: float, monotone: float) -> Table:
-    """Entries and extras, all >= 0, that minimise the squared errors (weighted by 1 / seconds) plus the penalties."""
+    """Entries and extras, all >= 0, that minimise Huber's loss of the errors plus the penalties.
+
+    Errors are in units of the root of seconds times mean seconds; those above `OUTLIER` count linearly, since now and
+    then something else has the processor. Extras are drawn towards what the granularity's probes said.
+    """
     regression = fit_regression(kinds, widths, seconds)
     system = _system(kinds, sizes, seconds, steps, regression)
     terms = _terms(kinds, widths, steps, system)
     n, n_kinds, n_entries = len(widths), len(system.axes), len(system.prior)
     weight = 1 / np.sqrt(seconds * seconds.mean())
+
+    # A network of odd multiples of the step is slowed by both widths of each layer.
+    slow = max(0.0, np.sqrt(steps.slowdowns[steps.step] / steps.slowdowns[steps.granularity]) - 1)
+    usual = np.tile([slow] + [0.0] * (FLAGS - 1), n_kinds)
 
     def objective(x: np.ndarray) -> Tuple[float, np.ndarray]:
         z, extras = x[:n_entries], x[n_entries:].reshape(2, -1)
@@ -284,20 +306,20 @@ def _fitted(kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], sec
         by_read, by_made = 1 + terms.flags[0] @ extras[0], 1 + terms.flags[1] @ extras[1]
         predicted = (part * by_read * by_made * terms.factor).reshape(n, -1).sum(1)
         miss, step = weight * (predicted - seconds), system.neighbours @ z
-        fall = np.maximum(system.falls @ z, 0.0)
-        value = (miss @ miss + smooth * step @ step / len(kinds) + monotone * fall @ fall
-                 + RIDGE * ((z - 1) ** 2).sum() + DAMPING * (extras ** 2).sum())
-        slope = np.repeat(weight * miss, len(kinds)) * terms.factor
+        fall, clipped = np.maximum(system.falls @ z, 0.0), np.clip(miss, -OUTLIER, OUTLIER)
+        value = (clipped @ (2 * miss - clipped) + smooth * step @ step / len(kinds) + monotone * fall @ fall
+                 + RIDGE * ((z - 1) ** 2).sum() + DAMPING * ((extras - usual) ** 2).sum())
+        slope = np.repeat(weight * clipped, len(kinds)) * terms.factor
         of_z = (terms.entries.T @ (slope * by_read * by_made) + smooth / len(kinds) * (system.neighbours.T @ step)
                 + monotone * (system.falls.T @ fall) + RIDGE * (z - 1))
         of_extras = [terms.flags[0].T @ (slope * part * by_made), terms.flags[1].T @ (slope * part * by_read)]
-        return value, 2 * np.concatenate([of_z, *(of_extras + DAMPING * extras)])
+        return value, 2 * np.concatenate([of_z, *(of_extras + DAMPING * (extras - usual))])
 
-    begin = np.concatenate([np.ones(n_entries), np.zeros(2 * 3 * n_kinds)])
+    begin = np.concatenate([np.ones(n_entries), usual, usual])
     found = optimize.minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(begin),
                               options={"maxiter": 1500, "maxfun": 2000, "maxcor": 30, "ftol": 1e-10})
     values = found.x[:n_entries] * system.prior
-    extras = found.x[n_entries:].reshape(2, n_kinds, 3)
+    extras = found.x[n_entries:].reshape(2, n_kinds, FLAGS)
     return Table({}, steps, system.axes,
                  {kind: values[at:at + _size(system.axes[kind])].reshape([len(a) for a in system.axes[kind]])
                   for kind, at in system.start.items()},
@@ -355,7 +377,7 @@ class _Terms(NamedTuple):
 
 def _terms(kinds: Sequence[Layer], widths: Sequence[Widths], steps: Steps, system: _System) -> _Terms:
     at, column, value, factor = [], [], [], []
-    flagged: Tuple[List[Tuple[int, int]], List[Tuple[int, int]]] = ([], [])
+    flagged: Tuple[List[Tuple[int, int, float]], List[Tuple[int, int, float]]] = ([], [])
     number = {kind: k for k, kind in enumerate(system.axes)}
     for w in widths:
         for layer in kinds:
@@ -367,15 +389,15 @@ def _terms(kinds: Sequence[Layer], widths: Sequence[Widths], steps: Steps, syste
                 at.append(row)
                 column.append(k)
                 value.append(share * system.prior[k])
-            for pairs, flags in zip(flagged, _flagged(layer, steps, read, made)):
-                pairs += [(row, 3 * number[layer.kind] + f) for f in np.flatnonzero(flags)]
+            for found, flags in zip(flagged, _flagged(layer, steps, read, made)):
+                found += [(row, FLAGS * number[layer.kind] + f, flags[f]) for f in np.flatnonzero(flags)]
 
-    def ones(pairs: List[Tuple[int, int]]) -> sparse.csr_matrix:
-        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
-        return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (len(factor), 3 * len(number)))
+    def matrix(found: List[Tuple[int, int, float]]) -> sparse.csr_matrix:
+        rows, columns, values = np.array(found, np.float64).reshape(-1, 3).T
+        return sparse.csr_matrix((values, (rows.astype(int), columns.astype(int))), (len(factor), FLAGS * len(number)))
 
     return _Terms(sparse.csr_matrix((value, (at, column)), (len(factor), len(system.prior))),
-                  (ones(flagged[0]), ones(flagged[1])), np.array(factor))
+                  (matrix(flagged[0]), matrix(flagged[1])), np.array(factor))
 
 
 def _proportional(net: Network, widths: Sequence[Widths], seconds: np.ndarray) -> float:
@@ -449,7 +471,7 @@ def load(path: Path) -> Table:
             raise ValueError("a table of another size than its axes")
         steps = Steps(int(raw["granularity"]), int(raw["step"]),
                       {int(g): float(s) for g, s in raw["slowdowns"].items()})
-        extras = {kind: np.array(e, np.float64).reshape(2, 3) for kind, e in raw["extras"].items()}
+        extras = {kind: np.array(e, np.float64).reshape(2, FLAGS) for kind, e in raw["extras"].items()}
         regression = Regression({op: np.array(c, np.float64) for op, c in raw["regression"]["seconds"].items()})
         header = {k: v for k, v in raw.items() if k not in ("format", "table", "extras", "regression")}
         if not {"network", "input", "classes", "sizes", "setup", "hardware", "reference_s"} <= set(header):

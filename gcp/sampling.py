@@ -20,6 +20,7 @@ from gcp.cost import macs
 from gcp.network import Network, Node, Widths, has_weight, is_depthwise, layer_name, resized
 
 SAMPLES = "gcp latency samples 1"
+WORTH = 1.5  # slowdown of a multiple of half the granularity that can still be worth its smaller width
 DRIFT = 21  # lines
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -204,6 +205,12 @@ def granularity(slower: Mapping[int, float], tolerance: float = 0.12) -> int:
     return fine
 
 
+def step_of(slower: Mapping[int, float]) -> int:
+    """The step of the widths to sample: half the granularity, unless that is so slow that nobody would want it."""
+    whole = granularity(slower)
+    return whole // 2 if whole > 1 and slower[whole // 2] < WORTH * slower[whole] else whole
+
+
 def width_class(width: int) -> int:
     """The largest of `GRANULARITIES` that divides the width."""
     return max(g for g in GRANULARITIES if width % g == 0)
@@ -299,7 +306,7 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
     """Append networks of random widths to `path` until it holds `n`; returns them all.
 
     `measure(network)` gives a measurement and the reference network's latency at about that time. Widths are on the
-    grid, whose step is half the granularity, so that the model learns what such widths cost; the granularity is
+    grid, whose step can be half the granularity (`step_of`), so that the model learns what such widths cost; the granularity is
     measured first. For validation, `held_out` are the `slowdowns` that were found then. What is drawn
     depends on `seed` and on what the file holds, so a killed sampling goes on as if it had not been. UserError: the file is about something else.
     """
@@ -318,9 +325,8 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
         if slower is None:
             header["probes"] = _probed(net, measure)
             slower = slowdowns(header["probes"])
-        whole = granularity(slower)
-        header.update({"slowdowns": {str(g): s for g, s in slower.items()}, "granularity": whole,
-                       "step": max(1, whole // 2)})
+        header.update({"slowdowns": {str(g): s for g, s in slower.items()}, "granularity": granularity(slower),
+                       "step": step_of(slower)})
         path.parent.mkdir(parents=True, exist_ok=True)
         _append(path, header)
         lines = []

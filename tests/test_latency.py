@@ -95,10 +95,11 @@ def test_corners_are_bilinear():
 def test_widths_by_how_they_divide():
     assert [STEPS.rounded(w) for w in (1, 8, 9, 24)] == [8, 8, 16, 24]
     assert [STEPS.factor(w) for w in (8, 16, 12, 63)] == [1.0, 1.0, 2.0 / 1.5, 2.0]
-    assert STEPS.flags(8 * 7) == (True, True, True)
-    assert STEPS.flags(8 * 14) == (False, True, True)
-    assert STEPS.flags(8 * 15) == (True, True, False)
-    assert STEPS.flags(8 * 4) == (False, False, False)
+    assert STEPS.flags(8 * 7) == (1.0, 1 / 7, 0.0, 1.0, 0.0), "odd, prime; 8 blocks divide well"
+    assert STEPS.flags(8 * 13) == (1.0, 1 / 13, 0.0, 1.0, 1.0), "odd, prime; and 14 is twice a prime"
+    assert STEPS.flags(8 * 14) == (0.0, 0.0, 1.0, 1.0, 0.0)
+    assert STEPS.flags(8 * 15) == (1.0, 1 / 15, 0.0, 0.0, 0.0)
+    assert STEPS.flags(8 * 4) == STEPS.flags(8 * 12) == (0.0,) * 5
 
 
 def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitted):
