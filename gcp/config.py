@@ -143,10 +143,10 @@ class Prune(_Section):
 
     ONLY_OF: ClassVar[Dict[str, Set[str]]] = {
         "gcp": {"score", "iterations", "schedule", "regularise_epochs", "recover_epochs", "lr", "recover_lr",
-                "momentum", "lam"},
+                "momentum", "lam", "max_cut"},
         "uniform": {"criterion"}}
     # Younger than the first records: while they are not set, fingerprints are those from before.
-    YOUNGER: ClassVar[Set[str]] = {"budget", "latency_model", "target_ms", "target_images_per_second"}
+    YOUNGER: ClassVar[Set[str]] = {"budget", "latency_model", "target_ms", "target_images_per_second", "max_cut"}
 
     method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"
     objective: Annotated[Literal["macs", "params", "latency"], Field(
@@ -170,6 +170,8 @@ class Prune(_Section):
     iterations: Annotated[int, Field(ge=1, description="gcp: number of steps to the target, 1 or more")] = 4
     schedule: Annotated[Literal["equal", "geometric"], Field(
         description="gcp: steps of equal cost (the paper's) or of equal ratio")] = "geometric"
+    max_cut: Annotated[Optional[float], Field(
+        gt=0, lt=1, description="gcp: the largest part of a group that may go in one iteration, in (0, 1)")] = None
     regularise_epochs: Annotated[float, Field(
         gt=0, description="gcp: epochs with penalty per iteration, above 0")] = 1.0
     recover_epochs: Annotated[float, Field(

@@ -105,12 +105,13 @@ def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.n
     return {name: total / max(1, n_batches) / per_channel[name] for name, total in sums.items()}
 
 
-def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1) -> Keep:
+def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:
     """Rank the channels of all groups together and drop the lowest until `cost(widths) <= limit`.
 
     With `round_to` > 1 channels go in blocks, so that every width stays a multiple of it (or the whole group) and
     never falls below it; a block ranks by its mean score. The last block may overshoot: dropped blocks that still
-    fit come back, best first. No group is emptied. UserError if the limit cannot be reached.
+    fit come back, best first. No group is emptied. No group loses more than `max_cut` of its channels, unless all have
+    lost that much and the limit is not reached. UserError if it cannot be reached at all.
     """
     order = {name: np.argsort(-s, kind="stable") for name, s in scores.items()}
     sizes = {name: len(s) for name, s in scores.items()}
@@ -122,8 +123,9 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
             value = float(s[order[name][smaller:width]].mean())
             blocks.append((value, number, name, smaller))
             width = smaller
-    # A block can only go after the blocks below it in its own group; sorted scores see to that, except in ties.
-    blocks.sort(key=lambda b: (b[0], b[1], -b[3]))
+    # A block can only go after the blocks below it in its own group; sorted scores see to that, except in ties. What
+    # is beyond `max_cut` goes last.
+    blocks.sort(key=lambda b: (b[3] < (1 - max_cut) * sizes[b[2]], b[0], b[1], -b[3]))
 
     def widths_after(n: int) -> Widths:
         widths = dict(sizes)
@@ -395,7 +397,8 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
         scores, n_scored = taylor_scores(net, budget.price, islice(shuffled, n_batches)), n_batches * SCORING_BATCH
 
     def cut(_: Path) -> Tuple[Network, dict]:
-        small, timings = meet(budget, limit, lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to)))
+        small, timings = meet(budget, limit, lambda aim: shrink(
+            net, select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0)))
         return small, {"timings": timings}
 
     # What a clock decided has to be kept: a run that goes on could decide otherwise.
