@@ -140,6 +140,15 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
     ("reproduce.py", [], "configs"),
     ("reproduce.py", ["{configs}/absent"], "absent"),
     ("report.py", ["{configs}"], "record.json"),
+    ("latency.py", ["measure", "resnet18_v1b", "--runtime", "tensorrt"], "there are mxnet, mxnet-int8, onnxruntime"),
+    ("latency.py", ["measure", "resnet18_v1b", "--device", "gpu(3)"], "this machine has cpu"),
+    ("latency.py", ["measure", "resnet18_v1b", "--dtype", "float16"], "but in float32"),
+    ("latency.py", ["sample", "resnet18_v1b"], "--out"),
+    ("latency.py", ["fit", "{configs}/absent", "--out", "{configs}/x.json"], "absent"),
+    ("latency.py", ["validate", "{configs}/_base.yaml", "--held-out", "{configs}/x"], "is no latency model"),
+    ("latency.py", ["predict", "{configs}/_base.yaml", "resnet18_v1b"], "is no latency model"),
+    ("latency.py", ["table", "{configs}"], "validation.json"),
+    ("figure1.py", ["--repeats", "3"], "--measure"),
 ])
 def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, name, args, message):
     args = [a.format(configs=configs) for a in args]
@@ -148,6 +157,25 @@ def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, name, args, messa
     lines = [line for line in err.splitlines() if line.strip()]
     assert code == 2 and len(lines) == 1, err
     assert lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
+    """sample, fit, validate, predict and table as README shows them, on a network of a millisecond."""
+    small = ["cifar_resnet20_v1", "--input", "3,8,8", "--threads", "1", "--repeats", "3"]
+    for args, said in (
+            (["measure", *small[:1], "cifar_resnet20_v2", *small[1:], "--json", tmp_path / "m.json"], "x the first"),
+            (["sample", *small, "--n", "20", "--out", tmp_path / "s"], "20 networks"),
+            (["sample", *small, "--n", "22", "--out", tmp_path / "s"], "22 networks"),
+            (["fit", tmp_path / "s", "--out", tmp_path / "m"], "fitted to 22 networks"),
+            (["validate", tmp_path / "m", "--held-out", tmp_path / "h", "--n", "3", "--repeats", "3", "--out",
+              tmp_path / "v"], "3 networks of"),
+            (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
+            (["table", tmp_path], "validation.md")):
+        code, out, err = finish(script("latency.py", *args))
+        assert code == 0 and said in out, (args, out, err)
+    assert (tmp_path / "v.validation.png").stat().st_size > 10000
+    assert len(json.loads((tmp_path / "m.json").read_text())["networks"]) == 2
+    assert "cifar_resnet20_v1, 8 px, batch 1" in (tmp_path / "validation.md").read_text()
 
 
 def test_the_readme_configs_and_the_demo_load():

@@ -213,6 +213,31 @@ def test_rounded_widths_are_multiples_or_whole(round_to):
             assert n == len(scores[g]) or (n % round_to == 0 and n > 0)
 
 
+def test_no_group_loses_more_than_max_cut_before_all_have():
+    scores = {"a": np.arange(16.0), "b": 100 + np.arange(8.0)}  # all of b is above all of a
+    everything = COST({"a": 16, "b": 8})
+    assert len(prune.select(scores, COST, 0.5 * everything)["a"]) < 8
+    for fraction in (0.9, 0.6, 0.4, COST({"a": 8, "b": 4}) / everything):
+        widths = {g: len(k) for g, k in prune.select(scores, COST, fraction * everything, max_cut=0.5).items()}
+        assert COST(widths) <= fraction * everything
+        assert widths["a"] >= 8, "b has more to give"
+    widths = {g: len(k) for g, k in prune.select(scores, COST, 0.2 * everything, max_cut=0.5).items()}
+    assert widths["a"] < 8, "when the limit asks for more, the rule gives way"
+    assert (prune.select(scores, COST, 0.4 * everything, max_cut=0.5)["a"] >= 8).all(), "the lowest go first"
+
+
+def test_channels_that_cost_no_time_stay():
+    class Stairs:
+        """A staircase: widths that are no multiples of 4 take longer than the next multiple."""
+
+        def __call__(self, widths):
+            return sum(-(-n // 4) * 4 + (2 if n % 4 else 0) for n in widths.values())
+
+    scores = {"a": np.arange(16.0), "b": np.arange(16.0) + 0.5}
+    widths = {g: len(k) for g, k in prune.select(scores, Stairs(), 22).items()}
+    assert all(n % 4 == 0 for n in widths.values()) and Stairs()(widths) <= 22
+
+
 def test_a_budget_says_the_lowest_reachable():
     budget = Budget(COST, COST({"a": 16, "b": 8}), 0.01, 4)
     with pytest.raises(UserError, match=r"at least 0\.2"):
@@ -251,7 +276,8 @@ class Noise:
 
 def config(**keys):
     p = dict(method="gcp", objective="macs", target=0.3, score="relative", round_to=1, iterations=2, schedule="equal",
-             regularise_epochs=1.0, recover_epochs=1.0, lr=0.01, recover_lr=0.01, momentum=0.9, lam=(0.1,))
+             regularise_epochs=1.0, recover_epochs=1.0, lr=0.01, recover_lr=0.01, momentum=0.9, lam=(0.1,),
+             max_cut=None)
     return SimpleNamespace(prune=SimpleNamespace(**{**p, **keys}), seed=0,
                            data=SimpleNamespace(batch=8, augment="none"))
 
