@@ -18,6 +18,7 @@ from gcp.config import UserError
 from gcp.figures import MISSING, OBJECTIVES, in_order
 from gcp.records import load_records
 
+GCP = {"macs": "GCP-f", "params": "GCP-p", "latency": "GCP-latency"}  # by what channels are weighed against
 COST_KEYS = {"macs": "macs_kept", "params": "params_kept", "latency": "latency_kept"}
 EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
 
@@ -232,7 +233,7 @@ def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[s
         return "Dense", "Dense"
     if method == "gcp":
         objective = record.get("objective")
-        name = "GCP-" + {"macs": "f", "params": "p"}.get(objective, str(objective))
+        name = GCP.get(objective, f"GCP-{objective}")
     elif method == "uniform":
         criterion = config.get("prune.criterion")
         name = f"Uniform ({'L1' if criterion in (None, 'l1') else criterion})"
@@ -368,7 +369,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
-    """GCP minus every other method at the same setting, objective and target, seed by seed.
+    """GCP minus every other method (GCP for another objective, too) at the same setting, objective and target, by seed.
 
     Cost is the one that both were pruned for (`COST_KEYS`); its difference is relative: GCP's over the
     other's, minus one.
@@ -377,9 +378,9 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     pruned = in_order(runs[runs.method != "Dense"])
     for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
         cost = COST_KEYS[objective]
-        is_gcp = some.method.str.startswith("GCP")
-        for label, ours in some[is_gcp].groupby("label", sort=False):
-            for other_label, other in some[~is_gcp].groupby("label", sort=False):
+        is_ours = some.method == GCP[objective]
+        for label, ours in some[is_ours].groupby("label", sort=False):
+            for other_label, other in some[~is_ours].groupby("label", sort=False):
                 pair = (
                     _by_seed(ours, ["top1", cost, "images_total"])
                     .join(_by_seed(other, ["top1", cost, "images_total"]), rsuffix="_other", how="inner")
@@ -453,7 +454,11 @@ def write_int8(rows: list[dict], stem: Path) -> list[Path]:
     caption = (f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on "
                f"{first['n_calibration']:,} training images. Points lost and speed: against the first network in "
                f"float32. Speeds in turns, batch {at['batch']}, {at['device']}, {at['threads']} thread{'s' * (at['threads'] != 1)}.")
-    return _write_table(pd.DataFrame(lines), QUANTIZED, caption, stem, "tab:int8")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        return _write_table(pd.DataFrame(lines), QUANTIZED, caption, stem, "tab:int8")
+    except OSError as error:
+        raise UserError(f"{stem}: the table cannot be written ({error.strerror}); give another --table") from error
 
 
 def write_validations(folder: Path) -> list[Path]:

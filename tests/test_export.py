@@ -211,14 +211,14 @@ def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     net = gluon.load(saved)
     gluon.save(shrink(net, random_keep(net)), tmp_path / "other" / "final")
     run(saved, tmp_path / "other" / "final", "--int8", tmp_path / "int8", "--onnx", tmp_path / "net.onnx", "--data",
-        "digits", "--calibration", 64, "--batch", 16, "--repeats", 2, "--table", tmp_path / "int8")
+        "digits", "--calibration", 64, "--batch", 16, "--repeats", 2, "--table", tmp_path / "new" / "int8")
     first, second = json.loads(capsys.readouterr().out)["int8"]
     assert second["float32"]["times_first"] == pytest.approx(
         first["float32"]["latency_s"] / second["float32"]["latency_s"])
     assert export.load_quantized(tmp_path / "int8-other") and (tmp_path / "net-other.onnx").exists()
-    lines = (tmp_path / "int8.csv").read_text().splitlines()
+    lines = (tmp_path / "new" / "int8.csv").read_text().splitlines()
     assert len(lines) == 5 and lines[3].startswith("other,float32,") and lines[4].startswith("other,int8,")
-    assert "calibrated on 64 training images" in (tmp_path / "int8.md").read_text()
+    assert "calibrated on 64 training images" in (tmp_path / "new" / "int8.md").read_text()
 
 
 @pytest.mark.parametrize("args, message", [
