@@ -53,6 +53,17 @@ def main(function: Callable[[list[str]], None]) -> NoReturn:
 class _Section(BaseModel):
     # Strict: `seed: "1"` or `pretrained: 1` is a mistake to report, not something to convert.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Keys younger than the first records: at their defaults, fingerprints are those from before.
+    YOUNGER: ClassVar[Set[str]] = set()
+
+    def unset(self) -> Dict[str, Any]:
+        """The younger keys at their defaults, of this section and those in it, as pydantic's `exclude` wants them."""
+        fields = type(self).model_fields
+        found: Dict[str, Any] = {key: True for key in self.YOUNGER if getattr(self, key) == fields[key].default}
+        for key in fields.keys() - found.keys():
+            if isinstance(getattr(self, key), _Section):
+                found[key] = getattr(self, key).unset()
+        return found
 
 
 def _listed(value: Any) -> Any:
@@ -145,7 +156,6 @@ class Prune(_Section):
         "gcp": {"score", "iterations", "schedule", "regularise_epochs", "recover_epochs", "lr", "recover_lr",
                 "momentum", "lam", "max_cut"},
         "uniform": {"criterion"}}
-    # Younger than the first records: while they are not set, fingerprints are those from before.
     YOUNGER: ClassVar[Set[str]] = {"budget", "latency_model", "target_ms", "target_images_per_second", "max_cut"}
 
     method: Annotated[Literal["none", "gcp", "uniform"], Field(description="the pruning method")] = "none"
@@ -258,14 +268,15 @@ class Config(_Section):
 
     def fingerprint(self) -> str:
         """12 hex digits that change with any key that decides a number: not `name`, `output`, other methods' keys."""
-        ignored = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
-        ignored |= {key for key in Prune.YOUNGER if getattr(self.prune, key) is None}
-        return _hash(self.model_dump(mode="json", exclude={"name": True, "output": True, "prune": ignored}))
+        others = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
+        unset = self.unset()
+        prune = {**unset["prune"], **dict.fromkeys(others, True)}
+        return _hash(self.model_dump(mode="json", exclude={**unset, "name": True, "output": True, "prune": prune}))
 
     def dense_fingerprint(self) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network."""
         shared = {"scale", "seed", "threads", "model", "data", "train"}
-        return _hash(self.model_dump(mode="json", include=shared))
+        return _hash(self.model_dump(mode="json", include=shared, exclude=self.unset()))
 
 
 def _hash(values: dict) -> str:

@@ -309,3 +309,15 @@ def test_main_does_not_hide_a_bug():
 
 def test_physical_cores_of_this_machine():
     assert 1 <= config.physical_cores() <= (config.os.cpu_count() or 1)
+
+
+def test_a_younger_key_at_its_default_leaves_the_fingerprint_alone(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("scale: smoke\nmodel: {name: resnet18_v1b}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
+                    "prune: {method: gcp, target: 0.5}\n")
+    cfg = config.load(path)
+    assert cfg.unset()["prune"] == dict.fromkeys(config.Prune.YOUNGER, True)
+    assert config.load(path, ["prune.max_cut=null"]).fingerprint() == cfg.fingerprint()
+    assert config.load(path, ["prune.max_cut=0.5"]).fingerprint() != cfg.fingerprint()
+    for section in (config.Config, *(type(getattr(cfg, key)) for key in config.Config.model_fields)):
+        assert getattr(section, "YOUNGER", set()) <= set(getattr(section, "model_fields", ()))
