@@ -7,6 +7,7 @@ Whatever is wrong with them ends in one `UserError` line: the place, the key, th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -366,6 +367,23 @@ def shape(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
         raise UserError(f"--input {text}: should be channels,height,width such as 3,224,224")
     return tuple(int(p) for p in parts)
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    """For a command line: reads an int or a float above 0; the parser reports anything else with the option's name."""
+    def number(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if 0 < kind(text) < math.inf:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"'{text}' should be a {'whole ' * (kind is int)}number above 0")
+    return number
+
+
+def natural(text: str) -> int:
+    """For a command line: reads a whole number, 0 or more; the parser reports anything else with the option's name."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' should be a whole number, 0 or more")
+    return int(text)
 
 
 def seeds(text: str) -> list[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from gcp import export, latency, records, sampling, timing, training
 from gcp.baselines import none, uniform
-from gcp.config import Config, Data, UserError
+from gcp.config import Config, Data, Prune, UserError
 from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset
 from gcp.data import load as load_data
@@ -57,8 +57,9 @@ def measure_speed(cfg: Config) -> dict:
             record["latency_kept"] = speeds[1]["latency_s"] / speeds[0]["latency_s"]
             if cfg.prune.counted == "latency":  # in the model's setup, which need not be that of the throughput
                 setup = timing.Setup(**latency_model(cfg, nets[0]).header["setup"])
-                whole, small = timing.measure(nets, setup, cfg.throughput.repeats)
-                record["latency_kept"] = small["latency_s"] / whole["latency_s"]
+                if setup != timing.Setup(batch=cfg.throughput.batch):
+                    whole, small = timing.measure(nets, setup, cfg.throughput.repeats)
+                    record["latency_kept"] = small["latency_s"] / whole["latency_s"]
             folder.finish(record)
         return folder.record
 
@@ -126,34 +127,42 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
     start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed)
-    how = cfg.prune
+    how, costs = cfg.prune, {kind: cost(start) for kind, cost in COSTS.items()}
     table = latency_model(cfg, start) if how.latency_model else None
-    costs = {kind: cost(start) for kind, cost in COSTS.items()}
     if table is not None:
         costs["latency"] = table.cost(start)
-    cost = costs[how.counted]
+    cost, timed = costs[how.counted], how.counted == "latency"
     original = cost(start.widths)
-    round_to = table.steps.granularity if how.round_to is None else how.round_to
-    target, measure = how.target, None
-    if how.counted == "latency":
-        setup = timing.Setup(**table.header["setup"])
-        asked = how.target_ms / 1e3 if how.target_ms else (
-            setup.batch / how.target_images_per_second if how.target_images_per_second else None)
-        if asked is not None:
-            target = asked / table.header["reference_s"]
-            if target > 1:
-                raise UserError(f"prune: {1e3 * asked:.4g} ms is more than the "
-                                f"{1e3 * table.header['reference_s']:.4g} ms that the whole network takes; "
-                                "ask for less")
-
-        def measure(net: Network) -> float:
-            small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
-            return small["latency_s"] / whole["latency_s"] * original
-
-    budget = Budget(cost, original, target, round_to, None if how.budget is None else costs[how.objective], measure)
+    budget = Budget(cost, original, _target(how, table) if timed else how.target,
+                    table.steps.granularity if how.round_to is None else how.round_to,
+                    None if how.budget is None else costs[how.objective],
+                    _clock(start, table, original) if timed else None)
     if how.method != "none":
         budget.check(start.widths)
     return budget, start
+
+
+def _target(how: Prune, table: latency.Table) -> float:
+    """The fraction of the whole network's latency that was asked for, as such, in milliseconds or by throughput."""
+    whole_s, batch = table.header["reference_s"], table.header["setup"]["batch"]
+    if how.target_ms is None and how.target_images_per_second is None:
+        return how.target
+    asked_s = how.target_ms / 1e3 if how.target_ms else batch / how.target_images_per_second
+    if asked_s > whole_s:
+        raise UserError(f"prune: {1e3 * asked_s:.4g} ms is more than the {1e3 * whole_s:.4g} ms that the whole network "
+                        "takes; ask for less")
+    return asked_s / whole_s
+
+
+def _clock(start: Network, table: latency.Table, original: float) -> Callable[[Network], float]:
+    """A network's measured latency in the model's units: relative to the whole network's, timed in turns with it."""
+    setup = timing.Setup(**table.header["setup"])
+
+    def measure(net: Network) -> float:
+        small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
+        return small["latency_s"] / whole["latency_s"] * original
+
+    return measure
 
 
 def latency_model(cfg: Config, start: Network) -> latency.Table:

@@ -6,7 +6,7 @@ Frames are those of `gcp.report.run_frame`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -21,7 +20,7 @@ from gcp.config import UserError
 from gcp.cost import macs
 from gcp.network import Network, Widths
 from gcp.records import write_json
-from gcp.sampling import Layer, Samples, layers, width_class
+from gcp.sampling import Layer, Samples, header_problem, layers, width_class
 
 # The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
 FRACTIONS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
@@ -131,9 +130,9 @@ class Table:
     """Seconds per (kind of layer, width read, width made), bilinear between the widths of its axes.
 
     `axes[kind]`: widths read and widths made, rising; `seconds[kind]`: shape (n read, n made); a depthwise conv, which
-    has one width, has one column. `extras[kind]`, shape (2, FLAGS): shares of time that the flags of the width read and of
-    the width made add (`Steps.flags`). `header`: network, setup and hardware of this latency, and how good the fit
-    was.
+    has one width, has one column. `extras[kind]`, shape (2, FLAGS): shares of time that the flags of the width read
+    and of the width made add (`Steps.flags`). `header`: network, setup and hardware of this latency, and how
+    good the fit was.
     """
 
     header: dict
@@ -213,8 +212,8 @@ class Latency:
 
         The staircase makes most single channels free, and a block that leaves an odd number of blocks can cost more
         than it saves; so the slope is that of the least-squares line through all multiples of the granularity from half
-        the width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the mean, so
-        that nothing divides by zero.
+        the width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the
+        mean, so that nothing divides by zero.
         """
         block, drops = self.table.steps.granularity, {}
         for group, of_group in self._of_group.items():
@@ -359,8 +358,7 @@ def _system(kinds: Sequence[Layer], sizes: Widths, seconds: np.ndarray, steps: S
     # No entry is free in the prior: a ratio to it must be able to say anything.
     prior = np.maximum(np.array(prior), 1e-4 * scale / len(kinds))
     a, b, weight = (np.array(v) for v in zip(*apart)) if apart else (np.zeros(0, int),) * 2 + (np.zeros(0),)
-    rows, ones = np.arange(len(a)), np.ones(len(a))
-    shape = (len(a), len(prior))
+    rows, shape = np.arange(len(a)), (len(a), len(prior))
     both = np.tile(rows, 2), np.concatenate([a, b])
     neighbours = sparse.csr_matrix((np.concatenate([-weight, weight]), both), shape)
     falls = sparse.csr_matrix((np.concatenate([prior[a], -prior[b]]) / scale * len(kinds), both), shape)
@@ -448,9 +446,12 @@ def quality(predicted: np.ndarray, measured: np.ndarray) -> dict:
 
 
 def save(table: Table, path: Path) -> None:
-    """Write a model as JSON, whole or not at all."""
+    """Write a model as JSON, whole or not at all. UserError where it cannot be written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another file with --out") from error
     write_json(path, {
         "format": TABLE, **table.header,
         "table": {kind: {"read": r, "made": m, "seconds": table.seconds[kind]} for kind, (r, m) in table.axes.items()},
@@ -474,8 +475,9 @@ def load(path: Path) -> Table:
         extras = {kind: np.array(e, np.float64).reshape(2, FLAGS) for kind, e in raw["extras"].items()}
         regression = Regression({op: np.array(c, np.float64) for op, c in raw["regression"]["seconds"].items()})
         header = {k: v for k, v in raw.items() if k not in ("format", "table", "extras", "regression")}
-        if not {"network", "input", "classes", "sizes", "setup", "hardware", "reference_s"} <= set(header):
-            raise ValueError("no whole header")
+        problem = header_problem(header)
+        if problem or not isinstance(header.get("reference_s"), float):
+            raise ValueError(problem or "'reference_s' is missing")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give one that `latency.py fit` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -20,6 +20,7 @@ from gcp.cost import macs
 from gcp.network import Network, Node, Widths, has_weight, is_depthwise, layer_name, resized
 
 SAMPLES = "gcp latency samples 1"
+SETUP = {"runtime", "device", "dtype", "batch", "threads"}  # keys of a `timing.Setup`
 WORTH = 1.5  # slowdown of a multiple of half the granularity that can still be worth its smaller width
 DRIFT = 21  # lines
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64)
@@ -252,13 +253,14 @@ def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None]
         raise UserError(f"{path}: cannot be read ({error}); give a file that `latency.py sample` wrote") from error
     try:
         head = json.loads(header)
-        sizes, n = head["sizes"], len(head["sizes"])
-        if head["format"] != SAMPLES or not isinstance(sizes, dict) or not isinstance(head["setup"], dict):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: line 1 is no header of latency samples; give a file that `latency.py sample` "
-                        "wrote") from None
-    lines = []
+        lacking = "" if head["format"] == SAMPLES else "it has another format"
+        lacking = lacking or header_problem(head)
+    except (ValueError, KeyError, TypeError) as error:
+        lacking = f"{type(error).__name__}: {error}"
+    if lacking:
+        raise UserError(f"{path}: line 1 is no header of latency samples ({lacking}); give a file that "
+                        "`latency.py sample` wrote")
+    n, lines = len(head["sizes"]), []
     for number, text in enumerate(rest, 2):
         if not text.strip():
             continue
@@ -274,6 +276,23 @@ def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None]
                 raise UserError(f"{problem}; repair or delete it, or leave such lines out with --skip-bad") from None
             warn(f"{problem}: left out")
     return Samples(Path(path), head, lines)
+
+
+def header_problem(header: Mapping[str, object]) -> str:
+    """What keeps a header from saying which latency a file is about and how widths divide, in words; "" if nothing."""
+    for key, kind in (("network", str), ("input", list), ("classes", int), ("sizes", dict), ("setup", dict),
+                      ("hardware", dict), ("granularity", int), ("step", int), ("slowdowns", dict)):
+        if not isinstance(header.get(key), kind):
+            return f"'{key}' is missing or of the wrong type"
+    if set(header["setup"]) != SETUP:
+        return f"the keys of 'setup' are not {', '.join(sorted(SETUP))}"
+    if not all(isinstance(n, int) and n > 0 for n in header["sizes"].values()):
+        return "'sizes' holds something else than numbers of channels"
+    if not isinstance(header["hardware"].get("cpu"), str):
+        return "'hardware' does not name the processor"
+    if not {str(header["granularity"]), str(header["step"])} <= set(header["slowdowns"]):
+        return "'slowdowns' lacks the granularity or the step"
+    return ""
 
 
 def same_subject(a: dict, b: dict) -> Optional[str]:
@@ -305,10 +324,11 @@ def sample(net: Network, path: Path, setup: dict, hardware: dict, measure: Measu
            progress: Callable[[int, int], None] = lambda done, n: None) -> Samples:
     """Append networks of random widths to `path` until it holds `n`; returns them all.
 
-    `measure(network)` gives a measurement and the reference network's latency at about that time. Widths are on the
-    grid, whose step can be half the granularity (`step_of`), so that the model learns what such widths cost; the granularity is
-    measured first. For validation, `held_out` are the `slowdowns` that were found then. What is drawn
-    depends on `seed` and on what the file holds, so a killed sampling goes on as if it had not been. UserError: the file is about something else.
+    `measure(network)` gives a measurement and the reference network's latency at about that time. Widths are
+    multiples of `step_of`, which can be half the granularity, so that the model learns what such widths cost; the
+    granularity is measured first. For validation, `held_out` are the `slowdowns` that were found then. What is drawn
+    depends on `seed` and on what the file holds, so a killed sampling goes on as if it had not been.
+    UserError: the file is about something else.
     """
     sizes, path = net.widths, Path(path)
     header = {"format": SAMPLES, "network": net.name, "input": list(net.input_shape), "classes": net.n_classes,
@@ -357,9 +377,13 @@ def layers_alone(net: Network, widths: Sequence[Widths], path: Path, measure: Me
     known: Dict[tuple, float] = {}
     if path.exists():
         _drop_torn_line(path)
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            known[(line["kind"], line["read"], line["made"])] = line["latency_s"] / line["reference_s"]
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                line = json.loads(text)
+                known[(line["kind"], line["read"], line["made"])] = line["latency_s"] / line["reference_s"]
+            except (ValueError, KeyError, TypeError, ZeroDivisionError):
+                raise UserError(f"{path}: line {number} is no whole measurement of a layer; delete the line or give "
+                                "another file") from None
     wanted = {(layer.kind, *layer.widths(w)): (layer, w) for w in widths for layer in kinds}
     for number, (key, (layer, w)) in enumerate(wanted.items(), 1):
         if key not in known:

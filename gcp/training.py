@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from mxnet import autograd
 from tqdm import tqdm
 
 from gcp.config import UserError
-from gcp.gluon import auxiliary, from_block, load, load_arrays, save, save_arrays, to_block, write_text
+from gcp.gluon import from_block, load, load_arrays, save, save_arrays, to_block, write_text
 from gcp.network import Network
 
 FLUSH = 25  # steps between looks at the loss; each look waits for the device

@@ -9,7 +9,7 @@ def run(argv: list) -> None:
     parser = config.Parser(description=__doc__)
     parser.add_argument("network", help="a GluonCV name, or the path prefix of a saved network")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    parser.add_argument("--classes", type=int, help="default: the network's own")
+    parser.add_argument("--classes", type=config.positive(int), help="default: the network's own")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from gcp.cost import describe

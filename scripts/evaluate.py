@@ -12,7 +12,7 @@ def run(argv: list) -> None:
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=config.positive(int), default=64)
     args = parser.parse_args(argv)
     from gcp import experiment, gluon
 

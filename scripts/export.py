@@ -22,9 +22,11 @@ def run(argv: list) -> None:
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--calibration", type=int, default=2000, metavar="N", help="training images for int8's ranges")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=20, help="timed batches, of which the median counts")
+    parser.add_argument("--calibration", type=config.positive(int), default=2000, metavar="N",
+                        help="training images for int8's ranges")
+    parser.add_argument("--batch", type=config.positive(int), default=64)
+    parser.add_argument("--repeats", type=config.positive(int), default=20,
+                        help="timed batches, of which the median counts")
     parser.add_argument("--json", metavar="FILE", help="write the printed JSON to this file, too")
     args = parser.parse_args(argv)
     if not args.onnx and not args.int8:
@@ -32,9 +34,6 @@ def run(argv: list) -> None:
     if bool(args.int8) != bool(args.data):
         raise config.UserError("--int8 and --data go together: int8 is calibrated on training images, compared on test "
                                "images")
-    if args.calibration < 1:
-        raise config.UserError(f"--calibration {args.calibration}: should be at least 1")
-    how = config.section(config.Throughput, {"batch": args.batch, "repeats": args.repeats})
     from gcp import experiment, export, gluon, records, report
 
     for name in args.network:
@@ -44,8 +43,8 @@ def run(argv: list) -> None:
         shape = args.input or gluon.open_network(args.network[0], pretrained=args.pretrained).input_shape
         data = config.section(config.Data, {"name": args.data, "root": args.root, "input": shape})
         prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
-        facts["int8"] = experiment.quantize(args.network, prefixes, data, args.pretrained, args.calibration, how.batch,
-                                            how.repeats)
+        facts["int8"] = experiment.quantize(args.network, prefixes, data, args.pretrained, args.calibration, args.batch,
+                                            args.repeats)
         if args.table:
             report.write_int8(facts["int8"], Path(args.table))
     if args.onnx:

@@ -16,9 +16,11 @@ def run(argv: list[str]) -> None:
     parser = config.Parser(description=__doc__)
     parser.add_argument("--measure", action="store_true",
                         help="time what DIR/measured.json does not hold yet; without, only draw what is there")
-    parser.add_argument("--batch", type=int, help="images in a forward pass (default: the published data's)")
-    parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, or one per physical core")
-    parser.add_argument("--repeats", type=int, help="forward passes, at least, of which the median counts (default 5)")
+    parser.add_argument("--batch", type=config.positive(int),
+                        help="images in a forward pass (default: the published data's)")
+    parser.add_argument("--threads", type=config.natural, help="default: OMP_NUM_THREADS, or one per physical core")
+    parser.add_argument("--repeats", type=config.positive(int),
+                        help="forward passes, at least, of which the median counts (default 5)")
     parser.add_argument("--only", nargs="+", metavar="NAME",
                         help="published networks to time (default: PruneNets, their bases, ResNet-34, MobileNets)")
     parser.add_argument("--out", default="results/figure1", metavar="DIR", help="default: results/figure1")
@@ -41,9 +43,7 @@ def run(argv: list[str]) -> None:
 
 def measure(args: argparse.Namespace, networks, path: Path) -> dict:
     """Time the networks that are not in the file yet."""
-    repeats = 5 if args.repeats is None else args.repeats
-    if repeats < 1:
-        raise config.UserError(f"--repeats {repeats}: give 1 or more")
+    repeats = args.repeats or 5
     some = zoo.to_measure(networks, args.only or ())
     config.use_threads(args.threads or 0)
     from tqdm import tqdm

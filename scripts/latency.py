@@ -26,8 +26,9 @@ def run(argv: list) -> None:
     add_network(sub)
     add_setup(sub)
     sub.add_argument("--out", required=True, metavar="FILE", help="JSON lines; one that is there is gone on with")
-    sub.add_argument("--n", type=int, default=250, help="networks in the file at the end (default 250)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--n", type=config.positive(int), default=250,
+                     help="networks in the file at the end (default 250)")
+    sub.add_argument("--seed", type=config.natural, default=0)
 
     sub = verb("fit", fit, "fit a model to samples")
     sub.add_argument("samples", metavar="SAMPLES", help="a file that `sample` wrote")
@@ -37,12 +38,12 @@ def run(argv: list) -> None:
     sub = verb("validate", validate, "time networks that the model was not fitted to, and compare")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--held-out", required=True, metavar="FILE", help="JSON lines of what is timed; gone on with")
-    sub.add_argument("--n", type=int, default=40, help="networks in that file at the end (default 40)")
+    sub.add_argument("--n", type=config.positive(int), default=40, help="networks in that file at the end (default 40)")
     sub.add_argument("--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual "
                                                       "alternative")
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
-    sub.add_argument("--repeats", type=int, default=7)
-    sub.add_argument("--seed", type=int, default=1, help="another than that of the samples (default 1)")
+    sub.add_argument("--repeats", type=config.positive(int), default=7)
+    sub.add_argument("--seed", type=config.natural, default=1, help="another than that of the samples (default 1)")
 
     sub = verb("predict", predict, "a network's latency by a model, without running it")
     sub.add_argument("model", metavar="MODEL")
@@ -58,7 +59,7 @@ def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
     """The network and its shape."""
     sub.add_argument("network", nargs="+" if many else None, help="GluonCV name or path prefix of a saved network")
     sub.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    sub.add_argument("--classes", type=int, help="default: the network's own")
+    sub.add_argument("--classes", type=config.positive(int), help="default: the network's own")
 
 
 def add_setup(sub: argparse.ArgumentParser) -> None:
@@ -66,10 +67,13 @@ def add_setup(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--runtime", default="mxnet", help="mxnet (default), mxnet-int8, onnxruntime")
     sub.add_argument("--device", default="cpu", help="cpu (default), gpu(0), ...")
     sub.add_argument("--dtype", help="default: the runtime's own")
-    sub.add_argument("--batch", type=int, default=1, help="images in a forward pass (default 1)")
-    sub.add_argument("--threads", type=int, default=0, help="default: OMP_NUM_THREADS, or one per physical core")
-    sub.add_argument("--repeats", type=int, default=7, help="forward passes, at least, of which the median counts")
-    sub.add_argument("--max-spread", type=float, default=0.1, help="interquartile range / median that is noise")
+    sub.add_argument("--batch", type=config.positive(int), default=1, help="images in a forward pass (default 1)")
+    sub.add_argument("--threads", type=config.natural, default=0,
+                     help="default: OMP_NUM_THREADS, or one per physical core")
+    sub.add_argument("--repeats", type=config.positive(int), default=7,
+                     help="forward passes, at least, of which the median counts")
+    sub.add_argument("--max-spread", type=config.positive(float), default=0.1,
+                     help="interquartile range / median that is noise")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -99,8 +103,10 @@ def sample(args: argparse.Namespace) -> None:
     config.use_threads(args.threads)
     from gcp import sampling, timing
     from gcp.gluon import open_network
+    from gcp.network import resized
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
+    net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
     clock = timing.against_reference(net, setup, args.repeats, args.max_spread, _warn)
     with _bar(f"{net.name}, {setup}") as bar:
         held = sampling.sample(net, Path(args.out), setup.as_json(), timing.hardware(), clock, args.n, args.seed,
@@ -180,9 +186,13 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def _subject(header: dict):
-    """The network that samples or a model are about."""
+    """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
     from gcp.gluon import from_gluoncv
-    return from_gluoncv(header["network"], header["input"], header["classes"])
+    from gcp.network import resized
+    net = from_gluoncv(header["network"], header["input"], header["classes"])
+    if set(net.widths) != set(header["sizes"]):
+        raise config.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
+    return resized(net, header["sizes"])
 
 
 def _setup(args: argparse.Namespace):

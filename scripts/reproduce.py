@@ -21,14 +21,15 @@ def run(argv: list) -> None:
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
     parser.add_argument("--seeds", type=config.seeds, metavar="0,1,2", help="default: each config's own seed")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at once, `threads` threads each (default 1)")
+    parser.add_argument("--jobs", type=config.positive(int), default=1,
+                        help="experiments at once, `threads` threads each (default 1)")
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
     args = parser.parse_args(argv)
     # All are checked before the first is run: a mistake in the last one should not cost hours.
     cfgs = config.load_all(args.configs, args.set, args.seeds)
     todo = [item for item in cfgs if not records.is_done(item[2])]
     print(f"{len(cfgs)} experiments, {len(cfgs) - len(todo)} done before", file=sys.stderr)
-    in_parallel(dense_first(todo), max(1, args.jobs))
+    in_parallel(dense_first(todo), args.jobs)
     for path, overrides, cfg in cfgs:
         if not records.is_timed(cfg):
             code = start(path, overrides, []).wait()

@@ -58,7 +58,8 @@ def test_quick_runs_through_every_section(tmp_path):
 
 def test_a_renewed_section_takes_the_place_of_the_old_one():
     def result(date, *sections):
-        return {"rows": [{"section": s, "ratio": date} for s in sections], "details": {s: {"at": date} for s in sections},
+        return {"rows": [{"section": s, "ratio": date} for s in sections],
+                "details": {s: {"at": date} for s in sections},
                 "measured": {s: {"date": date} for s in sections}, "date": date}
 
     both = benchmark.renewed(result(1, "schedule", "describe", "borders"), result(2, "memory", "describe"))

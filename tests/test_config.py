@@ -321,3 +321,17 @@ def test_a_younger_key_at_its_default_leaves_the_fingerprint_alone(tmp_path):
     assert config.load(path, ["prune.max_cut=0.5"]).fingerprint() != cfg.fingerprint()
     for section in (config.Config, *(type(getattr(cfg, key)) for key in config.Config.model_fields)):
         assert getattr(section, "YOUNGER", set()) <= set(getattr(section, "model_fields", ()))
+
+
+@pytest.mark.parametrize("option, kind, bad", [
+    ("--n", config.positive(int), ["0", "-1", "1.5", "x"]),
+    ("--spread", config.positive(float), ["0", "-0.1", "nan", "inf", "x"]),
+    ("--seed", config.natural, ["-1", "1.5", "x", "9999999999"]),
+])
+def test_numbers_of_a_command_line(option, kind, bad):
+    parser = config.Parser(prog="p")
+    parser.add_argument(option, type=kind)
+    assert vars(parser.parse_args([option, "7"])) == {option[2:]: 7}
+    for text in bad:
+        with pytest.raises(UserError, match=f"argument {option}: '{text}' should be a (whole )?number"):
+            parser.parse_args([f"{option}={text}"])

@@ -146,7 +146,7 @@ def test_saved_and_loaded_is_the_same_model(net, fitted, tmp_path):
 @pytest.mark.parametrize("spoil, message", [
     (lambda raw: "{", "is no latency model"),
     (lambda raw: json.dumps({**raw, "format": "x"}), "another format"),
-    (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "no whole header"),
+    (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "'setup' is missing"),
     (lambda raw: json.dumps({**raw, "table": {k: {**t, "seconds": [1.0]} for k, t in raw["table"].items()}}),
      "another size than its axes"),
 ])

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from gcp import sampling
+from gcp import sampling, timing
 from gcp.config import UserError
 from gcp.cost import macs
 from gcp.gluon import predict
@@ -211,3 +211,32 @@ def test_layers_alone_are_timed_once_each_and_kept(net, tmp_path):
     assert sampling.layers_alone(net, widths, tmp_path / "l", again) == shares and not again.calls
     assert len((tmp_path / "l").read_text().splitlines()) == len(kinds)
     assert all(json.loads(line)["latency_s"] > 0 for line in (tmp_path / "l").read_text().splitlines())
+
+
+@pytest.mark.parametrize("spoil, problem", [
+    (lambda h: h.pop("step"), "'step' is missing"),
+    (lambda h: h.update(sizes=[16]), "'sizes' is missing or of the wrong type"),
+    (lambda h: h["sizes"].update(conv0=0), "something else than numbers of channels"),
+    (lambda h: h["setup"].update(colour="red"), "keys of 'setup' are not batch, device, dtype, runtime, threads"),
+    (lambda h: h["hardware"].pop("cpu"), "does not name the processor"),
+    (lambda h: h.update(slowdowns={}), "lacks the granularity"),
+])
+def test_a_header_that_lacks_something_is_refused(net, tmp_path, spoil, problem):
+    path = tmp_path / "s"
+    sampling.sample(net, path, SETUP, HARDWARE, Clock(), 1)
+    header, *lines = path.read_text().splitlines()
+    header = json.loads(header)
+    spoil(header)
+    path.write_text("\n".join([json.dumps(header), *lines]))
+    with pytest.raises(UserError, match=f"line 1 .*{problem}"):
+        sampling.read_samples(path)
+
+
+def test_a_header_has_the_keys_of_a_setup():
+    assert sampling.SETUP == set(timing.Setup().as_json())
+
+
+def test_a_bad_line_of_layers_is_named(net, tmp_path):
+    (tmp_path / "l").write_text('{"kind": "conv", "read": 1, "made": 1, "latency_s": 1.0}\n')
+    with pytest.raises(UserError, match="line 1 is no whole measurement of a layer"):
+        sampling.layers_alone(net, [net.widths], tmp_path / "l", Clock())

@@ -31,7 +31,8 @@ def test_a_processor_that_others_take_away_is_noise_however_even_the_passes(monk
     readings = itertools.cycle([(0.0, 0.0, 0.0), (10.0, 6.0, 12.0)])  # 6 of 10 seconds were ours
     said = []
     monkeypatch.setattr(timing, "_processor", lambda: next(readings))
-    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append, threads=1)
+    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append,
+                        threads=1)
     assert row["noisy"] and row["attempts"] == 2 and "others took 40 % of a core" in said[0]
     row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, threads=0)
     assert not row["noisy"], "on a GPU the processor waits"
