@@ -5,8 +5,9 @@ Frames are those of `gcp.report.run_frame`.
 """
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,8 +55,18 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
     """Draw every figure that the runs have something for; returns the paths."""
     paths = []
     with _style():
-        paths += _save(accuracy_throughput(runs), output / "accuracy_throughput")
-        paths += _save(accuracy_cost(runs), output / "accuracy_cost")
+        # A network that nothing was pruned from is a point of Figure 1, and no panel of its own.
+        pruned = runs[runs.groupby("setting").method.transform(lambda methods: (methods != "Dense").any())]
+        paths += _save(accuracy_throughput(pruned if len(pruned) else runs), output / "accuracy_throughput")
+        paths += _save(accuracy_cost(pruned if len(pruned) else runs), output / "accuracy_cost")
+        for (data, scale, device), some in runs[runs.images_per_second.notna()].groupby(["data", "scale", "device"]):
+            if some.model.nunique() > 1:
+                networks, kinds = means(some)
+                paths += figure1(
+                    networks, f"Accuracy against throughput on {data}"
+                    + ("" if scale == "paper" else f"   [{scale.upper()} SCALE]"),
+                    f"Our own Figure 1. Means over seeds; throughput: {device}. A line runs from each network through "
+                    "what a method made of it.", output / "figure1", kinds, "Test top-1 accuracy (%)")
         for (objective, target), some in runs[runs.method != "Dense"].groupby(
             ["objective", "target"], sort=True
         ):
@@ -209,27 +220,56 @@ def predictions(result: dict, output: Path) -> list[Path]:
         return _save(figure, output)
 
 
-def figure1(networks: pd.DataFrame, title: str, subtitle: str, stem: Path) -> list[Path]:
+def means(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """Runs on one data set as networks for `figure1`, and their kinds: what each dense network or method came to.
+
+    Means over seeds, of throughput the median. Dense networks are named; a method's networks are named by their target
+    and chained to the network that they come from.
+    """
+    rows, kinds = [], {}
+    for setting, some in in_order(runs).groupby("setting", sort=False):
+        model, styles = setting[1], _styles(some)
+        for (label, objective, target), same in some.groupby(["label", "objective", "target"], sort=False,
+                                                             dropna=False):
+            dense = same.method.iloc[0] == "Dense"
+            family = re.match("[a-z]*", model)[0]
+            kind = f"Dense: {family}" if dense else label
+            number = sum(name.startswith("Dense: ") for name in kinds)
+            kinds.setdefault(kind, {"color": INK, "marker": "sP*X"[number % 4]} if dense else
+                             {key: styles[label][key] for key in ("color", "marker")})
+            by_seed = same.groupby("seed", dropna=False)[["images_per_second", "top1"]].median()
+            point = {"kind": kind, "top1": by_seed.top1.mean(), "images_per_second": by_seed.images_per_second.median()}
+            if not dense:
+                rows.append({**point, "name": f"{100 * target:g} %", "chain": f"{model} {label}"})
+                continue
+            methods = some[some.method != "Dense"].label.unique()
+            rows.append({**point, "name": model, "chain": None})
+            # Once more for each method's line to start from; without a name, it adds nothing to see.
+            rows += [{**point, "name": None, "chain": f"{model} {method}"} for method in methods]
+    return pd.DataFrame(rows).dropna(subset=["top1", "images_per_second"]).reset_index(drop=True), kinds
+
+
+def figure1(networks: pd.DataFrame, title: str, subtitle: str, stem: Path, kinds: Mapping[str, dict] = KINDS,
+            quantity: str = "ImageNet top-1 accuracy (%)") -> list[Path]:
     """Accuracy against throughput of whole networks (the paper's Figure 1); writes `<stem>.png` and `.svg`.
 
-    `networks`: `name`, `kind` (one of `KINDS`), `base` (of a PruneNet, else None), `top1` in percent and
-    `images_per_second`. The other networks are drawn faintly and not named. Returns the paths.
+    `networks`: `name` (None: not written), `kind` (one of `kinds`), `chain` (networks of one chain are joined, slowest
+    first; None: of none), `top1` in percent and `images_per_second`. `OTHER` networks are drawn faintly and not named.
+    Returns the paths.
     """
     with _style():
         figure = Figure(figsize=(9.2, 6.4))
         FigureCanvasAgg(figure)
         ax = figure.add_axes((0.065, 0.085, 0.92, 0.785))
-        for kind, style in KINDS.items():
+        for kind, style in kinds.items():
             some = networks[networks.kind == kind]
             if len(some):
                 ax.plot(some.images_per_second, some.top1, linestyle="none", label=kind, markeredgewidth=0,
                         markersize=4.5 if kind == OTHER else 7, zorder=2 if kind == OTHER else 4, **style)
         chains = []
-        points = networks.set_index("name")
-        for base, pruned in networks[networks.kind == PRUNENET].groupby("base"):
-            chain = points.loc[[base] * (base in points.index) + list(pruned.sort_values("top1", ascending=False).name)]
-            chains += ax.plot(chain.images_per_second, chain.top1, color=KINDS[PRUNENET]["color"], linewidth=1.2,
-                              zorder=3)
+        for _, chain in networks.sort_values("images_per_second", kind="stable").groupby("chain"):
+            chains += ax.plot(chain.images_per_second, chain.top1, color=kinds[chain.kind.iloc[-1]]["color"],
+                              linewidth=1.2, zorder=3)
         front = pareto(networks)
         # Corners: up to each network's speed, its accuracy can be had.
         edge, = ax.plot(front.images_per_second.repeat(2)[:-1], front.top1.repeat(2)[1:], color=FAINT, linewidth=0.9,
@@ -244,10 +284,10 @@ def figure1(networks: pd.DataFrame, title: str, subtitle: str, stem: Path) -> li
         ax.margins(y=0.06)
         ax.set_ylim(*ax.get_ylim())  # names are placed by it: what is drawn after must not move it
         ax.set_xlabel("Throughput (images/s), log scale")
-        ax.set_ylabel("ImageNet top-1 accuracy (%)")
+        ax.set_ylabel(quantity)
         ax.grid(color="#ececec", linewidth=0.8)
         legend = ax.legend(loc="lower left", frameon=False)
-        _name_points(ax, networks, chains, edge, legend)
+        _name_points(ax, networks, kinds, chains, edge, legend)
         figure.text(0.02, 0.955, title, fontsize=FONT + 2, fontweight="bold")
         figure.text(0.02, 0.94, textwrap.fill(subtitle, 128), fontsize=FONT, color="#555555", va="top", linespacing=1.4)
         return _save(figure, stem)
@@ -452,7 +492,8 @@ class _Place(NamedTuple):
     leader: Curve | None
 
 
-def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: Line2D, legend: Legend) -> None:
+def _name_points(ax: Axes, networks: pd.DataFrame, kinds: Mapping[str, dict], chains: list[Line2D], edge: Line2D,
+                 legend: Legend) -> None:
     """Write names (not the other networks') beside their points, where they cover least and cannot be mistaken."""
     renderer = ax.figure.canvas.get_renderer()
     point = renderer.points_to_pixels(1.0)
@@ -463,10 +504,10 @@ def _name_points(ax: Axes, networks: pd.DataFrame, chains: list[Line2D], edge: L
     dashed, *solid = (ax.transData.transform_path(line.get_path()) for line in [edge, *chains])
     texts = {}
     for i, network in enumerate(networks.itertuples()):
-        if network.kind != OTHER:
+        if network.kind != OTHER and network.name is not None:
             texts[i] = ax.annotate(network.name, (network.images_per_second, network.top1), (0, 0), va="center",
                                    textcoords="offset points", fontsize=FONT - 1, zorder=5,
-                                   color=KINDS[network.kind]["color"])
+                                   color=kinds[network.kind]["color"])
     chosen: dict[int, _Place] = {}
 
     def places(i: int) -> Iterator[_Place]:

@@ -66,7 +66,7 @@ def write(records_folder: str | Path, output: str | Path | None = None) -> list[
 
     The default output is `report/` in that folder. Returns the paths written: table and comparison as .md,
     .tex, .csv; accuracy_cost, accuracy_throughput and one widths_<objective>_<target> per target as .png,
-    .svg. A figure without a single value (throughput never measured, nothing pruned) is left out.
+    .svg; of several models on the same data, figure1 with the Pareto front. A figure without a single value (throughput never measured, nothing pruned) is left out.
     The same records give the same bytes.
     UserError: the folder is missing, holds no record or a broken one, or `output` cannot be written.
     """
@@ -625,8 +625,7 @@ def _comparison_caption(runs: pd.DataFrame) -> str:
 
 
 def _whose(runs: pd.DataFrame) -> str:
-    places = runs[["model", "data"]].drop_duplicates().sort_values(["data", "model"])
-    return "; ".join(f"{model} on {data}" for model, data in places.itertuples(index=False))
+    return "; ".join(f"{', '.join(sorted(some.model.unique()))} on {data}" for data, some in runs.groupby("data"))
 
 
 def _scale_sentences(runs: pd.DataFrame) -> list[str]:

@@ -34,7 +34,7 @@ DIGITS = {"Top-1 %": 2, "GMACs": 3, "V100 images/s": 0, "CPU images/s": 1, "V100
 
 def published(folder: Path) -> pd.DataFrame:
     """The networks of the published Figure 1, fastest first: `name`, `top1` (%), `images_per_second`, `device`,
-    `batch`, `base` (of a PruneNet, else None) and `kind` (PruneNet, ResNet, a MobileNet's version, or other).
+    `batch`, `base` (of a PruneNet, else None), `chain` (a base and its PruneNets) and `kind` (PruneNet, ResNet, a MobileNet's version, or other).
 
     UserError: a file of `folder` is missing or lacks a column or a network.
     """
@@ -47,9 +47,11 @@ def published(folder: Path) -> pd.DataFrame:
         raise UserError(f"{folder}: the published throughputs lack {', '.join(sorted(lacking))}")
     bases = dict(zip(released.name, released.base))
     networks = networks.sort_values(["images_per_second", "name"], ascending=[False, True], ignore_index=True)
-    resnets = _resnets(networks.name, set(released.base))
+    originals = set(released.base)
+    resnets = _resnets(networks.name, originals)
     return networks.assign(
         base=[bases.get(name) for name in networks.name],
+        chain=[bases.get(name, name if name in originals else None) for name in networks.name],
         kind=[PRUNENET if name in bases else RESNET if name in resnets else FAMILIES.get(family(name), OTHER)
               for name in networks.name],
     )

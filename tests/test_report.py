@@ -410,3 +410,34 @@ def test_published_numbers_are_kept_with_their_sources():
     rows = pd.read_csv(folder / "prunenet_table_skeleton.csv")
     own = rows[rows.method.str.startswith(("Uniform", "GCP"))]
     assert len(own) and own[["top1_drop", "top5_drop"]].isna().all(axis=None)
+
+
+def test_dense_networks_of_several_models_make_a_figure_1(tmp_path):
+    def dense(model, top1, speed):
+        one = record("none", "macs", 1.0, 0, top1, dense_top1=top1, images_per_second=speed)
+        one.update(model=model, fingerprint=model)
+        one["stages"]["dense"]["throughput"]["images_per_second"] = speed
+        return one
+
+    runs = [dense("mobilenet0.5", 0.89, 1500.0), dense("resnet34_v1b", 0.93, 500.0),
+            record("gcp", "macs", 0.5, 0, 0.91, images_per_second=1900.0),
+            record("gcp", "macs", 0.5, 1, 0.93, images_per_second=2100.0)]
+    networks, kinds = figures.means(report.run_frame(runs))
+    assert list(kinds) == ["Dense: mobilenet", "Dense: resnet", "GCP-f"]
+    named = networks[networks.name.notna()].set_index("name")
+    assert named.images_per_second.to_dict() == {
+        "mobilenet0.5": 1500.0, "resnet18_v1b": 1000.0, "50 %": 2000.0, "resnet34_v1b": 500.0}
+    assert named.top1["50 %"] == pytest.approx(92.0)
+    chain, = (list(some.images_per_second) for _, some in networks.groupby("chain"))
+    assert sorted(chain) == [1000.0, 2000.0], "a method's line starts at the network that it pruned"
+    assert set(figures.pareto(networks).images_per_second) == {500.0, 2000.0}
+
+    names = {path.name for path in report.write(saved(tmp_path, runs), tmp_path / "out")}
+    assert {"figure1.png", "figure1.svg", "accuracy_throughput.png"} <= names
+    panels = figures.accuracy_throughput(report.run_frame(runs[2:])).axes
+    assert len(panels) == 1
+
+
+def test_a_caption_names_the_networks_of_a_data_set_together():
+    runs = [record("none", "macs", 1.0, 0, 0.9), {**record("none", "macs", 1.0, 1, 0.9), "model": "mobilenet1.0"}]
+    assert report._whose(report.run_frame(runs)) == "mobilenet1.0, resnet18_v1b on fashion_mnist"
