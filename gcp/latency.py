@@ -58,8 +58,7 @@ class Steps(NamedTuple):
 
         Kernels take channels in blocks and unroll their loops by a divisor of the number of blocks. An odd n may fill
         its last block half, so that it takes as long as n + 1, a share 1 / n more; and a number of blocks (n, or n + 1)
-        that is odd, twice an odd number or prime can leave nothing to unroll by. (With blocks of 16 on maps of 1x1 a
-        3x3 conv took three times as long per channel at odd n; on 16x16 1.3 times at 7, 11 and 13.)
+        that is odd, twice an odd number or prime can leave nothing to unroll by.
         """
         n = self.rounded(width) // self.step
         odd = n % 2 == 1
