@@ -412,20 +412,31 @@ def nrmse(predicted: np.ndarray, measured: np.ndarray) -> float:
     return float(np.sqrt(np.mean((predicted - measured) ** 2)) / np.mean(measured))
 
 
-def validate(table: Table, net: Network, held_out: Samples, alone: Optional[Sequence[float]] = None) -> dict:
+def validate(table: Table, net: Network, held_out: Samples, alone: Optional[Sequence[float]] = None,
+             again: Optional[Samples] = None) -> dict:
     """How the models do on networks that none of them was fitted to: `quality` by name, and what they predict.
 
     `alone`: per network, the sum of its layers timed by themselves over the reference's latency
-    (`sampling.layers_alone`). Drift is taken out: everything is at the speed that the table's reference had.
+    (`sampling.layers_alone`). `again`: the same networks timed once more, which is as good as a prediction can be.
+    Drift is taken out: everything is at the speed that the table's reference had.
+    UserError: `again` holds other networks.
     """
     reference = table.header["reference_s"]
-    measured = held_out.seconds * reference / np.median([line["reference_s"] for line in held_out.lines])
+
+    def at_that_speed(samples: Samples) -> np.ndarray:
+        return samples.seconds * reference / np.median([line["reference_s"] for line in samples.lines])
+
+    measured = at_that_speed(held_out)
     kinds, cost, count = layers(net), table.cost(net), macs(net)
     predicted = {"table": [cost(w) for w in held_out.widths],
                  "regression": [table.regression(kinds, w) for w in held_out.widths],
                  "MACs": [table.header["seconds_per_mac"] * count(w) for w in held_out.widths]}
     if alone is not None:
         predicted["layers alone"] = [reference * share for share in alone]
+    if again is not None:
+        if again.widths != held_out.widths:
+            raise UserError(f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet")
+        predicted["clock again"] = at_that_speed(again).tolist()
     return {"network": table.header["network"], "input": table.header["input"], "setup": table.header["setup"],
             "hardware": held_out.header["hardware"], "n_samples": table.header["n_samples"],
             "sampling_s": table.header["sampling_s"], "granularity": table.steps.granularity,

@@ -41,6 +41,8 @@ def run(argv: list) -> None:
     sub.add_argument("--n", type=config.positive(int), default=40, help="networks in that file at the end (default 40)")
     sub.add_argument("--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual "
                                                       "alternative")
+    sub.add_argument("--again", metavar="FILE", help="also time these networks once more, into this file: the limit, "
+                                                     "since no model can do better than the clock repeats itself")
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
     sub.add_argument("--repeats", type=config.positive(int), default=7)
     sub.add_argument("--seed", type=config.natural, default=1, help="another than that of the samples (default 1)")
@@ -141,14 +143,19 @@ def validate(args: argparse.Namespace) -> None:
         raise config.UserError(f"{args.model}: is a model of something else than this machine ({apart}); sample and "
                                "fit here")
     clock = timing.against_reference(net, setup, args.repeats, warn=_warn)
-    with _bar(f"{net.name}, {setup}") as bar:
-        held = sampling.sample(net, Path(args.held_out), setup.as_json(), timing.hardware(), clock, args.n, args.seed,
-                               table.steps.slowdowns, _to(bar))
+
+    def drawn(path: str, n: int, text: str):
+        with _bar(f"{net.name}, {setup}{text}") as bar:
+            return sampling.sample(net, Path(path), setup.as_json(), timing.hardware(), clock, n, args.seed,
+                                   table.steps.slowdowns, _to(bar))
+
+    held = drawn(args.held_out, args.n, "")
+    again = drawn(args.again, len(held.lines), ", again") if args.again else None
     alone = None
     if args.layers:
         with _bar("layers alone") as bar:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), clock, _to(bar))
-    result = latency.validate(table, net, held, alone)
+    result = latency.validate(table, net, held, alone, again)
     print(f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} "
           f"times the network's own {1e3 * result['reference_s']:.3f} ms")
     for name, good in result["quality"].items():

@@ -167,8 +167,8 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
             (["sample", *small, "--n", "20", "--out", tmp_path / "s"], "20 networks"),
             (["sample", *small, "--n", "22", "--out", tmp_path / "s"], "22 networks"),
             (["fit", tmp_path / "s", "--out", tmp_path / "m"], "fitted to 22 networks"),
-            (["validate", tmp_path / "m", "--held-out", tmp_path / "h", "--n", "3", "--repeats", "3", "--out",
-              tmp_path / "v"], "3 networks of"),
+            (["validate", tmp_path / "m", "--held-out", tmp_path / "h", "--n", "3", "--repeats", "3",
+              "--again", tmp_path / "h2", "--out", tmp_path / "v"], "clock again"),
             (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
             (["table", tmp_path], "validation.md")):
         code, out, err = finish(script("latency.py", *args))

@@ -1,5 +1,6 @@
 """The latency model, fitted to made-up clocks whose truth is known, so that what it should find can be said."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_layers_timed_alone_are_compared_too(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
     shares = [truth(net, odd=1.0)(w) / fitted.header["reference_s"] for w in held.widths]
     assert latency.validate(fitted, net, held, shares)["quality"]["layers alone"]["nrmse"] < 1e-9
+
+
+def test_the_clock_is_compared_with_itself(net, fitted):
+    held = samples(net, truth(net, odd=1.0), 30, seed=2)
+    again = replace(held, lines=[{**line, "latency_s": line["latency_s"] * 3, "reference_s": line["reference_s"] * 3}
+                                 for line in held.lines])
+    result = latency.validate(fitted, net, held, again=again)
+    assert result["quality"]["clock again"]["nrmse"] < 1e-9, "a machine of a third of the speed is not noise"
+    with pytest.raises(UserError, match="holds other networks"):
+        latency.validate(fitted, net, held, again=samples(net, truth(net, odd=1.0), 30, seed=3))
 
 
 # ---- a budget that the clock corrects --------------------------------------------------------------------------------
