@@ -56,11 +56,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     # Keys younger than the first records: at their defaults, fingerprints are those from before.
     YOUNGER: ClassVar[Set[str]] = set()
+    # Keys that decide no number: in no fingerprint, whatever they are set to.
+    UNCOUNTED: ClassVar[Set[str]] = set()
 
     def unset(self) -> Dict[str, Any]:
-        """The younger keys at their defaults, of this section and those in it, as pydantic's `exclude` wants them."""
+        """The younger keys at their defaults and the uncounted ones, of this section and those in it.
+
+        As pydantic's `exclude` wants them.
+        """
         fields = type(self).model_fields
         found: Dict[str, Any] = {key: True for key in self.YOUNGER if getattr(self, key) == fields[key].default}
+        found.update(dict.fromkeys(self.UNCOUNTED, True))
         for key in fields.keys() - found.keys():
             if isinstance(getattr(self, key), _Section):
                 found[key] = getattr(self, key).unset()
@@ -95,9 +101,18 @@ class Model(_Section):
 class Data(_Section):
     """Which images, at which size, and how the training images are divided."""
 
-    name: Annotated[Literal["digits", "fashion_mnist", "folder"], Field(description="the data set")]
+    # What `root` should be where a data set cannot do without.
+    ROOTS: ClassVar[Dict[str, str]] = {
+        "folder": "what holds train/ and test/, or train.rec and test.rec",
+        "imagenet": "what holds train.rec and val.rec, as `scripts/prepare.py imagenet` writes them, or train/ and val/",
+        "caltech256": "256_ObjectCategories.tar, or the folder that it unpacks to"}
+    YOUNGER: ClassVar[Set[str]] = {"per_class", "split_file", "on_bad_image"}
+    UNCOUNTED: ClassVar[Set[str]] = {"workers"}
+
+    name: Annotated[Literal["digits", "fashion_mnist", "folder", "imagenet", "caltech256"], Field(
+        description="the data set")]
     root: Annotated[Optional[str], Field(
-        min_length=1, description="the folder that holds the data set's files")] = None
+        min_length=1, description="the folder that holds the data set's files; caltech256: or the tar")] = None
     input: Annotated[Tuple[int, int, int], Field(
         description="a list of channels, height, width, such as [3, 32, 32]")] = (3, 32, 32)
     batch: Annotated[int, Field(ge=1, description="images in a training batch")] = 64
@@ -105,8 +120,15 @@ class Data(_Section):
         ge=2, description="cap on the training images, those held out for validation included")] = None
     validation: Annotated[float, Field(
         ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]")] = 0.1
-    augment: Annotated[Literal["none", "crop", "crop_flip"], Field(
+    augment: Annotated[Literal["none", "crop", "crop_flip", "imagenet"], Field(
         description="random changes to training images")] = "none"
+    per_class: Annotated[int, Field(
+        ge=2, description="caltech256: training images of a class, those held out for validation included")] = 60
+    split_file: Annotated[Optional[str], Field(
+        min_length=1, description="caltech256: .json or .csv file of the split, read if it is there, else written")] = None
+    on_bad_image: Annotated[Literal["error", "skip"], Field(
+        description="images that cannot be decoded: an error, or left out and counted")] = "error"
+    workers: Annotated[int, Field(ge=0, description="threads that decode images; 0: one per physical core")] = 0
 
     _lists = field_validator("input", mode="before")(_listed)
 
@@ -119,8 +141,15 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        if self.name == "folder" and self.root is None:
-            raise ValueError("name: folder needs a root; set data.root to what holds train/ and test/")
+        if self.name in self.ROOTS and self.root is None:
+            raise ValueError(f"name: {self.name} needs a root; set data.root to {self.ROOTS[self.name]}")
+        if self.name != "caltech256":
+            for key in ("per_class", "split_file"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} is for name: caltech256, and {self.name} brings its own test images; "
+                                     f"take data.{key} away")
+        if self.split_file is not None and not self.split_file.lower().endswith((".json", ".csv")):
+            raise ValueError(f"split_file: {self.split_file!r} should end in .json or .csv")
         return self
 
 

@@ -166,7 +166,7 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
     ("name=7", "name: 7 should be a valid string"),
     ("model.pretrained=1", "model.pretrained: 1 should be a valid boolean"),
     ("model.name=", "model.name: nothing should be a valid string"),
-    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist' or 'folder'"),
+    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', 'imagenet' or 'caltech256'"),
     ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
     ("data.input=[1, 32, 32]", "data.input: [1, 32, 32] should be three channels"),
     ("data.input=[3, 0, 32]", "data.input: [3, 0, 32] should be"),

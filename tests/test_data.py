@@ -155,25 +155,6 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(fashion):
 
 # Augmentation
 
-@pytest.mark.parametrize("side, shift", [(32, 2), (8, 1)])
-def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
-    images = np.arange(1, side * side + 1).reshape(1, 1, side, side).astype(np.uint16)
-    batch = np.repeat(images, 400, axis=0)
-    shifted = data._augmented(batch, np.random.default_rng(0), mirror=False)
-    padded = np.pad(images[0, 0], shift)
-    shifts = range(2 * shift + 1)
-    every = {padded[y:y + side, x:x + side].tobytes() for y in shifts for x in shifts}
-    assert {image[0].tobytes() for image in shifted} == every
-
-
-def test_crop_flip_mirrors_about_half():
-    image = np.zeros((1000, 3, 16, 16), np.uint8)
-    image[..., :8] = 255
-    left = data._augmented(image, np.random.default_rng(0), mirror=True)[:, :, 8, 3].astype(bool)
-    assert (left == left[:, :1]).all() and 400 < left[:, 0].sum() < 600
-    assert data._augmented(image, np.random.default_rng(0), mirror=False)[:, :, 8, 3].all()
-
-
 def test_an_augmented_batch_takes_little_time():
     images = np.zeros((640, 3, 32, 32), np.uint8)
     mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
@@ -341,18 +322,6 @@ def test_val_stands_in_for_test(folder):
     assert len(load("folder", folder).test) == 4
 
 
-def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_path):
-    image = np.zeros((80, 200, 3), np.uint8)  # OpenCV writes blue, green, red
-    image[:, 60:140, 2] = 255  # the middle square is red,
-    image[:, :60, 0] = image[:, 140:, 0] = 255  # the sides are blue
-    cv2.imwrite(str(tmp_path / "a.png"), image)
-    pixels = data._read_image(tmp_path / "a.png", (3, 40, 40))
-    assert pixels.shape == (3, 40, 40) and pixels.dtype == np.uint8
-    assert (pixels[0] == 255).all() and (pixels[1:] == 0).all()
-    assert data._read_image(tmp_path / "a.png", (3, 7, 90)).shape == (3, 7, 90)
-    assert data._read_image(tmp_path / "a.png", (3, 300, 300)).shape == (3, 300, 300)
-
-
 @pytest.mark.parametrize("limit", [10 ** 9, 0])
 @pytest.mark.parametrize("file, damage, part", [
     ("train/cat/0.jpg", lambda content: content[:len(content) // 2], "truncated image"),
@@ -375,25 +344,6 @@ def test_an_image_that_vanished(folder, monkeypatch):
     (folder / "test/cat/0.jpg").unlink()
     with pytest.raises(UserError, match="test/cat/0.jpg: image cannot be read: No such file"):
         next(found.test.batches(4))
-
-
-@pytest.mark.parametrize("suffix, options", [
-    (".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
-    (".png", []), (".bmp", [])])
-def test_every_truncation_of_an_image_is_seen(suffix, options):
-    image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
-    content = cv2.imencode(suffix, image, options)[1].tobytes()
-    assert not data._is_truncated(content)
-    assert not data._is_truncated(content + b"\0" * 8)  # what some cameras append
-    for n in range(8, len(content)):
-        assert data._is_truncated(content[:n]), n
-
-
-def test_a_thumbnail_does_not_hide_that_the_image_is_truncated():
-    content = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
-    segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
-    whole = content[:2] + segment + content[2:]
-    assert not data._is_truncated(whole) and data._is_truncated(whole[:-2])
 
 
 def test_a_class_folder_without_images(folder):

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "gcp"
 # Lowest floor first: a room imports only from floors below its own.
 FLOORS = (
     {"config"},
-    {"records", "search", "network", "data", "figures"},
-    {"gluon", "cost"},
+    {"records", "search", "network", "images", "figures"},
+    {"gluon", "cost", "data", "archives"},
     {"training", "export", "sampling"},
     {"timing", "latency"},
     {"prune"},
@@ -26,7 +26,9 @@ IMPORTS = {
     "search": set(),
     "network": set(),
     "gluon": {"network"},
-    "data": set(),
+    "images": set(),
+    "archives": {"images"},
+    "data": {"images"},
     "cost": {"network"},
     "training": {"network", "gluon", "data"},
     "export": {"network", "gluon"},
@@ -45,6 +47,8 @@ IMPORTS = {
 }
 # Edges beyond the plan, each with its reason.
 EXTRA = {
+    ("data", "records"): "a split file is written whole or not at all",
+    ("archives", "records"): "prepared files take their place whole or not at all",
     ("gluon", "records"): "saved networks are replaced atomically, as records are",
     ("export", "records"): "exported files take their place whole or not at all",
     ("timing", "records"): "a measurement says where and with what it was made",
