@@ -30,5 +30,9 @@ setup(
         "tabulate>=0.9,<1",
         "jinja2>=3.1,<4",
     ],
-    extras_require={"test": ["pytest>=8.0,<10"]},
+    extras_require={
+        "test": ["pytest>=8.0,<10"],
+        # For `tensorboard: true` in a configuration.
+        "tensorboard": ["tensorboard>=2.15,<3"],
+    },
 )

@@ -56,17 +56,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     # Keys younger than the first records: at their defaults, fingerprints are those from before.
     YOUNGER: ClassVar[Set[str]] = set()
-    # Keys that decide no number: in no fingerprint, whatever they are set to.
+    # Keys that decide no number: in no fingerprint, whatever they say.
     UNCOUNTED: ClassVar[Set[str]] = set()
 
     def unset(self) -> Dict[str, Any]:
-        """The younger keys at their defaults and the uncounted ones, of this section and those in it.
+        """What fingerprints leave out, of this section and those in it, as pydantic's `exclude` wants it.
 
-        As pydantic's `exclude` wants them.
+        That is: the younger keys at their defaults, and the keys that decide no number.
         """
         fields = type(self).model_fields
-        found: Dict[str, Any] = {key: True for key in self.YOUNGER if getattr(self, key) == fields[key].default}
-        found.update(dict.fromkeys(self.UNCOUNTED, True))
+        found: Dict[str, Any] = {key: True for key in fields if key in self.UNCOUNTED
+                                 or key in self.YOUNGER and getattr(self, key) == fields[key].default}
         for key in fields.keys() - found.keys():
             if isinstance(getattr(self, key), _Section):
                 found[key] = getattr(self, key).unset()
@@ -84,6 +84,12 @@ class Model(_Section):
     name: Annotated[str, Field(
         min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
     pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
+    weights: Annotated[Optional[str], Field(
+        min_length=1, description="with pretrained: the file of GluonCV's published weights, where there is no "
+                                  "network to fetch it")] = None
+
+    # Where the file lies decides nothing: its hash has to be the published one.
+    UNCOUNTED: ClassVar[Set[str]] = {"weights"}
 
     @property
     def is_saved(self) -> bool:
@@ -95,6 +101,9 @@ class Model(_Section):
         if self.pretrained and self.is_saved:
             raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved "
                              "network, which brings its own weights; set model.pretrained to false")
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("weights is the file of GluonCV's published weights; set model.pretrained to true (your "
+                             "own weights come as a saved network: give its prefix as model.name)")
         return self
 
 
@@ -153,30 +162,95 @@ class Data(_Section):
         return self
 
 
-class Train(_Section):
-    """Training of all weights: SGD, the learning rate warmed up linearly, then a cosine down to zero."""
+class Recipe(_Section):
+    """How all weights are trained: SGD, the learning rate warmed up linearly, then a cosine to zero or steps down."""
+
+    YOUNGER: ClassVar[Set[str]] = {"schedule", "step_epochs", "step_factor", "mixup", "dtype", "teacher",
+                                   "teacher_weight", "teacher_temperature"}
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
     wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
     warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
+    schedule: Annotated[Literal["cosine", "step"], Field(
+        description="the learning rate after warm-up: half a cosine to zero, or steps down")] = "cosine"
+    step_epochs: Annotated[Tuple[Annotated[int, Field(ge=1)], ...], Field(
+        description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]")] = ()
+    step_factor: Annotated[float, Field(
+        gt=0, lt=1, description="schedule step: what the rate is multiplied by, in (0, 1)")] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
+    mixup: Annotated[float, Field(
+        ge=0, description="alpha of the Beta distribution that images are mixed by; 0: not mixed")] = 0.0
+    dtype: Annotated[Literal["float32", "float16"], Field(
+        description="what the network computes in; float16, on a GPU, updates float32 masters")] = "float32"
+    teacher: Annotated[Optional[str], Field(
+        min_length=1, description="the network to learn from: the prefix of a saved one, a GluonCV name (with its "
+                                  "published weights), or for finetune `dense`, the experiment's own")] = None
+    teacher_weight: Annotated[float, Field(
+        gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")] = 0.5
+    teacher_temperature: Annotated[float, Field(
+        gt=0, description="what both networks' outputs are divided by to compare them, above 0")] = 1.0
+
+    _lists = field_validator("step_epochs", mode="before")(_listed)
+
+    @property
+    def all_epochs(self) -> int:
+        """The length of the training in epochs."""
+        return self.epochs
 
     @model_validator(mode="after")
-    def _check(self) -> Train:
-        if 0 < self.epochs < self.warmup_epochs:
+    def _check(self) -> Recipe:
+        n = self.all_epochs
+        if 0 < n < self.warmup_epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} is longer than the whole training; "
-                             f"set it to at most epochs: {self.epochs}")
+                             f"set it to at most epochs: {n}")
+        steps, fields = list(self.step_epochs), type(self).model_fields
+        if self.schedule == "step" and not steps:
+            raise ValueError("schedule: step needs step_epochs; set it to the epochs after which the rate falls, such "
+                             "as [30, 60, 90]")
+        for key in ("step_epochs", "step_factor"):
+            if self.schedule == "cosine" and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key} is for schedule: step, but the schedule is cosine; set schedule to step")
+        if any(a >= b for a, b in zip(steps, steps[1:])):
+            raise ValueError(f"step_epochs: {steps} should rise")
+        if steps and 0 < n <= steps[-1]:
+            raise ValueError(f"step_epochs: {steps} goes beyond the training, which ends after epoch {n}")
+        if steps and steps[0] < self.warmup_epochs:
+            raise ValueError(f"step_epochs: {steps} begins before the end of warmup_epochs: {self.warmup_epochs:g}")
+        for key in ("teacher_weight", "teacher_temperature"):
+            if self.teacher is None and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: {getattr(self, key):g} without a teacher; set teacher to a network")
         return self
 
 
-class Finetune(Train):
+class Train(Recipe):
+    """Training of the dense network."""
+
+    YOUNGER: ClassVar[Set[str]] = Recipe.YOUNGER | {"last_gamma_zero"}
+
+    last_gamma_zero: Annotated[bool, Field(
+        description="true: the last batch norm of every residual branch starts with scales of 0")] = False
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Train:
+        if self.teacher == "dense":
+            raise ValueError("teacher: dense is the network that this very training makes; name another, or set "
+                             "finetune.teacher")
+        return self
+
+
+class Finetune(Recipe):
     """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
     extra_epochs: Annotated[int, Field(
         ge=0, description="epochs on top of `epochs`, for a comparison at equal images")] = 0
+
+    @property
+    def all_epochs(self) -> int:
+        """The length of the training in epochs."""
+        return self.epochs + self.extra_epochs
 
 
 class Prune(_Section):
@@ -270,6 +344,8 @@ class Throughput(_Section):
 class Config(_Section):
     """One experiment: everything that decides its numbers, and where they go."""
 
+    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard"}
+
     name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
     scale: Annotated[Literal["paper", "reduced", "smoke"], Field(
         description="how near the experiment is to the paper's: paper, reduced or smoke")]
@@ -277,6 +353,8 @@ class Config(_Section):
     threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
     output: Annotated[str, Field(
         min_length=1, description="the folder in which run folders are made")] = "results/runs"
+    tensorboard: Annotated[bool, Field(
+        description="true: training's curves also as TensorBoard events, beside log.jsonl")] = False
     model: Annotated[Model, Field(description="at least model.name")]
     data: Annotated[Data, Field(description="at least data.name")]
     train: Annotated[Train, Field(description="at least train.epochs")]
@@ -290,6 +368,13 @@ class Config(_Section):
         if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
             raise ValueError("should start with a letter or digit and hold only what suits a folder's name")
         return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
+            raise ValueError("train.last_gamma_zero: true is for a network that starts from random weights, but "
+                             f"{self.model.name!r} brings its own; set it to false")
+        return self
 
     @property
     def n_threads(self) -> int:
@@ -515,7 +600,7 @@ def _explain(error: Any, layers: list[_Layer], path: str) -> str:
     if kind == "missing":
         return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
     if kind == "value_error" and isinstance(error["input"], dict):  # a combination; it says the values
-        return f"{source}: {dotted}: {error['ctx']['error']}"
+        return f"{source}: {dotted}: {error['ctx']['error']}" if keys else f"{path}: {error['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
         known = ", ".join(_fields(keys))
         return f"{source}: {dotted}: {value} should be a section of its own, with keys {known}"

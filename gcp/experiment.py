@@ -8,12 +8,12 @@ from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from gcp import export, latency, records, sampling, timing, training
 from gcp.baselines import none, uniform
-from gcp.config import Config, Data, Prune, UserError
+from gcp.config import Config, Data, Prune, Recipe, UserError
 from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset
 from gcp.data import load as load_data
 from gcp.gluon import is_saved, load, open_network, to_block
-from gcp.network import Network
+from gcp.network import Network, with_zero_residuals
 from gcp.prune import gcp
 
 METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
@@ -25,17 +25,20 @@ def run(cfg: Config) -> dict:
 
     The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet.
     """
+    if cfg.tensorboard:
+        records.check_tensorboard()
     with records.open_run(cfg) as folder:
         if folder.done:
             return folder.record
         data = load_data(cfg.data, cfg.seed)
         budget, start = plan(cfg, data)
+        check_training(cfg, data)
         dense, dense_facts = dense_network(cfg, data, start)
         net, pruned_facts = training.stage(
             folder.path / PRUNED, lambda checkpoint: prune(dense, budget, data, cfg, folder))
         tuned, tuned_facts = training.stage(
-            folder.path / FINAL, lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint,
-                                                          cfg.finetune.epochs + cfg.finetune.extra_epochs))
+            folder.path / FINAL, lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint, folder.log,
+                                                          dense))
         stages = {DENSE: (dense, dense_facts), PRUNED: (net, pruned_facts), FINAL: (tuned, tuned_facts)}
         described = {name: {**_measure(n, data), "throughput": None, **facts} for name, (n, facts) in stages.items()}
         folder.finish(_record(cfg, budget, stages, described))
@@ -126,7 +129,10 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
-    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed)
+    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed,
+                         cfg.model.weights)
+    if cfg.train.last_gamma_zero:
+        start = with_zero_residuals(start)
     how, costs = cfg.prune, {kind: cost(start) for kind, cost in COSTS.items()}
     table = latency_model(cfg, start) if how.latency_model else None
     if table is not None:
@@ -181,8 +187,8 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, 
     """The trained network that pruning starts from, shared by all experiments with the same dense fingerprint."""
     prefix = _dense_prefix(cfg)
     with records.turn(prefix.parent):  # another experiment may be training it: then wait, and read it
-        return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint,
-                                                               cfg.train.epochs))
+        with records.Log(prefix.parent / "log.jsonl", cfg.tensorboard) as log:
+            return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint, log.add))
 
 
 def _dense_prefix(cfg: Config) -> Path:
@@ -198,23 +204,59 @@ def prune(net: Network, budget: Budget, data: Dataset, cfg: Config, folder) -> T
                    "seconds": time.monotonic() - began}
 
 
-def train(net: Network, data: Dataset, cfg: Config, how, phase: int, checkpoint: Path,
-          epochs: int) -> Tuple[Network, dict]:
-    """All weights trained for `epochs`: the recipe is the same for dense networks and for every method's small ones."""
+def check_training(cfg: Config, data: Dataset) -> None:
+    """UserError where a teacher is not there or does not fit, or the device cannot train as it should."""
+    for how in (cfg.train, cfg.finetune):
+        training.check_dtype(how.dtype)
+        if how.teacher != "dense":
+            teacher(how, data)
+
+
+def teacher(how: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[training.Teacher]:
+    """The recipe's teacher, if it has one. UserError: there is no such network, or it knows other classes."""
+    if how.teacher is None:
+        return None
+    net = dense
+    if how.teacher != "dense":
+        net = open_network(how.teacher, data.shape, None, pretrained=not is_saved(how.teacher))
+    if net.n_classes != len(data.classes):
+        raise UserError(f"teacher: '{how.teacher}' has {net.n_classes} classes, data '{data.name}' has "
+                        f"{len(data.classes)}; name a network that was trained on these data")
+    return training.Teacher(net, how.teacher_weight, how.teacher_temperature)
+
+
+def train(net: Network, data: Dataset, cfg: Config, how: Recipe, phase: int, checkpoint: Path,
+          log: Callable[..., None], dense: Optional[Network] = None) -> Tuple[Network, dict]:
+    """All weights trained by a recipe, which is the same for dense networks and for every method's small ones.
+
+    `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means.
+    """
     began, batch = time.monotonic(), cfg.data.batch
-    per_epoch = data.train.n_batches(batch)
+    per_epoch, epochs = data.train.n_batches(batch), how.all_epochs
+    stage = DENSE if phase == 0 else FINAL
     loss: Optional[float] = None
     if epochs:
+        optimiser = training.MixedSGD if how.dtype == "float16" else training.SGD
         net, loss = training.fit(
             net, data.train, name="train" if phase == 0 else "fine-tune", n_steps=epochs * per_epoch, batch=batch,
-            lr=training.cosine(how.lr, epochs * per_epoch, round(how.warmup_epochs * per_epoch)),
-            optimiser=lambda block: training.SGD(block, how.momentum, how.wd),
+            lr=schedule(how, per_epoch), optimiser=lambda block: optimiser(block, how.momentum, how.wd),
             seed=training.hash_seed(cfg.seed, 0, phase), augment=cfg.data.augment,
-            label_smoothing=how.label_smoothing, checkpoint=checkpoint)
+            label_smoothing=how.label_smoothing, mixup=how.mixup, teacher=teacher(how, data, dense), dtype=how.dtype,
+            checkpoint=checkpoint, on_epoch=lambda **facts: log("epoch", stage=stage, **facts))
     validation = training.evaluate(net, data.validation)
-    return net, {"epochs": epochs, "images": epochs * per_epoch * batch, "training_loss": loss,
-                 "validation_loss": validation["loss"], "validation_top1": validation["top1"],
-                 "threads": int(os.environ["OMP_NUM_THREADS"]), "seconds": time.monotonic() - began}
+    facts = {"epochs": epochs, "images": epochs * per_epoch * batch, "training_loss": loss,
+             "validation_loss": validation["loss"], "validation_top1": validation["top1"],
+             "threads": int(os.environ["OMP_NUM_THREADS"]), "seconds": time.monotonic() - began}
+    log("stage", stage=stage, step=epochs * per_epoch, **facts)
+    return net, facts
+
+
+def schedule(how: Recipe, per_epoch: int) -> Callable[[int], float]:
+    """The recipe's learning rate by step, with `per_epoch` steps an epoch."""
+    n_warmup = round(how.warmup_epochs * per_epoch)
+    if how.schedule == "step":
+        return training.steps(how.lr, [n * per_epoch for n in how.step_epochs], how.step_factor, n_warmup)
+    return training.cosine(how.lr, how.all_epochs * per_epoch, n_warmup)
 
 
 def _first(batches: Iterable, n: int) -> Iterator:

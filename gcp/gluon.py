@@ -12,10 +12,11 @@ import io
 import json
 import os
 import re
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from gcp.config import UserError, physical_cores
 
@@ -30,7 +31,7 @@ from gcp.records import replacing  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
-    from gluoncv.model_zoo import get_model, get_model_list
+    from gluoncv.model_zoo import get_model, get_model_list, model_store
     from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
 
 NORM_RELU = "_contrib_BatchNormWithReLU"
@@ -40,15 +41,15 @@ FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimi
 
 
 def from_gluoncv(name: str, input_shape: Sequence[int], n_classes: Optional[int] = None, pretrained: bool = False,
-                 seed: Optional[int] = None) -> Network:
+                 seed: Optional[int] = None, weights: Optional[os.PathLike] = None) -> Network:
     """A GluonCV network as a `Network`.
 
     `input_shape` is (channels, height, width); `n_classes` defaults to the network's own. Weights are GluonCV's
-    pretrained ones, or drawn (He et al. 2015, uniform, as Gluon's MSRAPrelu does) when `seed` is given, or all zero
-    without memory behind them: enough to describe a network, and fast.
+    pretrained ones, from the file `weights` if it is given, or drawn (He et al. 2015, uniform, as Gluon's MSRAPrelu
+    does) when `seed` is given, or all zero without memory behind them: enough to describe a network, and fast.
     Raises UserError for an unknown name, an operator the walk does not know, an input the network cannot take.
     """
-    block = _gluoncv_block(name, n_classes, pretrained)
+    block = _gluoncv_block(name, n_classes, pretrained, weights)
     try:
         symbol = block(mx.sym.var("data"))
     except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -95,7 +96,8 @@ def _with_free_scales(net: Network) -> Network:
     return replace(net, nodes=tuple(nodes), arrays=arrays)
 
 
-def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False) -> gluon.HybridBlock:
+def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False,
+                   weights: Optional[os.PathLike] = None) -> gluon.HybridBlock:
     known = get_model_list()
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3)
@@ -110,12 +112,9 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
             warnings.simplefilter("ignore")
             if not pretrained:
                 return _with_classes(get_model(name, **kwargs), n_classes)
-            full = get_model(name, pretrained=True)
+            full = _published(name, weights)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise UserError(f"network '{name}' cannot be built with {n_classes} classes: {_first_line(error)}") from error
-    except Exception as error:  # GluonCV's downloader raises whatever its HTTP client raises
-        raise UserError(f"pretrained weights of '{name}' cannot be had: {_first_line(error)}; put the file that "
-                        "GluonCV names into ~/.mxnet/models, or use pretrained: false") from error
     if n_classes is None or _n_outputs(full) == n_classes:
         return full
     block = _with_classes(get_model(name, **kwargs), n_classes)
@@ -126,6 +125,47 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
             own[key].shape = value.shape
             own[key].set_data(value.data())
     return block
+
+
+def _published(name: str, weights: Optional[os.PathLike]) -> gluon.HybridBlock:
+    """The block with GluonCV's published weights: of the file, else of ~/.mxnet/models, else downloaded to there.
+
+    UserError: none are published, they cannot be had, or the file's sha1 is not the published one.
+    """
+    keys = {public.lower(): key for key, public in zip(model_store._model_sha1, model_store.pretrained_model_list())}
+    key, fix = keys.get(name.lower()), "GluonCV lists none for it; set pretrained to false"
+    if key is not None:
+        file_name = f"{key}-{model_store.short_hash(key)}"
+        url = model_store._url_format.format(repo_url=model_store.apache_repo_url, file_name=file_name)
+        fix = (f"get {url} where there is a network, unzip it, and put {file_name}.params into ~/.mxnet/models (or "
+               "anywhere, with model.weights set to its path)")
+    if weights is None:
+        try:
+            return get_model(name, pretrained=True)
+        except Exception as error:  # GluonCV's downloader raises whatever its HTTP client raises
+            raise UserError(f"the published weights of '{name}' cannot be had ({_first_line(error)}): {fix}") from error
+    if key is None:
+        raise UserError(f"no weights of '{name}' are published, so '{weights}' is not them: {fix}")
+    weights = Path(weights).expanduser()
+    if not weights.is_file():
+        raise UserError(f"'{weights}': the weights of '{name}' are not there: {fix}")
+    if not model_store.check_sha1(weights, model_store._model_sha1[key]):
+        raise UserError(f"'{weights}' is not {file_name}.params, whose sha1 is {model_store._model_sha1[key]}: {fix}")
+    # GluonCV looks for its file in this folder first; the variable would send it elsewhere.
+    with tempfile.TemporaryDirectory() as home, _without("MXNET_HOME"):
+        Path(home, f"{file_name}.params").symlink_to(weights.resolve())
+        return get_model(name, pretrained=True, root=home)
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """Run the block without an environment variable."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _with_classes(block: gluon.HybridBlock, n_classes: Optional[int]) -> gluon.HybridBlock:
@@ -241,14 +281,15 @@ def is_saved(prefix: str) -> bool:
 
 
 def open_network(name: str, input_shape: Optional[Sequence[int]] = None, n_classes: Optional[int] = None,
-                 pretrained: bool = False, seed: Optional[int] = None) -> Network:
+                 pretrained: bool = False, seed: Optional[int] = None,
+                 weights: Optional[os.PathLike] = None) -> Network:
     """A saved network if `name` is the prefix of one, else the GluonCV network of that name (224 px by default)."""
     if is_saved(name):
         net = load(name, input_shape)
         if n_classes is not None and net.n_classes != n_classes:
             raise UserError(f"saved network '{name}' has {net.n_classes} classes, {n_classes} are needed")
         return net
-    return from_gluoncv(name, input_shape or (3, 224, 224), n_classes, pretrained, seed)
+    return from_gluoncv(name, input_shape or (3, 224, 224), n_classes, pretrained, seed, weights)
 
 
 def _paths(prefix: os.PathLike) -> Tuple[Path, Path]:
@@ -366,26 +407,32 @@ def _norms_before_relu(net: Network) -> List[Tuple[int, int]]:
 
 
 def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: bool = False,
-             trainable: Optional[set] = None, fused: bool = False) -> gluon.SymbolBlock:
+             trainable: Optional[set] = None, fused: bool = False, dtype: str = "float32") -> gluon.SymbolBlock:
     """A hybridized block that holds a copy of the arrays on `ctx`.
 
     `trainable`: names of the arrays that get gradients; all but the frozen ones by default. `fused`: see `to_symbol`;
-    without it the graph runs as it is saved.
+    without it the graph runs as it is saved. With `dtype` float16 it computes in that, from float32 images to float32
+    outputs; the arrays of batch norms stay float32, as MXNet's operator has them.
     """
     ctx = ctx or mx.cpu()
+    of_norms = {net.nodes[j].name for n in net.nodes if n.op in NORM for j in n.inputs[1:]}
     aux = auxiliary(net)
     fixed = {n.name for n in net.nodes if n.attrs.get(FROZEN) == "0.0"} | aux
     params = gluon.ParameterDict("")
     for name, value in net.arrays.items():
         learn = name not in fixed and (trainable is None or name in trainable)
-        p = params.get(name, shape=value.shape, dtype=value.dtype, grad_req="write" if learn else "null",
+        kind = value.dtype if dtype == "float32" or name in of_norms else dtype
+        p = params.get(name, shape=value.shape, dtype=kind, grad_req="write" if learn else "null",
                        differentiable=name not in aux)
         p.initialize(mx.init.Zero(), ctx=ctx)
-        p.set_data(mx.nd.array(value, ctx=ctx, dtype=value.dtype))
+        p.set_data(mx.nd.array(value, ctx=ctx, dtype=kind))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
         fused = fused and ctx.device_type == "cpu"
-        block = gluon.SymbolBlock(to_symbol(net, frozen_statistics, fused), mx.sym.var("data"), params=params)
+        symbol = to_symbol(net, frozen_statistics, fused)
+        if dtype != "float32":
+            symbol = mx.sym.cast(symbol(data=mx.sym.cast(mx.sym.var("data"), dtype)), "float32")
+        block = gluon.SymbolBlock(symbol, mx.sym.var("data"), params=params)
     # One bulk for all of backward: in MXNet's bulks of 15 nodes some convs compute weight gradients that frozen
     # weights do not ask for. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, gradients equal bit by bit.
     block.hybridize(static_alloc=True, static_shape=True, backward_bulk_size=BACKWARD_BULK)
@@ -393,10 +440,11 @@ def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: 
 
 
 def from_block(net: Network, block: gluon.SymbolBlock) -> Network:
-    """The network with the block's present values."""
+    """The network with the block's present values; arrays that the block holds in float16 stay the network's own."""
     # A static graph's backward writes the running statistics; reading them does not wait for it by itself.
     mx.nd.waitall()
-    return net.with_arrays({k: p.data().asnumpy() for k, p in block.collect_params().items()})
+    return net.with_arrays({k: p.data().asnumpy() for k, p in block.collect_params().items()
+                            if np.dtype(p.dtype) != np.float16})
 
 
 def predict(net: Network, images: np.ndarray) -> np.ndarray:

@@ -200,6 +200,36 @@ def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], int]:
     return tuple(nodes), graph["heads"][0][0]
 
 
+def residual_norms(net: Network) -> Tuple[str, ...]:
+    """Names of the batch norms that end a residual branch: an addition reads them directly, and not as its shortcut.
+
+    Of an addition's two inputs the branch is the one with more layers between it and the image. No norm ends the
+    branches of version-2 ResNets, so they have none.
+    """
+    depth = [0] * len(net.nodes)  # layers with weights on the longest way from the image
+    found = []
+    for i, node in enumerate(net.nodes):
+        depth[i] = max((depth[j] for j in node.inputs), default=0) + has_weight(node)
+        if node.op in ADD:
+            shortcut, branch = sorted(node.inputs, key=lambda j: depth[j])
+            if net.nodes[branch].op in NORM and depth[branch] > depth[shortcut]:
+                found.append(net.nodes[branch].name)
+    return tuple(found)
+
+
+def with_zero_residuals(net: Network) -> Network:
+    """The network with scales of 0 at the end of every residual branch, so that each block starts as its shortcut.
+
+    He et al., "Bag of Tricks", CVPR 2019, section 3.1; GluonCV's `last_gamma`, which leaves out the basic blocks of
+    version 1b. UserError where no norm ends a branch.
+    """
+    scales = [net.norm_arrays(norm)[0] for norm in residual_norms(net)]
+    if not scales:
+        raise UserError(f"network '{net.name}': no residual branch ends in a batch norm; set train.last_gamma_zero to "
+                        "false")
+    return net.with_arrays({name: np.zeros_like(net.arrays[name]) for name in scales})
+
+
 # ---- the walk: channel groups -----------------------------------------------------------------------------------
 
 

@@ -340,15 +340,15 @@ def gcp(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[...
     """Prune by T iterations of regularise, prune, recover; returns the small network and a row per iteration.
 
     `cfg` is the whole configuration; `folder` takes the networks and checkpoints of the phases (one that is there
-    is not run again); `log(event, **values)` gets one call per iteration. With several values of `prune.lam` the
-    first iteration is run with each, and the lowest validation loss after recovering decides.
+    is not run again); `log(event, **values)` gets one call per epoch and per iteration. With several values of
+    `prune.lam` the first iteration is run with each, and the lowest validation loss after recovering decides.
     """
     lams, rows = list(cfg.prune.lam), []
     for t in range(1, cfg.prune.iterations + 1):
         tried = []
         for lam in lams:
             try:
-                tried.append(_iteration(net, t, lam, budget, data, cfg, folder / f"gcp-{t}-lam{lam:g}"))
+                tried.append(_iteration(net, t, lam, budget, data, cfg, folder / f"gcp-{t}-lam{lam:g}", log))
             except training.DivergedError:
                 if len(lams) == 1:
                     raise
@@ -364,7 +364,8 @@ def gcp(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[...
     return net, rows
 
 
-def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, prefix: Path) -> Tuple[Network, dict]:
+def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, prefix: Path,
+               log: Callable[..., None]) -> Tuple[Network, dict]:
     """One regularise, prune, recover (sections 4.3 and 4.4)."""
     p, batch = cfg.prune, cfg.data.batch
     limit = fraction_kept(t, p.iterations, budget.target, p.schedule) * budget.original
@@ -379,8 +380,8 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
             return net
         return training.stage(Path(f"{prefix}-{name}"), lambda checkpoint: (training.fit(
             net, data.train, name=f"GCP {t}/{p.iterations} {name}", batch=batch, trainable=variables,
-            seed=training.hash_seed(cfg.seed, t, number), augment=cfg.data.augment, checkpoint=checkpoint, **how)[0],
-            {}))[0]
+            seed=training.hash_seed(cfg.seed, t, number), augment=cfg.data.augment, checkpoint=checkpoint,
+            on_epoch=lambda **facts: log("epoch", stage=f"{prefix.name}-{name}", **facts), **how)[0], {}))[0]
 
     dense = net
     net = phase(net, "regularise", 1, n_steps=n_regularise, lr=training.constant(p.lr), frozen_statistics=True,

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -115,21 +116,94 @@ def _plain(value: Any, *, finite: bool, place: str = "") -> Any:
     return value
 
 
+# The log
+
+class Log:
+    """A JSON-lines file that events are added to, each once: a run that goes on comes by its old events again.
+
+    With `tensorboard` the curves among them are TensorBoard events too, in a folder beside it.
+    """
+
+    # What tells an event of this name from another: seconds and images per second differ each time.
+    IDENTITY = {"epoch": ("stage", "epoch"), "stage": ("stage",)}
+    CURVES = ("training_loss", "lr", "images_per_second", "validation_top1", "validation_loss")
+
+    def __init__(self, path: Path, tensorboard: bool = False) -> None:
+        _drop_torn_line(path)
+        try:
+            events = read_log(path) if path.exists() else []
+        except ValueError:  # damaged by somebody: nothing depends on it, it is only added to
+            events = []
+        self._path, self._said = path, {self._key(event) for event in events}
+        self._board, self._tensorboard = None, tensorboard
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append a line: the event, the time (UTC), the values; "nan" and "inf" as strings. Not if it is there."""
+        said = json.loads(json.dumps(_plain({"event": event, **values}, finite=False), allow_nan=False))
+        key = self._key(said)
+        if key in self._said:
+            return
+        if self._tensorboard and "stage" in said:
+            self._draw(said)
+        with _writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": _now(), **said}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that comes after it is synced too: no power cut loses only this
+        self._said.add(key)
+
+    def close(self) -> None:
+        """Finish the TensorBoard events."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    @classmethod
+    def _key(cls, event: dict) -> str:
+        names = cls.IDENTITY.get(event.get("event"), ())
+        if not names or not event.keys() >= set(names):
+            names = sorted(event.keys() - {"event", "time"})
+        return json.dumps([event.get("event"), {name: event[name] for name in names}])
+
+    def _draw(self, event: dict) -> None:
+        """The event's curves as scalars, on the disk before the line is: TensorBoard bears a point given twice."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        with _writing(self._path):
+            if self._board is None:
+                self._board = EventFileWriter(str(self._path.parent / "tensorboard"))
+            values = [Summary.Value(tag=f"{event['stage']}/{key}", simple_value=event[key]) for key in self.CURVES
+                      if isinstance(event.get(key), (int, float))]
+            self._board.add_event(Event(step=event["step"], wall_time=time.time(), summary=Summary(value=values)))
+            self._board.flush()
+
+
+def check_tensorboard() -> None:
+    """UserError where TensorBoard's package is not installed."""
+    try:
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"tensorboard: true needs a package that is not there ({error}); run `pip install -c "
+                        "constraints.txt '.[tensorboard]'`, or set it to false") from error
+
+
 # One run
 
 class Run:
     """One run's folder, locked for this process from `open_run` to `close` or the end of a `with` block."""
 
-    def __init__(self, path: Path, record: dict | None, lock: int):
+    def __init__(self, path: Path, record: dict | None, lock: int, log: Log):
         self.path = path
         self.record = record
         self._lock: int | None = lock
-        log = path / "log.jsonl"
-        try:
-            events = read_log(log) if log.exists() else []
-        except ValueError:  # damaged by somebody: nothing depends on it, it is only added to
-            events = []
-        self._said = {json.dumps({k: v for k, v in event.items() if k != "time"}) for event in events}
+        self._log = log
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, done={self.done})"
@@ -146,17 +220,8 @@ class Run:
         return self.record is not None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append a line to `log.jsonl`: the event, the time (UTC), the values; "nan" and "inf" as strings.
-
-        What is there already, whatever its time, is not repeated: a run that goes on comes by its old events again.
-        """
-        said = json.dumps(_plain({"event": event, **values}, finite=False), allow_nan=False)
-        if said in self._said:
-            return
-        path = self.path / "log.jsonl"
-        with _writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": _now(), **json.loads(said)}) + "\n")
-        self._said.add(said)
+        """Add an event to `log.jsonl`: see `Log.add`."""
+        self._log.add(event, **values)
 
     def finish(self, record: dict) -> None:
         """Write the record, which makes the run done. ValueError: a key is missing or of the wrong type."""
@@ -169,6 +234,7 @@ class Run:
 
     def close(self) -> None:
         """Let other processes open the run."""
+        self._log.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -206,14 +272,14 @@ def open_run(cfg: Config) -> Run:
             with replacing(path / "config.yaml") as temporary:
                 temporary.write_text(text, encoding="utf-8")
         record = _read_record(path / RECORD) if (path / RECORD).exists() else None
-        _drop_torn_line(path / "log.jsonl")
+        log = Log(path / "log.jsonl", cfg.tensorboard)
     except BlockingIOError:
         os.close(lock)
         raise UserError(f"{path}: another process is working on this run; wait for it or stop it") from None
     except BaseException:
         os.close(lock)
         raise
-    return Run(path, record, lock)
+    return Run(path, record, lock, log)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Set, Tuple
+from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -55,7 +56,7 @@ class SGD:
                         if p.grad_req != "null" and (only is None or k in only)}
         self._momentum = momentum
         self._wd = {k: wd if k.endswith("weight") else 0.0 for k in self._params}
-        self._velocity = {k: mx.nd.zeros_like(p.data()) for k, p in self._params.items()}
+        self._velocity = {k: mx.nd.zeros(p.shape, p.list_ctx()[0]) for k, p in self._params.items()}
 
     def step(self, lr: float, batch: int) -> None:
         """One update of every array."""
@@ -74,6 +75,69 @@ class SGD:
             value[:] = state[name]
 
 
+class MixedSGD(SGD):
+    """`SGD` on a block of dtype float16: updates float32 masters of its arrays (Micikevicius et al. 2018).
+
+    Gradients come multiplied by `loss_scale`, so that small ones are not lost below float16's range. A step whose
+    gradients have overflowed is left out and halves the scale; GROWTH steps without that double it.
+    """
+
+    GROWTH = 2000
+    LEAST, MOST = 2.0 ** -10, 2.0 ** 16
+
+    def __init__(self, block, momentum: float = 0.9, wd: float = 0.0) -> None:
+        super().__init__(block, momentum, wd)
+        self.masters = {k: p.data().astype("float32") for k, p in self._params.items() if is_half(p)}
+        self.loss_scale, self._n_good = 128.0, 0
+
+    def take(self, net: Network) -> None:
+        """Begin from the network's own values: the block's are rounded."""
+        for name, value in self.masters.items():
+            value[:] = net.arrays[name]
+
+    def step(self, lr: float, batch: int) -> None:
+        """One update of every array, or none. Waits for the gradients: whether they are finite decides what follows."""
+        if not all_finite([p.grad() for p in self._params.values()]):
+            self.loss_scale, self._n_good = self.loss_scale / 2, 0
+            if self.loss_scale < self.LEAST:
+                raise DivergedError(f"gradients are beyond float16 at every loss scale down to {self.LEAST:g}; lower "
+                                    "the learning rate, or set dtype to float32")
+            return
+        for name, p in self._params.items():
+            w, master = p.data(), self.masters.get(name)
+            how = dict(lr=lr, momentum=self._momentum, wd=self._wd[name], rescale_grad=1.0 / (batch * self.loss_scale))
+            if master is None:
+                mx.nd.sgd_mom_update(w, p.grad(), self._velocity[name], out=w, **how)
+            else:
+                mx.nd.mp_sgd_mom_update(w, p.grad(), self._velocity[name], master, out=w, **how)
+        self._n_good += 1
+        if self._n_good >= self.GROWTH and self.loss_scale < self.MOST:
+            self.loss_scale, self._n_good = self.loss_scale * 2, 0
+
+    def state(self) -> Dict[str, mx.nd.NDArray]:
+        """Velocities and the loss scale; the masters are the network's own values."""
+        return {**super().state(), "loss scale": mx.nd.array([self.loss_scale, self._n_good])}
+
+    def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
+        """Take over what `state` gave."""
+        super().restore(state)
+        scale, n_good = state["loss scale"].asnumpy()
+        self.loss_scale, self._n_good = float(scale), int(n_good)
+
+
+def is_half(p) -> bool:
+    """Whether a parameter of a block is of dtype float16."""
+    return np.dtype(p.dtype) == np.float16
+
+
+def all_finite(arrays: Sequence[mx.nd.NDArray]) -> bool:
+    """Whether no array holds NaN or an infinity; waits for them."""
+    by_dtype: Dict[np.dtype, List[mx.nd.NDArray]] = {}  # MXNet looks at arrays of one dtype together
+    for a in arrays:
+        by_dtype.setdefault(np.dtype(a.dtype), []).append(a)
+    return all(mx.nd.multi_all_finite(*same, num_arrays=len(same)).asscalar() for same in by_dtype.values())
+
+
 def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Callable[[int], float]:
     """Learning rate of step i: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017, no restarts)."""
     def at(i: int) -> float:
@@ -81,6 +145,13 @@ def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Callable[[int], float]
             return lr * (i + 1) / n_warmup
         return lr * 0.5 * (1 + math.cos(math.pi * (i - n_warmup) / max(1, n_steps - n_warmup)))
     return at
+
+
+def steps(lr: float, at: Sequence[int], factor: float, n_warmup: int = 0) -> Callable[[int], float]:
+    """Learning rate of step i: linear warm-up, then `lr`, multiplied by `factor` from each step of `at` on."""
+    def rate(i: int) -> float:
+        return lr * (i + 1) / n_warmup if i < n_warmup else lr * factor ** sum(i >= step for step in at)
+    return rate
 
 
 def constant(lr: float) -> Callable[[int], float]:
@@ -100,23 +171,88 @@ def smoothed_loss(output: mx.nd.NDArray, labels: mx.nd.NDArray, smoothing: float
     return loss if smoothing == 0 else (1 - smoothing) * loss - smoothing * log_p.mean(axis=1)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A network that another learns from: its part of the loss in (0, 1], and the temperature above 0."""
+
+    net: Network
+    weight: float = 0.5
+    temperature: float = 1.0
+
+
+class Objective:
+    """The loss of a training step: cross entropy with smoothed labels, images mixed, a teacher beside the labels.
+
+    Mixup is of Zhang et al. 2018 as GluonCV trains its networks with: one `lam` a step, from Beta(alpha, alpha), for
+    the whole batch; an image is mixed with its neighbour (0 with 1, 2 with 3, ...), which are a random pair, so that
+    a batch divided among devices is mixed as one. With a teacher (Hinton et al. 2015) the loss is
+    `(1 - w) CE + w T^2 KL(softmax(teacher / T) || softmax(student / T))`; it sees the mixed images, and predicts.
+    """
+
+    def __init__(self, ctx: mx.Context, seed: int, label_smoothing: float = 0.0, mixup: float = 0.0,
+                 teacher: Optional[Teacher] = None) -> None:
+        self._seed, self._smoothing, self._mixup, self._teacher = seed, label_smoothing, mixup, teacher
+        self._teacher_block = to_block(teacher.net, ctx, trainable=set()) if teacher is not None else None
+
+    def __call__(self, block, x: mx.nd.NDArray, y: mx.nd.NDArray, step: int) -> mx.nd.NDArray:
+        """The loss per image, shape (batch,), recorded; what is drawn depends on the seed and the step alone."""
+        lam, other = mixup_share(self._mixup, self._seed, step), None
+        if lam < 1:
+            partner = neighbours(len(x), x.context)
+            x, other = lam * x + (1 - lam) * x.take(partner), y.take(partner)
+        taught = None if self._teacher is None else self._teacher_block(x)
+        with autograd.record():
+            output = block(x)
+            loss = smoothed_loss(output, y, self._smoothing)
+            if other is not None:
+                loss = lam * loss + (1 - lam) * smoothed_loss(output, other, self._smoothing)
+            if taught is not None:
+                w = self._teacher.weight
+                loss = (1 - w) * loss + w * distilled_loss(output, taught, self._teacher.temperature)
+        return loss
+
+
+def mixup_share(alpha: float, seed: int, step: int) -> float:
+    """The weight of a step's images against their partners', from Beta(alpha, alpha); 1 without mixup."""
+    # The third number keeps the draw apart from those of the batches, whose seeds are pairs.
+    return float(np.random.default_rng((seed, step, 1)).beta(alpha, alpha)) if alpha else 1.0
+
+
+def neighbours(n: int, ctx: mx.Context) -> mx.nd.NDArray:
+    """Partners in a batch of n: 1, 0, 3, 2, ...; the last of an odd number is its own."""
+    return mx.nd.array(np.minimum(np.arange(n) ^ 1, n - 1), ctx, dtype="int32")
+
+
+def distilled_loss(output: mx.nd.NDArray, taught: mx.nd.NDArray, temperature: float) -> mx.nd.NDArray:
+    """T^2 KL(softmax(taught / T) || softmax(output / T)) per image, shape (batch,) (Hinton et al. 2015, section 2)."""
+    log_p = mx.nd.log_softmax(taught / temperature)
+    log_q = mx.nd.log_softmax(output / temperature)
+    return temperature ** 2 * (log_p.exp() * (log_p - log_q)).sum(axis=1)
+
+
 def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimiser], lr: Callable[[int], float],
         n_steps: int, batch: int, seed: int, augment: str = "none", frozen_statistics: bool = False,
-        trainable: Optional[Set[str]] = None, label_smoothing: float = 0.0,
-        checkpoint: Optional[Path] = None) -> Tuple[Network, float]:
+        trainable: Optional[Set[str]] = None, label_smoothing: float = 0.0, mixup: float = 0.0,
+        teacher: Optional[Teacher] = None, dtype: str = "float32", checkpoint: Optional[Path] = None,
+        on_epoch: Optional[Callable[..., None]] = None) -> Tuple[Network, float]:
     """Train for `n_steps` batches; returns the trained network and the mean training loss of its last epoch.
 
-    `optimiser` makes one for the block. A step's batch, augmentation and learning rate depend on `seed` and the
-    step's number alone, and `checkpoint` (written every minute, taken away at the end by the caller's stage) holds
-    parameters and optimiser state, so a killed run goes on to the same numbers.
+    `optimiser` makes one for the block (a `MixedSGD` where `dtype` is float16). A step's batch, augmentation, mixing
+    and learning rate depend on `seed` and the step's number alone, and `checkpoint` (written every minute, taken away
+    at the end by the caller's stage) holds parameters and optimiser state, so a killed run goes on to the same
+    numbers. `on_epoch` gets the facts of each epoch, and of a last part of one, before any checkpoint that is further:
+    a run that goes on can give an epoch again but leaves none out.
     Raises DivergedError, naming the step, when the loss stops being finite; the last checkpoint stays.
     """
     ctx = device()
     state = load_arrays(checkpoint) if checkpoint is not None and checkpoint.exists() else None
     if state is not None:
         net = net.with_arrays({k[len("net:"):]: v for k, v in state.items() if k.startswith("net:")})
-    block = trained_block(net, ctx, frozen_statistics, trainable)
+    block = trained_block(net, ctx, frozen_statistics, trainable, dtype)
     opt = optimiser(block)
+    if dtype == "float16":
+        opt.take(net)
+    objective = Objective(ctx, seed, label_smoothing, mixup, teacher)
     done, losses = 0, []
     if state is not None:
         opt.restore({k[len("opt:"):]: mx.nd.array(v, ctx, dtype=v.dtype) for k, v in state.items()
@@ -126,7 +262,8 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     has_dropout = any(n.op == "Dropout" for n in net.nodes)
     bar = tqdm(total=n_steps * batch, initial=done * batch, desc=name, unit="img", file=sys.stderr,
                mininterval=0.5 if sys.stderr.isatty() else 20, leave=False)
-    saved_at = time.monotonic()
+    saved_at = epoch_began = time.monotonic()
+    epoch_from = done
     pending: List[mx.nd.NDArray] = []
 
     def flush() -> None:
@@ -136,13 +273,14 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
             raise DivergedError(f"{name}: the loss is {values[bad[0]]} at step {done - len(pending) + bad[0] + 1} of "
                                 f"{n_steps}; lower its learning rate or penalty (the last checkpoint is kept)")
         # relu turns NaN into 0, so the loss can stay finite over weights that are not.
-        if not mx.nd.multi_all_finite(*values_of(block), num_arrays=len(values_of(block))).asscalar():
+        if not all_finite(values_of(block)):
             raise DivergedError(f"{name}: weights are no longer finite after step {done} of {n_steps}; lower its "
                                 "learning rate or penalty, check the images (the last checkpoint is kept)")
         losses.extend(values.tolist())
         del losses[:-per_epoch]
         pending.clear()
-        bar.set_postfix(loss=f"{np.mean(losses[-FLUSH:]):.3f}", refresh=False)
+        bar.set_postfix(epoch=f"{done / per_epoch:.2f}", loss=f"{np.mean(losses[-FLUSH:]):.3f}",
+                        lr=f"{lr(done - 1):.2g}", refresh=False)
 
     try:
         while done < n_steps:
@@ -155,30 +293,58 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
                 if has_dropout:  # the only user of MXNet's generator; seeded by step, so that a resumed run agrees
                     mx.random.seed(hash_seed(seed, done))
                 x, y = mx.nd.array(x, ctx), mx.nd.array(y, ctx)
-                with autograd.record():
-                    loss = smoothed_loss(block(x), y, label_smoothing)
-                loss.backward()
+                loss = objective(block, x, y, done)
+                loss.backward(None if dtype == "float32" else mx.nd.full(loss.shape, opt.loss_scale, ctx))
                 opt.step(lr(done), batch)
                 pending.append(loss.mean())
                 done += 1
                 bar.update(batch)
-                if len(pending) == FLUSH or done == n_steps:
+                ends = done % per_epoch == 0 or done == n_steps
+                if len(pending) == FLUSH or ends:
                     flush()
+                    if ends and on_epoch is not None:
+                        seconds = time.monotonic() - epoch_began
+                        on_epoch(**_epoch_facts(done, per_epoch, losses, lr(done - 1)), seconds=seconds,
+                                 images_per_second=(done - epoch_from) * batch / seconds)
+                        epoch_began, epoch_from = time.monotonic(), done
                     if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_S and done < n_steps:
-                        _save_checkpoint(checkpoint, block, opt, done, losses)
+                        _save_checkpoint(checkpoint, _trained(net, block, opt), opt, done, losses)
                         saved_at = time.monotonic()
     finally:
         bar.close()
-    return from_block(net, block), float(np.mean(losses)) if losses else math.nan
+    return _trained(net, block, opt), float(np.mean(losses)) if losses else math.nan
+
+
+def _epoch_facts(done: int, per_epoch: int, losses: Sequence[float], lr: float) -> dict:
+    """An epoch after `done` steps: its number (2.5 for a half after two), mean loss, and the last step's rate."""
+    epoch = done / per_epoch
+    n = done % per_epoch or per_epoch
+    return {"epoch": int(epoch) if epoch == int(epoch) else epoch, "step": done,
+            "training_loss": float(np.mean(losses[-n:])), "lr": lr}
+
+
+def _trained(net: Network, block, opt: Optimiser) -> Network:
+    """The network with the block's present values, or with the optimiser's masters of them."""
+    net = from_block(net, block)
+    return net.with_arrays({k: v.asnumpy() for k, v in opt.masters.items()}) if isinstance(opt, MixedSGD) else net
+
+
+def check_dtype(dtype: str) -> None:
+    """UserError where the device cannot train in it."""
+    if dtype == "float16" and device().device_type == "cpu":
+        raise UserError("dtype: float16 needs a GPU, and there is none here (for CPUs MXNet has no convolution and no "
+                        "dense layer in float16); set it to float32")
 
 
 def trained_block(net: Network, ctx: mx.Context, frozen_statistics: bool = False,
-                  trainable: Optional[Set[str]] = None):
+                  trainable: Optional[Set[str]] = None, dtype: str = "float32"):
     """The network as a block to train: with batch norm and relu as one operator if a trial step on an image runs.
 
     Whether oneDNN has a backward for it depends on the widths and on the kernels that it picks for the machine. The
     results are the same bit by bit.
     """
+    if dtype != "float32":
+        return to_block(net, ctx, frozen_statistics, trainable, dtype=dtype)
     if _even_blocks(net):
         return to_block(net, ctx, frozen_statistics, trainable, fused=True)
     # The trial's block is thrown away: its running statistics have moved, its gradients are bound to their arrays.
@@ -217,9 +383,8 @@ def hash_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
-def _save_checkpoint(path: Path, block, opt: Optimiser, done: int, losses: List[float]) -> None:
-    mx.nd.waitall()  # reading running statistics does not wait for the backward pass that updates them
-    arrays = {f"net:{k}": p.data().asnumpy() for k, p in block.collect_params().items()}
+def _save_checkpoint(path: Path, net: Network, opt: Optimiser, done: int, losses: List[float]) -> None:
+    arrays = {f"net:{k}": v for k, v in net.arrays.items()}
     arrays.update({f"opt:{k}": v.asnumpy() for k, v in opt.state().items()})
     arrays["step"] = np.array([done], np.int64)
     arrays["losses"] = np.array([0.0] + losses, np.float64)  # MXNet's format has no empty arrays

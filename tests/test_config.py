@@ -176,6 +176,14 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
     ("train.epochs=-1", "train.epochs: -1 should be greater than or equal to 0"),
     ("train.lr=0", "train.lr: 0 should be greater than 0"),
     ("train.momentum=1", "train.momentum: 1 should be less than 1"),
+    ("train.mixup=-0.2", "train.mixup: -0.2 should be greater than or equal to 0"),
+    ("train.schedule=poly", "train.schedule: 'poly' should be 'cosine' or 'step'"),
+    ("train.step_epochs=30", "train.step_epochs: 30 does not fit: schedule step: a list of the epochs"),
+    ("train.step_epochs=[0]", "train.step_epochs.0: 0 should be greater than or equal to 1"),
+    ("train.step_factor=1", "train.step_factor: 1 should be less than 1"),
+    ("train.dtype=bfloat16", "train.dtype: 'bfloat16' should be 'float32' or 'float16'"),
+    ("finetune={teacher: dense, teacher_weight: 0}", "finetune.teacher_weight: 0 should be greater than 0"),
+    ("finetune.last_gamma_zero=true", "finetune.last_gamma_zero: no such key; did you mean train.last_gamma_zero?"),
 ])
 def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, override, part):
     assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {part}")
@@ -187,10 +195,35 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
     ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most"),
     ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
     ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),
+    ("train={epochs: 9, schedule: step}", "schedule: step needs step_epochs; set it to the epochs after which"),
+    ("train.step_epochs=[1]", "step_epochs is for schedule: step, but the schedule is cosine; set schedule to step"),
+    ("finetune.step_factor=0.5", "step_factor is for schedule: step, but the schedule is cosine"),
+    ("train={epochs: 9, schedule: step, step_epochs: [3, 3]}", "step_epochs: [3, 3] should rise"),
+    ("train={epochs: 9, schedule: step, step_epochs: [3, 9]}", "step_epochs: [3, 9] goes beyond the training, which "
+                                                               "ends after epoch 9"),
+    ("finetune={epochs: 5, extra_epochs: 2, schedule: step, step_epochs: [7]}", "ends after epoch 7"),
+    ("train={epochs: 9, schedule: step, step_epochs: [2], warmup_epochs: 3}", "begins before the end of warmup_epochs"),
+    ("train.teacher_weight=0.9", "teacher_weight: 0.9 without a teacher; set teacher to a network"),
+    ("finetune.teacher_temperature=4", "teacher_temperature: 4 without a teacher"),
+    ("train.teacher=dense", "teacher: dense is the network that this very training makes"),
+    ("model={name: resnet18_v1b, weights: a.params}", "weights is the file of GluonCV's published weights; set "
+                                                      "model.pretrained to true"),
 ])
 def test_impossible_combination(write, override, part):
     values = {**MINIMAL, "prune": None} if override.startswith("prune={") else MINIMAL
     assert part in mistake(write(values), override)
+
+
+@pytest.mark.parametrize("model", ["{name: resnet18_v1b, pretrained: true}", "{name: runs/net}"])
+def test_a_combination_of_two_sections_names_both(write, model):
+    path = write(MINIMAL)
+    message = mistake(path, f"model={model}", "train.last_gamma_zero=true")
+    assert message.startswith(f"{path}: train.last_gamma_zero: true is for a network that starts from random weights")
+
+
+def test_steps_may_end_within_the_extra_epochs(write):
+    cfg = config.load(write(MINIMAL), ["finetune={epochs: 5, extra_epochs: 2, schedule: step, step_epochs: [3, 6]}"])
+    assert (cfg.finetune.step_epochs, cfg.finetune.all_epochs) == ((3, 6), 7)
 
 
 @pytest.mark.parametrize("key", ["scale", "model", "data", "train"])
@@ -320,7 +353,8 @@ def test_a_younger_key_at_its_default_leaves_the_fingerprint_alone(tmp_path):
     assert config.load(path, ["prune.max_cut=null"]).fingerprint() == cfg.fingerprint()
     assert config.load(path, ["prune.max_cut=0.5"]).fingerprint() != cfg.fingerprint()
     for section in (config.Config, *(type(getattr(cfg, key)) for key in config.Config.model_fields)):
-        assert getattr(section, "YOUNGER", set()) <= set(getattr(section, "model_fields", ()))
+        for keys in ("YOUNGER", "UNCOUNTED"):
+            assert getattr(section, keys, set()) <= set(getattr(section, "model_fields", ()))
 
 
 @pytest.mark.parametrize("option, kind, bad", [
@@ -335,3 +369,20 @@ def test_numbers_of_a_command_line(option, kind, bad):
     for text in bad:
         with pytest.raises(UserError, match=f"argument {option}: '{text}' should be a (whole )?number"):
             parser.parse_args([f"{option}={text}"])
+
+
+def test_a_key_that_decides_no_number_leaves_the_fingerprints_alone(write):
+    path = write({**MINIMAL, "model": {"name": "resnet18_v1b", "pretrained": True}})
+    cfg = config.load(path)
+    for change in ("tensorboard=true", "model.weights=a.params"):
+        changed = config.load(path, [change])
+        assert changed != cfg, change
+        assert (changed.fingerprint(), changed.dense_fingerprint()) == (cfg.fingerprint(), cfg.dense_fingerprint())
+
+
+@pytest.mark.parametrize("change", ["mixup=0.2", "dtype=float16", "label_smoothing=0.1", "teacher=a/b",
+                                    "last_gamma_zero=true"])
+def test_the_recipe_of_the_dense_network_is_in_both_fingerprints(write, change):
+    path = write(MINIMAL)
+    cfg, changed = config.load(path), config.load(path, [f"train.{change}"])
+    assert changed.fingerprint() != cfg.fingerprint() and changed.dense_fingerprint() != cfg.dense_fingerprint()
