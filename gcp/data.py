@@ -50,13 +50,15 @@ class Split:
         """Number of batches of `size` images that one pass takes, the last one counted whole."""
         return -(-len(self) // size)
 
-    def batches(self, size: int, *, seed: Seed | None = None,
-                augment: str = "none") -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    def batches(self, size: int, *, seed: Seed | None = None, augment: str = "none", part: tuple[int, int] = (0, 1),
+                first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """One pass as (x float32 (size, 3, H, W) normalised, y int32 (size,), n_valid).
 
         With a seed, for training: order and augmentation (none, crop, crop_flip) come from one generator,
         and the last batch is filled up from the start of the order; every image counts. Without, for
         evaluation: in order, the last batch filled up by repeating the last image; the first n_valid count.
+        `part=(rank, n)` gives rows [rank * size / n, (rank + 1) * size / n) of every batch, with their own n_valid;
+        `first` is the number of the first batch that is given.
         UserError: an image that cannot be read.
         """
         n, n_padded = len(self), self.n_batches(size) * size
@@ -68,13 +70,16 @@ class Split:
         else:
             rng = np.random.default_rng(seed)
             order = np.resize(rng.permutation(n), n_padded)  # np.resize repeats from the start
+        low, high = (r * size // part[1] for r in (part[0], part[0] + 1))
         for start in range(0, n_padded, size):
             rows = self.rows[order[start:start + size]]
             images = self.images[rows]
             if rng is not None and augment != "none":
                 images = _augmented(images, rng, mirror=augment == "crop_flip")
             n_valid = size if rng is not None else min(size, n - start)
-            yield self._normalised(images), self.labels[rows], n_valid
+            if start >= first * size:
+                n_valid = min(max(n_valid - low, 0), high - low)
+                yield self._normalised(images[low:high]), self.labels[rows[low:high]], n_valid
 
     def _normalised(self, images: np.ndarray) -> np.ndarray:
         n, _, height, width = images.shape
