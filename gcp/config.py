@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 class UserError(Exception):
     """Something that the user can put right; its message is one line: where, what, and what to do."""
 
+    exit_status = 2
+
 
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are one line, as all others are."""
@@ -42,7 +44,7 @@ def main(function: Callable[[list[str]], None]) -> NoReturn:
         function(sys.argv[1:])
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to resume", file=sys.stderr)
         sys.exit(130)
@@ -344,13 +346,17 @@ class Throughput(_Section):
 class Config(_Section):
     """One experiment: everything that decides its numbers, and where they go."""
 
-    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard"}
+    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus"}  # but see `_hash`
 
     name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
     scale: Annotated[Literal["paper", "reduced", "smoke"], Field(
         description="how near the experiment is to the paper's: paper, reduced or smoke")]
     seed: Annotated[int, Field(ge=0, lt=2 ** 31, description="0 or more")] = 0
     threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
+    workers: Annotated[Optional[int], Field(
+        ge=1, description="processes that share every batch; by default one for each of gpus")] = None
+    gpus: Annotated[Tuple[Annotated[int, Field(ge=0)], ...], Field(
+        description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU")] = ()
     output: Annotated[str, Field(
         min_length=1, description="the folder in which run folders are made")] = "results/runs"
     tensorboard: Annotated[bool, Field(
@@ -362,6 +368,8 @@ class Config(_Section):
     finetune: Finetune = Finetune()
     throughput: Throughput = Throughput()
 
+    _lists = field_validator("gpus", mode="before")(_listed)
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
@@ -369,29 +377,47 @@ class Config(_Section):
             raise ValueError("should start with a letter or digit and hold only what suits a folder's name")
         return value
 
+    @property
+    def n_threads(self) -> int:
+        """The number of threads to compute with: `threads`, or one per physical core."""
+        return self.threads or physical_cores()
+
+    @property
+    def n_workers(self) -> int:
+        """The number of processes that share every batch: it decides what batch norm sees."""
+        return self.workers or max(1, len(self.gpus))
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
             raise ValueError("train.last_gamma_zero: true is for a network that starts from random weights, but "
                              f"{self.model.name!r} brings its own; set it to false")
+        if len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus: {list(self.gpus)} names a GPU twice; each takes one worker")
+        if self.gpus and self.n_workers % len(self.gpus):
+            raise ValueError(f"workers: {self.workers} cannot be spread over the {len(self.gpus)} gpus of every "
+                             f"machine; set it to a multiple of {len(self.gpus)}, or leave it out")
+        if self.data.batch % self.n_workers:
+            raise ValueError(f"data.batch: {self.data.batch} images cannot be divided evenly among {self.n_workers} "
+                             f"workers; set it to a multiple of {self.n_workers}")
         return self
-
-    @property
-    def n_threads(self) -> int:
-        """The number of threads to compute with: `threads`, or one per physical core."""
-        return self.threads or physical_cores()
 
     def fingerprint(self) -> str:
         """12 hex digits that change with any key that decides a number: not `name`, `output`, other methods' keys."""
         others = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
         unset = self.unset()
         prune = {**unset["prune"], **dict.fromkeys(others, True)}
-        return _hash(self.model_dump(mode="json", exclude={**unset, "name": True, "output": True, "prune": prune}))
+        apart = {"name": True, "output": True, "prune": prune}
+        return self._hash(self.model_dump(mode="json", exclude={**unset, **apart}))
 
     def dense_fingerprint(self) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network."""
         shared = {"scale", "seed", "threads", "model", "data", "train"}
-        return _hash(self.model_dump(mode="json", include=shared, exclude=self.unset()))
+        return self._hash(self.model_dump(mode="json", include=shared, exclude=self.unset()))
+
+    def _hash(self, values: dict) -> str:
+        # However they were asked for; those of one process have the fingerprints from before there were several.
+        return _hash(values if self.n_workers == 1 else {**values, "workers": self.n_workers})
 
 
 def _hash(values: dict) -> str:
@@ -464,15 +490,29 @@ def section(kind: type[_Section], values: dict) -> Any:
         raise UserError(f"{where + ': ' if where else ''}{_shown(first['input'])}: {first['msg']}") from None
 
 
-def use_threads(n: int) -> None:
-    """Have MXNet compute with `n` threads (0: OMP_NUM_THREADS if set, else one per physical core).
+def use_threads(n: int, n_processes: int = 1) -> None:
+    """Have MXNet compute with `n` threads (0: OMP_NUM_THREADS if set, else a physical core for each).
 
-    Only effective before MXNet is imported.
+    The cores are divided among `n_processes` on this machine. Only effective before MXNet is imported.
     """
     if n:
         os.environ["OMP_NUM_THREADS"] = str(n)
     else:
-        os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores() // n_processes)))
+
+
+def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
+    """Have MXNet see one GPU only, of number `gpus[local_rank]`; all if there are no `gpus`.
+
+    Numbers count within CUDA_VISIBLE_DEVICES where that is set. Only effective before MXNet is imported. UserError: no
+    such GPU there.
+    """
+    if gpus:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if visible and gpus[local_rank] >= len(visible):
+            raise UserError(f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
+                            f"numbers up to {len(visible) - 1} are")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpus[local_rank]] if visible else str(gpus[local_rank])
 
 
 def shape(text: str) -> tuple[int, int, int]:

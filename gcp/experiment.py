@@ -14,6 +14,7 @@ from gcp.data import Dataset
 from gcp.data import load as load_data
 from gcp.gluon import is_saved, load, open_network, to_block
 from gcp.network import Network, with_zero_residuals
+from gcp.parallel import workers
 from gcp.prune import gcp
 
 METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
@@ -23,12 +24,14 @@ DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 def run(cfg: Config) -> dict:
     """Run an experiment, or go on with it; returns its record. A finished one is not run again.
 
-    The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet.
+    The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet. Of several
+    workers, worker 0 has the run's folder and the record; the others' folders vanish.
     """
     if cfg.tensorboard:
         records.check_tensorboard()
-    with records.open_run(cfg) as folder:
-        if folder.done:
+    team = workers()
+    with team.output(cfg) as cfg, records.open_run(cfg) as folder:
+        if team.first(lambda: folder.done):
             return folder.record
         data = load_data(cfg.data, cfg.seed)
         budget, start = plan(cfg, data)
@@ -129,8 +132,8 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
-    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed,
-                         cfg.model.weights)
+    start = training.same_network(lambda: open_network(cfg.model.name, data.shape, len(data.classes),
+                                                       cfg.model.pretrained, cfg.seed, cfg.model.weights))
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
     how, costs = cfg.prune, {kind: cost(start) for kind, cost in COSTS.items()}
@@ -165,8 +168,11 @@ def _clock(start: Network, table: latency.Table, original: float) -> Callable[[N
     setup = timing.Setup(**table.header["setup"])
 
     def measure(net: Network) -> float:
-        small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
-        return small["latency_s"] / whole["latency_s"] * original
+        def share() -> float:
+            small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
+            return small["latency_s"] / whole["latency_s"]
+
+        return workers().first(share) * original
 
     return measure
 

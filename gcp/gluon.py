@@ -229,7 +229,7 @@ def _node_shapes(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -
 
 def save(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     """Write `<prefix>-symbol.json` and `<prefix>-0000.params`, each atomically; returns both paths."""
-    symbol_path, params_path = _paths(prefix)
+    symbol_path, params_path = paths(prefix)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     nodes = list(net.nodes)
     attrs = {INPUT_SHAPE: str((0,) + tuple(net.input_shape)), SOURCE: net.name}
@@ -244,7 +244,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
 
     Raises UserError, naming the file, for one that is missing, truncated, or of another network's shapes.
     """
-    symbol_path, params_path = _paths(prefix)
+    symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
         if not path.is_file():
             raise UserError(f"saved network '{prefix}': file '{path}' is missing")
@@ -277,7 +277,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
 
 def is_saved(prefix: str) -> bool:
     """Whether a saved network of this prefix is there (or half of one)."""
-    return any(path.exists() for path in _paths(prefix))
+    return any(path.exists() for path in paths(prefix))
 
 
 def open_network(name: str, input_shape: Optional[Sequence[int]] = None, n_classes: Optional[int] = None,
@@ -292,7 +292,7 @@ def open_network(name: str, input_shape: Optional[Sequence[int]] = None, n_class
     return from_gluoncv(name, input_shape or (3, 224, 224), n_classes, pretrained, seed, weights)
 
 
-def _paths(prefix: os.PathLike) -> Tuple[Path, Path]:
+def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
     text = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(prefix))
     return Path(text + "-symbol.json"), Path(text + "-0000.params")
 

@@ -19,6 +19,7 @@ from gcp.cost import Budget, Cost, allowed, meet
 from gcp.gluon import auxiliary, to_block
 from gcp.network import (NORM, Keep, Network, Widths, fold_masks, has_weight, is_depthwise, rescale, shrink,
                          squared_input_norms, with_masks)
+from gcp.parallel import workers
 
 
 # Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
@@ -87,7 +88,7 @@ def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.n
     `sum gamma dL/dgamma + beta dL/dbeta`: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
     2019, eq. 8, with gates behind batch norm. Its square is averaged over the batches (x, y, n), statistics frozen, and
     divided by what one channel of the group costs. Eq. 3 sees the layers next to a channel; this sees what the loss
-    makes of them: a narrow stem starves all that follows.
+    makes of them: a narrow stem starves all that follows. Several workers each bring batches of their own.
     """
     ctx = training.device()
     block = to_block(net, ctx, frozen_statistics=True, trainable=scale_arrays(net))
@@ -101,8 +102,11 @@ def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.n
             by_mask = sum((p.data() * p.grad()).reshape(-1) for p in arrays)
             sums[g.name] += by_mask.asnumpy().astype(np.float64) ** 2
         n_batches += 1
+    n_batches, *flat = workers().total([n_batches, *np.concatenate(list(sums.values()))])
+    ends = np.cumsum([g.size for g in net.groups])
+    totals = dict(zip(sums, np.split(np.array(flat), ends[:-1])))
     per_channel = cost.marginal(net.widths)
-    return {name: total / max(1, n_batches) / per_channel[name] for name, total in sums.items()}
+    return {name: total / max(1, n_batches) / per_channel[name] for name, total in totals.items()}
 
 
 def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:
@@ -263,6 +267,10 @@ class ProximalSGD:
         self._write()
         self._rest.step(lr, batch)
 
+    def gradients(self) -> List[mx.nd.NDArray]:
+        """One flat array of all scales' gradients, one of all shifts', and those of the rest."""
+        return [*self._outer.values(), *self._rest.gradients()]
+
     def _write(self) -> None:
         """Put scales and shifts, masks multiplied in, back into the block's parameters."""
         for key in self._outer:
@@ -394,8 +402,10 @@ def _iteration(net: Network, t: int, lam: float, budget: Budget, data, cfg, pref
         scores = relative_scores(net, budget.price)
     else:
         n_batches = scoring_batches(len(data.train))
-        shuffled = data.train.batches(SCORING_BATCH, seed=(training.hash_seed(cfg.seed, t, 3), 0))
-        scores, n_scored = taylor_scores(net, budget.price, islice(shuffled, n_batches)), n_batches * SCORING_BATCH
+        rank, n = workers().part  # batch k is worker k mod n's
+        shuffled = data.train.batches(n * SCORING_BATCH, seed=(training.hash_seed(cfg.seed, t, 3), 0), part=(rank, n))
+        own = islice(shuffled, len(range(rank, n_batches, n)))
+        scores, n_scored = taylor_scores(net, budget.price, own), n_batches * SCORING_BATCH
 
     def cut(_: Path) -> Tuple[Network, dict]:
         small, timings = meet(budget, limit, lambda aim: shrink(

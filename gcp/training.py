@@ -9,10 +9,11 @@ import gc
 import json
 import math
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Protocol, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -20,8 +21,9 @@ from mxnet import autograd
 from tqdm import tqdm
 
 from gcp.config import UserError
-from gcp.gluon import from_block, load, load_arrays, save, save_arrays, to_block, write_text
+from gcp.gluon import auxiliary, from_block, load, load_arrays, paths, save, save_arrays, to_block, write_text
 from gcp.network import Network
+from gcp.parallel import device, workers
 
 FLUSH = 25  # steps between looks at the loss; each look waits for the device
 CHECKPOINT_S = 60.0
@@ -36,6 +38,9 @@ class Optimiser(Protocol):
 
     def step(self, lr: float, batch: int) -> None:
         """Update the parameters from their gradients, which are sums over `batch` images."""
+
+    def gradients(self) -> List[mx.nd.NDArray]:
+        """The arrays that `step` reads the gradients from: where there are other workers, sums over all take theirs."""
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
         """All that the next step depends on besides the parameters' values."""
@@ -64,6 +69,10 @@ class SGD:
             w = p.data()
             mx.nd.sgd_mom_update(w, p.grad(), self._velocity[name], out=w, lr=lr, momentum=self._momentum,
                                  wd=self._wd[name], rescale_grad=1.0 / batch)
+
+    def gradients(self) -> List[mx.nd.NDArray]:
+        """Each parameter's own."""
+        return [p.grad() for p in self._params.values()]
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
         """The velocities."""
@@ -159,11 +168,6 @@ def constant(lr: float) -> Callable[[int], float]:
     return lambda i: lr
 
 
-def device() -> mx.Context:
-    """The first GPU if this MXNet has one, else the CPU."""
-    return mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
-
-
 def smoothed_loss(output: mx.nd.NDArray, labels: mx.nd.NDArray, smoothing: float) -> mx.nd.NDArray:
     """Cross entropy per image, shape (batch,), against labels smoothed towards the uniform distribution."""
     log_p = mx.nd.log_softmax(output)
@@ -242,10 +246,13 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     at the end by the caller's stage) holds parameters and optimiser state, so a killed run goes on to the same
     numbers. `on_epoch` gets the facts of each epoch, and of a last part of one, before any checkpoint that is further:
     a run that goes on can give an epoch again but leaves none out.
+    Several workers each take their part of every batch, and normalise by that part's statistics; gradients are summed
+    over the workers in every step, running statistics averaged (before anybody reads them) every `FLUSH` steps and at
+    the end of each epoch, where their parameters have to be the same bit by bit.
     Raises DivergedError, naming the step, when the loss stops being finite; the last checkpoint stays.
     """
-    ctx = device()
-    state = load_arrays(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    ctx, team = device(), workers()
+    state = load_arrays(checkpoint) if checkpoint is not None and team.share_file(checkpoint) else None
     if state is not None:
         net = net.with_arrays({k[len("net:"):]: v for k, v in state.items() if k.startswith("net:")})
     block = trained_block(net, ctx, frozen_statistics, trainable, dtype)
@@ -253,6 +260,10 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     if dtype == "float16":
         opt.take(net)
     objective = Objective(ctx, seed, label_smoothing, mixup, teacher)
+    total = team.summing(opt.gradients())
+    # Frozen statistics are the same for all, and stay so.
+    moving = [] if frozen_statistics else sorted(auxiliary(net))
+    average = team.averaging([block.collect_params()[k].data() for k in moving])
     done, losses = 0, []
     if state is not None:
         opt.restore({k[len("opt:"):]: mx.nd.array(v, ctx, dtype=v.dtype) for k, v in state.items()
@@ -261,13 +272,16 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     per_epoch = split.n_batches(batch)
     has_dropout = any(n.op == "Dropout" for n in net.nodes)
     bar = tqdm(total=n_steps * batch, initial=done * batch, desc=name, unit="img", file=sys.stderr,
-               mininterval=0.5 if sys.stderr.isatty() else 20, leave=False)
+               mininterval=0.5 if sys.stderr.isatty() else 20, leave=False, disable=team.rank > 0)
     saved_at = epoch_began = time.monotonic()
     epoch_from = done
     pending: List[mx.nd.NDArray] = []
 
     def flush() -> None:
-        values = mx.nd.concat(*pending, dim=0).asnumpy().astype(np.float64)
+        average()
+        values = mx.nd.concat(*pending, dim=0)
+        team.averaging([values])()
+        values = values.asnumpy().astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise DivergedError(f"{name}: the loss is {values[bad[0]]} at step {done - len(pending) + bad[0] + 1} of "
@@ -276,6 +290,8 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
         if not all_finite(values_of(block)):
             raise DivergedError(f"{name}: weights are no longer finite after step {done} of {n_steps}; lower its "
                                 "learning rate or penalty, check the images (the last checkpoint is kept)")
+        team.check(f"{name}, step {done} of {n_steps}", None if done % per_epoch and done < n_steps else lambda: {
+            k: p.data().asnumpy() for k, p in block.collect_params().items()})
         losses.extend(values.tolist())
         del losses[:-per_epoch]
         pending.clear()
@@ -285,16 +301,15 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     try:
         while done < n_steps:
             epoch, skip = divmod(done, per_epoch)
-            for k, (x, y, _) in enumerate(split.batches(batch, seed=(seed, epoch), augment=augment)):
-                if k < skip:
-                    continue  # seen before the kill
+            for x, y, _ in split.batches(batch, seed=(seed, epoch), augment=augment, part=team.part, first=skip):
                 if done == n_steps:
                     break
                 if has_dropout:  # the only user of MXNet's generator; seeded by step, so that a resumed run agrees
-                    mx.random.seed(hash_seed(seed, done))
+                    mx.random.seed(hash_seed(seed, done, *([team.rank] if team.n > 1 else [])))
                 x, y = mx.nd.array(x, ctx), mx.nd.array(y, ctx)
                 loss = objective(block, x, y, done)
                 loss.backward(None if dtype == "float32" else mx.nd.full(loss.shape, opt.loss_scale, ctx))
+                total()
                 opt.step(lr(done), batch)
                 pending.append(loss.mean())
                 done += 1
@@ -307,7 +322,8 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
                         on_epoch(**_epoch_facts(done, per_epoch, losses, lr(done - 1)), seconds=seconds,
                                  images_per_second=(done - epoch_from) * batch / seconds)
                         epoch_began, epoch_from = time.monotonic(), done
-                    if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_S and done < n_steps:
+                    is_time = team.rank == 0 and time.monotonic() - saved_at > CHECKPOINT_S
+                    if checkpoint is not None and is_time and done < n_steps:
                         _save_checkpoint(checkpoint, _trained(net, block, opt), opt, done, losses)
                         saved_at = time.monotonic()
     finally:
@@ -392,10 +408,11 @@ def _save_checkpoint(path: Path, net: Network, opt: Optimiser, done: int, losses
 
 
 def evaluate(net: Network, split, batch: int = 100) -> dict:
-    """Accuracy and loss of a network on a split: see `evaluate_outputs`."""
-    ctx = device()
+    """Accuracy and loss of a network on a split: see `evaluate_outputs`. Several workers each take a part."""
+    ctx, team = device(), workers()
     block = to_block(net, ctx, trainable=set())
-    return evaluate_outputs(lambda x: block(mx.nd.array(x, ctx)).asnumpy(), split, batch)
+    return _averages(team.total(_sums(lambda x: block(mx.nd.array(x, ctx)).asnumpy(),
+                                      split.batches(batch * team.n, part=team.part))))
 
 
 def evaluate_outputs(outputs: Callable[[np.ndarray], np.ndarray], split, batch: int = 100) -> dict:
@@ -404,8 +421,15 @@ def evaluate_outputs(outputs: Callable[[np.ndarray], np.ndarray], split, batch: 
     `outputs` is any function from images (n, 3, H, W) to logits (n, classes). Correct and seen are summed and divided
     once: the last batch is short.
     """
+    return _averages(_sums(outputs, split.batches(batch)))
+
+
+def _sums(outputs: Callable[[np.ndarray], np.ndarray], batches: Iterable) -> Tuple[int, int, int, float]:
+    """Images, those right at first and within the first five, summed cross entropy."""
     seen, top1, top5, loss = 0, 0, 0, 0.0
-    for x, y, n in split.batches(batch):
+    for x, y, n in batches:
+        if n == 0:  # a part of a short batch that holds filling only
+            continue
         output = outputs(x)[:n].astype(np.float64)
         y = y[:n]
         top = output.max(1, keepdims=True)
@@ -418,20 +442,44 @@ def evaluate_outputs(outputs: Callable[[np.ndarray], np.ndarray], split, batch: 
         top5 += int((above < 5).sum())
         loss += float((log_z - of_label).sum())
         seen += n
+    return seen, top1, top5, loss
+
+
+def _averages(sums: Sequence[float]) -> dict:
+    seen, top1, top5, loss = sums
     return {"top1": top1 / seen, "top5": top5 / seen, "loss": loss / seen if math.isfinite(loss) else None,
-            "n_eval": seen}
+            "n_eval": int(seen)}
 
 
 def stage(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:
     """Do a stage once: its network and its facts are saved under `prefix`, and read back the next time.
 
-    `compute` gets the path of a checkpoint that it may use; the checkpoint goes when the stage is saved.
+    `compute` gets the path of a checkpoint that it may use; the checkpoint goes when the stage is saved. Of several
+    workers, worker 0 says whether it is done, and has the files; what is not done all compute, with worker 0's facts.
     """
-    facts_path, checkpoint = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint")
-    if facts_path.exists():
+    facts_path, checkpoint, team = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint"), workers()
+    if team.share_file(facts_path):
+        for path in paths(prefix):
+            team.share_file(path)
         return load(prefix), json.loads(facts_path.read_text())
     net, facts = compute(checkpoint)
+    facts = team.first(lambda: facts)
     save(net, prefix)
     write_text(facts_path, json.dumps(facts))
     checkpoint.unlink(missing_ok=True)
     return net, json.loads(facts_path.read_text())
+
+
+def same_network(make: Callable[[], Network]) -> Network:
+    """The network that `make` gives worker 0; the other workers need not have the files that it comes from."""
+    team = workers()
+    if team.n == 1:
+        return make()
+    with tempfile.TemporaryDirectory() as folder:
+        net = None
+        if team.rank == 0:
+            net = make()
+            save(net, Path(folder) / "network")
+        for path in paths(Path(folder) / "network"):
+            team.share_file(path)
+        return net or load(Path(folder) / "network")

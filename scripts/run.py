@@ -1,7 +1,8 @@
 """Run one experiment: CONFIG -> one run folder with log.jsonl, the networks and record.json. Run again to resume."""
 import json
+import sys
 
-from gcp import config
+from gcp import config, launch
 
 
 def run(argv: list) -> None:
@@ -13,11 +14,21 @@ def run(argv: list) -> None:
     parser.add_argument("--untimed", action="store_true",
                         help="leave throughput out; run again without this when nothing else runs, to fill it in")
     args = parser.parse_args(argv)
-    cfg = config.load(args.config, args.set)
-    config.use_threads(cfg.threads)
-    from gcp import experiment  # imports MXNet, which reads the number of threads as it loads
+    cfg, job = config.load(args.config, args.set), launch.job()
+    if job.n == 1 and cfg.n_workers == max(1, len(cfg.gpus)) > 1:  # one worker for each GPU of this machine
+        sys.exit(launch.supervise([__file__, *argv], cfg.n_workers))
+    if cfg.n_workers != job.n:
+        if cfg.workers is not None or job.n == 1:
+            raise config.UserError(f"workers: {cfg.n_workers} are asked for, and {job.n} started; start this with "
+                                   "scripts/launch.py, its --workers times its --hosts as many")
+        cfg = config.load(args.config, [*args.set, f"workers={job.n}"])
+    config.use_threads(cfg.threads, job.local_n)
+    config.use_gpu(cfg.gpus, job.local_rank)
+    from gcp import experiment  # imports MXNet, which reads the threads and GPUs as it loads
 
     record = experiment.run(cfg)
+    if job.rank:
+        return
     if not args.untimed:
         record = experiment.measure_speed(cfg)
     final = record["stages"]["final"]

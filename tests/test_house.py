@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "gcp"
 
 # Lowest floor first: a room imports only from floors below its own.
 FLOORS = (
-    {"config"},
-    {"records", "search", "network", "images", "figures"},
-    {"gluon", "cost", "data", "archives"},
+    {"config", "guard"},
+    {"records", "launch", "search", "network", "images", "figures"},
+    {"gluon", "cost", "data", "archives", "parallel"},
     {"training", "export", "sampling"},
     {"timing", "latency"},
     {"prune"},
@@ -22,7 +22,10 @@ FLOORS = (
 # What each room may import from gcp, besides config: its UserError is for every room.
 IMPORTS = {
     "config": set(),
+    "guard": set(),
     "records": set(),
+    "launch": set(),
+    "parallel": {"launch"},
     "search": set(),
     "network": set(),
     "gluon": {"network"},
@@ -30,15 +33,15 @@ IMPORTS = {
     "archives": {"images"},
     "data": {"images"},
     "cost": {"network"},
-    "training": {"network", "gluon", "data"},
+    "training": {"network", "gluon", "data", "parallel"},
     "export": {"network", "gluon"},
     "timing": {"network", "gluon", "export"},
     "sampling": {"network", "cost"},
     "latency": {"network", "cost", "sampling"},
-    "prune": {"network", "cost", "training"},
+    "prune": {"network", "cost", "training", "parallel"},
     "baselines": {"network", "cost", "training"},
-    "experiment": {"records", "search", "network", "gluon", "data", "cost", "training", "export", "timing",
-                   "sampling", "latency", "prune", "baselines"},
+    "experiment": {"records", "search", "network", "gluon", "data", "cost", "training", "parallel", "export",
+                   "timing", "sampling", "latency", "prune", "baselines"},
     "benchmark": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
                   "baselines"},
     "figures": set(),
@@ -55,7 +58,7 @@ EXTRA = {
     ("latency", "records"): "a model is written whole or not at all",
     ("prune", "gluon"): "which arrays MXNet calls auxiliary",
 }
-MXNET = {"gluon", "data", "training", "timing", "prune", "export", "benchmark"}
+MXNET = {"gluon", "data", "parallel", "training", "timing", "prune", "export", "benchmark"}
 
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -269,8 +269,8 @@ class Noise:
     def n_batches(self, size):
         return -(-len(self.y) // size)
 
-    def batches(self, size, *, seed=None, augment="none"):
-        for i in range(0, len(self.y), size):
+    def batches(self, size, *, seed=None, augment="none", part=(0, 1), first=0):
+        for i in range(first * size, len(self.y), size):
             rows = np.arange(i, i + size) % len(self.y)
             yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
 
