@@ -1,9 +1,10 @@
-"""Data: which images are served, in which order, how they look, and what broken files get."""
+"""Data: which images are served, in which order, to which part, and what broken files get."""
 from __future__ import annotations
 
 import gzip
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def folder(tmp_path):
                 (tmp_path / split / name / f"{k}{suffix}").write_bytes(content)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     return tmp_path
+
+
+def write_records(folder: Path, root: Path) -> None:
+    """The images of class folders as RecordIO, by MXNet's own functions, and classes.txt."""
+    from mxnet import recordio
+
+    (root / "classes.txt").write_text("cat\ndog\n")
+    for split in ("train", "test"):
+        record = recordio.MXIndexedRecordIO(str(root / f"{split}.idx"), str(root / f"{split}.rec"), "w")
+        paths = sorted((folder / split).glob("*/[0-9]*"))
+        for key, path in enumerate(paths):
+            label = ("cat", "dog").index(path.parent.name)
+            record.write_idx(key, recordio.pack(recordio.IRHeader(0, label, key, 0), path.read_bytes()))
+        record.close()
 
 
 def load(name, root=None, seed=0, **keys):
@@ -151,6 +166,98 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(fashion):
     found = load("fashion_mnist", fashion, input=(3, 28, 28), validation=0.01)
     x = np.concatenate([next(s.batches(len(s)))[0] for s in (found.train, found.validation)])
     assert abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-5
+
+
+# Parts, resuming, threads: the same bits as one pass in one go
+
+@pytest.fixture(params=["memory", "disk", "records"])
+def stored(request, folder, monkeypatch, tmp_path_factory):
+    """The 12 training images of `folder`, served from memory, from class folders and from RecordIO."""
+    root = folder
+    if request.param == "records":
+        root = tmp_path_factory.mktemp("records")
+        write_records(folder, root)
+    if request.param != "memory":
+        monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
+    return lambda **keys: load("imagenet", root, input=(3, 16, 16), validation=0.01, **keys)
+
+
+def served(split, size, **how) -> list:
+    return list(split.batches(size, **how))
+
+
+def same(batches, others) -> bool:
+    return len(batches) == len(others) and all(
+        np.array_equal(x, u) and np.array_equal(y, v) and n == m for (x, y, n), (u, v, m) in zip(batches, others))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip", "imagenet"])
+def test_parts_add_up_to_the_joined_batch(stored, augment):
+    train = stored(augment=augment).train
+    whole = served(train, 4, seed=(1, 2), augment=augment)
+    for n in (2, 4):
+        parts = [served(train, 4, seed=(1, 2), augment=augment, part=(rank, n)) for rank in range(n)]
+        joined = [(np.concatenate([x for x, _, _ in rows]), np.concatenate([y for _, y, _ in rows]),
+                   sum(n for _, _, n in rows)) for rows in zip(*parts)]
+        assert same(whole, joined)
+
+
+def test_the_parts_of_a_short_last_batch(stored):
+    test = stored().test  # 4 images: batches of 6 are short by 2
+    parts = [served(test, 6, part=(rank, 3)) for rank in range(3)]
+    assert [n for ((_, _, n),) in parts] == [2, 2, 0]
+    (x, y, _), = parts[2]
+    assert len(x) == 2 and len(y) == 2 and y[0] == y[1]
+
+
+def test_a_batch_that_cannot_be_divided(stored):
+    with pytest.raises(UserError, match="a batch of 4 images cannot be divided into 3 equal parts; set data.batch"):
+        stored().train.batches(4, seed=0, part=(0, 3))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip", "imagenet"])
+def test_a_pass_goes_on_in_the_middle(stored, augment):
+    train = stored(augment=augment).train
+    whole = served(train, 3, seed=(1, 2), augment=augment)
+    assert len(whole) == 4
+    for first in range(5):
+        assert same(whole[first:], served(train, 3, seed=(1, 2), augment=augment, first=first))
+
+
+def test_batches_that_are_skipped_are_not_decoded(stored, monkeypatch):
+    train = stored(augment="imagenet").train
+    read, image = [], data.Pictures.varied
+    monkeypatch.setattr(data.Pictures, "varied", lambda self, row, rng: read.append(row) or image(self, row, rng))
+    served(train, 3, seed=0, augment="imagenet", first=3)
+    assert len(read) == 3
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "imagenet"])
+def test_the_number_of_threads_changes_nothing(stored, augment):
+    one, many = (served(stored(augment=augment, workers=n).train, 3, seed=5, augment=augment) for n in (1, 4))
+    assert same(one, many)
+
+
+def test_the_recipe_changes_with_the_epoch_and_the_place(stored):
+    train = stored(augment="imagenet").train
+    passes = [np.concatenate([x for x, _, _ in served(train, 4, seed=(0, epoch), augment="imagenet")])
+              for epoch in range(2)]
+    # Of one colour each, so that two of the 24 may come out alike; without a generator each there would be few.
+    assert len({image.tobytes() for image in np.concatenate(passes)}) >= 20
+
+
+def test_leaving_a_pass_early_leaves_no_thread(stored):
+    batches = stored(augment="imagenet").train.batches(3, seed=0, augment="imagenet")
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
+
+
+def test_the_recipe_takes_grey_images_from_memory():
+    train = load("digits", input=(3, 16, 16), n_train=40).train
+    (x, _, _), = served(train, 36, seed=0, augment="imagenet")
+    assert x.shape == (36, 3, 16, 16) and x.std() > 0.5
+    assert not np.array_equal(x[:, 0], x[:, 1])  # lighting colours them
 
 
 # Augmentation
@@ -373,3 +480,103 @@ def test_too_few_images_to_divide(tmp_path):
         (tmp_path / split / "only").mkdir(parents=True)
         cv2.imwrite(str(tmp_path / split / "only" / "0.png"), np.zeros((8, 8, 3), np.uint8))
     assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds a single image")
+
+
+def test_both_forms_at_once(folder):
+    (folder / "train.rec").write_bytes(b"")
+    assert mistake("folder", folder).startswith(f"{folder}: holds both train/ and train.rec")
+
+
+def test_imagenet_says_what_to_download(tmp_path):
+    assert mistake("imagenet", tmp_path).endswith("run scripts/prepare.py imagenet")
+
+
+# Bad images that are skipped
+
+@pytest.mark.parametrize("limit", [10 ** 9, 0])
+def test_skipped_images_are_named_and_change_nothing_else(folder, monkeypatch, limit):
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", limit)
+    whole = load("folder", folder, on_bad_image="skip", validation=0.25)
+    assert whole.skipped == ()
+    row, test_row = int(whole.train.rows[3]), 1
+    paths = [sorted((folder / split).glob("*/[0-9]*"))[k] for split, k in (("train", row), ("test", test_row))]
+    paths[0].write_bytes(paths[0].read_bytes()[:100])
+    paths[1].unlink()
+    paths[1].symlink_to("nowhere")
+    found = load("folder", folder, on_bad_image="skip", validation=0.25)
+    assert found.skipped == (f"{paths[0]}: truncated image; replace or remove it",
+                             f"{paths[1]}: image cannot be read: No such file or directory; replace or remove it")
+    assert found.train.rows.tolist() == [r for r in whole.train.rows if r != row]
+    assert np.array_equal(found.validation.rows, whole.validation.rows)
+    assert [n for _, _, n in found.test.batches(2)] == [2, 1]  # three images count
+    assert len(list(found.train.batches(4, seed=0))) == 2
+
+
+def test_what_a_check_found_is_noted_until_a_file_changes(folder, monkeypatch):
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
+    path = folder / "train/cat/0.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    first = load("folder", folder, on_bad_image="skip")
+    looked = []
+    monkeypatch.setattr(data.Pictures, "problem", lambda self, row: looked.append(row))
+    assert load("folder", folder, on_bad_image="skip").skipped == first.skipped and len(first.skipped) == 1
+    assert not looked
+    path.write_bytes(whole)
+    assert load("folder", folder, on_bad_image="skip").skipped == () and looked
+
+
+def test_small_sets_are_checked_before_the_training_with_the_recipe_too(folder):
+    (folder / "train/cat/0.jpg").write_bytes(b"junk")
+    with pytest.raises(UserError, match="train/cat/0.jpg: not an image"):
+        load("folder", folder, augment="imagenet")
+    assert len(load("folder", folder, augment="imagenet", on_bad_image="skip").skipped) == 1
+
+
+def test_nothing_is_left(folder):
+    for path in (folder / "test").glob("*/*"):
+        path.write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"nor can any other of 4 images be used"):
+        load("folder", folder, on_bad_image="skip")
+
+
+# RecordIO
+
+@pytest.fixture
+def records(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("records")
+    write_records(folder, root)
+    return root
+
+
+def test_records_are_the_same_data_set_as_their_class_folders(folder, records):
+    for augment in ("none", "imagenet"):
+        ours, theirs = (load("folder", root, augment=augment) for root in (folder, records))
+        assert ours.classes == theirs.classes
+        for name in ("train", "validation", "test"):
+            assert same(served(getattr(ours, name), 3), served(getattr(theirs, name), 3))
+        assert same(served(ours.train, 3, seed=1, augment=augment), served(theirs.train, 3, seed=1, augment=augment))
+
+
+def test_classes_of_records(records):
+    (records / "classes.txt").unlink()
+    assert load("imagenet", records).classes == ("0", "1")
+    (records / "classes.txt").write_text("cat\n")
+    assert "names 1 classes, but there are images of class 1" in mistake("imagenet", records)
+    (records / "classes.txt").write_text("cat\ndog\nemu\n")
+    assert f"{records / 'train.rec'}: holds no image of class 2 (emu)" in mistake("imagenet", records)
+
+
+def test_records_without_index_and_truncated(records):
+    content = (records / "test.rec").read_bytes()
+    (records / "test.rec").write_bytes(content[:-30])
+    assert mistake("imagenet", records).startswith(f"{records / 'test.rec'}, record 3: truncated record")
+    (records / "test.idx").unlink()
+    assert mistake("imagenet", records).startswith(f"{records / 'test.idx'}: not there")
+
+
+def test_a_bad_record_is_named(records):
+    content = (records / "train.rec").read_bytes()
+    (records / "train.rec").write_bytes(content.replace(b"\x89PNG", b"JUNK", 1))
+    row = next(k for k in range(12) if content.find(b"\x89PNG") < data.Records(records / "train.rec")._ends[k])
+    assert mistake("imagenet", records).startswith(f"{records / 'train.rec'}, record {row}: not an image")

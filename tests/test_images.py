@@ -396,4 +396,4 @@ def test_halving_while_decoding_gives_the_same_part(tmp_path, side):
         slow = images.varied(whole, images.crop_box(side, side, rng), (64, 64), rng)
         fast = pictures.varied(0, np.random.default_rng(seed))
         apart = abs(slow.astype(int) - fast)
-        assert apart.max() <= 8 and apart.mean() < 1.5  # the JPEG's own noise; another box or colour is far off
+        assert apart.max() <= 8 and apart.mean() < 2  # the JPEG's own noise; another box or colour is far off
