@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import glob
 import hashlib
 import json
 import math
@@ -77,24 +78,37 @@ class Model(_Section):
     name: Annotated[str, Field(
         min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
     pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
+    new_head: Annotated[bool, Field(
+        description="true: a saved network gets a new output layer, of as many classes as the data have")] = False
+
+    YOUNGER: ClassVar[Set[str]] = {"new_head"}
 
     @property
     def is_saved(self) -> bool:
         """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
         return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether `name` is a pattern that no saved network fits yet."""
+        return self.is_saved and ("*" in self.name or "{seed}" in self.name)
+
     @model_validator(mode="after")
     def _check(self) -> Model:
         if self.pretrained and self.is_saved:
             raise ValueError(f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved "
                              "network, which brings its own weights; set model.pretrained to false")
+        if self.new_head and not self.is_saved:
+            raise ValueError(f"new_head: true goes with a saved network, but {self.name!r} is a GluonCV name, whose "
+                             "output layer follows the data anyway; set model.new_head to false")
         return self
 
 
 class Data(_Section):
     """Which images, at which size, and how the training images are divided."""
 
-    name: Annotated[Literal["digits", "fashion_mnist", "folder"], Field(description="the data set")]
+    name: Annotated[Literal["digits", "fashion_mnist", "folder", "imagenet", "caltech256"], Field(
+        description="the data set")]
     root: Annotated[Optional[str], Field(
         min_length=1, description="the folder that holds the data set's files")] = None
     input: Annotated[Tuple[int, int, int], Field(
@@ -104,8 +118,12 @@ class Data(_Section):
         ge=2, description="cap on the training images, those held out for validation included")] = None
     validation: Annotated[float, Field(
         ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]")] = 0.1
-    augment: Annotated[Literal["none", "crop", "crop_flip"], Field(
+    augment: Annotated[Literal["none", "crop", "crop_flip", "imagenet"], Field(
         description="random changes to training images")] = "none"
+    per_class: Annotated[Optional[int], Field(
+        ge=1, description="caltech256: training images of each class, the rest are for testing")] = None
+
+    YOUNGER: ClassVar[Set[str]] = {"per_class"}
 
     _lists = field_validator("input", mode="before")(_listed)
 
@@ -132,6 +150,11 @@ class Train(_Section):
     wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
     warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
+    mixup: Annotated[float, Field(ge=0, description="alpha of the Beta distribution, 0: off")] = 0.0
+    dtype: Annotated[Literal["float32", "float16"], Field(
+        description="float16 keeps float32 masters of the weights")] = "float32"
+
+    YOUNGER: ClassVar[Set[str]] = {"mixup", "dtype"}
 
     @model_validator(mode="after")
     def _check(self) -> Train:
@@ -237,6 +260,18 @@ class Throughput(_Section):
     repeats: Annotated[int, Field(ge=1, description="timed batches, of which the median counts")] = 20
 
 
+class Paper(_Section):
+    """Which row of the paper's tables an experiment stands in. It decides no number and is in no fingerprint."""
+
+    table: Annotated[Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]], Field(
+        description="one of the paper's tables 1 to 6, or its Figure 1")] = None
+    level: Annotated[int, Field(
+        ge=0, description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with")] = 0
+    chosen: Annotated[bool, Field(description="true: the level's target is not published; we chose it")] = False
+    starts_from: Annotated[Optional[str], Field(
+        min_length=1, description="the configuration whose final network model.name is")] = None
+
+
 class Config(_Section):
     """One experiment: everything that decides its numbers, and where they go."""
 
@@ -253,6 +288,7 @@ class Config(_Section):
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
     throughput: Throughput = Throughput()
+    paper: Paper = Paper()
 
     @field_validator("name")
     @classmethod
@@ -271,7 +307,8 @@ class Config(_Section):
         others = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
         unset = self.unset()
         prune = {**unset["prune"], **dict.fromkeys(others, True)}
-        return _hash(self.model_dump(mode="json", exclude={**unset, "name": True, "output": True, "prune": prune}))
+        return _hash(self.model_dump(mode="json", exclude={**unset, "name": True, "output": True, "paper": True,
+                                                            "prune": prune}))
 
     def dense_fingerprint(self) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network."""
@@ -303,7 +340,8 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
 
     `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
-    `model.name` and `output` from the working directory. UserError: whatever is wrong with them.
+    `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name` (a finished run's folder
+    ends in its seed and fingerprint) are filled in, if there is such a run. UserError: whatever is wrong with them.
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
@@ -312,11 +350,25 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     for _, layer in layers:
         values = _merged(values, layer)
     try:
-        return Config.model_validate(values)
+        return _with_start(Config.model_validate(values))
     except ValidationError as error:
         # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
         first = min(error.errors(), key=lambda e: e["type"] == "missing")
         raise UserError(_explain(first, layers, str(path))) from None
+
+
+def _with_start(cfg: Config) -> Config:
+    """The configuration with the one saved network that a pattern in `model.name` means; as it is, if none is there."""
+    if not cfg.model.is_pattern:
+        return cfg
+    found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
+    if len(found) > 1:
+        raise UserError(f"model.name: {cfg.model.name} means several saved networks: {', '.join(found)}; name one with "
+                        "--set model.name=PREFIX")
+    if not found:
+        return cfg
+    name = found[0][:-len("-symbol.json")]
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
 
 
 _Layer = Tuple[str, dict]  # where it was written, and the nested keys written there

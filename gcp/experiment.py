@@ -125,9 +125,22 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
-    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed)
+    if cfg.model.is_pattern:
+        source = cfg.paper.starts_from
+        raise UserError(f"model.name: no saved network fits '{cfg.model.name}' (seed {cfg.seed}); " + (
+            f"make it first: python scripts/run.py {source} --set seed={cfg.seed}" if source else
+            "finish the run that makes it first"))
+    start = open_network(cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed,
+                         cfg.model.new_head)
+    budget = budget_of(cfg, start, latency_model(cfg, start) if cfg.prune.latency_model else None)
+    if cfg.prune.method != "none":
+        budget.check(start.widths)
+    return budget, start
+
+
+def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None) -> Budget:
+    """What the configured target means for a network; `table` is the latency model, where the config names one."""
     how = cfg.prune
-    table = latency_model(cfg, start) if how.latency_model else None
     costs = {kind: cost(start) for kind, cost in COSTS.items()}
     if table is not None:
         costs["latency"] = table.cost(start)
@@ -150,10 +163,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
             small, whole = timing.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
             return small["latency_s"] / whole["latency_s"] * original
 
-    budget = Budget(cost, original, target, round_to, None if how.budget is None else costs[how.objective], measure)
-    if how.method != "none":
-        budget.check(start.widths)
-    return budget, start
+    return Budget(cost, original, target, round_to, None if how.budget is None else costs[how.objective], measure)
 
 
 def latency_model(cfg: Config, start: Network) -> latency.Table:

@@ -22,7 +22,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-MISSING = "-"
+from gcp.tables import MISSING
 
 # Okabe and Ito's colour-blind-safe colours, without the yellow that vanishes on white.
 COLOURS = {

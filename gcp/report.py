@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gcp import figures
+from gcp import figures, tables
 from gcp.config import UserError
-from gcp.figures import MISSING, OBJECTIVES, in_order
+from gcp.figures import OBJECTIVES, in_order
 from gcp.records import load_records
+from gcp.tables import MISSING
 
 GCP = {"macs": "GCP-f", "params": "GCP-p", "latency": "GCP-latency"}  # by what channels are weighed against
 COST_KEYS = {"macs": "macs_kept", "params": "params_kept", "latency": "latency_kept"}
@@ -523,27 +524,18 @@ def _formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame
         if title.endswith(" sd") or (title in ("Data", "Model") and table[title].nunique() < 2):
             continue
         if title == "Target %":
-            printed[title] = [_number(v, None) for v in table[title]]
+            printed[title] = [tables.number(v, None) for v in table[title]]
         elif title in by_title:
             digits = by_title[title].digits
             signed = "+" if "ifference" in title else ""
             sds = table[title + " sd"] if by_title[title].how == "mean +- sd" else [float("nan")] * len(table)
             printed[title] = [
-                _number(v, digits, signed) + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+                tables.number(v, digits, signed) + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
                 for v, sd in zip(table[title], sds)
             ]
         else:
             printed[title] = [MISSING if pd.isna(v) else str(v) for v in table[title]]
     return pd.DataFrame(printed)
-
-
-def _number(value: float, digits: int | None, sign: str = "") -> str:
-    if pd.isna(value):
-        return MISSING
-    if digits is None:
-        return f"{value:.6g}"
-    text = f"{value:{sign},.{digits}f}"
-    return text.lstrip("-+") if float(text.replace(",", "")) == 0 else text  # no "-0.00"
 
 
 def _write_table(
@@ -552,34 +544,7 @@ def _write_table(
     printed = _formatted(table, measures)
     words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale", "Network", "Arithmetic", "Span")
     align = ["left" if title in words else "right" for title in printed.columns]
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
-    if table.empty:
-        paths[0].write_text(caption + "\n", encoding="utf-8")
-        paths[1].write_text("% " + caption + "\n", encoding="utf-8")
-    else:
-        markdown = printed.to_markdown(index=False, disable_numparse=True, colalign=align)
-        paths[0].write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
-        latex = printed.to_latex(
-            index=False,
-            escape=True,
-            caption=_latex(caption),
-            label=label,
-            position="t",
-            column_format="".join(a[0] for a in align),
-        ).replace("±", r"$\pm$")
-        latex = latex.replace(
-            r"\begin{tabular}", "\\centering\n\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}", 1
-        )
-        latex = latex.replace(r"\end{tabular}", "\\end{tabular}}", 1)
-        paths[1].write_text("% needs booktabs and graphicx\n" + latex, encoding="utf-8")
-    table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
-    return paths
-
-
-def _latex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text
+    return tables.write(table, printed, align, caption, stem, label)
 
 
 def _caption(runs: pd.DataFrame) -> str:

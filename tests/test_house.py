@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "gcp"
 # Lowest floor first: a room imports only from floors below its own.
 FLOORS = (
     {"config"},
-    {"records", "search", "network", "data", "figures"},
-    {"gluon", "cost"},
+    {"records", "search", "network", "data", "tables"},
+    {"gluon", "cost", "figures", "smoke"},
     {"training", "export", "sampling"},
     {"timing", "latency"},
     {"prune"},
     {"baselines"},
     {"experiment", "report", "benchmark", "zoo"},
+    {"forecast", "paper", "released"},
 )
 # What each room may import from gcp, besides config: its UserError is for every room.
 IMPORTS = {
@@ -39,9 +40,15 @@ IMPORTS = {
                    "sampling", "latency", "prune", "baselines"},
     "benchmark": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
                   "baselines"},
-    "figures": set(),
-    "report": {"records", "figures"},
-    "zoo": {"records", "figures"},
+    "tables": set(),
+    "figures": {"tables"},
+    "report": {"records", "tables", "figures"},
+    "zoo": {"records", "tables", "figures"},
+    "smoke": {"data"},
+    "forecast": {"network", "gluon", "cost", "training", "latency", "prune", "baselines", "experiment", "benchmark",
+                 "smoke", "tables"},
+    "paper": {"records", "tables", "figures", "report", "zoo"},
+    "released": {"network", "gluon", "cost", "tables"},
 }
 # Edges beyond the plan, each with its reason.
 EXTRA = {
@@ -51,7 +58,7 @@ EXTRA = {
     ("latency", "records"): "a model is written whole or not at all",
     ("prune", "gluon"): "which arrays MXNet calls auxiliary",
 }
-MXNET = {"gluon", "data", "training", "timing", "prune", "export", "benchmark"}
+MXNET = {"gluon", "data", "training", "timing", "prune", "export", "benchmark", "forecast"}
 
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
