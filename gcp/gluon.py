@@ -36,6 +36,7 @@ with warnings.catch_warnings():
 NORM_RELU = "_contrib_BatchNormWithReLU"
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
+GLUONCV_PREFIX = "resnetv1d_"  # GluonCV's reader of pruned ResNets expects it, for every depth and version
 FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
 
 
@@ -323,7 +324,7 @@ def load_arrays(path: Path) -> Dict[str, np.ndarray]:
 
 
 def _gluoncv_key(name: str) -> str:
-    return "resnetv1d_" + name  # GluonCV's reader puts this prefix for every depth and version
+    return GLUONCV_PREFIX + name
 
 
 def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:

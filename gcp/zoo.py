@@ -39,10 +39,10 @@ def published(folder: Path) -> pd.DataFrame:
 
     UserError: a file of `folder` is missing or lacks a column or a network.
     """
-    networks = _table(folder / "gluoncv_fig1_throughput_v100.csv",
+    networks = read_table(folder / "gluoncv_fig1_throughput_v100.csv",
                       {"model": "name", "top1_acc": "top1", "throughput_img_per_s": "images_per_second",
                        "device": "device", "batch_size": "batch"})
-    released = _table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
+    released = read_table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
     lacking = (set(released.name) | set(released.base)) - set(networks.name)
     if lacking:
         raise UserError(f"{folder}: the published throughputs lack {', '.join(sorted(lacking))}")
@@ -56,7 +56,8 @@ def published(folder: Path) -> pd.DataFrame:
     )
 
 
-def _table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Columns of a table of published numbers, renamed. UserError: it is not as it came with the toolkit."""
     try:
         return pd.read_csv(path)[list(columns)].rename(columns=columns)
     except (OSError, ValueError, KeyError) as error:
@@ -206,7 +207,7 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
     try:
         output.mkdir(parents=True, exist_ok=True)
         paths = figures.figure1(
-            networks, f"ImageNet accuracy against throughput: {_there(networks)}",
+            networks, f"ImageNet accuracy against throughput: {published_on(networks)}",
             f"The paper's Figure 1, redrawn from GluonCV's published data of {len(networks)} networks. "
             "A line runs from each base through its PruneNets.",
             output / "figure1_v100")
@@ -223,7 +224,7 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
         both.assign(images_per_second=both.cpu),
         f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
         f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.", output / "figure1_cpu")
-    where = f"V100: published, {_there(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
+    where = f"V100: published, {published_on(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
     related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
     caption = [where, f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
                       f"{100 * both.spread.max():.0f} %.",
@@ -244,7 +245,7 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
     return paths
 
 
-def _there(networks: pd.DataFrame) -> str:
+def published_on(networks: pd.DataFrame) -> str:
     """What the published speeds stand on."""
     devices, batches = networks.device.unique(), networks.batch.unique()
     return f"{' and '.join(devices)}, batch {' and '.join(map(str, batches))}"
