@@ -37,7 +37,7 @@ def published(folder: Path) -> pd.DataFrame:
 
 def shapes(name: str) -> Dict[str, List[int]]:
     """Weight name -> shape, as the GluonCV wheel says them for a released network (its file is `name`)."""
-    text = resources.read_text(SHAPES, name)
+    text = resources.files(SHAPES).joinpath(name).read_text(encoding="utf-8")
     return {key[len(GLUONCV_PREFIX):]: shape for key, shape in json.loads(text).items()}
 
 

@@ -229,7 +229,8 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
     caption = [where, f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
                       f"{100 * both.spread.max():.0f} %.",
                *([f"NOISY: {', '.join(both.name[both.noisy.astype(bool)])}."] if both.noisy.any() else []),
-               f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} networks, "
+               f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} "
+               "networks, "
                f"{tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases."]
     paths += _write_table(ranking(both), " ".join(caption), output / "ranking")
 
