@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
 import math
@@ -90,6 +91,10 @@ class Model(_Section):
         min_length=1, description="with pretrained: the file of GluonCV's published weights, where there is no "
                                   "network to fetch it")] = None
 
+    new_head: Annotated[bool, Field(
+        description="true: a saved network gets a new output layer, of as many classes as the data have")] = False
+
+    YOUNGER: ClassVar[Set[str]] = {"new_head"}
     # Where the file lies decides nothing: its hash has to be the published one.
     UNCOUNTED: ClassVar[Set[str]] = {"weights"}
 
@@ -97,6 +102,11 @@ class Model(_Section):
     def is_saved(self) -> bool:
         """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
         return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether `name` is a pattern that no saved network fits yet."""
+        return self.is_saved and ("*" in self.name or "{seed}" in self.name)
 
     @model_validator(mode="after")
     def _check(self) -> Model:
@@ -106,6 +116,9 @@ class Model(_Section):
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights is the file of GluonCV's published weights; set model.pretrained to true (your "
                              "own weights come as a saved network: give its prefix as model.name)")
+        if self.new_head and not self.is_saved:
+            raise ValueError(f"new_head: true goes with a saved network, but {self.name!r} is a GluonCV name, whose "
+                             "output layer follows the data anyway; set model.new_head to false")
         return self
 
 
@@ -343,10 +356,22 @@ class Throughput(_Section):
     repeats: Annotated[int, Field(ge=1, description="timed batches, of which the median counts")] = 20
 
 
+class Paper(_Section):
+    """Which row of the paper's tables an experiment stands in. It decides no number and is in no fingerprint."""
+
+    table: Annotated[Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]], Field(
+        description="one of the paper's tables 1 to 6, or its Figure 1")] = None
+    level: Annotated[int, Field(
+        ge=0, description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with")] = 0
+    chosen: Annotated[bool, Field(description="true: the level's target is not published; we chose it")] = False
+    starts_from: Annotated[Optional[str], Field(
+        min_length=1, description="the configuration whose final network model.name is")] = None
+
+
 class Config(_Section):
     """One experiment: everything that decides its numbers, and where they go."""
 
-    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus"}  # but see `_hash`
+    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper"}  # `_hash` adds the number of workers
 
     name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
     scale: Annotated[Literal["paper", "reduced", "smoke"], Field(
@@ -367,6 +392,7 @@ class Config(_Section):
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
     throughput: Throughput = Throughput()
+    paper: Paper = Paper()
 
     _lists = field_validator("gpus", mode="before")(_listed)
 
@@ -444,7 +470,8 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
 
     `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
-    `model.name` and `output` from the working directory. UserError: whatever is wrong with them.
+    `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name` (a finished run's folder
+    ends in its seed and fingerprint) are filled in, if there is such a run. UserError: whatever is wrong with them.
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
@@ -453,11 +480,25 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     for _, layer in layers:
         values = _merged(values, layer)
     try:
-        return Config.model_validate(values)
+        return _with_start(Config.model_validate(values))
     except ValidationError as error:
         # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
         first = min(error.errors(), key=lambda e: e["type"] == "missing")
         raise UserError(_explain(first, layers, str(path))) from None
+
+
+def _with_start(cfg: Config) -> Config:
+    """The configuration with the one saved network that a pattern in `model.name` means; as it is, if none is there."""
+    if not cfg.model.is_pattern:
+        return cfg
+    found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
+    if len(found) > 1:
+        raise UserError(f"model.name: {cfg.model.name} means several saved networks: {', '.join(found)}; name one with "
+                        "--set model.name=PREFIX")
+    if not found:
+        return cfg
+    name = found[0][:-len("-symbol.json")]
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
 
 
 _Layer = Tuple[str, dict]  # where it was written, and the nested keys written there

@@ -144,12 +144,15 @@ class Budget:
         """What a channel is weighed against."""
         return self.priced_by or self.cost
 
+    def lowest(self, widths: Widths) -> float:
+        """The smallest fraction of the original cost that pruning from `widths` can leave."""
+        return self.cost(least_widths(widths, self.round_to)) / self.original
+
     def check(self, widths: Widths) -> None:
         """UserError unless pruning from `widths` can meet the target."""
-        least = self.cost(least_widths(widths, self.round_to))
-        lowest = least / self.original
+        lowest = self.lowest(widths)
         if lowest > self.target:
-            seconds = f" (a latency of {1e3 * least:.3g} ms)" if self.measure else ""
+            seconds = f" (a latency of {1e3 * lowest * self.original:.3g} ms)" if self.measure else ""
             raise UserError(f"prune.target: {self.target:g} cannot be reached: with every group at its smallest width "
                             f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost{seconds} is left; give a "
                             f"target of at least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to")

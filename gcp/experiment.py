@@ -132,23 +132,33 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     """The untrained network and the budget; UserError where the target cannot be reached, before anything is run."""
-    start = training.same_network(lambda: open_network(cfg.model.name, data.shape, len(data.classes),
-                                                       cfg.model.pretrained, cfg.seed, cfg.model.weights))
+    if cfg.model.is_pattern:
+        source = cfg.paper.starts_from
+        raise UserError(f"model.name: no saved network fits '{cfg.model.name}' (seed {cfg.seed}); " + (
+            f"make it first: python scripts/run.py {source} --set seed={cfg.seed}" if source else
+            "finish the run that makes it first"))
+    start = training.same_network(lambda: open_network(
+        cfg.model.name, data.shape, len(data.classes), cfg.model.pretrained, cfg.seed, cfg.model.weights,
+        cfg.model.new_head))
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
+    budget = budget_of(cfg, start, latency_model(cfg, start) if cfg.prune.latency_model else None)
+    if cfg.prune.method != "none":
+        budget.check(start.widths)
+    return budget, start
+
+
+def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None) -> Budget:
+    """What the configured target means for a network; `table` is the latency model, where the config names one."""
     how, costs = cfg.prune, {kind: cost(start) for kind, cost in COSTS.items()}
-    table = latency_model(cfg, start) if how.latency_model else None
     if table is not None:
         costs["latency"] = table.cost(start)
     cost, timed = costs[how.counted], how.counted == "latency"
     original = cost(start.widths)
-    budget = Budget(cost, original, _target(how, table) if timed else how.target,
-                    table.steps.granularity if how.round_to is None else how.round_to,
-                    None if how.budget is None else costs[how.objective],
-                    _clock(start, table, original) if timed else None)
-    if how.method != "none":
-        budget.check(start.widths)
-    return budget, start
+    return Budget(cost, original, _target(how, table) if timed else how.target,
+                  table.steps.granularity if how.round_to is None else how.round_to,
+                  None if how.budget is None else costs[how.objective],
+                  _clock(start, table, original) if timed else None)
 
 
 def _target(how: Prune, table: latency.Table) -> float:

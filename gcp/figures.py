@@ -23,7 +23,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-MISSING = "-"
+from gcp.tables import MISSING
 
 # Okabe and Ito's colour-blind-safe colours, without the yellow that vanishes on white.
 COLOURS = {
@@ -42,12 +42,14 @@ FONT = 9.0  # points; the smallest text in a figure is one less
 OBJECTIVES = {"macs": "MACs", "params": "Params", "latency": "Latency"}
 
 PRUNENET, RESNET, MOBILENETS, OTHER = "PruneNet", "Base ResNet", ("MobileNet", "MobileNetV2"), "Other GluonCV network"
+OURS = "This toolkit, measured"
 KINDS = {
     PRUNENET: {"color": "#D55E00", "marker": "o"},
     RESNET: {"color": INK, "marker": "s"},
     MOBILENETS[0]: {"color": "#0072B2", "marker": "^"},
     MOBILENETS[1]: {"color": "#009E73", "marker": "v"},
     OTHER: {"color": "#b5b5b5", "marker": "o"},
+    OURS: {"color": "#CC79A7", "marker": "D"},
 }
 
 
@@ -72,6 +74,12 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
         ):
             paths += _save(widths(some), output / f"widths_{objective}_{target:g}")
     return paths
+
+
+def write_widths(runs: pd.DataFrame, stem: Path) -> list[Path]:
+    """Draw the width kept per layer of some runs as `<stem>.png` and `.svg`; returns the paths, if there is any."""
+    with _style():
+        return _save(widths(runs), stem)
 
 
 def _style():

@@ -37,6 +37,7 @@ with warnings.catch_warnings():
 NORM_RELU = "_contrib_BatchNormWithReLU"
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
+GLUONCV_PREFIX = "resnetv1d_"  # GluonCV's reader of pruned ResNets expects it, for every depth and version
 FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
 
 
@@ -281,15 +282,47 @@ def is_saved(prefix: str) -> bool:
 
 
 def open_network(name: str, input_shape: Optional[Sequence[int]] = None, n_classes: Optional[int] = None,
-                 pretrained: bool = False, seed: Optional[int] = None,
-                 weights: Optional[os.PathLike] = None) -> Network:
-    """A saved network if `name` is the prefix of one, else the GluonCV network of that name (224 px by default)."""
+                 pretrained: bool = False, seed: Optional[int] = None, weights: Optional[os.PathLike] = None,
+                 new_head: bool = False) -> Network:
+    """A saved network if `name` is the prefix of one, else the GluonCV network of that name (224 px by default).
+
+    With `new_head` a saved network gets a new output layer of `n_classes`, drawn from `seed`.
+    """
     if is_saved(name):
         net = load(name, input_shape)
+        if new_head:
+            return with_new_head(net, net.n_classes if n_classes is None else n_classes, seed or 0)
         if n_classes is not None and net.n_classes != n_classes:
-            raise UserError(f"saved network '{name}' has {net.n_classes} classes, {n_classes} are needed")
+            raise UserError(f"saved network '{name}' has {net.n_classes} classes, {n_classes} are needed; set "
+                            "model.new_head to true for a new output layer")
         return net
     return from_gluoncv(name, input_shape or (3, 224, 224), n_classes, pretrained, seed, weights)
+
+
+def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
+    """The network with a new output layer of `n_classes`: weights as Gluon's MSRAPrelu draws them, biases zero.
+
+    UserError unless its last operator is a dense layer that nothing else reads.
+    """
+    node = net.nodes[net.output]
+    if node.op != "FullyConnected":
+        raise UserError(f"network '{net.name}' ends in '{node.name}' ({node.op}); only a dense output layer can be "
+                        "replaced (model.new_head)")
+    n_inputs = net.shapes[node.inputs[1]][1]
+    # Its slope of 0.25 gives the variance 2 / (1 + 0.25^2) over the mean of fan-in and fan-out.
+    scale = np.sqrt(2 / (1 + 0.25 ** 2) / ((n_inputs + n_classes) / 2))
+    new = {net.weight(node.name): np.random.default_rng((seed, n_classes)).normal(
+        0, scale, (n_classes, n_inputs)).astype(np.float32)}
+    if net.bias(node.name) is not None:
+        new[net.bias(node.name)] = np.zeros(n_classes, np.float32)
+    nodes, shapes = list(net.nodes), list(net.shapes)
+    nodes[net.output] = replace(node, attrs={**node.attrs, "num_hidden": str(n_classes)})
+    shapes[net.output] = (n_classes,)
+    for j in node.inputs[1:]:
+        shapes[j] = new[net.nodes[j].name].shape
+        if INPUT_SHAPE in net.nodes[j].attrs:
+            nodes[j] = replace(net.nodes[j], attrs={**net.nodes[j].attrs, INPUT_SHAPE: str(shapes[j])})
+    return Network(net.name, tuple(nodes), net.output, tuple(shapes), {**net.arrays, **new})
 
 
 def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
@@ -332,7 +365,7 @@ def load_arrays(path: Path) -> Dict[str, np.ndarray]:
 
 
 def _gluoncv_key(name: str) -> str:
-    return "resnetv1d_" + name  # GluonCV's reader puts this prefix for every depth and version
+    return GLUONCV_PREFIX + name
 
 
 def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gcp import figures
+from gcp import figures, tables
 from gcp.config import UserError
-from gcp.figures import MISSING, OBJECTIVES, in_order
+from gcp.figures import OBJECTIVES, in_order
 from gcp.records import load_records
+from gcp.tables import MISSING
 
 GCP = {"macs": "GCP-f", "params": "GCP-p", "latency": "GCP-latency"}  # by what channels are weighed against
 COST_KEYS = {"macs": "macs_kept", "params": "params_kept", "latency": "latency_kept"}
@@ -124,22 +125,22 @@ def run_frame(records: list[dict]) -> pd.DataFrame:
     """
     unique = {record.get("fingerprint") or f"no fingerprint {i}": record for i, record in enumerate(records)}
     records = list(unique.values())
-    flat = [_flatten(record.get("config") or {}) for record in records]
+    flat = [options_of(record) for record in records]
     place = [
         tuple(str(record.get(key) or MISSING) for key in ("data", "model", "scale")) for record in records
     ]
-    dense_options = _varying(
+    dense_options = varying(
         flat, place, lambda key: key.split(".")[0] in ("model", "data", "train", "threads")
     )
     settings = [p + (options,) for p, options in zip(place, dense_options)]
 
     scores = {f.get("prune.score") for f, record in zip(flat, records) if record.get("method") == "gcp"}
-    named = [_name(record, f, len(scores) > 1) for record, f in zip(records, flat)]
+    named = [method_name(record, f, len(scores) > 1) for record, f in zip(records, flat)]
     identity = [
         (s, label, _counted(record, f), record.get("target"))
         for s, (_, label), record, f in zip(settings, named, records, flat)
     ]
-    options = _varying(flat, identity, lambda key: key.split(".")[0] in ("prune", "finetune"))
+    options = varying(flat, identity, lambda key: key.split(".")[0] in ("prune", "finetune"))
 
     rows = []
     for record, config, setting, (method, label), extra in zip(records, flat, settings, named, options):
@@ -149,7 +150,7 @@ def run_frame(records: list[dict]) -> pd.DataFrame:
             "model": setting[1],
             "scale": setting[2],
             "seed": record.get("seed"),
-            "device": _device(record),
+            "device": device_of(record),
         }
         dense, final = (_get(record, "stages", stage) or {} for stage in ("dense", "final"))
         if dense or method == "Dense":
@@ -226,7 +227,7 @@ def _counted(record: dict, config: dict[str, Any]) -> str | None:
     return config.get("prune.budget") or record.get("objective")
 
 
-def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[str, str]:
+def method_name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[str, str]:
     """(method, method with its named variants): ("GCP-f", "GCP-f, widths x8")."""
     method = record.get("method")
     if method == "none":
@@ -251,7 +252,6 @@ def _name(record: dict, config: dict[str, Any], several_scores: bool) -> tuple[s
 
 
 NAMED_OPTIONS = {
-    "model.name",
     "data.name",
     "prune.method",
     "prune.objective",
@@ -267,7 +267,7 @@ NAMED_OPTIONS = {
 }
 
 
-def _varying(configs: list[dict], places: list[tuple], wanted) -> list[tuple[str, ...]]:
+def varying(configs: list[dict], places: list[tuple], wanted) -> list[tuple[str, ...]]:
     """Per run, "key=value" of each wanted option that differs among the runs of its place.
 
     Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds.
@@ -286,11 +286,20 @@ def _varying(configs: list[dict], places: list[tuple], wanted) -> list[tuple[str
     ]
 
 
-def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def options_of(record: dict) -> dict[str, Any]:
+    """The record's configuration with dotted keys. A saved network that it starts from is named without its seed."""
+    flat = flatten(record.get("config") or {})
+    if isinstance(flat.get("model.name"), str):
+        flat["model.name"] = re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", flat["model.name"])
+    return flat
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat
@@ -304,7 +313,7 @@ def _kept(record: dict) -> dict[str, float]:
     }
 
 
-def _device(record: dict) -> str:
+def device_of(record: dict) -> str:
     """What a throughput stands on: "batch 64, float32, cpu (model), 2 threads"; "" if none was measured."""
     measured = _get(record, "stages", "final", "throughput") or _get(record, "stages", "dense", "throughput")
     if not measured:
@@ -362,7 +371,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                     "Objective": OBJECTIVES.get(objective, objective) if isinstance(objective, str) else None,
                     "Target %": 100.0 * target,
                 }
-                | _aggregate(same, MEASURES)
+                | aggregate(same, MEASURES)
                 | {"Seeds": same.seed.nunique(), "Scale": setting[2]}
             )
     return pd.DataFrame(rows)
@@ -411,22 +420,22 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
                         "Objective": OBJECTIVES.get(objective, objective),
                         "Target %": 100.0 * target,
                     }
-                    | _aggregate(numbers, COMPARED)
+                    | aggregate(numbers, COMPARED)
                     | {"Equal cost": equal, "Seeds": len(pair), "Scale": setting[2]}
                 )
-    titles = [
+    columns = [
         "Data",
         "Model",
         "Method",
         "Other",
         "Objective",
         "Target %",
-        *_titles(COMPARED),
+        *titles(COMPARED),
         "Equal cost",
         "Seeds",
         "Scale",
     ]
-    return pd.DataFrame(rows, columns=titles)
+    return pd.DataFrame(rows, columns=columns)
 
 
 QUANTIZED = (
@@ -499,7 +508,7 @@ def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return runs.groupby("seed", dropna=False)[keys].mean()
 
 
-def _aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, float]:
+def aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, float]:
     """Title -> value over seeds; a seed that occurs twice (the dense network of many runs) counts once."""
     row = {}
     for measure in measures:
@@ -511,11 +520,12 @@ def _aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, flo
     return row
 
 
-def _titles(measures: Iterable[Measure]) -> list[str]:
+def titles(measures: Iterable[Measure]) -> list[str]:
+    """The columns of some measures: each one's title, and that of its deviation."""
     return [t for m in measures for t in ([m.title, m.title + " sd"] if m.how == "mean +- sd" else [m.title])]
 
 
-def _formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame:
+def formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame:
     """The table as it prints: strings, mean and sd in one cell; Data and Model only if there are several."""
     by_title = {measure.title: measure for measure in measures}
     printed = {}
@@ -523,13 +533,13 @@ def _formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame
         if title.endswith(" sd") or (title in ("Data", "Model") and table[title].nunique() < 2):
             continue
         if title == "Target %":
-            printed[title] = [_number(v, None) for v in table[title]]
+            printed[title] = [tables.number(v, None) for v in table[title]]
         elif title in by_title:
             digits = by_title[title].digits
             signed = "+" if "ifference" in title else ""
             sds = table[title + " sd"] if by_title[title].how == "mean +- sd" else [float("nan")] * len(table)
             printed[title] = [
-                _number(v, digits, signed) + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+                tables.number(v, digits, signed) + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
                 for v, sd in zip(table[title], sds)
             ]
         else:
@@ -537,53 +547,17 @@ def _formatted(table: pd.DataFrame, measures: Iterable[Measure]) -> pd.DataFrame
     return pd.DataFrame(printed)
 
 
-def _number(value: float, digits: int | None, sign: str = "") -> str:
-    if pd.isna(value):
-        return MISSING
-    if digits is None:
-        return f"{value:.6g}"
-    text = f"{value:{sign},.{digits}f}"
-    return text.lstrip("-+") if float(text.replace(",", "")) == 0 else text  # no "-0.00"
-
-
 def _write_table(
     table: pd.DataFrame, measures: tuple[Measure, ...], caption: str, stem: Path, label: str
 ) -> list[Path]:
-    printed = _formatted(table, measures)
+    printed = formatted(table, measures)
     words = ("Data", "Model", "Method", "Other", "Objective", "Equal cost", "Scale", "Network", "Arithmetic", "Span")
     align = ["left" if title in words else "right" for title in printed.columns]
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
-    if table.empty:
-        paths[0].write_text(caption + "\n", encoding="utf-8")
-        paths[1].write_text("% " + caption + "\n", encoding="utf-8")
-    else:
-        markdown = printed.to_markdown(index=False, disable_numparse=True, colalign=align)
-        paths[0].write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
-        latex = printed.to_latex(
-            index=False,
-            escape=True,
-            caption=_latex(caption),
-            label=label,
-            position="t",
-            column_format="".join(a[0] for a in align),
-        ).replace("±", r"$\pm$")
-        latex = latex.replace(
-            r"\begin{tabular}", "\\centering\n\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}", 1
-        )
-        latex = latex.replace(r"\end{tabular}", "\\end{tabular}}", 1)
-        paths[1].write_text("% needs booktabs and graphicx\n" + latex, encoding="utf-8")
-    table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
-    return paths
-
-
-def _latex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text
+    return tables.write(table, printed, align, caption, stem, label)
 
 
 def _caption(runs: pd.DataFrame) -> str:
-    sentences = [f"{_whose(runs)}.", *_scale_sentences(runs)]
+    sentences = [f"{_whose(runs)}.", *scale_sentences(runs.scale)]
     evaluated = sorted({int(n) for n in runs.n_eval.dropna()})
     if evaluated:
         sentences.append(f"Accuracies on {' or '.join(f'{n:,}' for n in evaluated)} test images.")
@@ -616,7 +590,7 @@ def _comparison_caption(runs: pd.DataFrame) -> str:
         [
             f"Comparison at equal achieved cost, {_whose(runs)}:",
             "top-1 of the method minus that of the other, seed by seed.",
-            *_scale_sentences(runs),
+            *scale_sentences(runs.scale),
             "Mean ± sample standard deviation over the seeds that both have.",
             "Cost: what both were pruned for (objective).",
             f"Equal cost says NO where any seed's achieved costs differ by more than {100 * EQUAL_COST:g} %.",
@@ -628,5 +602,6 @@ def _whose(runs: pd.DataFrame) -> str:
     return "; ".join(f"{', '.join(sorted(some.model.unique()))} on {data}" for data, some in runs.groupby("data"))
 
 
-def _scale_sentences(runs: pd.DataFrame) -> list[str]:
-    return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(runs.scale))]
+def scale_sentences(scales: Iterable[str]) -> list[str]:
+    """What every caption says of the scales of its runs."""
+    return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(scales))]

@@ -16,10 +16,11 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from gcp import figures
+from gcp import figures, tables
 from gcp.config import UserError
-from gcp.figures import MISSING, MOBILENETS, OTHER, PRUNENET, RESNET
+from gcp.figures import MOBILENETS, OTHER, PRUNENET, RESNET
 from gcp.records import write_json
+from gcp.tables import MISSING
 
 INPUT = (3, 224, 224)
 MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
@@ -38,10 +39,10 @@ def published(folder: Path) -> pd.DataFrame:
 
     UserError: a file of `folder` is missing or lacks a column or a network.
     """
-    networks = _table(folder / "gluoncv_fig1_throughput_v100.csv",
+    networks = read_table(folder / "gluoncv_fig1_throughput_v100.csv",
                       {"model": "name", "top1_acc": "top1", "throughput_img_per_s": "images_per_second",
                        "device": "device", "batch_size": "batch"})
-    released = _table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
+    released = read_table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
     lacking = (set(released.name) | set(released.base)) - set(networks.name)
     if lacking:
         raise UserError(f"{folder}: the published throughputs lack {', '.join(sorted(lacking))}")
@@ -57,7 +58,8 @@ def published(folder: Path) -> pd.DataFrame:
     )
 
 
-def _table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Columns of a table of published numbers, renamed. UserError: it is not as it came with the toolkit."""
     try:
         return pd.read_csv(path)[list(columns)].rename(columns=columns)
     except (OSError, ValueError, KeyError) as error:
@@ -207,7 +209,7 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
     try:
         output.mkdir(parents=True, exist_ok=True)
         paths = figures.figure1(
-            networks, f"ImageNet accuracy against throughput: {_there(networks)}",
+            networks, f"ImageNet accuracy against throughput: {published_on(networks)}",
             f"The paper's Figure 1, redrawn from GluonCV's published data of {len(networks)} networks. "
             "A line runs from each base through its PruneNets.",
             output / "figure1_v100")
@@ -224,13 +226,14 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
         both.assign(images_per_second=both.cpu),
         f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
         f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.", output / "figure1_cpu")
-    where = f"V100: published, {_there(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
+    where = f"V100: published, {published_on(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
     related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
     caption = [where, f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
                       f"{100 * both.spread.max():.0f} %.",
                *([f"NOISY: {', '.join(both.name[both.noisy.astype(bool)])}."] if both.noisy.any() else []),
-               f"Kendall's tau between both throughputs: {_number(agreement(both), 3)} over all {len(both)} networks, "
-               f"{_number(agreement(related), 3)} over the {len(related)} PruneNets and bases."]
+               f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} "
+               "networks, "
+               f"{tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases."]
     paths += _write_table(ranking(both), " ".join(caption), output / "ranking")
 
     turned, n_pairs = flips(both), len(both) * (len(both) - 1) // 2
@@ -245,35 +248,16 @@ def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, 
     return paths
 
 
-def _there(networks: pd.DataFrame) -> str:
+def published_on(networks: pd.DataFrame) -> str:
     """What the published speeds stand on."""
     devices, batches = networks.device.unique(), networks.batch.unique()
     return f"{' and '.join(devices)}, batch {' and '.join(map(str, batches))}"
 
 
-def _number(value: float, digits: int) -> str:
-    return MISSING if pd.isna(value) else f"{value:,.{digits}f}"
-
-
 def _write_table(table: pd.DataFrame, caption: str, stem: Path) -> list[Path]:
     printed = pd.DataFrame({
-        title: [_number(value, DIGITS[title]) if title in DIGITS else MISSING if value is None else value
+        title: [tables.number(value, DIGITS[title]) if title in DIGITS else MISSING if value is None else value
                 for value in table[title]]
         for title in table.columns})
     align = ["right" if title in DIGITS else "left" for title in table.columns]
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
-    if table.empty:
-        paths[0].write_text(f"{caption}\n", encoding="utf-8")
-        paths[1].write_text(f"% {caption}\n", encoding="utf-8")
-    else:
-        markdown = printed.to_markdown(index=False, disable_numparse=True, colalign=align)
-        paths[0].write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
-        latex = printed.to_latex(index=False, escape=True, caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
-                                 label=f"tab:{stem.name}", position="t", column_format="".join(a[0] for a in align))
-        # Only what is too wide for the page becomes smaller.
-        narrowed = "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}"
-        latex = latex.replace(r"\begin{tabular}", narrowed)
-        latex = latex.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
-        paths[1].write_text(f"% needs booktabs and adjustbox\n{latex}", encoding="utf-8")
-    table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
-    return paths
+    return tables.write(table, printed, align, caption, stem, f"tab:{stem.name}")

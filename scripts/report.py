@@ -1,7 +1,14 @@
-"""Tables and figures of the records below a results folder: `python scripts/report.py results/demo`."""
+"""Tables and figures of the records below a results folder: `python scripts/report.py results/demo`.
+
+Records of the paper's experiments (configs/imagenet, configs/caltech256, configs/smoke) also give the paper's tables.
+"""
 from __future__ import annotations
 
-from gcp import config, report
+from pathlib import Path
+
+from gcp import config, paper, records, report
+
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list[str]) -> None:
@@ -10,9 +17,13 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)"
     )
+    parser.add_argument("--paper", action="store_true",
+                        help="all of the paper's tables 1 to 6, those without a record too")
     parser.add_argument("--embed", metavar="FILE", help="Markdown document whose embedded tables to bring up to date")
     arguments = parser.parse_args(argv)
     paths = report.write(arguments.results, arguments.output)
+    output = Path(arguments.output or Path(arguments.results) / "report")
+    paths += paper.write(records.load_records(arguments.results), REFERENCE, output, arguments.paper)
     for path in paths:
         if path.suffix == ".md":
             print(path.read_text(encoding="utf-8"))

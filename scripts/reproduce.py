@@ -1,7 +1,8 @@
 """Run every experiment of a folder of configs (or one config), each at every seed, then write the report.
 
 Finished runs are not run again, a dense network is trained once for all that share it; run again to resume.
-Throughput is measured at the end, one run after another, when nothing else is running.
+Throughput is measured at the end, one run after another, when nothing else is running. With --dry-run nothing is run:
+what it would take is printed.
 """
 import argparse
 import os
@@ -24,9 +25,21 @@ def run(argv: list) -> None:
     parser.add_argument("--jobs", type=config.positive(int), default=1,
                         help="experiments at once, `threads` threads each (default 1)")
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="run nothing; print, without needing the data: targets, costs, images, time here")
+    parser.add_argument("--no-benchmark", action="store_true", help="with --dry-run: time no training steps")
     args = parser.parse_args(argv)
+    if args.no_benchmark and not args.dry_run:
+        raise config.UserError("--no-benchmark only matters with --dry-run")
     # All are checked before the first is run: a mistake in the last one should not cost hours.
     cfgs = config.load_all(args.configs, args.set, args.seeds)
+    if args.dry_run:
+        print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark))
+        return
+    from gcp import smoke
+
+    for folder in smoke.make_missing([cfg for _, _, cfg in cfgs]):
+        print(f"drew {folder}", file=sys.stderr)
     todo = [item for item in cfgs if not records.is_done(item[2])]
     print(f"{len(cfgs)} experiments, {len(cfgs) - len(todo)} done before", file=sys.stderr)
     in_parallel(dense_first(todo), args.jobs)
@@ -40,6 +53,17 @@ def run(argv: list) -> None:
         code = subprocess.run(command + (["--output", args.report] if args.report else [])).returncode
         if code:
             sys.exit(code)
+
+
+def dry_run(cfgs: list, timed: bool) -> str:
+    """What the experiments would take, as a Markdown table."""
+    config.use_threads(cfgs[0].threads)
+    from gcp import forecast  # imports MXNet, which reads the number of threads as it loads
+
+    if not timed:
+        return forecast.markdown(forecast.forecast(cfgs))
+    watch = forecast.Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
+    return forecast.markdown(forecast.forecast(cfgs, watch), watch.measured)
 
 
 def dense_first(items: list) -> list:

@@ -166,7 +166,8 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
     ("name=7", "name: 7 should be a valid string"),
     ("model.pretrained=1", "model.pretrained: 1 should be a valid boolean"),
     ("model.name=", "model.name: nothing should be a valid string"),
-    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', 'imagenet' or 'caltech256'"),
+    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', "
+                              "'imagenet' or 'caltech256'"),
     ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
     ("data.input=[1, 32, 32]", "data.input: [1, 32, 32] should be three channels"),
     ("data.input=[3, 0, 32]", "data.input: [3, 0, 32] should be"),
@@ -386,3 +387,40 @@ def test_the_recipe_of_the_dense_network_is_in_both_fingerprints(write, change):
     path = write(MINIMAL)
     cfg, changed = config.load(path), config.load(path, [f"train.{change}"])
     assert changed.fingerprint() != cfg.fingerprint() and changed.dense_fingerprint() != cfg.dense_fingerprint()
+
+
+# ---- saved networks named by a pattern; rows of the paper's tables ------------------------------------------------
+
+
+def finished(folder, name):
+    (folder / name).mkdir(parents=True)
+    (folder / name / "final-symbol.json").write_text("{}")
+
+
+def test_a_pattern_means_the_one_run_of_its_seed(tmp_path):
+    path = tmp_path / "row.yaml"
+    path.write_text(f"scale: smoke\nmodel: {{name: '{tmp_path}/gcp-seed{{seed}}-*/final', new_head: true}}\n"
+                    "data: {name: digits}\ntrain: {epochs: 1}\n")
+    assert config.load(path).model.is_pattern, "no run yet: it loads all the same"
+    finished(tmp_path, "gcp-seed0-aaa")
+    finished(tmp_path, "gcp-seed1-bbb")
+    for seed, folder in ((0, "gcp-seed0-aaa"), (1, "gcp-seed1-bbb")):
+        cfg = config.load(path, [f"seed={seed}"])
+        assert cfg.model.name == f"{tmp_path}/{folder}/final" and not cfg.model.is_pattern
+    finished(tmp_path, "gcp-seed1-ccc")
+    with pytest.raises(config.UserError, match="gcp-seed1-bbb.*gcp-seed1-ccc.*model.name=PREFIX"):
+        config.load(path, ["seed=1"])
+
+
+def test_a_new_head_is_for_saved_networks():
+    with pytest.raises(config.UserError, match="new_head"):
+        config.section(config.Model, {"name": "resnet18_v1b", "new_head": True})
+
+
+def test_the_place_in_the_paper_decides_no_number(tmp_path):
+    path = tmp_path / "row.yaml"
+    path.write_text("scale: smoke\nmodel: {name: resnet18_v1b}\ndata: {name: digits}\ntrain: {epochs: 1}\n")
+    plain, placed = config.load(path), config.load(path, ["paper.table=table3", "paper.level=2", "paper.chosen=true"])
+    assert plain.fingerprint() == placed.fingerprint() and plain.dense_fingerprint() == placed.dense_fingerprint()
+    with pytest.raises(config.UserError, match="paper.table"):
+        config.load(path, ["paper.table=table9"])

@@ -176,12 +176,3 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
     assert (tmp_path / "v.validation.png").stat().st_size > 10000
     assert len(json.loads((tmp_path / "m.json").read_text())["networks"]) == 2
     assert "cifar_resnet20_v1, 8 px, batch 1" in (tmp_path / "validation.md").read_text()
-
-
-def test_the_readme_configs_and_the_demo_load():
-    from gcp import config
-    for folder in sorted((REPO / "configs").iterdir()):
-        for path, _, cfg in config.load_all(folder):
-            assert cfg.name == path.stem and cfg.output == f"results/{folder.name}"
-            if cfg.prune.method != "none":
-                assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path

@@ -328,3 +328,31 @@ def test_which_norms_and_relus_become_one():
     # Stem, and two in each of 16 blocks but for the three whose second conv is strided; none behind an addition.
     assert len(pairs) == 1 + 2 * 16 - 3
     assert all("batchnorm" in norm and "relu" in relu for relu, norm in pairs.items())
+
+
+def test_a_new_output_layer(tmp_path):
+    net = random_network("resnet18_v1b")
+    gluon.save(net, tmp_path / "final")
+    with pytest.raises(UserError, match="has 7 classes, 5 are needed; set model.new_head"):
+        gluon.open_network(str(tmp_path / "final"), None, 5)
+    new, same, other = (gluon.open_network(str(tmp_path / "final"), None, 5, seed=seed, new_head=True)
+                        for seed in (3, 3, 4))
+    assert new.n_classes == 5 and gluon.predict(new, images(net)).shape == (3, 5)
+    head = {net.weight("dense0_fwd"), net.bias("dense0_fwd")}
+    for name, value in new.arrays.items():
+        if name not in head:
+            assert np.array_equal(value, net.arrays[name])
+        assert np.array_equal(value, same.arrays[name])
+    weight = net.weight("dense0_fwd")
+    assert new.arrays[weight].shape == (5, 512) and not np.array_equal(new.arrays[weight], other.arrays[weight])
+    # Variance 2 / (1 + 0.25^2) over the mean of 512 inputs and 5 outputs, from 2560 draws.
+    assert new.arrays[weight].std() == pytest.approx((2 / 1.0625 / 258.5) ** 0.5, rel=0.05)
+    assert not new.arrays[net.bias("dense0_fwd")].any()
+    gluon.save(new, tmp_path / "new")
+    again = gluon.load(tmp_path / "new")
+    assert np.array_equal(gluon.predict(again, images(net)), gluon.predict(new, images(net)))
+
+
+def test_a_new_output_layer_needs_a_dense_one():
+    with pytest.raises(UserError, match="only a dense output layer"):
+        gluon.with_new_head(random_network("mobilenetv2_0.25"), 5, 0)

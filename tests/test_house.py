@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "gcp"
 # Lowest floor first: a room imports only from floors below its own.
 FLOORS = (
     {"config", "guard"},
-    {"records", "launch", "search", "network", "images", "figures"},
-    {"gluon", "cost", "data", "archives", "parallel"},
-    {"training", "export", "sampling"},
+    {"records", "launch", "search", "network", "images", "tables"},
+    {"gluon", "cost", "data", "archives", "parallel", "figures"},
+    {"training", "export", "sampling", "smoke"},
     {"timing", "latency"},
     {"prune"},
     {"baselines"},
     {"experiment", "report", "benchmark", "zoo"},
+    {"forecast", "paper", "released"},
 )
 # What each room may import from gcp, besides config: its UserError is for every room.
 IMPORTS = {
@@ -44,9 +45,15 @@ IMPORTS = {
                    "timing", "sampling", "latency", "prune", "baselines"},
     "benchmark": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
                   "baselines"},
-    "figures": set(),
-    "report": {"records", "figures"},
-    "zoo": {"records", "figures"},
+    "tables": set(),
+    "figures": {"tables"},
+    "report": {"records", "tables", "figures"},
+    "zoo": {"records", "tables", "figures"},
+    "smoke": {"data"},
+    "forecast": {"network", "gluon", "cost", "training", "latency", "prune", "baselines", "experiment", "benchmark",
+                 "smoke", "tables"},
+    "paper": {"records", "tables", "figures", "report", "zoo"},
+    "released": {"network", "gluon", "cost", "tables"},
 }
 # Edges beyond the plan, each with its reason.
 EXTRA = {
@@ -58,7 +65,7 @@ EXTRA = {
     ("latency", "records"): "a model is written whole or not at all",
     ("prune", "gluon"): "which arrays MXNet calls auxiliary",
 }
-MXNET = {"gluon", "data", "parallel", "training", "timing", "prune", "export", "benchmark"}
+MXNET = {"gluon", "data", "parallel", "training", "timing", "prune", "export", "benchmark", "forecast"}
 
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -1,0 +1,47 @@
+"""Check the seven PruneNets that the paper's authors released against what was published of them, and our groups.
+
+Parameters, MACs and widths need no weights and no images. With both, accuracy is checked against GluonCV's table.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gcp import config
+
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+
+
+def run(argv: list) -> None:
+    """Parse, check, print a table; exit with 1 if anything disagrees."""
+    parser = config.Parser(description=__doc__)
+    parser.add_argument("--weights", action="store_true", help="GluonCV's published weights, for accuracies")
+    parser.add_argument("--imagenet", metavar="ROOT", help="ImageNet, as data.root of a config: its validation images")
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args(argv)
+    if args.weights != bool(args.imagenet):
+        raise config.UserError("--weights and --imagenet ROOT go together: accuracy needs both")
+    config.use_threads(0)
+    from gcp import experiment, released  # import MXNet, which reads the number of threads as it loads
+
+    facts, problems = [], []
+    for name, row in released.published(REFERENCE).iterrows():
+        found, disagreements = released.verify(name, row, released.shapes(row["shape_json"]))
+        if args.weights:
+            data = config.section(config.Data, {"name": "imagenet", "root": args.imagenet, "input": released.INPUT})
+            measured = experiment.evaluate(name, data, pretrained=True, batch=args.batch)
+            found.update({"Top-1 %": 100 * measured["top1"], "Top-5 %": 100 * measured["top5"]})
+            disagreements += released.disagreeing_accuracy(name, row, measured)
+        facts.append(found)
+        problems += disagreements
+    print(released.markdown(facts))
+    print(f"\n{len(facts)} networks, {len(problems)} disagreements with what was published"
+          + ("" if args.weights else " (accuracies not checked: --weights --imagenet ROOT)"))
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    config.main(run)

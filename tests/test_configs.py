@@ -1,0 +1,94 @@
+"""Every configuration in configs/: it loads, says how to run it, its network can be built and its target be reached."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gcp import config, forecast
+
+REPO = Path(__file__).resolve().parents[1]
+FILES = sorted(path for path in (REPO / "configs").rglob("*.yaml") if not path.name.startswith("_"))
+TABLES = {path: config.load(path) for path in FILES if path.parent.name.startswith(("table", "figure"))}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(REPO)  # saved networks, latency models and outputs are named from there
+
+
+def test_there_are_some_of_every_table():
+    for folder, names in (("imagenet", ["figure1", "table1", "table2", "table3", "table4", "table5"]),
+                          ("caltech256", ["table6"]),
+                          ("smoke", ["figure1", "table1", "table2", "table3", "table4", "table5", "table6"])):
+        assert sorted({p.parent.name for p in TABLES if p.parent.parent.name == folder}) == names
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(REPO)))
+def test_it_loads_and_its_target_can_be_reached(folder):
+    loaded = config.load_all(folder)
+    for (path, _, cfg), row in zip(loaded, forecast.forecast([cfg for _, _, cfg in loaded])):
+        here = path.relative_to(REPO)
+        assert cfg.name == path.stem
+        assert path.read_text().startswith(f"# python scripts/run.py {here}"), path
+        assert row.is_reachable and row.params > 0 and row.macs > 0
+        # An ablation goes beside what it is compared with.
+        results = [f"results/{p.relative_to('configs')}" for p in (here.parent, here.parent.parent)]
+        assert cfg.output == results[0] or folder.name == "ablation" and cfg.output == results[1]
+        if cfg.prune.method != "none":
+            assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path
+
+
+def test_targets_are_the_published_ones_or_say_that_they_are_chosen():
+    rows = pd.read_csv(REPO / "results" / "reference" / "prunenet_table_skeleton.csv")
+    for path, cfg in TABLES.items():
+        table = int(cfg.paper.table[-1])
+        if cfg.paper.table == "figure1" or cfg.prune.method == "none":
+            continue
+        published = rows[(rows.table == table) & rows.target_fraction_kept.notna()].target_fraction_kept.tolist()
+        assert published == sorted(published, reverse=True)
+        if cfg.paper.chosen:
+            assert cfg.prune.target not in published and cfg.paper.level > len(published), path
+        else:
+            assert cfg.prune.target == published[cfg.paper.level - 1], path
+
+
+def test_the_chosen_levels_are_the_costs_of_released_networks():
+    released = pd.read_csv(REPO / "results" / "reference" / "released_prunenets.csv").set_index("model").macs_reduction
+    for path, cfg in TABLES.items():
+        if cfg.paper.chosen and path.parent.parent.name == "imagenet":
+            named = re.search(r"the released (\w+\.\d+)\.", path.read_text())[1]
+            assert cfg.prune.target == pytest.approx(1 / released[named], abs=0.001)
+
+
+def test_a_row_and_its_smoke_differ_in_size_only():
+    for path, cfg in TABLES.items():
+        if path.parent.parent.name == "smoke":
+            continue
+        small = TABLES[REPO / "configs" / "smoke" / path.parent.name / path.name]
+        assert (small.scale, cfg.scale) == ("smoke", "paper")
+        for key in ("method", "objective", "target", "round_to", "score", "schedule"):
+            assert getattr(small.prune, key) == getattr(cfg.prune, key)
+        assert (small.paper.level, small.paper.chosen) == (cfg.paper.level, cfg.paper.chosen)
+        assert small.finetune.mixup == cfg.finetune.mixup and small.data.augment == cfg.data.augment
+        if not cfg.model.is_saved:
+            assert small.model.name == cfg.model.name
+
+
+def test_uniform_and_gcp_are_trained_alike():
+    for path, cfg in TABLES.items():
+        if cfg.prune.method == "uniform":
+            other = TABLES[path.with_name(path.name.replace("uniform", "gcp"))]
+            assert (cfg.model, cfg.data, cfg.train, cfg.finetune) == (other.model, other.data, other.train,
+                                                                      other.finetune)
+            assert cfg.dense_fingerprint() == other.dense_fingerprint()
+
+
+def test_table6_starts_from_what_table3_leaves():
+    for path, cfg in TABLES.items():
+        if cfg.paper.table == "table6" and cfg.paper.level:
+            source = config.load(REPO / cfg.paper.starts_from)
+            assert cfg.model.name == f"{source.output}/{source.name}-seed{{seed}}-*/final" and cfg.model.new_head
+            assert source.paper.level == cfg.paper.level
