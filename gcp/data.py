@@ -13,7 +13,6 @@ import json
 import re
 import struct
 import sys
-import tarfile
 import zlib
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from gcp.config import Data, UserError
 from gcp.images import (BadImage, Files, Members, Pictures, Records, class_folders, classes_of, crop_box, in_order,
-                        read_classes, safe_members, shifted, shifts, varied)
+                        place_of, read_classes, safe_members, shifted, shifts, varied)
 from gcp.records import replacing, write_json
 
 Seed = Union[int, Tuple[int, ...]]
@@ -515,17 +514,17 @@ def _caltech256(cfg: Data, seed: int) -> Dataset:
     return _encoded_dataset(cfg, seed, tuple(files), (store, store), kept, tested, folder)
 
 
-def _caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, tarfile.TarInfo]]:
-    """Class -> `class/file` of its images, and `class/file` -> member, of a tar with or without the outermost folder."""
+def _caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str, int, int]]]:
+    """Class -> `class/file` of its images, and where each lies, of a tar with or without the outermost folder."""
     found: Dict[str, List[str]] = {}
-    places = {}
+    places: Dict[str, Tuple[str, int, int]] = {}
     for member in safe_members(path):
         parts = [part for part in member.name.split("/") if part not in (".", _CALTECH_FOLDER)]
         if member.isdir() and len(parts) == 1:
             found.setdefault(parts[0], [])
         elif member.isfile() and len(parts) == 2:  # deeper ones are somebody's notes
             found.setdefault(parts[0], []).append(parts[1])
-            places["/".join(parts)] = member
+            places["/".join(parts)] = place_of(member)
     return classes_of({name: names for name, names in found.items() if not name.startswith(".")}, str(path)), places
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -10,8 +11,7 @@ from gcp import export, latency, records, sampling, timing, training
 from gcp.baselines import none, uniform
 from gcp.config import Config, Data, Prune, Recipe, UserError
 from gcp.cost import COSTS, Budget, macs, params
-from gcp.data import Dataset
-from gcp.data import load as load_data
+from gcp.data import Dataset, load as open_data
 from gcp.gluon import is_saved, load, open_network, to_block
 from gcp.network import Network, with_zero_residuals
 from gcp.parallel import workers
@@ -19,6 +19,7 @@ from gcp.prune import gcp
 
 METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
+SHOWN = 10  # skipped images that are named
 
 
 def run(cfg: Config) -> dict:
@@ -44,7 +45,7 @@ def run(cfg: Config) -> dict:
                                                           dense))
         stages = {DENSE: (dense, dense_facts), PRUNED: (net, pruned_facts), FINAL: (tuned, tuned_facts)}
         described = {name: {**_measure(n, data), "throughput": None, **facts} for name, (n, facts) in stages.items()}
-        folder.finish(_record(cfg, budget, stages, described))
+        folder.finish(_record(cfg, data, budget, stages, described))
         return folder.record
 
 
@@ -128,6 +129,16 @@ def quantize(names: Sequence[str], prefixes: Sequence[str], data: Data, pretrain
                      "threads": int(os.environ["OMP_NUM_THREADS"]),
                      "times_first": speeds[0]["latency_s"] / speed["latency_s"]})
     return rows
+
+
+def load_data(cfg: Data, seed: int = 0) -> Dataset:
+    """The configured data set; says on stderr what had to be left out of it."""
+    data = open_data(cfg, seed)
+    for why in data.skipped[:SHOWN]:
+        print(f"warning: skipped: {why}", file=sys.stderr)
+    if data.skipped:
+        print(f"warning: {len(data.skipped)} images of data '{cfg.name}' skipped in all", file=sys.stderr)
+    return data
 
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
@@ -290,7 +301,7 @@ def _measure(net: Network, data: Dataset) -> dict:
             "params": int(params(net)(net.widths))}
 
 
-def _record(cfg: Config, budget: Budget, stages: dict, described: dict) -> dict:
+def _record(cfg: Config, data: Dataset, budget: Budget, stages: dict, described: dict) -> dict:
     dense, pruned, final = (described[name] for name in (DENSE, PRUNED, FINAL))
     return {
         "fingerprint": cfg.fingerprint(), "name": cfg.name, "scale": cfg.scale, "seed": cfg.seed,
@@ -302,5 +313,5 @@ def _record(cfg: Config, budget: Budget, stages: dict, described: dict) -> dict:
         "widths": {DENSE: stages[DENSE][0].widths, FINAL: stages[FINAL][0].widths},
         "iterations": pruned.pop("iterations"), "images_before_finetune": pruned["images"],
         "images_total": pruned["images"] + final["images"],
-        "seconds": pruned["seconds"] + final["seconds"],
+        "images_skipped": len(data.skipped), "seconds": pruned["seconds"] + final["seconds"],
     }

@@ -126,11 +126,11 @@ class _Pieces:
 
 
 class Members(_Pieces):
-    """Members of an uncompressed tar, read where they lie."""
+    """Members of an uncompressed tar (or of tars in it), read where they lie: each its name, offset and length."""
 
-    def __init__(self, path: Path, members: Sequence[tarfile.TarInfo]) -> None:
+    def __init__(self, path: Path, places: Sequence[Tuple[str, int, int]]) -> None:
         super().__init__(path)
-        self._places = [(member.name, member.offset_data, member.size) for member in members]
+        self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -152,29 +152,39 @@ class Members(_Pieces):
         return self._places[row][2]
 
 
-def safe_members(path: Path) -> List[tarfile.TarInfo]:
-    """A tar's files and folders, in its order.
+def place_of(member: tarfile.TarInfo, start: int = 0) -> Tuple[str, int, int]:
+    """What `Members` needs of a member of a tar that begins at byte `start` of the file."""
+    return member.name, start + member.offset_data, member.size
 
-    UserError: not a whole tar, or a member that leads out of the folder or is neither file nor folder.
+
+def safe_members(path: Path) -> List[tarfile.TarInfo]:
+    """The files and folders of an uncompressed tar, in its order.
+
+    UserError: not a whole one, or a member that leads out of the folder or is neither file nor folder.
     """
     try:
-        # Read where they lie if that is possible; `r:*` would also take a compressed one, which cannot be.
-        with tarfile.open(path, "r:*" if str(path).endswith((".gz", ".tgz")) else "r:") as tar:
-            members = tar.getmembers()
+        with tarfile.open(path, "r:") as tar:
+            return harmless(tar, str(path))
     except tarfile.TarError as error:
         raise UserError(f"{path}: not an uncompressed tar file, or not all of it ({error}); replace it with a whole "
                         "copy") from error
-    except EOFError as error:
-        raise UserError(f"{path}: truncated; replace it with a whole copy") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
+    """The members of an open tar called `where`; UserError as `safe_members`."""
+    members = tar.getmembers()
+    tar.fileobj.seek(max(0, tar.fileobj.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+    if any(tar.fileobj.read()):  # every tar ends in zeros; Python's reader does not mind when they are missing
+        raise tarfile.ReadError("it ends early")
     for member in members:
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-            raise UserError(f"{path}: member {member.name!r} leads out of its folder; no archive of this data set "
+            raise UserError(f"{where}: member {member.name!r} leads out of its folder; no archive of this data set "
                             "holds such a name, get another copy")
         if not member.isfile() and not member.isdir():
-            raise UserError(f"{path}: member {member.name!r} is a link or a device; no archive of this data set holds "
+            raise UserError(f"{where}: member {member.name!r} is a link or a device; no archive of this data set holds "
                             "one, get another copy")
     return members
 
@@ -318,7 +328,7 @@ class Records(_Pieces):
 
     def _read_list(self, path: Path) -> Tuple[List[float], List[str]]:
         found: Dict[int, Tuple[float, str]] = {}
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             fields = line.split("\t")
             try:
                 found[int(fields[0])] = float(fields[1]), fields[2]
@@ -375,7 +385,7 @@ def record_span(content: bytes) -> Optional[int]:
         expected = (MIDDLE, LAST)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -386,7 +396,7 @@ def _text(path: Path) -> str:
 
 def read_classes(path: Path) -> Tuple[str, ...]:
     """The class names in a file, one a line. UserError: one is empty or there twice."""
-    names = _text(path).splitlines()
+    names = read_text(path).splitlines()
     for number, name in enumerate(names, 1):
         if not name.strip() or name in names[:number - 1]:
             raise UserError(f"{path}, line {number}: {'a class twice: ' + name if name.strip() else 'no class name'}")
@@ -435,19 +445,19 @@ class Pictures:
         top, left, height, width = crop_box(*found[:2], rng)
         # libjpeg can halve while it decodes: less work, and averages where picking pixels would alias.
         by = next((by for by in (8, 4, 2) if height >= by * self.shape[1] and width >= by * self.shape[2]), 1)
-        image = decoded(content, self.source.name(row), _REDUCED[by])
+        image = decoded(content, self.source.name(row), REDUCED[by])
         return varied(image, (top // by, left // by, height // by, width // by), self.shape[1:], rng)
 
     def problem(self, row: int) -> Optional[str]:
         """What is wrong with an image, by its name; None if it can be decoded."""
         try:
-            decoded(self.source.read(row), self.source.name(row), _REDUCED[8])
+            decoded(self.source.read(row), self.source.name(row), REDUCED[8])
         except BadImage as error:
             return str(error)
         return None
 
 
-_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
             8: cv2.IMREAD_REDUCED_COLOR_8}
 
 

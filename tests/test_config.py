@@ -79,6 +79,13 @@ def test_the_dump_of_a_config_loads_as_the_same_config(write):
 
 # Fingerprints
 
+def test_threads_that_decode_decide_no_number_and_young_keys_do(write):
+    plain, *others = (config.load(write(MINIMAL), overrides) for overrides in (
+        [], ["data.workers=7"], ["data.on_bad_image=error"], ["data.on_bad_image=skip"]))
+    for fingerprint in (config.Config.fingerprint, config.Config.dense_fingerprint):
+        assert [fingerprint(other) == fingerprint(plain) for other in others] == [True, True, False]
+
+
 def test_fingerprint_ignores_name_and_output_only(write):
     path = write(MINIMAL)
     print_ = config.load(path).fingerprint()
@@ -193,6 +200,11 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
 @pytest.mark.parametrize("override, part", [
     ("prune.method=none", "target: 0.5 cannot be met by method: none; set prune.method to"),
     ("data.name=folder", "name: folder needs a root; set data.root"),
+    ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
+    ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
+    ("data.per_class=30", "per_class is for name: caltech256"),
+    ("data.split_file=a.json", "split_file is for name: caltech256"),
+    ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),
     ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most"),
     ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
     ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),

@@ -268,9 +268,9 @@ def test_an_augmented_batch_takes_little_time():
     split = data.Split(images, np.zeros(640, np.int32), np.arange(640), mean, std)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # not of the others on a busy machine
         list(split.batches(64, seed=0, augment="crop_flip"))
-        times.append((time.perf_counter() - start) / 10)
+        times.append((time.process_time() - start) / 10)
     assert min(times) < 3e-3
 
 

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -176,3 +178,22 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
     assert (tmp_path / "v.validation.png").stat().st_size > 10000
     assert len(json.loads((tmp_path / "m.json").read_text())["networks"]) == 2
     assert "cifar_resnet20_v1, 8 px, batch 1" in (tmp_path / "validation.md").read_text()
+
+
+def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
+    from gcp import config, experiment, records
+
+    for split in ("train", "test"):
+        for k, name in enumerate("ab"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for n in range(4):
+                cv2.imwrite(str(tmp_path / split / name / f"{n}.png"), np.full((9, 9, 3), 90 * k + n, np.uint8))
+    (tmp_path / "train" / "b" / "2.png").write_bytes(b"junk")
+    cfg = config.Config.model_validate({
+        "name": "skip", "scale": "smoke", "output": str(tmp_path / "runs"), "model": {"name": "cifar_resnet20_v1"},
+        "data": {"name": "folder", "root": str(tmp_path), "input": [3, 8, 8], "batch": 4, "on_bad_image": "skip"},
+        "train": {"epochs": 1}})
+    record = experiment.run(cfg)
+    said = capsys.readouterr().err
+    assert record["images_skipped"] == 1 and record == records.load_records(tmp_path / "runs")[0]
+    assert f"warning: skipped: {tmp_path}/train/b/2.png: not an image" in said and "1 images of data 'folder'" in said

@@ -69,12 +69,12 @@ def tar_of(path, **members) -> Path:
 
 def test_members_are_read_where_they_lie(tmp_path):
     path = tar_of(tmp_path / "t.tar", **{"d": tarfile.DIRTYPE, "d/a.jpg": tarfile.REGTYPE})
-    members = [m for m in images.safe_members(path) if m.isfile()]
-    source = images.Members(path, members)
+    places = [images.place_of(m) for m in images.safe_members(path) if m.isfile()]
+    source = images.Members(path, places)
     assert (len(source), source.name(0), source.read(0), source.size(0)) == (1, f"{path}, member d/a.jpg", b"abc", 3)
     path.write_bytes(path.read_bytes()[:1026])
     with pytest.raises(images.BadImage, match="ends within it"):
-        images.Members(path, members).read(0)
+        images.Members(path, places).read(0)
 
 
 @pytest.mark.parametrize("name, kind, part", [
@@ -94,6 +94,11 @@ def test_what_is_no_tar(tmp_path):
     path.write_bytes(b"not a tar" * 100)
     with pytest.raises(UserError, match="not an uncompressed tar"):
         images.safe_members(path)
+    whole = tar_of(path, a=tarfile.REGTYPE, b=tarfile.REGTYPE).read_bytes()
+    for n in (512 + 512 + 512 + 1, 512 + 512 + 100, 512 + 1):  # within the second's data, its header, the first's data
+        path.write_bytes(whole[:n])
+        with pytest.raises(UserError, match="not all of it"):
+            images.safe_members(path)
 
 
 # Class folders

@@ -1,0 +1,91 @@
+"""Prepare data sets: ImageNet from its archives or class folders of your own as RecordIO, Caltech-256 unpacked.
+
+A killed run goes on when the same command is given again. What is written is described in README, section Data.
+"""
+import argparse
+import json
+from pathlib import Path
+
+from gcp import config
+
+
+def run(argv: list) -> None:
+    """Parse, call the verb, print what was done as JSON."""
+    parser = config.Parser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=config.Parser)
+
+    sub = verbs.add_parser("imagenet", help="ILSVRC2012's archives to train.rec and val.rec")
+    sub.set_defaults(function=imagenet)
+    sub.add_argument("--tar-dir", required=True, type=Path, metavar="DIR",
+                     help="holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz")
+    sub.add_argument("--ground-truth", type=Path, metavar="FILE",
+                     help="in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line")
+    add_encoding(sub)
+    for what in ("classes", "train", "val"):
+        sub.add_argument(f"--expect-{what}", type=int, metavar="N",
+                         help=f"for a subset: its number of {'classes' if what == 'classes' else what + ' images'}; sizes "
+                              "and checksums of the whole archives are not compared then")
+
+    sub = verbs.add_parser("folder", help="class folders train/ and val/ (or test/) to .rec files")
+    sub.set_defaults(function=folder)
+    sub.add_argument("--root", required=True, type=Path, metavar="DIR", help="holds train/ and val/ or test/")
+    add_encoding(sub)
+
+    sub = verbs.add_parser("caltech256", help="unpack Caltech-256")
+    sub.set_defaults(function=caltech256)
+    sub.add_argument("--tar", required=True, type=Path, metavar="FILE", help="256_ObjectCategories.tar")
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="256_ObjectCategories goes there")
+    sub.add_argument("--expect-images", type=int, default=30607, metavar="N", help="for a subset (default 30607)")
+
+    args = parser.parse_args(argv)
+    for name in ("resize", "workers", "expect_classes", "expect_train", "expect_val", "expect_images"):
+        if (getattr(args, name, None) or 0) < 0:
+            raise config.UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: should be 0 or more")
+    print(json.dumps(args.function(args), indent=1))
+
+
+def add_encoding(sub: argparse.ArgumentParser) -> None:
+    """Where the .rec files go, and what is in them."""
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the .rec files and classes.txt go there")
+    sub.add_argument("--resize", type=int, default=480, metavar="N", help="make short sides at most this (default 480)")
+    sub.add_argument("--quality", type=int, default=95, metavar="Q", help="of the JPEGs that are made (default 95)")
+    sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
+    sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="skip: leave it out, and say so")
+    sub.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one per physical core)")
+
+
+def encoding(args: argparse.Namespace):
+    """The parsed `archives.Encoding`."""
+    from gcp import archives
+
+    if not 1 <= args.quality <= 100 or (args.resize < 1 and not args.raw):
+        raise config.UserError(f"--resize {args.resize} --quality {args.quality}: should be 1 or more, and 1 to 100")
+    return archives.Encoding(None if args.raw else args.resize, args.quality)
+
+
+def imagenet(args: argparse.Namespace) -> dict:
+    """ImageNet's archives to RecordIO."""
+    from gcp import archives
+
+    given = {what: getattr(args, f"expect_{what}") for what in ("classes", "train", "val")}
+    expected = archives.Expected(**{what: n for what, n in given.items() if n is not None})
+    return archives.prepare_imagenet(args.tar_dir, args.out, encoding(args), expected if any(given.values()) else None,
+                                     args.ground_truth, args.on_bad_image == "skip", args.workers)
+
+
+def folder(args: argparse.Namespace) -> dict:
+    """Class folders to RecordIO."""
+    from gcp import archives
+
+    return archives.prepare_folder(args.root, args.out, encoding(args), args.on_bad_image == "skip", args.workers)
+
+
+def caltech256(args: argparse.Namespace) -> dict:
+    """Caltech-256 unpacked."""
+    from gcp import archives
+
+    return archives.unpack_caltech(args.tar, args.out, args.expect_images)
+
+
+if __name__ == "__main__":
+    config.main(run)
