@@ -50,7 +50,7 @@ def from_gluoncv(name: str, input_shape: Sequence[int], n_classes: Optional[int]
     does) when `seed` is given, or all zero without memory behind them: enough to describe a network, and fast.
     Raises UserError for an unknown name, an operator the walk does not know, an input the network cannot take.
     """
-    block = _gluoncv_block(name, n_classes, pretrained, weights)
+    block = _gluoncv_block(name, n_classes, pretrained, weights, seed or 0)
     try:
         symbol = block(mx.sym.var("data"))
     except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -98,7 +98,8 @@ def _with_free_scales(net: Network) -> Network:
 
 
 def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False,
-                   weights: Optional[os.PathLike] = None) -> gluon.HybridBlock:
+                   weights: Optional[os.PathLike] = None, seed: int = 0) -> gluon.HybridBlock:
+    """The block; where published weights are for other classes, with an output layer drawn from the seed."""
     known = get_model_list()
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3)
@@ -118,12 +119,15 @@ def _gluoncv_block(name: str, n_classes: Optional[int], pretrained: bool = False
         raise UserError(f"network '{name}' cannot be built with {n_classes} classes: {_first_line(error)}") from error
     if n_classes is None or _n_outputs(full) == n_classes:
         return full
-    block = _with_classes(get_model(name, **kwargs), n_classes)
+    block, theirs = _with_classes(get_model(name, **kwargs), n_classes), full._collect_params_with_prefix()
+    own, head = block._collect_params_with_prefix(), ("output", "fc")
+    for key, value in theirs.items():  # all shapes first: what is initialised before its shape is known has no values
+        own[key].shape = own[key].shape[:1] + value.shape[1:] if key.startswith(head) else value.shape
+    np.random.seed(seed)
+    mx.random.seed(seed)
     block.initialize(mx.init.MSRAPrelu())
-    own = block._collect_params_with_prefix()
-    for key, value in full._collect_params_with_prefix().items():
-        if not key.startswith("output") and not key.startswith("fc"):
-            own[key].shape = value.shape
+    for key, value in theirs.items():
+        if not key.startswith(head):
             own[key].set_data(value.data())
     return block
 
@@ -462,10 +466,11 @@ def to_block(net: Network, ctx: Optional[mx.Context] = None, frozen_statistics: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
         fused = fused and ctx.device_type == "cpu"
-        symbol = to_symbol(net, frozen_statistics, fused)
+        symbol, data = to_symbol(net, frozen_statistics, fused), mx.sym.var("data")
         if dtype != "float32":
-            symbol = mx.sym.cast(symbol(data=mx.sym.cast(mx.sym.var("data"), dtype)), "float32")
-        block = gluon.SymbolBlock(symbol, mx.sym.var("data"), params=params)
+            data = mx.sym.var("data", dtype="float32")  # said, so that the types of all parameters follow from it
+            symbol = mx.sym.cast(symbol(data=mx.sym.cast(data, dtype)), "float32")
+        block = gluon.SymbolBlock(symbol, data, params=params)
     # One bulk for all of backward: in MXNet's bulks of 15 nodes some convs compute weight gradients that frozen
     # weights do not ask for. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, gradients equal bit by bit.
     block.hybridize(static_alloc=True, static_shape=True, backward_bulk_size=BACKWARD_BULK)

@@ -1,6 +1,7 @@
 """From GluonCV to a network, to files in three forms, and back: the outputs stay the same."""
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from gluoncv.model_zoo import get_model, pruned_resnet
+from gluoncv.model_zoo import get_model, model_store, pruned_resnet
 from mxnet import autograd
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
@@ -356,3 +357,76 @@ def test_a_new_output_layer(tmp_path):
 def test_a_new_output_layer_needs_a_dense_one():
     with pytest.raises(UserError, match="only a dense output layer"):
         gluon.with_new_head(random_network("mobilenetv2_0.25"), 5, 0)
+
+
+# ---- published weights from a file ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A file of weights of resnet18_v1b_0.89 whose hash is, for this test, the one that GluonCV has published."""
+    net = random_network("resnet18_v1b_0.89", n_classes=1000)
+    _, path = gluon.save_gluoncv(net, tmp_path / "any name")
+    sha1 = hashlib.sha1(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(model_store._model_sha1, "resnet18_v1b_2.6x", sha1)
+    return net, path, sha1
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
+    net, path, _ = published
+    if home:  # where GluonCV would look in place of any other folder
+        monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
+    read = gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
+    assert read.arrays.keys() == net.arrays.keys()
+    for name, value in net.arrays.items():
+        np.testing.assert_array_equal(read.arrays[name], value, err_msg=name)
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("name, head", [("cifar_resnet20_v1", "dense"), ("resnet18_v1b", "dense"),
+                                        ("mobilenetv2_0.25", "output")])
+def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head):
+    """All of the file's but the output layer's, which is drawn from the seed."""
+    path, block = tmp_path / "w.params", get_model(name)
+    block.initialize(mx.init.Xavier())
+    block(mx.nd.zeros((1, 3, 32, 32)))
+    block.save_parameters(str(path))
+    monkeypatch.setitem(model_store._model_sha1, name, hashlib.sha1(path.read_bytes()).hexdigest())
+    one, two, other = (gluon.open_network(name, (3, 32, 32), 4, True, seed, path) for seed in (1, 1, 2))
+    own = {k[len(block.prefix):]: p.data().asnumpy() for k, p in block.collect_params().items()}
+    assert one.n_classes == 4
+    for k, v in one.arrays.items():
+        assert np.array_equal(v, own[k]) != k.startswith(head), k
+        assert np.array_equal(v, two.arrays[k])
+    assert any(not np.array_equal(v, other.arrays[k]) for k, v in one.arrays.items())
+
+
+def test_other_weights_are_refused(published, tmp_path):
+    _, path, sha1 = published
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError) as caught:
+        gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
+    for part in (f"'{path}' is not resnet18_v1b_2.6x-{sha1[:8]}.params, whose sha1 is {sha1}",
+                 f"amazonaws.com/gluon/models/resnet18_v1b_2.6x-{sha1[:8]}.zip"):
+        assert part in str(caught.value)
+    with pytest.raises(UserError, match="absent.params': the weights of 'resnet18_v1b_0.89' are not there: get http"):
+        gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=tmp_path / "absent.params")
+    with pytest.raises(UserError, match="no weights of 'nasnet_4_1056' are published"):
+        gluon.open_network("nasnet_4_1056", (3, 331, 331), None, True, weights=path)
+
+
+@pytest.mark.parametrize("name, file_name", [
+    ("resnet18_v1b", "resnet18_v1b-2d9d980c"), ("resnet50_v1d", "resnet50_v1d-117a384e"),
+    ("resnet101_v1d", "resnet101_v1d-1b2b825f")])
+def test_without_a_network_the_message_says_which_file_to_get(monkeypatch, name, file_name):
+    def unreachable(name, **how):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(gluon, "get_model", unreachable)
+    with pytest.raises(UserError) as caught:
+        gluon.open_network(name, (3, 224, 224), None, True)
+    assert str(caught.value) == (
+        f"the published weights of '{name}' cannot be had (no route): get https://apache-mxnet.s3-accelerate.dualstack."
+        f"amazonaws.com/gluon/models/{file_name}.zip where there is a network, unzip it, and put {file_name}.params "
+        "into ~/.mxnet/models (or anywhere, with model.weights set to its path)")

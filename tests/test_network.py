@@ -4,12 +4,13 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
+from gluoncv.model_zoo import get_model
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
 from gcp import gluon
 from gcp.config import UserError
-from gcp.network import (Node, fold_masks, is_depthwise, is_layer, mask, parse_nodes, reader_norms,
-                         rescale, shrink, squared_input_norms, with_masks)
+from gcp.network import (Node, fold_masks, is_depthwise, is_layer, mask, parse_nodes, reader_norms, rescale,
+                         residual_norms, shrink, squared_input_norms, with_masks, with_zero_residuals)
 
 LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version in ("v1", "v1b", "v2")] + [
     "resnet50_v1d", "resnet101_v1d", "resnet18_v1b_0.89", "resnet50_v1d_0.86", "resnet50_v1d_0.48",
@@ -342,3 +343,52 @@ def test_literals_of_attributes():
     node = Node("Convolution", "c", {"kernel": "(3, 3)", "no_bias": "True", "layout": "NCHW"})
     assert (node.literal("kernel"), node.literal("no_bias"), node.literal("layout"), node.literal("pad", 0)) == (
         (3, 3), True, "NCHW", 0)
+
+
+# ---- the ends of residual branches ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet50_v1b", "resnet50_v1d", "resnet101_v1d", "resnet18_v1", "resnet50_v1",
+                                  "resnet18_v1b_0.89", "resnet50_v1d_0.48"])
+def test_last_gamma_zero_is_gluoncvs(name):
+    """The same scales are zero as under GluonCV's own `last_gamma`, and nothing else has changed."""
+    plain = name.split("_0.")[0]  # the PruneNets take no such argument
+    net = gluon.from_gluoncv(name, (3, 32, 32), seed=0)
+    zeroed = with_zero_residuals(net)
+    ours = {k for k in net.arrays if not np.array_equal(net.arrays[k], zeroed.arrays[k])}
+    assert all((zeroed.arrays[k] == 0).all() and k.endswith("gamma") for k in ours)
+    if plain == "resnet18_v1b":  # whose basic blocks ignore `last_gamma`: each one's second batch norm
+        theirs = {f"layers{stage}_batchnorm{n}_gamma" for stage in (1, 2, 3, 4) for n in (1, 3)}
+    else:
+        block = get_model(plain, last_gamma=True)
+        block.initialize()
+        block(mx.nd.zeros((1, 3, 32, 32)))
+        theirs = {k[len(block.prefix):] for k, p in block.collect_params().items()
+                  if k.endswith("gamma") and (p.data().asnumpy() == 0).all()}
+    assert ours == theirs
+
+
+def test_zero_residuals_make_blocks_their_shortcuts():
+    """With all of a stage's branches silent, what arrives at the classifier comes through the shortcuts alone."""
+    net = random_network("cifar_resnet20_v1")
+    zeroed = with_zero_residuals(net)
+    betas = {net.norm_arrays(n)[1] for n in residual_norms(net)}
+    silent = zeroed.with_arrays({k: np.zeros_like(net.arrays[k]) for k in betas})
+    other = silent.with_arrays({net.weight(n.name): net.arrays[net.weight(n.name)] * 3 for n in net.nodes
+                                if n.op == "Convolution" and n.name.startswith("stage")
+                                and net.index[n.name] not in _shortcuts(net)})
+    np.testing.assert_array_equal(gluon.predict(silent, images(net)), gluon.predict(other, images(net)))
+    assert difference(gluon.predict(silent, images(net)), gluon.predict(net, images(net))) > 1e-2
+
+
+def _shortcuts(net) -> set:
+    """Convs of 1x1, which in CIFAR's ResNets are those of the shortcuts."""
+    return {i for i, n in enumerate(net.nodes) if n.op == "Convolution" and n.literal("kernel") == (1, 1)}
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18_v2"])
+def test_networks_without_a_norm_at_the_end_of_a_branch(name):
+    net = shape_only(name)
+    assert residual_norms(net) == ()
+    with pytest.raises(UserError, match=f"network '{name}': no residual branch ends in a batch norm"):
+        with_zero_residuals(net)

@@ -151,6 +151,42 @@ def test_a_log_that_is_one_torn_line(cfg):
         assert records.read_log(run.path / "log.jsonl") == []
 
 
+def test_epochs_and_stages_are_said_once_whatever_the_clock_says(cfg):
+    for speed in (1.0, 2.0):
+        with records.open_run(cfg) as run:
+            for epoch in (1, 2, 2.5):
+                run.log("epoch", stage="final", epoch=epoch, step=3, images_per_second=speed)
+            run.log("epoch", stage="dense", epoch=1, step=3, images_per_second=speed)
+            run.log("stage", stage="final", step=3, seconds=speed)
+    lines = records.read_log(run.path / "log.jsonl")
+    assert [(x["event"], x["stage"], x.get("epoch")) for x in lines] == [
+        ("epoch", "final", 1), ("epoch", "final", 2), ("epoch", "final", 2.5), ("epoch", "dense", 1),
+        ("stage", "final", None)]
+    assert all(1.0 in (x.get("images_per_second"), x.get("seconds")) for x in lines)
+
+
+def test_curves_for_tensorboard(tmp_path):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    records.check_tensorboard()
+    for n in (2, 3):  # a run, and the run that goes on
+        with records.Log(tmp_path / "log.jsonl", tensorboard=True) as log:
+            for epoch in range(1, n + 1):
+                log.add("epoch", stage="final", epoch=epoch, step=10 * epoch, training_loss=1 / epoch, lr=0.5)
+            log.add("iteration", iteration=1, loss=2.0)
+    points = [(e.step, v.tag, v.tensor.float_val[0]) for file in sorted((tmp_path / "tensorboard").iterdir())
+              for e in loader.EventFileLoader(str(file)).Load() for v in e.summary.value]
+    assert points == [(10 * n, f"final/{key}", pytest.approx(value)) for n in (1, 2, 3)
+                      for key, value in (("training_loss", 1 / n), ("lr", 0.5))]
+    assert len(records.read_log(tmp_path / "log.jsonl")) == 4
+
+
+def test_a_missing_tensorboard_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "tensorboard.summary.writer.event_file_writer", raising=False)
+    with pytest.raises(UserError, match=r"tensorboard: true needs a package that is not there .* run `pip install"):
+        records.check_tensorboard()
+
+
 # Atomic writing
 
 def test_write_json_takes_numpy_values_and_paths(tmp_path):

@@ -8,8 +8,9 @@ from mxnet import autograd
 from networks import images, random_network
 
 from gcp import training
+from gcp.config import UserError
 from gcp.gluon import from_gluoncv, predict, to_block
-from gcp.network import shrink
+from gcp.network import Network, Node, shrink
 from tests.test_prune import Noise
 
 
@@ -18,15 +19,20 @@ def net():
     return from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 4, seed=3)
 
 
-def fit(net, n_steps=7, checkpoint=None, lr=0.05, dropout=False):
-    return training.fit(net, Noise(20), name="t", n_steps=n_steps, batch=8, seed=1, lr=training.cosine(lr, n_steps, 2),
-                        optimiser=lambda block: training.SGD(block, 0.9, 1e-4), checkpoint=checkpoint)
+def fit(net, n_steps=7, checkpoint=None, **how):
+    how = {"lr": training.cosine(0.05, n_steps, 2), "optimiser": lambda block: training.SGD(block, 0.9, 1e-4), **how}
+    return training.fit(net, Noise(20), name="t", n_steps=n_steps, batch=8, seed=1, checkpoint=checkpoint, **how)
 
 
 def test_cosine_by_hand():
     lr = training.cosine(0.4, 12, 2)
     assert [lr(0), lr(1), lr(2)] == pytest.approx([0.2, 0.4, 0.4])
     assert lr(7) == pytest.approx(0.2) and lr(11) < 0.02
+
+
+def test_steps_by_hand():
+    lr = training.steps(0.4, [4, 6], 0.1, 2)
+    assert [lr(i) for i in range(8)] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
 
 
 def test_evaluation_counts_the_short_last_batch_once(net):
@@ -77,10 +83,20 @@ def test_label_smoothing_by_hand():
     assert training.smoothed_loss(out, y, 0.1).asscalar() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch):
+RECIPES = {
+    "plain": lambda net: {},
+    "all": lambda net: {"lr": training.steps(0.05, [4], 0.1, 2), "mixup": 0.2, "label_smoothing": 0.1,
+                        "teacher": training.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, recipe):
+    """And each epoch is told, with the same loss and rate, however often some of them were run."""
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(training, "FLUSH", 2)
-    whole, loss = fit(net)
+    how, told, again = RECIPES[recipe](net), [], []
+    whole, loss = fit(net, on_epoch=lambda **facts: told.append(facts), **how)
     checkpoint = tmp_path / "c"
     step = training.SGD.step
     for fatal in (5, 3):  # killed twice, the second time in another epoch than the first
@@ -94,12 +110,15 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch):
 
         monkeypatch.setattr(training.SGD, "step", dying)
         with pytest.raises(KeyboardInterrupt):
-            fit(net, checkpoint=checkpoint)
+            fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
         assert checkpoint.exists()
     monkeypatch.setattr(training.SGD, "step", step)
-    resumed, resumed_loss = fit(net, checkpoint=checkpoint)
+    resumed, resumed_loss = fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
     assert loss == resumed_loss
     assert all(np.array_equal(whole.arrays[k], resumed.arrays[k]) for k in whole.arrays)
+    assert [(f["epoch"], f["step"]) for f in told] == [(1, 3), (2, 6), (7 / 3, 7)]
+    told, again = ({(f["epoch"], f["training_loss"], f["lr"]) for f in facts} for facts in (told, again))
+    assert told == again
 
 
 @pytest.mark.parametrize("tied, single", [(8, 16), (16, 16)])
@@ -174,3 +193,201 @@ def test_a_stage_is_done_once(net, tmp_path):
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
+
+
+# Mixup and distillation
+
+def first_pixels(x):
+    """A block whose outputs are easy to follow: the first four numbers of each image."""
+    return x.reshape((len(x), -1))[:, :4]
+
+
+def cross_entropy(output, labels, smoothing):
+    log_p = output - np.log(np.exp(output).sum(1, keepdims=True))
+    target = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    return -(target * log_p).sum(1)
+
+
+def test_mixed_images_have_mixed_labels():
+    split = Noise(5)
+    objective = training.Objective(mx.cpu(), 3, label_smoothing=0.1, mixup=0.5)
+    got = objective(first_pixels, mx.nd.array(split.x), mx.nd.array(split.y), 7).asnumpy()
+    lam, partner = training.mixup_share(0.5, 3, 7), np.array([1, 0, 3, 2, 4])
+    output = (lam * split.x + (1 - lam) * split.x[partner]).reshape(5, -1)[:, :4]
+    by_hand = (lam * cross_entropy(output, split.y, 0.1) + (1 - lam) * cross_entropy(output, split.y[partner], 0.1))
+    np.testing.assert_allclose(got, by_hand, rtol=1e-5)
+
+
+def test_a_divided_batch_is_mixed_as_a_whole_one():
+    x, y = mx.nd.array(Noise(8).x), mx.nd.array(Noise(8).y)
+    objective = training.Objective(mx.cpu(), 0, mixup=1.0)
+    whole = objective(first_pixels, x, y, 5).asnumpy()
+    parts = [objective(first_pixels, x[half], y[half], 5).asnumpy() for half in (slice(0, 4), slice(4, 8))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_shares_come_from_beta_by_seed_and_step():
+    shares = np.array([training.mixup_share(0.2, 1, step) for step in range(2000)])
+    assert shares[3] == training.mixup_share(0.2, 1, 3) != training.mixup_share(0.2, 2, 3)
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(0.25 / 1.4, abs=0.01)  # 1 / (4 (2 alpha + 1))
+    assert training.mixup_share(0.0, 1, 3) == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_by_hand(temperature):
+    rng = np.random.default_rng(0)
+    z, t = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    output = mx.nd.array(z)
+    output.attach_grad()
+    with autograd.record():
+        loss = training.distilled_loss(output, mx.nd.array(t), temperature)
+    loss.backward()
+    q, p = (np.exp(a / temperature) / np.exp(a / temperature).sum(1, keepdims=True) for a in (z, t))
+    np.testing.assert_allclose(loss.asnumpy(), temperature ** 2 * (p * np.log(p / q)).sum(1), rtol=1e-3)
+    np.testing.assert_allclose(output.grad.asnumpy(), temperature * (q - p), rtol=1e-4, atol=1e-6)
+    assert np.abs(training.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
+
+
+def test_the_teacher_predicts_on_the_mixed_images_and_learns_nothing():
+    teacher = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+    before = {k: v.copy() for k, v in teacher.arrays.items()}
+    x, y = Noise(6).x, Noise(6).y
+    objective = training.Objective(mx.cpu(), 3, mixup=0.5, teacher=training.Teacher(teacher, 1.0, 2.0))
+    got = objective(first_pixels, mx.nd.array(x), mx.nd.array(y), 7).asnumpy()
+    lam = training.mixup_share(0.5, 3, 7)
+    mixed = (lam * x + (1 - lam) * x[[1, 0, 3, 2, 5, 4]]).astype(np.float32)
+    wanted = training.distilled_loss(first_pixels(mx.nd.array(mixed)), mx.nd.array(predict(teacher, mixed)), 2.0)
+    np.testing.assert_allclose(got, wanted.asnumpy(), rtol=1e-3)
+    held = objective._teacher_block.collect_params()
+    assert all(np.array_equal(held[k].data().asnumpy(), v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("name", ["resnet18_v1b", "resnet50_v1d", "resnet50_v2", "cifar_resnet20_v1", "mobilenet1.0",
+                                  "mobilenetv2_1.0", "vgg11_bn", "squeezenet1.0"])
+def test_weight_decay_is_for_the_weights_of_layers(name):
+    net = from_gluoncv(name, (3, 32, 32) if "cifar" in name else (3, 224, 224))
+    weights = {net.weight(n.name) for n in net.nodes if n.op in ("Convolution", "FullyConnected")}
+    assert {k for k in net.arrays if k.endswith("weight")} == weights
+
+
+# float16
+
+class Held:
+    """Parameters without a network, as an optimiser sees a block."""
+
+    def __init__(self, **values):
+        self.params = mx.gluon.ParameterDict("")
+        for name, value in values.items():
+            p = self.params.get(name, shape=value.shape, dtype=value.dtype)
+            p.initialize(mx.init.Zero())
+            p.set_data(mx.nd.array(value, dtype=value.dtype))
+
+    def collect_params(self):
+        return self.params
+
+    def give(self, **gradients):
+        for name, value in gradients.items():
+            self.params[name].grad()[:] = mx.nd.array(value, dtype=self.params[name].dtype)
+
+    def values(self):
+        return {k: p.data().asnumpy() for k, p in self.params.items()}
+
+
+def test_masters_are_updated_in_float32():
+    """Steps too small for float16 near 1, against numpy; the scale of the loss is divided out, only weights decay."""
+    w, gamma = np.array([1.0001, -1.0002], np.float32), np.array([1.0], np.float32)
+    block = Held(w_weight=w.astype(np.float16), gamma=gamma)
+    opt = training.MixedSGD(block, 0.9, 0.01)
+    opt.masters["w_weight"][:] = w
+    v_w, v_gamma = np.zeros(2), np.zeros(1)
+    for _ in range(9):
+        g = np.array([0.5, -0.25], np.float16)
+        block.give(w_weight=g * 128, gamma=[128 * 0.5])
+        opt.step(1e-4, 4)
+        v_w = 0.9 * v_w - 1e-4 * (g / 4 + 0.01 * w)
+        v_gamma = 0.9 * v_gamma - 1e-4 * 0.5 / 4
+        w, gamma = w + v_w, gamma + v_gamma
+    np.testing.assert_allclose(opt.masters["w_weight"].asnumpy(), w, rtol=1e-6)
+    np.testing.assert_allclose(block.values()["gamma"], gamma, rtol=1e-6)
+    np.testing.assert_array_equal(block.values()["w_weight"], opt.masters["w_weight"].asnumpy().astype(np.float16))
+    assert abs(w[0] - 1.0001) > 3e-4, "lost, had each step been rounded to float16"
+
+
+def test_a_step_that_overflows_is_left_out(monkeypatch):
+    block = Held(w_weight=np.ones(2, np.float16), gamma=np.ones(1, np.float32))
+    opt = training.MixedSGD(block)
+    monkeypatch.setattr(opt, "GROWTH", 2)
+    before, gradients = block.values(), {"w_weight": [1.0, 1.0], "gamma": [1.0]}
+    for bad in ({"w_weight": [1.0, np.inf]}, {"gamma": [np.nan]}):
+        block.give(**{**gradients, **bad})
+        opt.step(0.1, 1)
+        assert all(np.array_equal(v, before[k]) for k, v in block.values().items())
+    assert opt.loss_scale == 32
+    block.give(**gradients)
+    opt.step(0.1, 1)
+    assert opt.loss_scale == 32 and (block.values()["w_weight"] < 1).all()
+    opt.step(0.1, 1)
+    assert opt.loss_scale == 64, "doubled after GROWTH good steps"
+    block.give(gamma=[np.inf])
+    with pytest.raises(training.DivergedError, match="beyond float16 at every loss scale"):
+        for _ in range(100):
+            opt.step(0.1, 1)
+
+
+def test_float16_leaves_batch_norms_images_and_outputs_in_float32():
+    net = random_network("resnet18_v1b")
+    params = to_block(net, dtype="float16").collect_params()
+    for name in net.arrays:
+        half = name.endswith(("weight", "bias"))
+        assert np.dtype(params[name].dtype) == (np.float16 if half else np.float32), name
+
+
+def without_layers():
+    """A network that MXNet can run in float16 on a CPU: a scale per channel, batch norm, pooling."""
+    nodes = [Node("null", name, {}) for name in ("data", "mask_mask", "gamma", "beta", "mean", "var")]
+    nodes += [Node("broadcast_mul", "scaled", {}, (0, 1)),
+              Node("BatchNorm", "norm", {"fix_gamma": "False", "axis": "1"}, (6, 2, 3, 4, 5)),
+              Node("Pooling", "pool", {"global_pool": "True", "pool_type": "avg", "kernel": "(1, 1)"}, (7,)),
+              Node("Flatten", "flat", {}, (8,))]
+    values = {"mask_mask": np.full((1, 3, 1, 1), 1.0001), "gamma": [1, 2, 3], "beta": [0, 0, 0], "mean": [0, 0, 0],
+              "var": [1, 1, 1]}
+    shapes = ((3, 8, 8), (1, 3, 1, 1), *[(3,)] * 4, (3, 8, 8), (3, 8, 8), (3, 1, 1), (3,))
+    return Network("t", tuple(nodes), 9, shapes, {k: np.array(v, np.float32) for k, v in values.items()})
+
+
+def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(training, "FLUSH", 2)
+    net, checkpoint = without_layers(), tmp_path / "c"
+
+    def train(**how):
+        split = Noise(24)
+        split.y = split.y % 3
+        return training.fit(net, split, name="t", n_steps=6, batch=8, seed=1, lr=training.constant(0.02),
+                            dtype="float16", optimiser=lambda block: training.MixedSGD(block, 0.9, 1e-4), **how)[0]
+
+    whole, step, count = train(), training.MixedSGD.step, [0]
+
+    def dying(self, lr, batch):
+        count[0] += 1
+        if count[0] == 5:
+            raise KeyboardInterrupt
+        step(self, lr, batch)
+
+    monkeypatch.setattr(training.MixedSGD, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=checkpoint)
+    monkeypatch.setattr(training.MixedSGD, "step", step)
+    resumed = train(checkpoint=checkpoint)
+    for name, value in whole.arrays.items():
+        assert value.dtype == np.float32 and not np.array_equal(value, net.arrays[name])
+        np.testing.assert_array_equal(value, resumed.arrays[name], err_msg=name)
+    assert (whole.arrays["mask_mask"] != whole.arrays["mask_mask"].astype(np.float16)).any(), "the masters' bits"
+
+
+def test_float16_is_refused_where_there_is_no_gpu():
+    training.check_dtype("float32")
+    if not mx.context.num_gpus():
+        with pytest.raises(UserError, match="dtype: float16 needs a GPU, and there is none here"):
+            training.check_dtype("float16")
