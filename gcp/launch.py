@@ -22,6 +22,7 @@ from typing import Deque, Dict, List, Optional, Sequence, Tuple
 from gcp.config import UserError
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
+SERVE = [sys.executable, "-c", "import mxnet"]  # which does not return in a scheduler or server
 FINAL = (0, UserError.exit_status, 130)  # exit codes after which there is no point in starting again
 SILENT = -1
 END_S = 10.0  # for a process to end once its guard was told to end it
@@ -65,22 +66,26 @@ class Member:
             guarded, env={**os.environ, **environment}, stdin=subprocess.PIPE, start_new_session=True,
             stdout=subprocess.PIPE if piped else None, stderr=subprocess.PIPE if shown and observed else (
                 subprocess.STDOUT if piped else None))
-        for pipe, target in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)):
-            if pipe is not None:
-                threading.Thread(target=self._read, args=(pipe, target if shown else None), daemon=True).start()
+        pipes = ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
+        self._readers = [threading.Thread(target=self._pass_on if shown else self._keep, args=pair, daemon=True)
+                         for pair in pipes if pair[0] is not None]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self, pipe, target) -> None:
-        if target is None:
+    def _keep(self, pipe, _) -> None:
+        with pipe:
             for line in pipe:
                 self.tail.append(line.decode(errors="replace").rstrip())
-            return
-        while True:  # not by lines: a progress bar has none
-            content = os.read(pipe.fileno(), 65536)
-            if not content:
-                return
-            self.spoke_at = time.monotonic()
-            target.buffer.write(content)
-            target.flush()
+
+    def _pass_on(self, pipe, target) -> None:
+        with pipe:
+            while True:  # not by lines: a progress bar has none
+                content = os.read(pipe.fileno(), 65536)
+                if not content:
+                    return
+                self.spoke_at = time.monotonic()
+                target.write(content.decode(errors="replace"))
+                target.flush()
 
     def end(self) -> None:
         """Tell the guard to end the process; `wait` waits for it."""
@@ -88,12 +93,14 @@ class Member:
             self.process.stdin.close()
 
     def wait(self, until: float) -> None:
-        """Wait until that time, then kill what is left on this machine."""
+        """Wait until that time, then kill what is left on this machine; then for its last words."""
         try:
             self.process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        for reader in self._readers:
+            reader.join(1.0)
 
 
 def supervise(command: Sequence[str], per_host: int = 1, hosts: Sequence[str] = (), ssh: str = SSH, restarts: int = 3,
@@ -114,9 +121,9 @@ def supervise(command: Sequence[str], per_host: int = 1, hosts: Sequence[str] = 
                 _say(*(f"[{who}] {line}" for line in tail))
             if code in FINAL:
                 return code
-            _say(f"launch: {who} {f'ended with {code}' if code != SILENT else f'has said nothing for {timeout_s:g} s'}; " + (
-                f"starting again from the last checkpoint, {left} more times at most" if left else
-                "run the same command again to go on from the last checkpoint"))
+            what = f"has said nothing for {timeout_s:g} s" if code == SILENT else f"ended with {code}"
+            _say(f"launch: {who} {what}; " + (f"starting again from the last checkpoint (at most {left} times more)"
+                                              if left else "run the same command again to go on from the last one"))
         return 1 if code == SILENT else code
     except KeyboardInterrupt:
         _say("interrupted: run the same command again to resume")
@@ -137,7 +144,6 @@ def _attempt(command: List[str], per_host: int, hosts: Sequence[str], ssh: str,
     n = len(places) * per_host
     common = {"DMLC_PS_ROOT_URI": _address(hosts), "DMLC_PS_ROOT_PORT": str(_free_port()), "DMLC_NUM_WORKER": str(n),
               "DMLC_NUM_SERVER": str(len(places)), **({} if hosts else {"DMLC_NODE_HOST": "127.0.0.1"})}
-    idle = [sys.executable, "-c", "import mxnet"]  # which does not return in a scheduler or server
     members: List[Member] = []
 
     def start(name: str, what: Sequence[str], host: Optional[str], **environment: str) -> Member:
@@ -149,8 +155,8 @@ def _attempt(command: List[str], per_host: int, hosts: Sequence[str], ssh: str,
         workers = [start(f"worker {h * per_host + k}", command, host, DMLC_ROLE="worker",
                          GCP_RANK=str(h * per_host + k), GCP_LOCAL_RANK=str(k), GCP_LOCAL_N=str(per_host))
                    for h, host in enumerate(places) for k in range(per_host)]
-        others = [start("scheduler", idle, None, DMLC_ROLE="scheduler"),
-                  *(start(f"server {number}", idle, host, DMLC_ROLE="server", OMP_NUM_THREADS="1")
+        others = [start("scheduler", SERVE, None, DMLC_ROLE="scheduler"),
+                  *(start(f"server {number}", SERVE, host, DMLC_ROLE="server", OMP_NUM_THREADS="1")
                     for number, host in enumerate(places))]
 
         def failed() -> List[Member]:
@@ -164,6 +170,7 @@ def _attempt(command: List[str], per_host: int, hosts: Sequence[str], ssh: str,
             time.sleep(0.05)
         time.sleep(0.5)  # what is wrong for all soon ends all, and worker 0 has shown it already
         first = failed()[0]
+        first.wait(time.monotonic())
         return first.process.returncode or 1, first.name, list(first.tail)
     finally:
         _end(members)

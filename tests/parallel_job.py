@@ -1,0 +1,109 @@
+"""What test_parallel.py has two workers compute; it computes the same by itself and compares.
+
+As a script: `parallel_job.py FOLDER` writes each worker's results; `parallel_job.py --run CONFIG ...` is scripts/run.py
+with a checkpoint every second step.
+"""
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import nn
+
+from gcp import config, data, parallel, prune, training
+from gcp.cost import macs
+from gcp.gluon import from_gluoncv, load
+from gcp.network import Network, rescale, with_masks
+
+BATCH, N_STEPS = 16, 7
+DIGITS = data.load(config.Data(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
+NET = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 10, seed=3)
+
+
+def without_norms(folder: Path) -> Network:
+    """Two convs and a dense layer."""
+    mx.random.seed(0)
+    block = nn.HybridSequential(prefix="plain_")
+    with block.name_scope():
+        block.add(nn.Conv2D(8, 3, activation="relu"), nn.Conv2D(8, 3, activation="relu"), nn.Dense(10))
+    block.initialize(mx.init.Xavier())
+    block.hybridize()
+    block(mx.nd.zeros((1, 3, 8, 8)))
+    block.export(str(folder / "plain"))
+    return load(folder / "plain", (3, 8, 8))
+
+
+def sgd(block) -> training.SGD:
+    """Momentum and weight decay."""
+    return training.SGD(block, 0.9, 1e-3)
+
+
+def fit(net: Network, **how) -> Network:
+    """A few steps: more than an epoch."""
+    return training.fit(net, DIGITS.train, name="t", n_steps=N_STEPS, batch=BATCH, seed=1, augment="crop_flip",
+                        lr=training.constant(0.01), **{"optimiser": sgd, **how})[0]
+
+
+def results(folder: Path) -> dict:
+    """Arrays that do not depend on the number of workers, but for rounding."""
+    dense = rescale(with_masks(NET))
+    penalties = prune.channel_penalties(dense, macs(dense))
+    regularised = fit(dense, trainable=prune.scale_arrays(dense), frozen_statistics=True,
+                      optimiser=lambda block: prune.ProximalSGD(dense, block, 0.5, penalties, 0.9))
+    batches = DIGITS.train.batches(parallel.workers().n * 8, seed=0, part=parallel.workers().part)
+    tested = training.evaluate(NET, DIGITS.test, 50)
+    return {**{f"regularised:{k}": v for k, v in regularised.arrays.items()},
+            **{f"frozen:{k}": v for k, v in fit(NET, frozen_statistics=True).arrays.items()},
+            **{f"plain:{k}": v for k, v in fit(without_norms(folder)).arrays.items()},
+            **{f"score:{k}": v for k, v in prune.taylor_scores(NET, macs(NET), batches).items()},
+            **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()}}
+
+
+def sums(n_rounds: int) -> int:
+    """Sums of whole numbers, two sets of arrays in turns, in messages of 20,000: how many came out wrong."""
+    team, wrong = parallel.workers(), 0
+    shapes = {"a": [(3,), (50000,), (7, 11), (1,), (19998,)], "b": [(600, 40), (5,)]}
+    values = {name: [np.random.default_rng(r).integers(-8, 9, s).astype(np.float32) for r in range(team.n)]
+              for name, list_of in shapes.items() for s in [sum(int(np.prod(shape)) for shape in list_of)]}
+    arrays = {name: [mx.nd.zeros(s, dtype="float16" if s == (19998,) else "float32") for s in list_of]
+              for name, list_of in shapes.items()}
+    runs = {name: team.summing(list_of) for name, list_of in arrays.items()}
+    for number in range(1, n_rounds + 1):
+        for name, list_of in arrays.items():
+            flat, start = values[name][team.rank] * (number % 7), 0
+            for array in list_of:
+                array[:] = flat[start:start + array.size].reshape(array.shape)
+                start += array.size
+            runs[name]()
+        for name, list_of in arrays.items():
+            got = np.concatenate([a.asnumpy().reshape(-1) for a in list_of])
+            wrong += not np.array_equal(got, sum(values[name]) * (number % 7))
+    team.check("sums")
+    return wrong
+
+
+def main(argv: list) -> None:
+    """See the module."""
+    if argv[0] == "--run":
+        training.CHECKPOINT_S, training.FLUSH = 0.0, 2
+        sys.argv = ["run.py", *argv[1:]]
+        runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "run.py"), run_name="__main__")
+    folder, rank = Path(argv[0]), os.environ["GCP_RANK"]
+    parallel.CHUNK = 20000
+    wrong = sums(100)
+    arrays = results(folder)
+    normed = fit(NET).arrays
+    np.savez(folder / f"results-{rank}.npz", wrong=wrong, **arrays, **{f"normed:{k}": v for k, v in normed.items()})
+    parallel.workers().check("the same", lambda: arrays)
+    try:
+        parallel.workers().check("t, step 7 of 7", lambda: {"a": np.array([float(rank == "1")])})
+    except parallel.UnequalError as error:
+        (folder / f"unequal-{rank}").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

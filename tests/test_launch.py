@@ -1,0 +1,112 @@
+"""Watching the processes of a job, with processes that do next to nothing."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gcp import config, launch
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture(autouse=True)
+def without_servers(monkeypatch):
+    monkeypatch.setattr(launch, "SERVE", SLEEP)
+
+
+def worker(tmp_path, text):
+    """A script that knows its `rank` and the `attempt`, both from 0."""
+    path = tmp_path / "worker.py"
+    path.write_text(f"""
+import os, sys, time
+rank, folder = int(os.environ["GCP_RANK"]), {str(tmp_path)!r}
+attempt = sum(name.startswith(f"begun-{{rank}}-") for name in os.listdir(folder))
+open(f"{{folder}}/begun-{{rank}}-{{attempt}}", "w").write(os.environ["TMPDIR"])
+{text}""")
+    return [str(path)]
+
+
+def begun(tmp_path):
+    return sorted(path.name for path in tmp_path.glob("begun-*"))
+
+
+def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
+    command = worker(tmp_path, "print('hello from', rank)\nif attempt < 2:\n"
+                               "    os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)")
+    assert launch.supervise(command, 2, restarts=2) == 0
+    assert begun(tmp_path) == [f"begun-{r}-{a}" for r in (0, 1) for a in (0, 1, 2)]
+    out, err = capfd.readouterr()
+    assert out == "hello from 0\n" * 3
+    assert "launch: worker 1 ended with 137; starting again from the last checkpoint (at most 1 times more)" in err
+    folders = [Path(path.read_text()) for path in tmp_path.glob("begun-*")]
+    assert len(set(folders)) == 6 and not any(folder.exists() for folder in folders)
+
+
+def test_the_exit_code_passes_through_and_unseen_last_lines_are_shown(tmp_path, capfd):
+    command = worker(tmp_path, "if rank == 1:\n    print('error: no such thing', file=sys.stderr); sys.exit(2)\n"
+                               "time.sleep(60)")
+    assert launch.supervise(command, 2, restarts=2) == 2
+    assert len(begun(tmp_path)) == 2, "a user's mistake is not tried again"
+    assert capfd.readouterr().err == "[worker 1] error: no such thing\n"
+    assert launch.supervise(worker(tmp_path, "sys.exit(7)"), 1, restarts=0) == 7
+
+
+def test_a_silent_job_is_ended(tmp_path, capfd):
+    command = worker(tmp_path, "print('here', flush=True)\ntime.sleep(60 if attempt == 0 else 0)")
+    assert launch.supervise(command, 1, restarts=1, timeout_s=1.0) == 0
+    out, err = capfd.readouterr()
+    assert out == "here\nhere\n" and "worker 0 has said nothing for 1 s" in err
+
+
+def test_commands_reach_another_machine_word_by_word(tmp_path, monkeypatch):
+    fake = tmp_path / "ssh"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nwhile [ $# -gt 2 ]; do shift; done\n'
+                    'cd / && exec env -i PATH="$PATH" sh -c "$2"\n')  # nothing of here is there
+    fake.chmod(0o755)
+    monkeypatch.setenv("DMLC_INTERFACE", "lo")
+    monkeypatch.setenv("PYTHONPATH", str(Path(launch.__file__).parents[1]))
+    script = tmp_path / "it's $HOME.py"
+    script.write_text("import os, sys\nopen(sys.argv[1] + os.environ['GCP_RANK'], 'w').write(repr((sys.argv[2:], "
+                      "os.getcwd(), os.environ['DMLC_INTERFACE'], os.environ['DMLC_NUM_WORKER'])))\n")
+    words = ["a b", "$HOME", "it's", "--set", "prune.lam=[0.1]", ""]
+    assert launch.supervise([str(script), str(tmp_path / "out"), *words], 2, ["me@localhost", "127.0.0.1"],
+                            f"{fake} -p 22") == 0
+    for rank in range(4):
+        assert (tmp_path / f"out{rank}").read_text() == repr((words, os.getcwd(), "lo", "4"))
+    assert "-p 22 me@localhost cd " in (tmp_path / "called").read_text()
+
+
+def test_an_unknown_host_is_a_users_mistake():
+    with pytest.raises(config.UserError, match="no-such-host.invalid"):
+        launch.supervise(["x.py"], 1, ["no-such-host.invalid"])
+
+
+def test_what_a_worker_knows_of_itself(monkeypatch):
+    assert launch.job() == launch.Job(0, 1, 0, 1)
+    for name, value in (("GCP_RANK", "5"), ("DMLC_NUM_WORKER", "8"), ("GCP_LOCAL_RANK", "1"), ("GCP_LOCAL_N", "4")):
+        monkeypatch.setenv(name, value)
+    assert launch.job() == launch.Job(5, 8, 1, 4)
+
+
+def test_a_guard_ends_with_its_input(tmp_path):
+    """Also a command that does not heed SIGTERM, and what it has started."""
+    text = ("import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, lambda *_: None); "
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+            "print(os.getpid(), child.pid, flush=True); [time.sleep(1) for _ in range(60)]")
+    command = [sys.executable, "-c", text]
+    code = f"import sys; from gcp import guard; guard.GRACE_S = 0.2; sys.exit(guard.run({command!r}))"
+    guard = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             cwd=Path(launch.__file__).parents[1])
+    pids = guard.stdout.readline().split()
+    guard.stdin.close()
+    assert guard.wait(10) == 137
+    time.sleep(0.1)
+    for pid in pids:
+        stat = Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    guard.stdout.close()
