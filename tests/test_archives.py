@@ -207,7 +207,7 @@ def test_a_file_grows_on_from_any_place_where_it_was_cut_off(tmp_path, monkeypat
     rec, idx, lst = ((tmp_path / f"a.{end}").read_bytes() for end in ("rec", "idx", "lst"))
     made = []
     monkeypatch.setattr(archives, "encoded", lambda *how, encoded=archives.encoded: made.append(how[1]) or encoded(*how))
-    for n_rec, n_idx in ((len(rec), len(idx)), (len(rec) - 3, len(idx)), (len(rec), len(idx) - 2), (700, len(idx)),
+    for n_rec, n_idx in ((len(rec), len(idx)), (len(rec) - 3, len(idx)), (len(rec), len(idx) - 2), (3000, len(idx)),
                          (len(rec), 9), (0, 0), (20, 3)):
         for end in ("rec", "idx", "lst"):
             (tmp_path / f"a.{end}").unlink()

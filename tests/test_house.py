@@ -39,7 +39,7 @@ IMPORTS = {
     "baselines": {"network", "cost", "training"},
     "experiment": {"records", "search", "network", "gluon", "data", "cost", "training", "export", "timing",
                    "sampling", "latency", "prune", "baselines"},
-    "benchmark": {"records", "search", "network", "gluon", "data", "cost", "training", "latency", "prune",
+    "benchmark": {"records", "search", "network", "images", "gluon", "data", "archives", "cost", "training", "latency", "prune",
                   "baselines"},
     "figures": set(),
     "report": {"records", "figures"},
