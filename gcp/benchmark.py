@@ -459,7 +459,7 @@ SMALL_PICTURES = Photos(512, 28, 28, 32, 64)
 
 
 def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
-    """Rows and details of our ImageNet training loader against MXNet's `ImageRecordIter`: seconds of its pass over ours.
+    """Rows and details of our ImageNet training loader against `ImageRecordIter`: seconds of MXNet's pass over ours.
 
     The same file, augmentation (GluonCV's recipe) and number of threads; each pass from opening to its last batch on
     the device.
@@ -523,8 +523,8 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
     """One pass of MXNet's own iterator as GluonCV sets it up for ImageNet."""
     batches = mx.io.ImageRecordIter(
         path_imgrec=str(path), path_imgidx=str(path.with_suffix(".idx")), preprocess_threads=workers, shuffle=True,
-        batch_size=case.batch, data_shape=(3, case.side, case.side), mean_r=127.5, mean_g=127.5, mean_b=127.5, std_r=73.9,
-        std_g=73.9, std_b=73.9, rand_mirror=True, random_resized_crop=True, max_aspect_ratio=4 / 3,
+        batch_size=case.batch, data_shape=(3, case.side, case.side), mean_r=127.5, mean_g=127.5, mean_b=127.5,
+        std_r=73.9, std_g=73.9, std_b=73.9, rand_mirror=True, random_resized_crop=True, max_aspect_ratio=4 / 3,
         min_aspect_ratio=3 / 4, max_random_area=1, min_random_area=0.08, brightness=0.4, saturation=0.4, contrast=0.4,
         pca_noise=0.1, verbose=False)
     for one in batches:
