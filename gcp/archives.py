@@ -49,7 +49,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How an image is stored: as it is (`resize` None), or as a JPEG of this quality, its short side at most `resize`."""
+    """How an image is stored: as it is (`resize` None), or as a JPEG of this quality, short side at most `resize`."""
 
     resize: Optional[int] = 480
     quality: int = 95
@@ -71,7 +71,7 @@ def prepare_imagenet(tars: Path, out: Path, how: Encoding, expected: Optional[Ex
     """ImageNet from its archives as train.rec and val.rec in `out`; returns what was done.
 
     `expected`: for a subset, the numbers that it has; then sizes and checksums, which are the whole set's, are not
-    compared. `ground_truth`: in place of the devkit, a text file with the class (n01440764) of validation image 1, 2, ...
+    compared. `ground_truth`: in place of the devkit, a text file with the class (n01440764) of validation image 1, 2...
     UserError: an archive is missing, or is not what it should be.
     """
     archives = [TRAIN_TAR, VAL_TAR] + ([DEVKIT] if ground_truth is None else [])
@@ -79,7 +79,8 @@ def prepare_imagenet(tars: Path, out: Path, how: Encoding, expected: Optional[Ex
         if not (tars / name).is_file():
             instead = " (or give --ground-truth)" if name == DEVKIT else ""
             raise UserError(f"{tars / name}: not there{instead}; download it from image-net.org (an account is needed)")
-    job = {"data": "imagenet", "sources": {name: (tars / name).stat().st_size for name in archives}, **_options(how, skip)}
+    sizes = {name: (tars / name).stat().st_size for name in archives}
+    job = {"data": "imagenet", "sources": sizes, **_options(how, skip)}
     with _begun(out, job) as found:
         if found is not None:
             return found
@@ -95,8 +96,8 @@ def prepare_imagenet(tars: Path, out: Path, how: Encoding, expected: Optional[Ex
 
 def _check_archive(path: Path, out: Path) -> None:
     """UserError unless size and MD5 are the published ones. Noted in `out`: it takes minutes."""
-    fix = ("; download it again, or say with --expect-classes, --expect-train and --expect-val what a subset of your own "
-           "holds")
+    fix = ("; download it again, or say with --expect-classes, --expect-train and --expect-val what a subset of your "
+           "own holds")
     size = path.stat().st_size
     if size != SIZE.get(path.name, size):
         raise UserError(f"{path}: {size} bytes, but the published archive has {SIZE[path.name]}{fix}")
@@ -156,7 +157,8 @@ def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expect
             continue
         match = re.fullmatch(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG", member.name)
         if match is None or int(match[1]) in files:
-            raise UserError(f"{path}: member {member.name!r} is {'there twice' if match else 'no validation image'}; it "
+            what = "there twice" if match else "no validation image"
+            raise UserError(f"{path}: member {member.name!r} is {what}; it "
                             "should hold ILSVRC2012_val_00000001.JPEG and so on; get the whole archive")
         files[int(match[1])] = member
     _check_count(path, "images", len(files), expected.val, "--expect-val")
@@ -167,7 +169,8 @@ def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expect
             raise UserError(f"{path}: holds {files[number].name}, but the ground truth is of {len(truth)} images; they "
                             "should come from the same release")
         if truth[number - 1] not in label:
-            raise UserError(f"{path}: {files[number].name} is of class {truth[number - 1]}, which has no training images")
+            raise UserError(f"{path}: {files[number].name} is of class {truth[number - 1]}, which has no training "
+                            "images; they should come from the same release")
     names = [f"{truth[n - 1]}/{files[n].name.rpartition('/')[2]}" for n in numbers]
     return Labelled(Members(path, [place_of(files[n]) for n in numbers]), names, [label[truth[n - 1]] for n in numbers])
 
@@ -204,7 +207,8 @@ def _text_truth(path: Path) -> List[str]:
     lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(r"n\d{8}", line.strip()):
-            raise UserError(f"{path}, line {number}: should be the class of validation image {number}, such as n01440764")
+            raise UserError(f"{path}, line {number}: should be the class of validation image {number}, such as "
+                            "n01440764")
     return [line.strip() for line in lines]
 
 
@@ -216,7 +220,8 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
     if "train" not in splits or len(splits) != 2:
         raise UserError(f"{root}: should hold the folders train and either val or test, each with one per class")
     if out.resolve() == root.resolve():
-        raise UserError(f"--out {out}: the same as --root; name another folder, so that it is clear which is meant later")
+        raise UserError(f"--out {out}: the same as --root; name another folder, so that it is clear later which is "
+                        "meant")
     files = {name: class_folders(path) for name, path in splits.items()}
     (_, train), (other, test) = files.items()
     for name in train.keys() ^ test.keys():
@@ -292,8 +297,8 @@ def _begun(out: Path, job: dict) -> Iterator[Optional[dict]]:
             if path.exists():
                 found = json.loads(read_text(path))
                 if found["job"] != job:
-                    raise UserError(f"{path}: made from other files or with other options; name another folder, or remove "
-                                    "it and the .rec files to start anew")
+                    raise UserError(f"{path}: made from other files or with other options; name another folder, or "
+                                    "remove it and the .rec files to start anew")
                 if path.name == PREPARED:
                     yield found
                     return
@@ -355,8 +360,8 @@ def write_records(path: Path, images: Labelled, how: Encoding, skip: bool = Fals
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{partial}: cannot be written: {error.strerror}; make room, then run the same command again: it "
-                        "goes on from there") from error
+        raise UserError(f"{partial}: cannot be written: {error.strerror}; make room, then run the same command again: "
+                        "it goes on from there") from error
     if not places:
         raise UserError(f"{path}: none of {len(images.names)} images can be used: {problems[0]}")
     with replacing(path.with_suffix(".idx")) as temporary:
@@ -437,5 +442,5 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
 
 
 def _progress(what: str, total: int, unit: str, initial: int = 0) -> tqdm:
-    return tqdm(desc=what, total=total, unit=unit, unit_scale=unit == "B", initial=initial, file=sys.stderr, leave=False,
-                mininterval=0.5 if sys.stderr.isatty() else 20)
+    return tqdm(desc=what, total=total, unit=unit, unit_scale=unit == "B", initial=initial, file=sys.stderr,
+                leave=False, mininterval=0.5 if sys.stderr.isatty() else 20)

@@ -1,4 +1,4 @@
-"""How fast: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data.
+"""How fast: GCP's steps and schedule against GluonCV's ordinary training, our loader against MXNet's, as ratios.
 
 In: the names of the measurements (`NAMES`) and a number of repeats. Out: rows, one per ratio, as plain JSON
 values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else
@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
+import cv2
 import mxnet as mx
 import numpy as np
 from gluoncv.model_zoo import get_model
 from mxnet import autograd, gluon
 
-from gcp import prune, records, training
-from gcp.config import Config, UserError
+from gcp import archives, images, prune, records, training
+from gcp.config import Config, UserError, physical_cores
 from gcp.cost import Budget, describe, macs
 from gcp.data import Dataset, Split
 from gcp.gluon import from_gluoncv, predict
@@ -63,8 +64,9 @@ class Case:
 class Row:
     """One ratio. `low` and `high` are its spread (quartiles over the repeats, for steps).
 
-    `target` reads >= if `more`, else <=. `limit` is the ratio that would be left if nothing but the convolutions that
-    the step needs took time, at the speed that oneDNN gives them, where there is one.
+    `target` reads >= if `more`, else <=. `limit`, where there is one, is the ratio that would be left if only the work
+    that nobody can avoid took time: a step's convolutions at the speed that oneDNN gives them; for the loader, decoding
+    the JPEGs, a thread on every core.
     """
 
     section: str
@@ -84,7 +86,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "schedule", "describe", "memory", "borders")
+NAMES = (*STEPS, "schedule", "describe", "memory", "borders", "loader")
 
 
 def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock: str = "wall",
@@ -116,6 +118,8 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
             found = describing(*((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224))))
         elif name == "memory":
             found = memory((TINY,) if quick else (RESNET18, RESNET50))
+        elif name == "loader":
+            found = loader((SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats, CLOCKS[clock])
         else:
             found = borders(*((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224))))
         rows += found[0]
@@ -139,7 +143,7 @@ def renewed(old: dict, new: dict) -> dict:
 
 def table(result: dict) -> str:
     """The rows of `run`'s result as a Markdown table."""
-    lines = ["| measurement | on | ratio | spread | target | convolutions alone |",
+    lines = ["| measurement | on | ratio | spread | target | limit |",
              "|---|---|---:|---:|---:|---:|"]
     for row in (Row(**r) for r in result["rows"]):
         target = "-" if row.target is None else f"{'>=' if row.more else '<='} {row.target:g} {row.unit}"
@@ -430,6 +434,101 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
         rows.append(Row("borders", "removed against masked, half of the channels", f"{network}, {side} px",
                         moved, moved, moved, "of the largest output"))
     return rows, details
+
+
+# ---- loader -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photos:
+    """JPEGs to load: how many, their height and width, the side of the input, images in a batch."""
+
+    n: int
+    height: int
+    width: int
+    side: int
+    batch: int
+    target: Optional[float] = None
+
+    def __str__(self) -> str:
+        return f"{self.n} JPEGs of {self.width}x{self.height}, {self.side} px, batch {self.batch}"
+
+
+PICTURES = Photos(512, 375, 500, 224, 64, target=0.95)  # ImageNet's median size
+SMALL_PICTURES = Photos(512, 28, 28, 32, 64)
+
+
+def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+    """Rows and details of our ImageNet training loader against `ImageRecordIter`: seconds of MXNet's pass over ours.
+
+    The same file, augmentation (GluonCV's recipe) and number of threads; each pass from opening to its last batch on
+    the device.
+    """
+    rows, details, workers = [], {}, physical_cores()
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.rec"
+            archives.write_records(path, photos(case), archives.Encoding(None))
+            records_in = images.Records(path)
+            shape = (3, case.side, case.side)
+            split = Split(images.Pictures(records_in, shape, workers), records_in.labels, np.arange(case.n),
+                          np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32))
+            contents = [records_in.read(row) for row in range(case.n)]
+            seconds = in_turns({
+                "ImageRecordIter": lambda: plain_pass(path, case, workers),
+                "ours": lambda: [mx.nd.array(x, training.device()).wait_to_read()
+                                 for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")],
+                "decoding": lambda: list(images.in_order(lambda c: images.decoded(c, "").shape, contents, workers,
+                                                         8 * workers))}, repeats, clock, n_warmup=1)
+        low, ratio, high = np.percentile(seconds["ImageRecordIter"] / seconds["ours"], (25, 50, 75)).tolist()
+        median = {key: float(np.median(s)) for key, s in seconds.items()}
+        rows.append(Row("loader", "our ImageNet loader / ImageRecordIter", str(case), ratio, low, high,
+                        target=case.target, limit=median["ImageRecordIter"] / median["decoding"]))
+        details[str(case)] = {"images_per_second": {key: case.n / s for key, s in median.items()}, "threads": workers}
+    return rows, details
+
+
+def photos(case: Photos) -> archives.Labelled:
+    """JPEGs (quality 95) of random parts of scikit-learn's two photographs, scaled to the size asked for."""
+    from sklearn.datasets import load_sample_images
+
+    originals, rng, contents = load_sample_images().images, np.random.default_rng(0), []
+    for k in range(case.n):
+        whole = originals[k % len(originals)][..., ::-1]
+        height = int(rng.integers(whole.shape[0] // 2, whole.shape[0] + 1))
+        width = min(whole.shape[1], round(height * case.width / case.height))
+        top, left = rng.integers(0, whole.shape[0] - height + 1), rng.integers(0, whole.shape[1] - width + 1)
+        part = cv2.resize(np.ascontiguousarray(whole[top:top + height, left:left + width]), (case.width, case.height),
+                          interpolation=cv2.INTER_AREA)
+        contents.append(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+    return archives.Labelled(_Contents(contents), [str(k) for k in range(case.n)], [k % 10 for k in range(case.n)])
+
+
+class _Contents:
+    """A `Source` in memory."""
+
+    def __init__(self, contents: List[bytes]) -> None:
+        self._contents = contents
+
+    def name(self, row: int) -> str:
+        """Its number."""
+        return f"image {row}"
+
+    def read(self, row: int) -> bytes:
+        """The encoded image."""
+        return self._contents[row]
+
+
+def plain_pass(path: Path, case: Photos, workers: int) -> None:
+    """One pass of MXNet's own iterator as GluonCV sets it up for ImageNet."""
+    batches = mx.io.ImageRecordIter(
+        path_imgrec=str(path), path_imgidx=str(path.with_suffix(".idx")), preprocess_threads=workers, shuffle=True,
+        batch_size=case.batch, data_shape=(3, case.side, case.side), mean_r=127.5, mean_g=127.5, mean_b=127.5,
+        std_r=73.9, std_g=73.9, std_b=73.9, rand_mirror=True, random_resized_crop=True, max_aspect_ratio=4 / 3,
+        min_aspect_ratio=3 / 4, max_random_area=1, min_random_area=0.08, brightness=0.4, saturation=0.4, contrast=0.4,
+        pca_noise=0.1, verbose=False)
+    for one in batches:
+        one.data[0].as_in_context(training.device()).wait_to_read()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

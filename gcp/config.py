@@ -128,7 +128,7 @@ class Data(_Section):
     # What `root` should be where a data set cannot do without.
     ROOTS: ClassVar[Dict[str, str]] = {
         "folder": "what holds train/ and test/, or train.rec and test.rec",
-        "imagenet": "what holds train.rec and val.rec, as `scripts/prepare.py imagenet` writes them, or train/ and val/",
+        "imagenet": "what holds train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/",
         "caltech256": "256_ObjectCategories.tar, or the folder that it unpacks to"}
     YOUNGER: ClassVar[Set[str]] = {"per_class", "split_file", "on_bad_image"}
     UNCOUNTED: ClassVar[Set[str]] = {"workers"}
@@ -149,7 +149,7 @@ class Data(_Section):
     per_class: Annotated[int, Field(
         ge=2, description="caltech256: training images of a class, those held out for validation included")] = 60
     split_file: Annotated[Optional[str], Field(
-        min_length=1, description="caltech256: .json or .csv file of the split, read if it is there, else written")] = None
+        min_length=1, description="caltech256: .json or .csv file of the split, read if there, else written")] = None
     on_bad_image: Annotated[Literal["error", "skip"], Field(
         description="images that cannot be decoded: an error, or left out and counted")] = "error"
     workers: Annotated[int, Field(ge=0, description="threads that decode images; 0: one per physical core")] = 0

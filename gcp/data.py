@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import re
 import struct
 import sys
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from gcp.config import Data, UserError
 from gcp.images import (BadImage, Files, Members, Pictures, Records, class_folders, classes_of, crop_box, in_order,
                         place_of, read_classes, safe_members, shifted, shifts, varied)
-from gcp.records import replacing, write_json
+from gcp.records import replacing, turn, write_json
 
 Seed = Union[int, Tuple[int, ...]]
 
@@ -352,7 +353,7 @@ class _Store:
 
 
 def _classified(cfg: Data, seed: int) -> Dataset:
-    """Class folders `root/train/<class>`, `root/test|val/<class>`, or RecordIO `root/train.rec`, `root/test|val.rec`."""
+    """Class folders `root/train/<class>`, `root/test|val/<class>`, or RecordIO `root/train.rec`, `test.rec|val.rec`."""
     root = Path(cfg.root).expanduser()
     kinds = [suffix for suffix in ("", ".rec") if (root / f"train{suffix}").exists()]
     if len(kinds) == 2:
@@ -363,8 +364,8 @@ def _classified(cfg: Data, seed: int) -> Dataset:
     if test is None:
         fix = ("; get the ILSVRC2012 archives from image-net.org and run scripts/prepare.py imagenet"
                if cfg.name == "imagenet" else "")
-        raise UserError(f"{root}: should hold the folders train and test (or val), each with one per class, or train.rec "
-                        f"and test.rec (or val.rec) with their .idx{fix}")
+        raise UserError(f"{root}: should hold the folders train and test (or val), each with one per class, or "
+                        f"train.rec and test.rec (or val.rec) with their .idx{fix}")
     train = root / f"train{kinds[0]}"
     classes, stores = (_open_records if kinds == [".rec"] else _open_folders)(cfg, train, test)
     kept = _capped(stores[0].labels, cfg.n_train)
@@ -460,16 +461,25 @@ def _in_memory(pictures: Pictures, rows: np.ndarray, skip: bool) -> Tuple[np.nda
 def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Optional[Path]) -> Dict[int, str]:
     """What is wrong with the rows that cannot be decoded, after a look at all. BadImage: one, and `skip` is off.
 
-    Noted in a hidden file in `beside`, by the images' names and sizes: the next run does not look again.
+    Noted in a hidden file in `beside`, by the images' names and sizes: the next run does not look again, and of several
+    processes one does.
     """
-    noted = None
-    if beside is not None:
-        seen = hashlib.sha256()
-        for row in rows:
-            seen.update(f"{pictures.source.name(row)}\t{pictures.source.size(row)}\n".encode())
-        noted = beside / f".checked-{seen.hexdigest()[:12]}.json"
-        if noted.exists():
-            return {int(row): why for row, why in json.loads(noted.read_text(encoding="utf-8")).items()}
+    if beside is None:
+        return _look(pictures, rows, skip)
+    if not os.access(beside, os.W_OK):
+        print(f"warning: {beside}: cannot be written to, so every run checks all images anew", file=sys.stderr)
+        return _look(pictures, rows, skip)
+    seen = hashlib.sha256()
+    for row in rows:
+        seen.update(f"{pictures.source.name(row)}\t{pictures.source.size(row)}\n".encode())
+    noted = beside / f".checked-{seen.hexdigest()[:12]}.json"
+    with turn(beside):
+        if not noted.exists():
+            write_json(noted, _look(pictures, rows, skip))
+    return {int(row): why for row, why in json.loads(noted.read_text(encoding="utf-8")).items()}
+
+
+def _look(pictures: Pictures, rows: np.ndarray, skip: bool) -> Dict[int, str]:
     problems = {}
     with closing(in_order(pictures.problem, rows, pictures.workers, 64 * pictures.workers)) as found:
         for row, why in zip(rows, tqdm(found, desc="check", total=len(rows), unit="img", file=sys.stderr, leave=False,
@@ -478,11 +488,6 @@ def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Optional
                 if not skip:
                     raise BadImage(why)
                 problems[int(row)] = why
-    if noted is not None:
-        try:
-            write_json(noted, problems)
-        except UserError as error:  # not our folder: then every run looks anew
-            print(f"warning: {error}", file=sys.stderr)
     return problems
 
 
@@ -503,8 +508,8 @@ def _caltech256(cfg: Data, seed: int) -> Dataset:
     files = {name: found for name, found in files.items() if not _CLUTTER.fullmatch(name)}
     for name, found in files.items():
         if len(found) <= cfg.per_class:
-            raise UserError(f"{root}: class {name} has {len(found)} images, too few for {cfg.per_class} to train on and "
-                            "one to test; set data.per_class lower")
+            raise UserError(f"{root}: class {name} has {len(found)} images, too few for {cfg.per_class} to train on "
+                            "and one to test; set data.per_class lower")
     names = sum(files.values(), [])
     source = Files(folder, names) if root.is_dir() else Members(root, [places[name] for name in names])
     store = _Store(Pictures(source, cfg.input, cfg.workers), _labels(files))
@@ -530,26 +535,26 @@ def _caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str,
 
 def _caltech_split(cfg: Data, files: Dict[str, List[str]], seed: int) -> np.ndarray:
     """Which of all images (in order) are to train on: `per_class` of every class, by `split_file` or the seed."""
-    path = Path(cfg.split_file).expanduser() if cfg.split_file else None
-    if path is not None and path.exists():
+    if cfg.split_file is not None:
+        path = Path(cfg.split_file).expanduser()
+        with turn(path.parent):  # of several processes one writes it
+            if not path.exists():
+                names, trained = np.array(sum(files.values(), [])), _drawn(files, cfg.per_class, seed)
+                _write_split(path, names[trained].tolist(), names[~trained].tolist(), cfg.per_class, seed)
         return _read_split(path, files, cfg.per_class)
+    return _drawn(files, cfg.per_class, seed)
+
+
+def _drawn(files: Dict[str, List[str]], per_class: int, seed: int) -> np.ndarray:
     trained = []
     for label, names in enumerate(files.values()):
         chosen = np.zeros(len(names), bool)
-        chosen[np.random.default_rng((2, seed, label)).permutation(len(names))[:cfg.per_class]] = True
+        chosen[np.random.default_rng((2, seed, label)).permutation(len(names))[:per_class]] = True
         trained.append(chosen)
-    trained = np.concatenate(trained)
-    if path is not None:
-        names = np.array(sum(files.values(), []))
-        _write_split(path, names[trained].tolist(), names[~trained].tolist(), cfg.per_class, seed)
-    return trained
+    return np.concatenate(trained)
 
 
 def _write_split(path: Path, train: List[str], test: List[str], per_class: int, seed: int) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made: {error.strerror}; set data.split_file elsewhere") from error
     if path.suffix.lower() == ".json":
         write_json(path, {"data": "caltech256", "per_class": per_class, "seed": seed, "train": train, "test": test})
         return

@@ -266,7 +266,8 @@ class Records(_Pieces):
         numbers = np.array(labels, np.float64)
         odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2 ** 24) & (numbers == np.floor(numbers))))  # NaN is odd
         if len(odd):
-            raise UserError(f"{self.name(odd[0])}: the label {labels[odd[0]]:g} is no class number; labels are 0, 1, ...")
+            raise UserError(f"{self.name(odd[0])}: the label {labels[odd[0]]:g} is no class number (0, 1, ...); make "
+                            "the file anew")
         self.labels = numbers.astype(np.int32)
 
     def __len__(self) -> int:
@@ -333,7 +334,7 @@ class Records(_Pieces):
             try:
                 found[int(fields[0])] = float(fields[1]), fields[2]
             except (ValueError, IndexError):
-                raise UserError(f"{path}, line {number}: should be number, label, name with tabs between them") from None
+                raise UserError(f"{path}, line {number}: should be number, label, name with tabs between") from None
         if len(found) != len(self.keys) or any(key not in found for key in self.keys):
             raise UserError(f"{path}: lists {len(found)} images, {self.path.name} holds {len(self.keys)}, or others; "
                             "remove the list, or make both anew")

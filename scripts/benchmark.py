@@ -10,10 +10,11 @@ def run(argv: list) -> None:
     """Parse, measure, print a Markdown table."""
     parser = config.Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
-                        help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory, borders")
+                        help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory, borders, "
+                             "loader")
     parser.add_argument("--repeats", type=config.positive(int), default=11,
                         help="rounds of steps, of which the median counts")
-    parser.add_argument("--json", metavar="FILE", 
+    parser.add_argument("--json", metavar="FILE",
                         help="write all figures there, and the table beside it as .md; with --only, renew these alone")
     parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",

@@ -8,7 +8,7 @@ def run(argv: list) -> None:
     """Parse, load, evaluate, print JSON."""
     parser = config.Parser(description=__doc__)
     parser.add_argument("network", help="path prefix of a saved network, or a GluonCV name with --pretrained")
-    parser.add_argument("--data", required=True, help="digits, fashion_mnist or folder")
+    parser.add_argument("--data", required=True, help="digits, fashion_mnist, folder, imagenet or caltech256")
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")

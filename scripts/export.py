@@ -18,7 +18,8 @@ def run(argv: list) -> None:
     parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params (of several "
                                                          "networks, PREFIX-FOLDER-...); needs --data")
     parser.add_argument("--table", metavar="STEM", help="write the comparison of int8 as STEM.md, .tex and .csv")
-    parser.add_argument("--data", help="digits, fashion_mnist or folder; int8 is calibrated on its training images")
+    parser.add_argument("--data", help="digits, fashion_mnist, folder, imagenet or caltech256; int8 is calibrated on "
+                                       "its training images")
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")

@@ -22,9 +22,9 @@ def run(argv: list) -> None:
                      help="in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line")
     add_encoding(sub)
     for what in ("classes", "train", "val"):
+        things = "classes" if what == "classes" else f"{what} images"
         sub.add_argument(f"--expect-{what}", type=int, metavar="N",
-                         help=f"for a subset: its number of {'classes' if what == 'classes' else what + ' images'}; sizes "
-                              "and checksums of the whole archives are not compared then")
+                         help=f"for a subset: its number of {things}; sizes and checksums are not compared then")
 
     sub = verbs.add_parser("folder", help="class folders train/ and val/ (or test/) to .rec files")
     sub.set_defaults(function=folder)
@@ -50,7 +50,8 @@ def add_encoding(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resize", type=int, default=480, metavar="N", help="make short sides at most this (default 480)")
     sub.add_argument("--quality", type=int, default=95, metavar="Q", help="of the JPEGs that are made (default 95)")
     sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
-    sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="skip: leave it out, and say so")
+    sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error",
+                     help="skip: leave it out, and say so")
     sub.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one per physical core)")
 
 

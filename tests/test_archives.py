@@ -59,7 +59,7 @@ def ilsvrc(tmp_path):
     truth = [WNIDS[k % 3] for k in range(6)]
     (folder / archives.VAL_TAR).write_bytes(packed(**{
         f"ILSVRC2012_val_{k + 1:08}.JPEG": photo(k % 3, k) for k in reversed(range(6))}))
-    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object), ("num_children", object)]
+    kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
     rows = [(ids[name], name, "fish", "a fish", 0) for name in WNIDS] + [(4, "n00000000", "animal", "all", 2)]
     meta = io.BytesIO()
     savemat(meta, {"synsets": np.array(rows, dtype=kinds)})
@@ -146,7 +146,8 @@ def test_archives_that_are_not_the_published_ones(ilsvrc, tmp_path, monkeypatch)
         return archives.prepare_imagenet(ilsvrc, out, RAW, **keys)
 
     message = mistake(prepare)
-    assert message.startswith(f"{ilsvrc / archives.TRAIN_TAR}: ") and "the published archive has 147897477120" in message
+    assert message.startswith(f"{ilsvrc / archives.TRAIN_TAR}: ")
+    assert "the published archive has 147897477120" in message
     monkeypatch.setattr(archives, "SIZE", {})
     assert f"{archives.TRAIN_TAR}: MD5 " in mistake(prepare)
     monkeypatch.setattr(archives, "MD5", {name: hashlib.md5((ilsvrc / name).read_bytes()).hexdigest()
@@ -174,7 +175,8 @@ def test_validation_images_of_another_form(ilsvrc, tmp_path):
     def said(truth, **files) -> str:
         (ilsvrc / archives.VAL_TAR).write_bytes(packed(**files))
         (ilsvrc / "truth.txt").write_text(truth)
-        return mistake(archives.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(3, 9, 1), ilsvrc / "truth.txt")
+        return mistake(archives.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(3, 9, 1),
+                       ilsvrc / "truth.txt")
 
     assert "no validation image" in said("n01440764\n", **{"cat.JPEG": b"a"})
     first = {"ILSVRC2012_val_00000001.JPEG": b"a"}
@@ -206,8 +208,9 @@ def test_a_file_grows_on_from_any_place_where_it_was_cut_off(tmp_path, monkeypat
     assert whole == 11 and len(problems) == 1 and problems[0].startswith("image 5: not an image")
     rec, idx, lst = ((tmp_path / f"a.{end}").read_bytes() for end in ("rec", "idx", "lst"))
     made = []
-    monkeypatch.setattr(archives, "encoded", lambda *how, encoded=archives.encoded: made.append(how[1]) or encoded(*how))
-    for n_rec, n_idx in ((len(rec), len(idx)), (len(rec) - 3, len(idx)), (len(rec), len(idx) - 2), (700, len(idx)),
+    encoded = archives.encoded
+    monkeypatch.setattr(archives, "encoded", lambda *how: made.append(how[1]) or encoded(*how))
+    for n_rec, n_idx in ((len(rec), len(idx)), (len(rec) - 3, len(idx)), (len(rec), len(idx) - 2), (3000, len(idx)),
                          (len(rec), 9), (0, 0), (20, 3)):
         for end in ("rec", "idx", "lst"):
             (tmp_path / f"a.{end}").unlink()
