@@ -86,7 +86,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "schedule", "describe", "memory", "borders", "loader")
+NAMES = (*STEPS, "recipe", "schedule", "describe", "memory", "borders", "loader")
 
 
 def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock: str = "wall",
@@ -109,6 +109,8 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
         show(name)
         if name in STEPS:
             found = steps(name, TINY if quick else STEPS[name], repeats, CLOCKS[clock])
+        elif name == "recipe":
+            found = recipe(TINY if quick else RESNET18, repeats, CLOCKS[clock])
         elif name == "schedule":
             # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
             case, n_images, roundings = (TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16))
@@ -289,6 +291,33 @@ def _step(block, optimiser: training.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArr
         optimiser.step(LR, len(x))
 
     return step
+
+
+def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+    """Rows and details of what mixup and a teacher (the network itself) cost: the plain step's seconds over theirs."""
+    x, y = batch(case)
+    net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
+
+    def make(**how) -> Step:
+        block = training.trained_block(net, x.context)
+        objective, optimiser = training.Objective(x.context, 0, **how), training.SGD(block, MOMENTUM, WD)
+
+        def step() -> None:
+            objective(block, x, y, 0).backward()
+            optimiser.step(LR, len(x))
+
+        return step
+
+    teacher, rows, details = training.Teacher(net), [], {}
+    plain = make()
+    for label, how in {"mixup": {"mixup": 0.2}, "teacher of its size": {"teacher": teacher},
+                       "both": {"mixup": 0.2, "teacher": teacher}}.items():
+        seconds = in_turns({"plain": plain, label: make(**how)}, repeats, clock)
+        low, ratio, high = np.percentile(seconds["plain"] / seconds[label], (25, 50, 75)).tolist()
+        rows.append(Row("recipe", f"step with {label} / plain step", str(case), ratio, low, high))
+        details[label] = {key: case.batch / float(np.median(s)) for key, s in seconds.items()}
+        gc.collect()
+    return rows, {"images_per_second": details}
 
 
 def in_turns(things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter,

@@ -10,8 +10,8 @@ def run(argv: list) -> None:
     """Parse, measure, print a Markdown table."""
     parser = config.Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
-                        help="some of resnet18-32, resnet50-64, resnet50-224, schedule, describe, memory, borders, "
-                             "loader")
+                        help="some of resnet18-32, resnet50-64, resnet50-224, recipe, schedule, describe, memory, "
+                             "borders, loader")
     parser.add_argument("--repeats", type=config.positive(int), default=11,
                         help="rounds of steps, of which the median counts")
     parser.add_argument("--json", metavar="FILE",

@@ -1,4 +1,5 @@
 """The whole path through the scripts, as a user runs them: records, resuming after SIGKILL, bad input."""
+import dataclasses
 import json
 import signal
 import subprocess
@@ -36,6 +37,13 @@ def script(name, *args, **how):
 def finish(process):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def epochs(log):
+    """What a log says of epochs, but for the clock's words."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(x["images_per_second"] > 0 and x["seconds"] > 0 for x in lines if x["event"] == "epoch")
+    return [(x["stage"], x["epoch"], x["step"], x["training_loss"], x["lr"]) for x in lines if x["event"] == "epoch"]
 
 
 def numbers(record):
@@ -106,6 +114,46 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
     assert code == 0, err
     resumed = json.loads(next(tmp_path.glob("gcp-*/record.json")).read_text())
     assert numbers(resumed) == numbers(whole)
+    # Each epoch is in its log once, with the numbers of the run that nobody killed.
+    for folder, stages in (("dense-*", {"dense": 4}),
+                           ("gcp-*", {"final": 4, **{f"gcp-{t}-lam0.1-{phase}": 1 for t in (1, 2)
+                                                     for phase in ("regularise", "recover")}})):
+        logs = [epochs(next(root.glob(f"{folder.replace('gcp-', 'gcp-macs-')}/log.jsonl"))) for root in
+                (reproduced[0], tmp_path)]
+        assert sorted(logs[0]) == sorted(logs[1])
+        assert sorted(line[:2] for line in logs[1]) == sorted((s, n) for s, last in stages.items()
+                                                              for n in range(1, last + 1))
+
+
+def test_the_whole_recipe_from_a_configuration(tmp_path):
+    """Every key of the recipe reaches the loop; the dense network teaches the pruned one; teachers that do not fit."""
+    from gcp import config, experiment
+    from gcp.data import load
+    (tmp_path / "c.yaml").write_text(TINY)
+    cfg = config.load(tmp_path / "c.yaml", [
+        f"output={tmp_path}", "data.n_train=64", "train={epochs: 3, lr: 0.1, schedule: step, step_epochs: [1, 2], "
+        "step_factor: 0.5, mixup: 0.2, last_gamma_zero: true}",
+        "finetune={epochs: 1, teacher: dense, teacher_weight: 1.0}"])
+    data = load(cfg.data, cfg.seed)
+    _, start = experiment.plan(cfg, data)
+    experiment.check_training(cfg, data)
+    assert (start.arrays["stage1_batchnorm1_gamma"] == 0).all() and (start.arrays["batchnorm0_gamma"] == 1).all()
+    dense, facts = experiment.dense_network(cfg, data, start)
+    log = next(tmp_path.glob("dense-*/log.jsonl"))
+    assert [(stage, epoch, lr) for stage, epoch, _, _, lr in epochs(log)] == [
+        ("dense", 1, 0.1), ("dense", 2, 0.05), ("dense", 3, 0.025)]
+    assert json.loads(log.read_text().splitlines()[-1])["validation_top1"] == facts["validation_top1"]
+    said = []
+    experiment.train(dense, data, cfg, cfg.finetune, 2, tmp_path / "x", lambda event, **row: said.append(row), dense)
+    assert [row["stage"] for row in said] == ["final", "final"]
+    experiment.train(dense, data, cfg, cfg.finetune.model_copy(update={"teacher": None}), 2, tmp_path / "x",
+                     lambda event, **row: said.append(row))
+    assert said[0]["training_loss"] < 0.5 * said[2]["training_loss"], "it starts as its own teacher"
+    other = cfg.finetune.model_copy(update={"teacher": str(next(tmp_path.glob("dense-*")) / "dense")})
+    assert experiment.teacher(other, data).net.name == "cifar_resnet20_v1"
+    data = dataclasses.replace(data, classes=data.classes[:4])
+    with pytest.raises(config.UserError, match="dense' has 10 classes, data 'digits' has 4; name a network that"):
+        experiment.teacher(other, data)
 
 
 def test_ctrl_c_says_how_to_resume(configs, tmp_path):
@@ -135,6 +183,8 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
     ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=se_resnet18_v1"], "AdaptiveAvgPooling2D"),
     ("run.py", ["{configs}/gcp-macs.yaml", "--set", "data.name=folder", "--set", "data.root=/no/such"], "/no/such"),
     ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
+    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
     ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
     ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
     ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
