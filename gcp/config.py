@@ -512,7 +512,7 @@ def _explain(error: Any, layers: list[_Layer], path: str) -> str:
     if kind == "missing":
         return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
     if kind == "value_error" and isinstance(error["input"], dict):  # a combination; it says the values
-        return f"{source}: {dotted}: {error['ctx']['error']}"
+        return f"{source}: {dotted + ': ' if dotted else ''}{error['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
         known = ", ".join(_fields(keys))
         return f"{source}: {dotted}: {value} should be a section of its own, with keys {known}"

@@ -14,7 +14,7 @@ from gcp.data import Dataset
 from gcp.data import load as load_data
 from gcp.gluon import is_saved, load, open_network, to_block
 from gcp.network import Network
-from gcp.parallel import workers
+from gcp.parallel import check_gpus, workers
 from gcp.prune import gcp
 
 METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
@@ -27,6 +27,7 @@ def run(cfg: Config) -> dict:
     The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet. Of several
     workers, worker 0 has the run's folder and the record; the others' folders vanish.
     """
+    check_gpus(cfg.gpus)
     team = workers()
     with team.output(cfg) as cfg, records.open_run(cfg) as folder:
         if team.first(lambda: folder.done):
