@@ -14,7 +14,7 @@ from gcp.cost import COSTS, Budget, macs, params
 from gcp.data import Dataset, load as open_data
 from gcp.gluon import is_saved, load, open_network, to_block
 from gcp.network import Network, with_zero_residuals
-from gcp.parallel import workers
+from gcp.parallel import check_gpus, workers
 from gcp.prune import gcp
 
 METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
@@ -28,6 +28,7 @@ def run(cfg: Config) -> dict:
     The record's throughputs are left empty: `measure_speed` fills them in when the machine is quiet. Of several
     workers, worker 0 has the run's folder and the record; the others' folders vanish.
     """
+    check_gpus(cfg.gpus)
     if cfg.tensorboard:
         records.check_tensorboard()
     team = workers()

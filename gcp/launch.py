@@ -126,7 +126,7 @@ def supervise(command: Sequence[str], per_host: int = 1, hosts: Sequence[str] = 
                                               if left else "run the same command again to go on from the last one"))
         return 1 if code == SILENT else code
     except KeyboardInterrupt:
-        _say("interrupted: run the same command again to resume")
+        _say("\ninterrupted: run the same command again to resume")
         return 130
     finally:
         signal.signal(signal.SIGTERM, stop)

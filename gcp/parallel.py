@@ -56,6 +56,13 @@ def device() -> mx.Context:
     return mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
 
 
+def check_gpus(gpus: Sequence[int]) -> None:
+    """UserError: GPUs are asked for, and this MXNet sees none."""
+    if gpus and not mx.context.num_gpus():
+        raise UserError(f"gpus: {list(gpus)} are asked for, and this MXNet sees none; install the build of MXNet for "
+                        "the machine's CUDA (such as mxnet-cu112), or set gpus to []")
+
+
 @lru_cache(maxsize=None)
 def workers() -> Workers | Lone:
     """The workers of this process's job, joined at the first call."""

@@ -436,3 +436,46 @@ def test_the_place_in_the_paper_decides_no_number(tmp_path):
     assert plain.fingerprint() == placed.fingerprint() and plain.dense_fingerprint() == placed.dense_fingerprint()
     with pytest.raises(config.UserError, match="paper.table"):
         config.load(path, ["paper.table=table9"])
+
+
+# Workers and GPUs
+
+def test_the_number_of_workers_is_part_of_the_fingerprint_and_gpus_are_not(write):
+    path = write(MINIMAL)
+    for print_ in (config.Config.fingerprint, config.Config.dense_fingerprint):
+        one, two = print_(config.load(path)), print_(config.load(path, ["workers=2"]))
+        assert one != two
+        assert print_(config.load(path, ["workers=1"])) == print_(config.load(path, ["gpus=[3]"])) == one
+        assert print_(config.load(path, ["gpus=[0, 1]"])) == print_(config.load(path, ["gpus=[2, 3]", "workers=2"])) == two
+
+
+@pytest.mark.parametrize("overrides, part", [
+    (["gpus=[1, 1]"], "digits-gcp.yaml: gpus: [1, 1] names a GPU twice"),
+    (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread over the 2 gpus"),
+    (["workers=5"], "data.batch: 64 images cannot be divided evenly among 5 workers; set it to a multiple of 5"),
+    (["workers=0"], "workers: 0"),
+    (["gpus=0"], "gpus: 0"),
+])
+def test_workers_that_cannot_be(write, overrides, part):
+    assert part in mistake(write(MINIMAL), *overrides)
+
+
+@pytest.mark.parametrize("visible, gpus, local_rank, chosen", [
+    (None, (), 0, None), (None, (0, 1), 1, "1"), (None, (4, 2), 0, "4"), ("5,7", (), 1, "5,7"), ("5,7", (0, 1), 1, "7")])
+def test_a_worker_sees_its_own_gpu(monkeypatch, visible, gpus, local_rank, chosen):
+    monkeypatch.setitem(config.os.environ, "CUDA_VISIBLE_DEVICES", visible or "")
+    config.use_gpu(gpus, local_rank)
+    assert config.os.environ["CUDA_VISIBLE_DEVICES"] == (chosen or "")
+
+
+def test_a_gpu_that_is_not_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; numbers up to 1 are"):
+        config.use_gpu((0, 2), 1)
+
+
+def test_workers_on_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(config, "physical_cores", lambda: 8)
+    config.use_threads(0, 3)
+    assert config.os.environ["OMP_NUM_THREADS"] == "2"

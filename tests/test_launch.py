@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,30 @@ def test_the_exit_code_passes_through_and_unseen_last_lines_are_shown(tmp_path, 
     assert launch.supervise(worker(tmp_path, "sys.exit(7)"), 1, restarts=0) == 7
 
 
+def test_a_server_that_dies_ends_the_job(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "SERVE", [sys.executable, "-c", "print('no memory'); raise SystemExit(3)"])
+    assert launch.supervise(worker(tmp_path, "time.sleep(60)"), 1, restarts=0) == 3
+    assert "[scheduler] no memory\nlaunch: scheduler ended with 3; run the same command" in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_all_processes_of_a_job(tmp_path):
+    command = worker(tmp_path, "open(f'{folder}/pid-{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    code = f"import sys; from gcp import launch; launch.SERVE = {SLEEP!r}; sys.exit(launch.supervise({command!r}, 2))"
+    job = subprocess.Popen([sys.executable, "-c", code], cwd=Path(launch.__file__).parents[1], stderr=subprocess.PIPE,
+                           text=True)
+    while len(pids := [path.read_text() for path in tmp_path.glob("pid-*")]) < 2 or not all(pids):
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=20)
+    assert job.returncode == 130 and err == "\ninterrupted: run the same command again to resume\n"
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_a_silent_job_is_ended(tmp_path, capfd):
     command = worker(tmp_path, "print('here', flush=True)\ntime.sleep(60 if attempt == 0 else 0)")
     assert launch.supervise(command, 1, restarts=1, timeout_s=1.0) == 0
@@ -106,7 +131,5 @@ def test_a_guard_ends_with_its_input(tmp_path):
     guard.stdin.close()
     assert guard.wait(10) == 137
     time.sleep(0.1)
-    for pid in pids:
-        stat = Path(f"/proc/{pid}/stat")
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert not any(is_running(pid) for pid in pids)
     guard.stdout.close()
