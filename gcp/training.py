@@ -27,6 +27,7 @@ from gcp.parallel import device, workers
 
 FLUSH = 25  # steps between looks at the loss; each look waits for the device
 CHECKPOINT_S = 60.0
+FINITE_ARRAYS = 200  # as many as `multi_all_finite` has room for
 
 
 class DivergedError(UserError):
@@ -144,7 +145,10 @@ def all_finite(arrays: Sequence[mx.nd.NDArray]) -> bool:
     by_dtype: Dict[np.dtype, List[mx.nd.NDArray]] = {}  # MXNet looks at arrays of one dtype together
     for a in arrays:
         by_dtype.setdefault(np.dtype(a.dtype), []).append(a)
-    return all(mx.nd.multi_all_finite(*same, num_arrays=len(same)).asscalar() for same in by_dtype.values())
+    # MXNet's operator keeps 200 pointers and writes the others beyond its end: ResNet-50 has more arrays than that.
+    parts = [same[i:i + FINITE_ARRAYS] for same in by_dtype.values() for i in range(0, len(same), FINITE_ARRAYS)]
+    found = [mx.nd.multi_all_finite(*part, num_arrays=len(part)) for part in parts]
+    return bool(mx.nd.concat(*found, dim=0).asnumpy().all())
 
 
 def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Callable[[int], float]:

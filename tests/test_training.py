@@ -391,3 +391,12 @@ def test_float16_is_refused_where_there_is_no_gpu():
     if not mx.context.num_gpus():
         with pytest.raises(UserError, match="dtype: float16 needs a GPU, and there is none here"):
             training.check_dtype("float16")
+
+
+@pytest.mark.parametrize("bad", [None, 0, 199, 200, 450])
+def test_all_finite_of_more_arrays_than_the_operator_has_room_for(bad):
+    # ResNet-50 has 320 with its running statistics; more than 200 at once overwrote memory and killed the process.
+    arrays = [mx.nd.ones((3,)) for _ in range(451)]
+    if bad is not None:
+        arrays[bad][1] = np.nan
+    assert training.all_finite(arrays) == (bad is None)
