@@ -180,12 +180,13 @@ class Data(_Section):
 class Recipe(_Section):
     """How all weights are trained: SGD, the learning rate warmed up linearly, then a cosine to zero or steps down."""
 
-    YOUNGER: ClassVar[Set[str]] = {"schedule", "step_epochs", "step_factor", "mixup", "dtype", "teacher",
+    YOUNGER: ClassVar[Set[str]] = {"nesterov", "schedule", "step_epochs", "step_factor", "mixup", "dtype", "teacher",
                                    "teacher_weight", "teacher_temperature"}
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
+    nesterov: Annotated[bool, Field(description="true: Nesterov's momentum, GluonCV's `nag`")] = False
     wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
     warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
     schedule: Annotated[Literal["cosine", "step"], Field(

@@ -267,7 +267,8 @@ def train(net: Network, data: Dataset, cfg: Config, how: Recipe, phase: int, che
         optimiser = training.MixedSGD if how.dtype == "float16" else training.SGD
         net, loss = training.fit(
             net, data.train, name="train" if phase == 0 else "fine-tune", n_steps=epochs * per_epoch, batch=batch,
-            lr=schedule(how, per_epoch), optimiser=lambda block: optimiser(block, how.momentum, how.wd),
+            lr=schedule(how, per_epoch),
+            optimiser=lambda block: optimiser(block, how.momentum, how.wd, how.nesterov),
             seed=training.hash_seed(cfg.seed, 0, phase), augment=cfg.data.augment,
             label_smoothing=how.label_smoothing, mixup=how.mixup, teacher=teacher(how, data, dense), dtype=how.dtype,
             checkpoint=checkpoint, on_epoch=lambda **facts: log("epoch", stage=stage, **facts))

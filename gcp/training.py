@@ -51,13 +51,17 @@ class Optimiser(Protocol):
 
 
 class SGD:
-    """SGD with momentum; weight decay on weights only, not on scales, shifts and biases (He et al. 2019).
+    """SGD with momentum, or Nesterov's; weight decay on weights only, not on scales, shifts, biases (He et al. 2019).
 
     One `sgd_mom_update` per array instead of Gluon's aggregated `multi_sgd_mom_update`, which took 3.5 times as
     long on a CPU (28 ms of a 104 ms step of ResNet-18 at 32 px, batch 64).
     """
 
-    def __init__(self, block, momentum: float = 0.9, wd: float = 0.0, only: Optional[Set[str]] = None) -> None:
+    UPDATES = {False: mx.nd.sgd_mom_update, True: mx.nd.nag_mom_update}
+
+    def __init__(self, block, momentum: float = 0.9, wd: float = 0.0, nesterov: bool = False,
+                 only: Optional[Set[str]] = None) -> None:
+        self._update = self.UPDATES[nesterov]
         self._params = {k: p for k, p in block.collect_params().items()
                         if p.grad_req != "null" and (only is None or k in only)}
         self._momentum = momentum
@@ -68,8 +72,8 @@ class SGD:
         """One update of every array."""
         for name, p in self._params.items():
             w = p.data()
-            mx.nd.sgd_mom_update(w, p.grad(), self._velocity[name], out=w, lr=lr, momentum=self._momentum,
-                                 wd=self._wd[name], rescale_grad=1.0 / batch)
+            self._update(w, p.grad(), self._velocity[name], out=w, lr=lr, momentum=self._momentum, wd=self._wd[name],
+                         rescale_grad=1.0 / batch)
 
     def gradients(self) -> List[mx.nd.NDArray]:
         """Each parameter's own."""
@@ -94,9 +98,11 @@ class MixedSGD(SGD):
 
     GROWTH = 2000
     LEAST, MOST = 2.0 ** -10, 2.0 ** 16
+    MIXED_UPDATES = {False: mx.nd.mp_sgd_mom_update, True: mx.nd.mp_nag_mom_update}
 
-    def __init__(self, block, momentum: float = 0.9, wd: float = 0.0) -> None:
-        super().__init__(block, momentum, wd)
+    def __init__(self, block, momentum: float = 0.9, wd: float = 0.0, nesterov: bool = False) -> None:
+        super().__init__(block, momentum, wd, nesterov)
+        self._mixed_update = self.MIXED_UPDATES[nesterov]
         self.masters = {k: p.data().astype("float32") for k, p in self._params.items() if is_half(p)}
         self.loss_scale, self._n_good = 128.0, 0
 
@@ -117,9 +123,9 @@ class MixedSGD(SGD):
             w, master = p.data(), self.masters.get(name)
             how = dict(lr=lr, momentum=self._momentum, wd=self._wd[name], rescale_grad=1.0 / (batch * self.loss_scale))
             if master is None:
-                mx.nd.sgd_mom_update(w, p.grad(), self._velocity[name], out=w, **how)
+                self._update(w, p.grad(), self._velocity[name], out=w, **how)
             else:
-                mx.nd.mp_sgd_mom_update(w, p.grad(), self._velocity[name], master, out=w, **how)
+                self._mixed_update(w, p.grad(), self._velocity[name], master, out=w, **how)
         self._n_good += 1
         if self._n_good >= self.GROWTH and self.loss_scale < self.MOST:
             self.loss_scale, self._n_good = self.loss_scale * 2, 0

@@ -314,6 +314,22 @@ def test_masters_are_updated_in_float32():
     assert abs(w[0] - 1.0001) > 3e-4, "lost, had each step been rounded to float16"
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_nesterov_by_hand(half):
+    """Momentum is looked ahead along: w + m v' - lr g, where plain momentum gives w + v'."""
+    w, v = np.array([1.0, -2.0]), np.zeros(2)
+    block = Held(w_weight=w.astype(np.float16 if half else np.float32))
+    opt = (training.MixedSGD if half else training.SGD)(block, 0.9, nesterov=True)
+    scale = opt.loss_scale if half else 1
+    for g in ([0.5, -0.25], [1.0, 0.5], [0.0, 0.25]):
+        block.give(w_weight=4 * scale * np.array(g))
+        opt.step(0.1, 4)
+        v = 0.9 * v - 0.1 * np.array(g)
+        w = w + 0.9 * v - 0.1 * np.array(g)
+    got = opt.masters["w_weight"].asnumpy() if half else block.values()["w_weight"]
+    np.testing.assert_allclose(got, w, rtol=1e-6)
+
+
 def test_a_step_that_overflows_is_left_out(monkeypatch):
     block = Held(w_weight=np.ones(2, np.float16), gamma=np.ones(1, np.float32))
     opt = training.MixedSGD(block)
