@@ -140,7 +140,6 @@ def test_where_there_is_nothing(tmp_path):
 
 
 def test_a_skipped_image_leaves_the_split_as_it_is(tree, tmp_path):
-    import shutil
     copy = tmp_path / "256_ObjectCategories"
     shutil.copytree(tree, copy)
     before = load(copy, seed=7)
