@@ -25,6 +25,7 @@ from gcp.network import Network
 
 FLUSH = 25  # steps between looks at the loss; each look waits for the device
 CHECKPOINT_S = 60.0
+FINITE_ARRAYS = 200  # as many as `multi_all_finite` has room for
 
 
 class DivergedError(UserError):
@@ -137,7 +138,7 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
             raise DivergedError(f"{name}: the loss is {values[bad[0]]} at step {done - len(pending) + bad[0] + 1} of "
                                 f"{n_steps}; lower its learning rate or penalty (the last checkpoint is kept)")
         # relu turns NaN into 0, so the loss can stay finite over weights that are not.
-        if not mx.nd.multi_all_finite(*values_of(block), num_arrays=len(values_of(block))).asscalar():
+        if not all_finite(values_of(block)):
             raise DivergedError(f"{name}: weights are no longer finite after step {done} of {n_steps}; lower its "
                                 "learning rate or penalty, check the images (the last checkpoint is kept)")
         losses.extend(values.tolist())
@@ -206,6 +207,14 @@ def _even_blocks(net: Network) -> bool:
     cpu = Path("/proc/cpuinfo")
     return (all(net.shapes[i][0] % 16 == 0 for i, n in enumerate(net.nodes) if n.op == "Convolution")
             and cpu.exists() and "avx512f" in cpu.read_text())
+
+
+def all_finite(arrays: List[mx.nd.NDArray]) -> bool:
+    """Whether no array holds a NaN or an infinity. Waits for the device."""
+    # MXNet's operator keeps 200 pointers and writes the others beyond its end: ResNet-50 has more arrays than that.
+    parts = [arrays[i:i + FINITE_ARRAYS] for i in range(0, len(arrays), FINITE_ARRAYS)]
+    found = [mx.nd.multi_all_finite(*part, num_arrays=len(part)) for part in parts]
+    return bool(mx.nd.concat(*found, dim=0).asnumpy().all())
 
 
 def values_of(block) -> List[mx.nd.NDArray]:

@@ -174,3 +174,12 @@ def test_a_stage_is_done_once(net, tmp_path):
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("bad", [None, 0, 199, 200, 450])
+def test_all_finite_of_more_arrays_than_the_operator_has_room_for(bad):
+    # ResNet-50 has 320 with its running statistics; more than 200 at once overwrote memory and killed the process.
+    arrays = [mx.nd.ones((3,)) for _ in range(451)]
+    if bad is not None:
+        arrays[bad][1] = np.nan
+    assert training.all_finite(arrays) == (bad is None)
