@@ -435,7 +435,8 @@ def validate(table: Table, net: Network, held_out: Samples, alone: Optional[Sequ
         predicted["layers alone"] = [reference * share for share in alone]
     if again is not None:
         if again.widths != held_out.widths:
-            raise UserError(f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet")
+            raise UserError(f"{again.path}: holds other networks than {held_out.path}; give a file that is not there "
+                            "yet")
         predicted["clock again"] = at_that_speed(again).tolist()
     return {"network": table.header["network"], "input": table.header["input"], "setup": table.header["setup"],
             "hardware": held_out.header["hardware"], "n_samples": table.header["n_samples"],

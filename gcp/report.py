@@ -67,7 +67,8 @@ def write(records_folder: str | Path, output: str | Path | None = None) -> list[
 
     The default output is `report/` in that folder. Returns the paths written: table and comparison as .md,
     .tex, .csv; accuracy_cost, accuracy_throughput and one widths_<objective>_<target> per target as .png,
-    .svg; of several models on the same data, figure1 with the Pareto front. A figure without a single value (throughput never measured, nothing pruned) is left out.
+    .svg; of several models on the same data, figure1 with the Pareto front. A figure without a single value
+    (throughput never measured, nothing pruned) is left out.
     The same records give the same bytes.
     UserError: the folder is missing, holds no record or a broken one, or `output` cannot be written.
     """
@@ -462,7 +463,8 @@ def write_int8(rows: list[dict], stem: Path) -> list[Path]:
     at = first["float32"]
     caption = (f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on "
                f"{first['n_calibration']:,} training images. Points lost and speed: against the first network in "
-               f"float32. Speeds in turns, batch {at['batch']}, {at['device']}, {at['threads']} thread{'s' * (at['threads'] != 1)}.")
+               f"float32. Speeds in turns, batch {at['batch']}, {at['device']}, {at['threads']} "
+               f"thread{'s' * (at['threads'] != 1)}.")
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         return _write_table(pd.DataFrame(lines), QUANTIZED, caption, stem, "tab:int8")

@@ -11,6 +11,7 @@ from typing import Dict, List, NamedTuple
 import cv2
 import numpy as np
 
+from gcp.archives import Encoding, prepare_folder
 from gcp.config import Config, Data, UserError
 from gcp.data import load
 
@@ -22,14 +23,14 @@ class Spec(NamedTuple):
     """A set: where its images come from, its form, and images of each class."""
 
     source: str  # a data set of gcp.data
-    form: str  # "split": train/<class> and val/<class>; "caltech256": 256_ObjectCategories/<number>.<class>
+    form: str  # "split": train/<class>, val/<class>; "records": train.rec, val.rec; "caltech256": 256_ObjectCategories/
     n_train: int
     n_test: int
 
 
 SETS: Dict[str, Spec] = {
     "digits": Spec("digits", "split", 40, 20),
-    "fashion_mnist": Spec("fashion_mnist", "split", 40, 20),
+    "fashion_mnist": Spec("fashion_mnist", "records", 40, 20),
     "caltech256": Spec("digits", "caltech256", 20, 20),
 }
 N_CLASSES = 10
@@ -68,9 +69,10 @@ def draw(name: str, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder}: is there already; remove it or name another folder")
     images = load(Data(name=spec.source, input=(3, 32, 32)))
-    unfinished = folder.with_name(f".partial-{folder.name}")
+    partial = folder.with_name(f".partial-{folder.name}")
+    unfinished = partial / "images" if spec.form == "records" else partial
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         for label, class_name in enumerate(images.classes):
             # Fashion-MNIST has a class "T-shirt/top": no folder's name.
             said = class_name.replace("/", "-").replace(" ", "-")
@@ -82,7 +84,10 @@ def draw(name: str, folder: Path) -> None:
                 _write(images.test, label, spec.n_test, unfinished / "val" / said, "")
         if spec.form == "caltech256":  # as the real one: to be left out
             _write(images.test, 0, 5, unfinished / "256_ObjectCategories" / "257.clutter", "257_")
-        unfinished.rename(folder)
+        if spec.form == "records":
+            prepare_folder(unfinished, partial, Encoding())
+            shutil.rmtree(unfinished)
+        partial.rename(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: the data set cannot be written ({error.strerror})") from error
 

@@ -35,7 +35,8 @@ DIGITS = {"Top-1 %": 2, "GMACs": 3, "V100 images/s": 0, "CPU images/s": 1, "V100
 
 def published(folder: Path) -> pd.DataFrame:
     """The networks of the published Figure 1, fastest first: `name`, `top1` (%), `images_per_second`, `device`,
-    `batch`, `base` (of a PruneNet, else None), `chain` (a base and its PruneNets) and `kind` (PruneNet, ResNet, a MobileNet's version, or other).
+    `batch`, `base` (of a PruneNet, else None), `chain` (a base and its PruneNets) and `kind`
+    (PruneNet, ResNet, a MobileNet's version, or other).
 
     UserError: a file of `folder` is missing or lacks a column or a network.
     """

@@ -1,4 +1,4 @@
-"""Prepare data sets: ImageNet from its archives or class folders of your own as RecordIO, Caltech-256 unpacked.
+"""Prepare data sets: ImageNet from its archives or class folders of your own as RecordIO, Caltech-256, smoke sets.
 
 A killed run goes on when the same command is given again. What is written is described in README, section Data.
 """
@@ -23,7 +23,7 @@ def run(argv: list) -> None:
     add_encoding(sub)
     for what in ("classes", "train", "val"):
         things = "classes" if what == "classes" else f"{what} images"
-        sub.add_argument(f"--expect-{what}", type=int, metavar="N",
+        sub.add_argument(f"--expect-{what}", type=config.natural, metavar="N",
                          help=f"for a subset: its number of {things}; sizes and checksums are not compared then")
 
     sub = verbs.add_parser("folder", help="class folders train/ and val/ (or test/) to .rec files")
@@ -35,32 +35,36 @@ def run(argv: list) -> None:
     sub.set_defaults(function=caltech256)
     sub.add_argument("--tar", required=True, type=Path, metavar="FILE", help="256_ObjectCategories.tar")
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="256_ObjectCategories goes there")
-    sub.add_argument("--expect-images", type=int, default=30607, metavar="N", help="for a subset (default 30607)")
+    sub.add_argument("--expect-images", type=config.natural, default=30607, metavar="N",
+                     help="for a subset (default 30607)")
+
+    sub = verbs.add_parser("smoke", help="draw the tiny image sets of configs/smoke that are not there yet")
+    sub.set_defaults(function=smoke)
 
     args = parser.parse_args(argv)
-    for name in ("resize", "workers", "expect_classes", "expect_train", "expect_val", "expect_images"):
-        if (getattr(args, name, None) or 0) < 0:
-            raise config.UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: should be 0 or more")
     print(json.dumps(args.function(args), indent=1))
 
 
 def add_encoding(sub: argparse.ArgumentParser) -> None:
     """Where the .rec files go, and what is in them."""
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the .rec files and classes.txt go there")
-    sub.add_argument("--resize", type=int, default=480, metavar="N", help="make short sides at most this (default 480)")
-    sub.add_argument("--quality", type=int, default=95, metavar="Q", help="of the JPEGs that are made (default 95)")
+    sub.add_argument("--resize", type=config.positive(int), default=480, metavar="N",
+                     help="make short sides at most this (default 480)")
+    sub.add_argument("--quality", type=config.positive(int), default=95, metavar="Q",
+                     help="of the JPEGs that are made (default 95)")
     sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
     sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error",
                      help="skip: leave it out, and say so")
-    sub.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one per physical core)")
+    sub.add_argument("--workers", type=config.natural, default=0, metavar="N",
+                     help="threads (default: one per physical core)")
 
 
 def encoding(args: argparse.Namespace):
     """The parsed `archives.Encoding`."""
     from gcp import archives
 
-    if not 1 <= args.quality <= 100 or (args.resize < 1 and not args.raw):
-        raise config.UserError(f"--resize {args.resize} --quality {args.quality}: should be 1 or more, and 1 to 100")
+    if args.quality > 100:
+        raise config.UserError(f"--quality {args.quality}: should be 1 to 100")
     return archives.Encoding(None if args.raw else args.resize, args.quality)
 
 
@@ -86,6 +90,13 @@ def caltech256(args: argparse.Namespace) -> dict:
     from gcp import archives
 
     return archives.unpack_caltech(args.tar, args.out, args.expect_images)
+
+
+def smoke(args: argparse.Namespace) -> dict:
+    """The sets of configs/smoke."""
+    from gcp import smoke
+
+    return {"drawn": [str(folder) for folder in smoke.draw_all(smoke.ROOT)]}
 
 
 if __name__ == "__main__":

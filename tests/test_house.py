@@ -49,7 +49,7 @@ IMPORTS = {
     "figures": {"tables"},
     "report": {"records", "tables", "figures"},
     "zoo": {"records", "tables", "figures"},
-    "smoke": {"data"},
+    "smoke": {"data", "archives"},
     "forecast": {"network", "gluon", "cost", "training", "latency", "prune", "baselines", "experiment", "benchmark",
                  "smoke", "tables"},
     "paper": {"records", "tables", "figures", "report", "zoo"},

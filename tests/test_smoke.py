@@ -25,6 +25,15 @@ def test_digits_as_class_folders(tmp_path):
     assert contents(tmp_path / "again") == files
 
 
+def test_fashion_mnist_as_records(tmp_path):
+    smoke.draw("fashion_mnist", tmp_path / "f")
+    assert {p.name for p in (tmp_path / "f").iterdir() if p.name != "lock"} == {
+        "train.rec", "train.idx", "train.lst", "val.rec", "val.idx", "val.lst", "classes.txt", "prepared.json"}
+    read = data.load(config.Data(name="folder", root=str(tmp_path / "f"), input=(3, 32, 32)))
+    assert (len(read.train), len(read.validation), len(read.test)) == (360, 40, 200)
+    assert len(read.classes) == 10 and "T-shirt-top" in read.classes
+
+
 def test_digits_as_caltech256(tmp_path):
     smoke.draw("caltech256", tmp_path / "c")
     files = contents(tmp_path / "c" / "256_ObjectCategories")
