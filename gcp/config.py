@@ -149,7 +149,8 @@ class Data(_Section):
     per_class: Annotated[int, Field(
         ge=2, description="caltech256: training images of a class, those held out for validation included")] = 60
     split_file: Annotated[Optional[str], Field(
-        min_length=1, description="caltech256: .json or .csv file of the split, read if there, else written")] = None
+        min_length=1, description="caltech256: .json or .csv file of the split, read if there, else written; {seed} in "
+                                  "it stands for the seed")] = None
     on_bad_image: Annotated[Literal["error", "skip"], Field(
         description="images that cannot be decoded: an error, or left out and counted")] = "error"
     workers: Annotated[int, Field(ge=0, description="threads that decode images; 0: one per physical core")] = 0

@@ -536,7 +536,7 @@ def _caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str,
 def _caltech_split(cfg: Data, files: Dict[str, List[str]], seed: int) -> np.ndarray:
     """Which of all images (in order) are to train on: `per_class` of every class, by `split_file` or the seed."""
     if cfg.split_file is not None:
-        path = Path(cfg.split_file).expanduser()
+        path = Path(cfg.split_file.replace("{seed}", str(seed))).expanduser()
         with turn(path.parent):  # of several processes one writes it
             if not path.exists():
                 names, trained = np.array(sum(files.values(), [])), _drawn(files, cfg.per_class, seed)

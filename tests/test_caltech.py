@@ -81,6 +81,12 @@ def test_the_tar_and_any_folder_give_the_same(tree, tar):
     assert load(tar).classes == load(tree).classes and sides(load(tar)) == sides(load(tree))
 
 
+def test_every_seed_can_have_a_split_file_of_its_own(tree, tmp_path):
+    for seed in (4, 5):
+        assert sides(load(tree, seed=seed, split_file=str(tmp_path / "s{seed}.json"))) == sides(load(tree, seed=seed))
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["s4.json", "s5.json"]
+
+
 @pytest.mark.parametrize("name", ["split.json", "split.csv"])
 def test_a_written_split_is_read_again(tree, tar, tmp_path, name):
     path = tmp_path / "deep" / name
