@@ -11,11 +11,13 @@ REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 
 
-def test_embedded_tables_are_those_of_the_files(tmp_path):
-    blocks = re.findall(r"<!-- begin (\S+) -->\n(.*?)\n?<!-- end -->", README, flags=re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "configs/imagenet/README.md"])
+def test_embedded_tables_are_those_of_the_files(document):
+    folder, text = (REPO / document).parent, (REPO / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- begin (\S+) -->\n(.*?)\n?<!-- end -->", text, flags=re.DOTALL)
     assert len(blocks) >= 3
-    for path, text in blocks:
-        assert text.strip() == (REPO / path).read_text(encoding="utf-8").strip(), f"run report.py with --embed: {path}"
+    for path, block in blocks:
+        assert block.strip() == (folder / path).read_text(encoding="utf-8").strip(), f"run report.py with --embed: {path}"
 
 
 def test_embedding_replaces_what_is_between_the_marks(tmp_path):
@@ -34,7 +36,7 @@ def test_pictures_scripts_and_folders_exist():
     for path in re.findall(r"(?:python|bash) (scripts/[\w.]+\w)", README):
         assert (REPO / path).is_file(), path
     for path in re.findall(r"\bconfigs/\w+", README):
-        assert list((REPO / path).glob("*.yaml")), path
+        assert list((REPO / path).rglob("*.yaml")), path
 
 
 def test_the_example_config_is_one(tmp_path):
