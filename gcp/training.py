@@ -137,8 +137,7 @@ def fit(net: Network, split, *, name: str, optimiser: Callable[[object], Optimis
     per_epoch = split.n_batches(batch)
     has_dropout = any(n.op == "Dropout" for n in net.nodes)
     bar = tqdm(total=n_steps * batch, initial=done * batch, desc=name, unit="img", file=sys.stderr,
-               mininterval=0.5 if sys.stderr.isatty() else 20, leave=False,
-               disable=team.rank > 0)
+               mininterval=0.5 if sys.stderr.isatty() else 20, leave=False, disable=team.rank > 0)
     saved_at = time.monotonic()
     pending: List[mx.nd.NDArray] = []
 
