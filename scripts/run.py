@@ -22,6 +22,9 @@ def run(argv: list) -> None:
             raise config.UserError(f"workers: {cfg.n_workers} are asked for, and {job.n} started; start this with "
                                    "scripts/launch.py, its --workers times its --hosts as many")
         cfg = config.load(args.config, [*args.set, f"workers={job.n}"])
+    if cfg.gpus and len(cfg.gpus) != job.local_n:
+        raise config.UserError(f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_n} are started on each "
+                               f"machine; give scripts/launch.py --workers {len(cfg.gpus)}")
     config.use_threads(cfg.threads, job.local_n)
     config.use_gpu(cfg.gpus, job.local_rank)
     from gcp import experiment  # imports MXNet, which reads the threads and GPUs as it loads
