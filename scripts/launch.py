@@ -7,18 +7,17 @@ from gcp import config, launch
 def run(argv: list) -> None:
     """Parse, start and watch the workers; exits with the code of the job."""
     parser = config.Parser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=1, help="on this machine, or on each of the hosts (default 1)")
+    parser.add_argument("--workers", type=config.positive(int), default=1,
+                        help="on this machine, or on each of the hosts (default 1)")
     parser.add_argument("--hosts", default="", metavar="a,b", help="machines that ssh reaches without a password")
     parser.add_argument("--ssh", default=launch.SSH, help="default: %(default)s")
-    parser.add_argument("--restarts", type=int, default=3,
+    parser.add_argument("--restarts", type=config.natural, default=3,
                         help="how often a job that broke down is started again from its last checkpoint (default 3)")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS",
+    parser.add_argument("--timeout", type=config.positive(float), metavar="SECONDS",
                         help="also start again when worker 0 has said nothing for so long")
     parser.add_argument("command", nargs="+", help="after --: a script of this project and its arguments")
     args = parser.parse_args(argv)
     hosts = [host.strip() for host in args.hosts.split(",") if host.strip()]
-    if args.workers < 1 or args.restarts < 0:
-        raise config.UserError("--workers should be 1 or more, --restarts 0 or more")
     sys.exit(launch.supervise(args.command, args.workers, hosts, args.ssh, args.restarts, args.timeout))
 
 

@@ -187,7 +187,7 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
     ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
     ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 are asked for, and 1 started"),
     ("run.py", ["{configs}/none.yaml", "--set", "gpus=[0]"], "this MXNet sees none"),
-    ("launch.py", ["--workers", "0", "--", "run.py"], "--workers should be 1 or more"),
+    ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
     ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
     ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
     ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
