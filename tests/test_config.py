@@ -451,7 +451,7 @@ def test_the_number_of_workers_is_part_of_the_fingerprint_and_gpus_are_not(write
 
 
 @pytest.mark.parametrize("overrides, part", [
-    (["gpus=[1, 1]"], "--set gpus=[1, 1]: gpus: [1, 1] names a GPU twice"),
+    (["gpus=[1, 1]"], "gpus: [1, 1] names a GPU twice"),
     (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread over the 2 gpus"),
     (["workers=5"], "data.batch: 64 images cannot be divided evenly among 5 workers; set it to a multiple of 5"),
     (["workers=0"], "workers: 0"),

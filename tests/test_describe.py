@@ -88,7 +88,7 @@ def test_describing_takes_no_memory_for_weights():
     (["resnet18_v1b", "--input", "224"], "--input 224: should be channels,height,width"),
     (["resnet50_v1b_gn"], "resnet50_v1b_gn"),
     (["ssd_512_resnet50_v1_custom"], "ssd_512_resnet50_v1_custom"),
-    (["resnet18_v1b", "--classes", "0"], "0 classes")])
+    (["resnet18_v1b", "--classes", "0"], "argument --classes: '0' should be a whole number above 0")])
 def test_bad_input_is_a_user_error_of_one_line(args, said, capsys):
     with pytest.raises(UserError) as error:
         script("describe")(args)
