@@ -477,7 +477,7 @@ def write_validations(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.validation.json"))
     if not paths:
         raise UserError(f"{folder}: holds no *.validation.json; `scripts/latency.py validate` writes them with --out")
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = [_validation(path) for path in paths]
     models = list(dict.fromkeys(name for result in found for name in result["quality"]))
     lines = []
     for result in found:
@@ -501,9 +501,24 @@ def write_validations(folder: Path) -> list[Path]:
     caption = (f"Predicted against measured latency of networks with random widths that no model was fitted to "
                f"({'; '.join(setups)}). NRMSE: root mean squared error over the mean; tau: Kendall's; span: of the "
                "held-out networks' latencies, over the network's own. MACs: proportional to them; layers alone: the "
-               "sum of all layers, each timed by itself.")
+               "sum of all layers, each timed by itself; clock again: the same networks timed a second time, which no "
+               "model can be nearer than by luck.")
     frame = pd.DataFrame(lines).astype({m.title: float for m in measures})
     return _write_table(frame, measures, caption, folder / "validation", "tab:latency")
+
+
+def _validation(path: Path) -> dict:
+    """What `latency.validate` gave, as it was written. UserError: the file is something else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"network", "input", "setup", "hardware", "reference_s", "granularity", "n_samples", "sampling_s",
+                   "measured_s", "span", "quality"} - set(result)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a validation ({error}); make it anew with `latency.py validate`, or "
+                        "remove it") from error
+    if lacking:
+        raise UserError(f"{path}: lacks '{min(lacking)}'; make it anew with `latency.py validate`, or remove it")
+    return result
 
 
 def _by_seed(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

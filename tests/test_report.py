@@ -441,3 +441,11 @@ def test_dense_networks_of_several_models_make_a_figure_1(tmp_path):
 def test_a_caption_names_the_networks_of_a_data_set_together():
     runs = [record("none", "macs", 1.0, 0, 0.9), {**record("none", "macs", 1.0, 1, 0.9), "model": "mobilenet1.0"}]
     assert report._whose(report.run_frame(runs)) == "mobilenet1.0, resnet18_v1b on fashion_mnist"
+
+
+@pytest.mark.parametrize("text, part", [("{", "cannot be read as a validation"), ("{}", "lacks 'granularity'"),
+                                        ("[]", "lacks 'granularity'")])
+def test_a_broken_validation_is_named(tmp_path, text, part):
+    (tmp_path / "a.validation.json").write_text(text)
+    with pytest.raises(UserError, match=f"a.validation.json: {part}"):
+        report.write_validations(tmp_path)
