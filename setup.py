@@ -1,11 +1,12 @@
 """What the package is called and what it needs; constraints.txt narrows what those need in turn."""
-from setuptools import setup
+
+from setuptools import find_packages, setup
 
 setup(
     name="gcp",
     version="0.1.0",
     description="Global channel pruning of GluonCV networks with Apache MXNet",
-    packages=["gcp"],
+    packages=find_packages(include=["gcp", "gcp.*"]),
     # mxnet and gluoncv import distutils, which Python 3.12 no longer has.
     python_requires=">=3.9,<3.12",
     install_requires=[
@@ -31,7 +32,7 @@ setup(
         "jinja2>=3.1,<4",
     ],
     extras_require={
-        "test": ["pytest>=8.0,<10"],
+        "test": ["pytest>=8.0,<10", "hypothesis>=6.100,<7", "ruff>=0.8,<1", "import-linter>=2.0,<3"],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },

@@ -4,6 +4,7 @@ In: the names of the measurements (`NAMES`) and a number of repeats. Out: rows, 
 values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else
 the machine does meets them alike. Random data: the numbers in a batch do not change how long a step takes.
 """
+
 from __future__ import annotations
 
 import gc
@@ -24,12 +25,17 @@ import numpy as np
 from gluoncv.model_zoo import get_model
 from mxnet import autograd, gluon
 
-from gcp import archives, images, prune, records, training
-from gcp.config import Config, UserError, physical_cores
-from gcp.cost import Budget, describe, macs
-from gcp.data import Dataset, Split
-from gcp.gluon import from_gluoncv, predict
-from gcp.network import Network, mask, shrink
+from gcp import runtime
+from gcp.backend.gluon import from_gluoncv, predict
+from gcp.cost.base import Budget, describe, macs
+from gcp.data import images, prepare
+from gcp.data.base import Dataset, Split
+from gcp.errors import UserError
+from gcp.experiment.config import Config
+from gcp.graph.network import Network, mask, shrink
+from gcp.methods import gcp as gcp_method
+from gcp.runtime import physical_cores
+from gcp.train import training
 
 Step = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -89,8 +95,13 @@ STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224":
 NAMES = (*STEPS, "recipe", "schedule", "describe", "memory", "borders", "loader")
 
 
-def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock: str = "wall",
-        show: Callable[[str], None] = lambda line: None) -> dict:
+def run(
+    names: Sequence[str] = (),
+    repeats: int = 11,
+    quick: bool = False,
+    clock: str = "wall",
+    show: Callable[[str], None] = lambda line: None,
+) -> dict:
     """Measure; returns {"rows", "details", "device", "versions", ...} as plain JSON values.
 
     `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that
@@ -126,36 +137,52 @@ def run(names: Sequence[str] = (), repeats: int = 11, quick: bool = False, clock
             found = borders(*((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224))))
         rows += found[0]
         details[name] = found[1]
-    environment = records.environment()
+    environment = runtime.environment()
     when = {"date": environment["date"], "git_commit": environment["git_commit"], "repeats": repeats}
-    return {"rows": [asdict(row) for row in rows], "details": details, "quick": quick, "clock": clock,
-            "repeats": repeats, "measured": dict.fromkeys(details, when), **environment}
+    return {
+        "rows": [asdict(row) for row in rows],
+        "details": details,
+        "quick": quick,
+        "clock": clock,
+        "repeats": repeats,
+        "measured": dict.fromkeys(details, when),
+        **environment,
+    }
 
 
 def renewed(old: dict, new: dict) -> dict:
     """`run`'s old result with the sections of a new one in place of its own; `measured` says when each was made."""
+
     def of_section(key: str) -> dict:
-        return {name: (new if name in new["details"] else old)[key][name] for name in NAMES
-                if name in new["details"] or name in old["details"]}
+        return {
+            name: (new if name in new["details"] else old)[key][name]
+            for name in NAMES
+            if name in new["details"] or name in old["details"]
+        }
 
     rows = [r for r in old["rows"] if r["section"] not in new["details"]] + new["rows"]
-    return {**new, "rows": sorted(rows, key=lambda r: NAMES.index(r["section"])),
-            "details": of_section("details"), "measured": of_section("measured")}
+    return {
+        **new,
+        "rows": sorted(rows, key=lambda r: NAMES.index(r["section"])),
+        "details": of_section("details"),
+        "measured": of_section("measured"),
+    }
 
 
 def table(result: dict) -> str:
     """The rows of `run`'s result as a Markdown table."""
-    lines = ["| measurement | on | ratio | spread | target | limit |",
-             "|---|---|---:|---:|---:|---:|"]
+    lines = ["| measurement | on | ratio | spread | target | limit |", "|---|---|---:|---:|---:|---:|"]
     for row in (Row(**r) for r in result["rows"]):
         target = "-" if row.target is None else f"{'>=' if row.more else '<='} {row.target:g} {row.unit}"
         limit = "-" if row.limit is None else f"{row.limit:.2f} {row.unit}"
         spread = f"{row.low:.2f}-{row.high:.2f}"
-        lines.append(f"| {row.name} | {row.setting} | **{row.ratio:.2f} {row.unit}** | {spread} | {target} "
-                     f"| {limit} |")
+        lines.append(f"| {row.name} | {row.setting} | **{row.ratio:.2f} {row.unit}** | {spread} | {target} | {limit} |")
     device = result["device"]
-    lines += ["", f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, "
-                  f"{result['clock']} clock, medians of {result['repeats']}; schedule: one run."]
+    lines += [
+        "",
+        f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, "
+        f"{result['clock']} clock, medians of {result['repeats']}; schedule: one run.",
+    ]
     return "\n".join(lines)
 
 
@@ -188,8 +215,16 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
     def row(label: str, to: str, target: Optional[float] = None, kernels: Sequence[str] = ()) -> Row:
         low, ratio, high = np.percentile(ratios[to], (25, 50, 75)).tolist()
         needed = sum(convs[to][k] for k in kernels) if kernels else 0.0
-        return Row(name, label, str(case), ratio, low, high, target=target,
-                   limit=median["gluoncv"] / needed if needed else None)
+        return Row(
+            name,
+            label,
+            str(case),
+            ratio,
+            low,
+            high,
+            target=target,
+            limit=median["gluoncv"] / needed if needed else None,
+        )
 
     rows = [
         row("GCP regularise step / GluonCV step", "gcp", case.regularise, CONV_KERNELS[:2]),
@@ -210,7 +245,7 @@ def conv_calls(case: Case, kind: str) -> Dict[str, List[float]]:
     """
     lines = _in_own_process(case, kind, "print_step", {"MKLDNN_VERBOSE": "1", "DNNL_VERBOSE": "1"})
     calls: Dict[str, List[float]] = {kernel: [] for kernel in CONV_KERNELS}
-    for line in lines[lines.index(MARK):]:
+    for line in lines[lines.index(MARK) :]:
         fields = line.split(",")  # dnnl_verbose,exec,cpu,primitive,implementation,kind,...,milliseconds
         if len(fields) > 6 and fields[1] == "exec" and fields[3] == "convolution" and fields[5] in calls:
             calls[fields[5]].append(float(fields[-1]) / 1e3)
@@ -239,12 +274,13 @@ def batch(case: Case) -> tuple:
     """One random batch on the device: images (batch, 3, side, side) and labels (batch,)."""
     rng = np.random.default_rng(0)
     ctx = training.device()
-    return (mx.nd.array(rng.standard_normal((case.batch,) + case.shape), ctx),
-            mx.nd.array(rng.integers(0, case.classes, case.batch), ctx))
+    return (
+        mx.nd.array(rng.standard_normal((case.batch,) + case.shape), ctx),
+        mx.nd.array(rng.integers(0, case.classes, case.batch), ctx),
+    )
 
 
-def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True,
-                 update: bool = True) -> Step:
+def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True, update: bool = True) -> Step:
     """The step of GluonCV's own training script; `static` is how that script hybridizes."""
     block = get_model(case.network, classes=case.classes)
     block.initialize(mx.init.MSRAPrelu(), ctx=x.context)
@@ -256,8 +292,7 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
     else:
         block.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
-    trainer = gluon.Trainer(block.collect_params(), "sgd",
-                            {"learning_rate": LR, "momentum": MOMENTUM, "wd": WD})
+    trainer = gluon.Trainer(block.collect_params(), "sgd", {"learning_rate": LR, "momentum": MOMENTUM, "wd": WD})
 
     def step(x: mx.nd.NDArray = x, y: mx.nd.NDArray = y) -> None:
         with autograd.record():
@@ -277,10 +312,10 @@ def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
-    net = prune.rescale(prune.with_masks(net))
-    block = training.trained_block(net, x.context, True, prune.scale_arrays(net))
-    penalties = prune.channel_penalties(net, macs(net))
-    return _step(block, prune.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+    net = gcp_method.rescale(gcp_method.with_masks(net))
+    block = training.trained_block(net, x.context, True, gcp_method.scale_arrays(net))
+    penalties = gcp_method.channel_penalties(net, macs(net))
+    return _step(block, gcp_method.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
 
 
 def _step(block, optimiser: training.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
@@ -310,8 +345,11 @@ def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_coun
 
     teacher, rows, details = training.Teacher(net), [], {}
     plain = make()
-    for label, how in {"mixup": {"mixup": 0.2}, "teacher of its size": {"teacher": teacher},
-                       "both": {"mixup": 0.2, "teacher": teacher}}.items():
+    for label, how in {
+        "mixup": {"mixup": 0.2},
+        "teacher of its size": {"teacher": teacher},
+        "both": {"mixup": 0.2, "teacher": teacher},
+    }.items():
         seconds = in_turns({"plain": plain, label: make(**how)}, repeats, clock)
         low, ratio, high = np.percentile(seconds["plain"] / seconds[label], (25, 50, 75)).tolist()
         rows.append(Row("recipe", f"step with {label} / plain step", str(case), ratio, low, high))
@@ -320,8 +358,9 @@ def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_coun
     return rows, {"images_per_second": details}
 
 
-def in_turns(things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter,
-             n_warmup: int = 2) -> Dict[str, np.ndarray]:
+def in_turns(
+    things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter, n_warmup: int = 2
+) -> Dict[str, np.ndarray]:
     """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds, each waited for."""
     for thing in things.values():
         for _ in range(n_warmup):
@@ -353,22 +392,34 @@ def random_data(case: Case, n_images: int) -> Dataset:
     return Dataset("random", case.shape, tuple(map(str, range(case.classes))), train, held_out, held_out)
 
 
-def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter,
-             round_to: int = 1) -> tuple:
+def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter, round_to: int = 1) -> tuple:
     """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
 
     Everything between the dense network and the pruned one counts: making blocks, checkpoints, the looks at
     the validation images. The ordinary epoch is timed before and after; the spread is the ratios to either.
     """
     data = random_data(case, n_images)
-    cfg = Config.model_validate({
-        "name": "benchmark", "scale": "smoke", "model": {"name": case.network},
-        "data": {"name": "digits", "input": list(case.shape), "batch": case.batch}, "train": {"epochs": 1},
-        "prune": {"method": "gcp", "target": 0.2, "iterations": 4, "round_to": round_to,
-                  "regularise_epochs": 1.0, "recover_epochs": 1.0,
-                  # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The
-                  # penalty is relative to them, so scales shrink and channels go all the same.
-                  "lr": 1e-6, "recover_lr": 1e-6}})
+    cfg = Config.model_validate(
+        {
+            "name": "benchmark",
+            "scale": "smoke",
+            "model": {"name": case.network},
+            "data": {"name": "digits", "input": list(case.shape), "batch": case.batch},
+            "train": {"epochs": 1},
+            "prune": {
+                "method": "gcp",
+                "target": 0.2,
+                "iterations": 4,
+                "round_to": round_to,
+                "regularise_epochs": 1.0,
+                "recover_epochs": 1.0,
+                # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The
+                # penalty is relative to them, so scales shrink and channels go all the same.
+                "lr": 1e-6,
+                "recover_lr": 1e-6,
+            },
+        }
+    )
     step = gluoncv_step(case, *batch(case))
     ctx = training.device()
 
@@ -382,26 +433,48 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
 
     dense = from_gluoncv(case.network, case.shape, case.classes, seed=0)
     # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
-    dense, _ = training.fit(dense, data.train, name="dense", batch=case.batch, seed=0,
-                            lr=training.constant(0.01), n_steps=data.train.n_batches(case.batch),
-                            optimiser=lambda block: training.SGD(block, MOMENTUM, WD))
+    dense, _ = training.fit(
+        dense,
+        data.train,
+        name="dense",
+        batch=case.batch,
+        seed=0,
+        lr=training.constant(0.01),
+        n_steps=data.train.n_batches(case.batch),
+        optimiser=lambda block: training.SGD(block, MOMENTUM, WD),
+    )
     step()  # builds the graph and its memory, once for all epochs
     before = epoch(1)
     cost = macs(dense)
     budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
     with tempfile.TemporaryDirectory() as folder:
         start = clock()
-        small, iterations = prune.gcp(dense, budget, data, cfg, Path(folder), lambda event, **values: None)
+        small, iterations = gcp_method.gcp(dense, budget, data, cfg, Path(folder), lambda event, **values: None)
         mx.nd.waitall()
         seconds = clock() - start
     after = epoch(2)
-    setting = f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs, " \
-              f"widths multiples of {round_to}"
-    row = Row("schedule", "GCP schedule / ordinary epoch", setting, 2 * seconds / (before + after),
-              seconds / max(before, after), seconds / min(before, after), "epochs", 3.5, more=False)
-    return [row], {"schedule_s": seconds, "epoch_before_s": before, "epoch_after_s": after,
-                   "cost_kept": [one["cost_kept"] for one in iterations],
-                   "macs_kept": cost(small.widths) / budget.original}
+    setting = (
+        f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs, "
+        f"widths multiples of {round_to}"
+    )
+    row = Row(
+        "schedule",
+        "GCP schedule / ordinary epoch",
+        setting,
+        2 * seconds / (before + after),
+        seconds / max(before, after),
+        seconds / min(before, after),
+        "epochs",
+        3.5,
+        more=False,
+    )
+    return [row], {
+        "schedule_s": seconds,
+        "epoch_before_s": before,
+        "epoch_after_s": after,
+        "cost_kept": [one["cost_kept"] for one in iterations],
+        "macs_kept": cost(small.widths) / budget.original,
+    }
 
 
 # ---- describing --------------------------------------------------------------------------------------------
@@ -422,8 +495,7 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> tuple:
         seconds.append((middle - start, time.perf_counter() - middle))
     total = [a + b for a, b in seconds]
     setting = f"{network}, {shape[1]} px, {len(facts['groups'])} groups"
-    row = Row("describe", "describe + groups + shrink", setting,
-              total[0], min(total), max(total), "s", 2.0, more=False)
+    row = Row("describe", "describe + groups + shrink", setting, total[0], min(total), max(total), "s", 2.0, more=False)
     return [row], {"describe_s": [a for a, _ in seconds], "shrink_s": [b for _, b in seconds]}
 
 
@@ -442,17 +514,30 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
     for side in sides:
         rng = np.random.default_rng(0)
         net = from_gluoncv(network, (3, side, side), seed=0)
-        draw = {"gamma": lambda n: rng.uniform(0.5, 1.5, n) * rng.choice([-1, 1], n),
-                "beta": lambda n: rng.normal(0.3, 0.5, n),
-                "running_mean": lambda n: rng.normal(0, 0.3, n), "running_var": lambda n: rng.uniform(0.5, 1.5, n)}
-        net = net.with_arrays({k: draw[end](len(v)).astype(np.float32) for k, v in net.arrays.items()
-                               for end in draw if k.endswith("_" + end)})
+        draw = {
+            "gamma": lambda n: rng.uniform(0.5, 1.5, n) * rng.choice([-1, 1], n),
+            "beta": lambda n: rng.normal(0.3, 0.5, n),
+            "running_mean": lambda n: rng.normal(0, 0.3, n),
+            "running_var": lambda n: rng.uniform(0.5, 1.5, n),
+        }
+        net = net.with_arrays(
+            {
+                k: draw[end](len(v)).astype(np.float32)
+                for k, v in net.arrays.items()
+                for end in draw
+                if k.endswith("_" + end)
+            }
+        )
         keep = {g.name: np.sort(rng.choice(g.size, g.size // 2, replace=False)) for g in net.groups}
         images = rng.standard_normal((n_images, 3, side, side)).astype(np.float32)
         masked = mask(net, keep)
         expected = predict(masked, images)
-        silent = {beta: np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[beta], 0).astype(np.float32)
-                  for g in net.groups for beta in (net.norm_arrays(norm)[1] for norm in g.norms) if beta is not None}
+        silent = {
+            beta: np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[beta], 0).astype(np.float32)
+            for g in net.groups
+            for beta in (net.norm_arrays(norm)[1] for norm in g.norms)
+            if beta is not None
+        }
 
         def error(outputs: np.ndarray) -> float:
             return float(np.abs(outputs - expected).max() / np.abs(expected).max())
@@ -460,8 +545,17 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
         moved = error(predict(shrink(net, keep), images))
         dropped = error(predict(masked.with_arrays(silent), images))
         details[str(side)] = {"constants_moved": moved, "constants_dropped": dropped}
-        rows.append(Row("borders", "removed against masked, half of the channels", f"{network}, {side} px",
-                        moved, moved, moved, "of the largest output"))
+        rows.append(
+            Row(
+                "borders",
+                "removed against masked, half of the channels",
+                f"{network}, {side} px",
+                moved,
+                moved,
+                moved,
+                "of the largest output",
+            )
+        )
     return rows, details
 
 
@@ -497,27 +591,51 @@ def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = t
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.rec"
-            archives.write_records(path, photos(case), archives.Encoding(None))
+            prepare.write_records(path, photos(case), prepare.Encoding(None))
             records_in = images.Records(path)
             shape = (3, case.side, case.side)
-            split = Split(images.Pictures(records_in, shape, workers), records_in.labels, np.arange(case.n),
-                          np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32))
+            split = Split(
+                images.Pictures(records_in, shape, workers),
+                records_in.labels,
+                np.arange(case.n),
+                np.full(3, 127.5, np.float32),
+                np.full(3, 73.9, np.float32),
+            )
             contents = [records_in.read(row) for row in range(case.n)]
-            seconds = in_turns({
-                "ImageRecordIter": lambda: plain_pass(path, case, workers),
-                "ours": lambda: [mx.nd.array(x, training.device()).wait_to_read()
-                                 for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")],
-                "decoding": lambda: list(images.in_order(lambda c: images.decoded(c, "").shape, contents, workers,
-                                                         8 * workers))}, repeats, clock, n_warmup=1)
+            seconds = in_turns(
+                {
+                    "ImageRecordIter": lambda: plain_pass(path, case, workers),
+                    "ours": lambda: [
+                        mx.nd.array(x, training.device()).wait_to_read()
+                        for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")
+                    ],
+                    "decoding": lambda: list(
+                        images.in_order(lambda c: images.decoded(c, "").shape, contents, workers, 8 * workers)
+                    ),
+                },
+                repeats,
+                clock,
+                n_warmup=1,
+            )
         low, ratio, high = np.percentile(seconds["ImageRecordIter"] / seconds["ours"], (25, 50, 75)).tolist()
         median = {key: float(np.median(s)) for key, s in seconds.items()}
-        rows.append(Row("loader", "our ImageNet loader / ImageRecordIter", str(case), ratio, low, high,
-                        target=case.target, limit=median["ImageRecordIter"] / median["decoding"]))
+        rows.append(
+            Row(
+                "loader",
+                "our ImageNet loader / ImageRecordIter",
+                str(case),
+                ratio,
+                low,
+                high,
+                target=case.target,
+                limit=median["ImageRecordIter"] / median["decoding"],
+            )
+        )
         details[str(case)] = {"images_per_second": {key: case.n / s for key, s in median.items()}, "threads": workers}
     return rows, details
 
 
-def photos(case: Photos) -> archives.Labelled:
+def photos(case: Photos) -> prepare.Labelled:
     """JPEGs (quality 95) of random parts of scikit-learn's two photographs, scaled to the size asked for."""
     from sklearn.datasets import load_sample_images
 
@@ -527,10 +645,13 @@ def photos(case: Photos) -> archives.Labelled:
         height = int(rng.integers(whole.shape[0] // 2, whole.shape[0] + 1))
         width = min(whole.shape[1], round(height * case.width / case.height))
         top, left = rng.integers(0, whole.shape[0] - height + 1), rng.integers(0, whole.shape[1] - width + 1)
-        part = cv2.resize(np.ascontiguousarray(whole[top:top + height, left:left + width]), (case.width, case.height),
-                          interpolation=cv2.INTER_AREA)
+        part = cv2.resize(
+            np.ascontiguousarray(whole[top : top + height, left : left + width]),
+            (case.width, case.height),
+            interpolation=cv2.INTER_AREA,
+        )
         contents.append(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
-    return archives.Labelled(_Contents(contents), [str(k) for k in range(case.n)], [k % 10 for k in range(case.n)])
+    return prepare.Labelled(_Contents(contents), [str(k) for k in range(case.n)], [k % 10 for k in range(case.n)])
 
 
 class _Contents:
@@ -551,11 +672,30 @@ class _Contents:
 def plain_pass(path: Path, case: Photos, workers: int) -> None:
     """One pass of MXNet's own iterator as GluonCV sets it up for ImageNet."""
     batches = mx.io.ImageRecordIter(
-        path_imgrec=str(path), path_imgidx=str(path.with_suffix(".idx")), preprocess_threads=workers, shuffle=True,
-        batch_size=case.batch, data_shape=(3, case.side, case.side), mean_r=127.5, mean_g=127.5, mean_b=127.5,
-        std_r=73.9, std_g=73.9, std_b=73.9, rand_mirror=True, random_resized_crop=True, max_aspect_ratio=4 / 3,
-        min_aspect_ratio=3 / 4, max_random_area=1, min_random_area=0.08, brightness=0.4, saturation=0.4, contrast=0.4,
-        pca_noise=0.1, verbose=False)
+        path_imgrec=str(path),
+        path_imgidx=str(path.with_suffix(".idx")),
+        preprocess_threads=workers,
+        shuffle=True,
+        batch_size=case.batch,
+        data_shape=(3, case.side, case.side),
+        mean_r=127.5,
+        mean_g=127.5,
+        mean_b=127.5,
+        std_r=73.9,
+        std_g=73.9,
+        std_b=73.9,
+        rand_mirror=True,
+        random_resized_crop=True,
+        max_aspect_ratio=4 / 3,
+        min_aspect_ratio=3 / 4,
+        max_random_area=1,
+        min_random_area=0.08,
+        brightness=0.4,
+        saturation=0.4,
+        contrast=0.4,
+        pca_noise=0.1,
+        verbose=False,
+    )
     for one in batches:
         one.data[0].as_in_context(training.device()).wait_to_read()
 
@@ -574,11 +714,13 @@ def memory(cases: Sequence[Case]) -> tuple:
         peaks = {kind: json.loads(_in_own_process(case, kind, "print_peak", {})[-1]) for kind in ("gluoncv", "gcp")}
         whole = peaks["gcp"]["peak_mb"] / peaks["gluoncv"]["peak_mb"]
         added = (peaks["gcp"]["peak_mb"] - peaks["gcp"]["built_mb"]) / max(
-            1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"])
+            1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"]
+        )
         name = "peak memory, GCP step / GluonCV step"
-        rows += [Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1,
-                     more=False),
-                 Row("memory", f"{name}, beyond imports and network", str(case), added, added, added)]
+        rows += [
+            Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1, more=False),
+            Row("memory", f"{name}, beyond imports and network", str(case), added, added, added),
+        ]
         details[str(case)] = peaks
     return rows, details
 
@@ -589,8 +731,9 @@ def _in_own_process(case: Case, kind: str, function: str, variables: Mapping[str
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, **variables}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True,
-                          stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
     return done.stdout.splitlines()
 
 

@@ -1,44 +1,64 @@
 """Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
+
 import json
 import sys
 from pathlib import Path
 
-from gcp import config
+from gcp import command as command_line
+from gcp import errors, runtime
 
 
 def run(argv: list) -> None:
     """Parse, measure, print a Markdown table."""
-    parser = config.Parser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
-                        help="some of resnet18-32, resnet50-64, resnet50-224, recipe, schedule, describe, memory, "
-                             "borders, loader")
-    parser.add_argument("--repeats", type=config.positive(int), default=11,
-                        help="rounds of steps, of which the median counts")
-    parser.add_argument("--json", metavar="FILE",
-                        help="write all figures there, and the table beside it as .md; with --only, renew these alone")
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="some of resnet18-32, resnet50-64, resnet50-224, recipe, schedule, describe, memory, borders, loader",
+    )
+    parser.add_argument(
+        "--repeats", type=command_line.positive(int), default=11, help="rounds of steps, of which the median counts"
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write all figures there, and the table beside it as .md; with --only, renew these alone",
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
-                        help="cpu: processor seconds, for a busy machine with OMP_NUM_THREADS=1")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor seconds, for a busy machine with OMP_NUM_THREADS=1",
+    )
     args = parser.parse_args(argv)
-    config.use_threads(0)
-    from gcp import benchmark, records  # imports MXNet, which reads the number of threads as it loads
+    runtime.use_threads(0)
+    from gcp import benchmark, storage  # imports MXNet, which reads the number of threads as it loads
 
-    result = benchmark.run(args.only, args.repeats, args.quick, args.clock,
-                           show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True))
+    result = benchmark.run(
+        args.only,
+        args.repeats,
+        args.quick,
+        args.clock,
+        show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True),
+    )
     path = Path(args.json) if args.json else None
     if path is not None and args.only and path.exists():
         try:
             result = benchmark.renewed(json.loads(path.read_text(encoding="utf-8")), result)
         except (ValueError, KeyError, TypeError) as error:
-            raise config.UserError(f"{path}: not a file that this script wrote ({type(error).__name__}); name another "
-                                   "one") from error
+            raise errors.UserError(
+                f"{path}: not a file that this script wrote ({type(error).__name__}); name another one"
+            ) from error
     table = benchmark.table(result)
     print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, result)
+        storage.write_json(path, result)
         path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

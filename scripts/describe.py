@@ -1,33 +1,46 @@
 """Describe a network: parameters, multiply-accumulates, channel groups and what one channel of each costs."""
+
 import json
 
-from gcp import config
+from gcp import command as command_line
 
 
 def run(argv: list) -> None:
     """Parse, open the network, print."""
-    parser = config.Parser(description=__doc__)
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("network", help="a GluonCV name, or the path prefix of a saved network")
-    parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    parser.add_argument("--classes", type=config.positive(int), help="default: the network's own")
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224"
+    )
+    parser.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    from gcp.cost import describe
-    from gcp.gluon import open_network
+    from gcp.backend.gluon import open_network
+    from gcp.cost.base import describe
 
     facts = describe(open_network(args.network, args.input, args.classes))
     if args.json:
         print(json.dumps(facts, indent=1))
         return
-    print(f"{facts['name']}  input {'x'.join(map(str, facts['input']))}  {facts['params']:,} params "
-          f"(+ {facts['running_statistics']:,} running statistics)  {facts['macs']:,} MACs")
+    print(
+        f"{facts['name']}  input {'x'.join(map(str, facts['input']))}  {facts['params']:,} params "
+        f"(+ {facts['running_statistics']:,} running statistics)  {facts['macs']:,} MACs"
+    )
     head = ("group", "size", "MACs/channel", "params/channel", "producers -> consumers")
-    rows = [(g["name"], str(g["size"]), f"{g['macs_per_channel']:,}", f"{g['params_per_channel']:,}",
-             f"{' '.join(g['producers'])} -> {' '.join(g['consumers'])}") for g in facts["groups"]]
+    rows = [
+        (
+            g["name"],
+            str(g["size"]),
+            f"{g['macs_per_channel']:,}",
+            f"{g['params_per_channel']:,}",
+            f"{' '.join(g['producers'])} -> {' '.join(g['consumers'])}",
+        )
+        for g in facts["groups"]
+    ]
     w = [max(len(row[k]) for row in [head] + rows) for k in range(4)]
     for row in [head] + rows:
         print(f"{row[0]:<{w[0]}}  {row[1]:>{w[1]}}  {row[2]:>{w[2]}}  {row[3]:>{w[3]}}  {row[4]}")
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

@@ -107,7 +107,7 @@ print(*dict.fromkeys(missing))')"
 is_installed || install
 # With MXNet's own default, one thread per logical core, it runs at about half speed.
 if [ -z "${OMP_NUM_THREADS:-}" ]; then
-    OMP_NUM_THREADS="$("$python" -c "from gcp.config import physical_cores; print(physical_cores())")"
+    OMP_NUM_THREADS="$("$python" -c "from gcp.runtime import physical_cores; print(physical_cores())")"
 fi
 export OMP_NUM_THREADS
 [ -f .venv/checked ] || check_imports

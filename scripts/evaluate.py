@@ -1,25 +1,29 @@
 """Evaluate a network on a data set's test images: accuracy, loss, cost, throughput."""
+
 import json
 
-from gcp import config
+from gcp import command as command_line
+from gcp import options
+from gcp.data import options as data_options
 
 
 def run(argv: list) -> None:
     """Parse, load, evaluate, print JSON."""
-    parser = config.Parser(description=__doc__)
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("network", help="path prefix of a saved network, or a GluonCV name with --pretrained")
     parser.add_argument("--data", required=True, help="digits, fashion_mnist, folder, imagenet or caltech256")
     parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
+    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--batch", type=config.positive(int), default=64)
+    parser.add_argument("--batch", type=command_line.positive(int), default=64)
     args = parser.parse_args(argv)
-    from gcp import experiment, gluon
+    from gcp.backend import gluon
+    from gcp.experiment import run as experiment_run
 
     shape = args.input or (gluon.load(args.network).input_shape if gluon.is_saved(args.network) else (3, 224, 224))
-    data = config.section(config.Data, {"name": args.data, "root": args.root, "input": shape})
-    print(json.dumps(experiment.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
+    data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
+    print(json.dumps(experiment_run.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

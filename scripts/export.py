@@ -2,50 +2,74 @@
 
 With several networks, the first (the dense one, say) is what the others' speeds are compared with.
 """
+
 import json
 from pathlib import Path
 
-from gcp import config
+from gcp import command as command_line
+from gcp import errors, options
+from gcp.data import options as data_options
 
 
 def run(argv: list) -> None:
     """Parse, load, export, print JSON."""
-    parser = config.Parser(description=__doc__)
-    parser.add_argument("network", nargs="+",
-                        help="path prefix of a saved network, or a GluonCV name with --pretrained")
-    parser.add_argument("--onnx", metavar="FILE", help="write this ONNX file (of several networks, one each with the "
-                                                       "network's folder before the suffix); checked against MXNet")
-    parser.add_argument("--int8", metavar="PREFIX", help="write PREFIX-symbol.json and -0000.params (of several "
-                                                         "networks, PREFIX-FOLDER-...); needs --data")
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "network", nargs="+", help="path prefix of a saved network, or a GluonCV name with --pretrained"
+    )
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="write this ONNX file (of several networks, one each with the "
+        "network's folder before the suffix); checked against MXNet",
+    )
+    parser.add_argument(
+        "--int8",
+        metavar="PREFIX",
+        help="write PREFIX-symbol.json and -0000.params (of several networks, PREFIX-FOLDER-...); needs --data",
+    )
     parser.add_argument("--table", metavar="STEM", help="write the comparison of int8 as STEM.md, .tex and .csv")
-    parser.add_argument("--data", help="digits, fashion_mnist, folder, imagenet or caltech256; int8 is calibrated on "
-                                       "its training images")
+    parser.add_argument(
+        "--data",
+        help="digits, fashion_mnist, folder, imagenet or caltech256; int8 is calibrated on its training images",
+    )
     parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the network's own")
+    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--calibration", type=config.positive(int), default=2000, metavar="N",
-                        help="training images for int8's ranges")
-    parser.add_argument("--batch", type=config.positive(int), default=64)
-    parser.add_argument("--repeats", type=config.positive(int), default=20,
-                        help="timed batches, of which the median counts")
+    parser.add_argument(
+        "--calibration",
+        type=command_line.positive(int),
+        default=2000,
+        metavar="N",
+        help="training images for int8's ranges",
+    )
+    parser.add_argument("--batch", type=command_line.positive(int), default=64)
+    parser.add_argument(
+        "--repeats", type=command_line.positive(int), default=20, help="timed batches, of which the median counts"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the printed JSON to this file, too")
     args = parser.parse_args(argv)
     if not args.onnx and not args.int8:
-        raise config.UserError("nothing to do: give --onnx FILE, --int8 PREFIX or both")
+        raise errors.UserError("nothing to do: give --onnx FILE, --int8 PREFIX or both")
     if bool(args.int8) != bool(args.data):
-        raise config.UserError("--int8 and --data go together: int8 is calibrated on training images, compared on test "
-                               "images")
-    from gcp import experiment, export, gluon, records, report
+        raise errors.UserError(
+            "--int8 and --data go together: int8 is calibrated on training images, compared on test images"
+        )
+    from gcp import storage
+    from gcp.backend import export, gluon
+    from gcp.experiment import run as experiment_run
+    from gcp.report import report
 
     for name in args.network:
-        experiment.with_weights(name, args.pretrained)
+        experiment_run.with_weights(name, args.pretrained)
     facts = {}
     if args.int8:
         shape = args.input or gluon.open_network(args.network[0], pretrained=args.pretrained).input_shape
-        data = config.section(config.Data, {"name": args.data, "root": args.root, "input": shape})
+        data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
         prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
-        facts["int8"] = experiment.quantize(args.network, prefixes, data, args.pretrained, args.calibration, args.batch,
-                                            args.repeats)
+        facts["int8"] = experiment_run.quantize(
+            args.network, prefixes, data, args.pretrained, args.calibration, args.batch, args.repeats
+        )
         if args.table:
             report.write_int8(facts["int8"], Path(args.table))
     if args.onnx:
@@ -57,7 +81,7 @@ def run(argv: list) -> None:
             facts["onnx"].append({"network": name, "file": str(path), "bytes": path.stat().st_size})
     print(json.dumps(facts, indent=1))
     if args.json:
-        records.write_json(args.json, facts)
+        storage.write_json(args.json, facts)
 
 
 def _named(stem: str, network: str, n_networks: int) -> str:
@@ -66,4 +90,4 @@ def _named(stem: str, network: str, n_networks: int) -> str:
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

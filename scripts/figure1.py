@@ -1,4 +1,5 @@
 """The paper's Figure 1: redrawn from the published data, and its networks timed on this machine."""
+
 from __future__ import annotations
 
 import argparse
@@ -6,34 +7,49 @@ import gc
 import sys
 from pathlib import Path
 
-from gcp import config, zoo
+from gcp import command as command_line
+from gcp import errors, runtime
+from gcp.report import figure1
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list[str]) -> None:
     """Parse, measure if asked to, draw."""
-    parser = config.Parser(description=__doc__)
-    parser.add_argument("--measure", action="store_true",
-                        help="time what DIR/measured.json does not hold yet; without, only draw what is there")
-    parser.add_argument("--batch", type=config.positive(int),
-                        help="images in a forward pass (default: the published data's)")
-    parser.add_argument("--threads", type=config.natural, help="default: OMP_NUM_THREADS, or one per physical core")
-    parser.add_argument("--repeats", type=config.positive(int),
-                        help="forward passes, at least, of which the median counts (default 5)")
-    parser.add_argument("--only", nargs="+", metavar="NAME",
-                        help="published networks to time (default: PruneNets, their bases, ResNet-34, MobileNets)")
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="time what DIR/measured.json does not hold yet; without, only draw what is there",
+    )
+    parser.add_argument(
+        "--batch", type=command_line.positive(int), help="images in a forward pass (default: the published data's)"
+    )
+    parser.add_argument(
+        "--threads", type=command_line.natural, help="default: OMP_NUM_THREADS, or one per physical core"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=command_line.positive(int),
+        help="forward passes, at least, of which the median counts (default 5)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="published networks to time (default: PruneNets, their bases, ResNet-34, MobileNets)",
+    )
     parser.add_argument("--out", default="results/figure1", metavar="DIR", help="default: results/figure1")
     args = parser.parse_args(argv)
     idle = [f"--{key}" for key in ("batch", "threads", "repeats", "only") if getattr(args, key) is not None]
     if idle and not args.measure:
-        raise config.UserError(f"{', '.join(idle)}: only matters while networks are timed; add --measure")
-    networks, path = zoo.published(REFERENCE), Path(args.out) / "measured.json"
+        raise errors.UserError(f"{', '.join(idle)}: only matters while networks are timed; add --measure")
+    networks, path = figure1.published(REFERENCE), Path(args.out) / "measured.json"
     if args.measure:
         measured = measure(args, networks, path)
     else:
-        measured = zoo.read(path) if path.exists() else None
-    paths = zoo.write(networks, measured, Path(args.out))
+        measured = figure1.read(path) if path.exists() else None
+    paths = figure1.write(networks, measured, Path(args.out))
     for table in paths:
         if table.suffix == ".md":
             print(table.read_text(encoding="utf-8"))
@@ -44,39 +60,45 @@ def run(argv: list[str]) -> None:
 def measure(args: argparse.Namespace, networks, path: Path) -> dict:
     """Time the networks that are not in the file yet."""
     repeats = args.repeats or 5
-    some = zoo.to_measure(networks, args.only or ())
-    config.use_threads(args.threads or 0)
+    some = figure1.to_measure(networks, args.only or ())
+    runtime.use_threads(args.threads or 0)
     from tqdm import tqdm
 
-    from gcp import timing  # imports MXNet, which reads the number of threads as it loads
-    from gcp.cost import macs, params
-    from gcp.gluon import open_network
-    from gcp.network import resized
+    from gcp.backend import clock  # imports MXNet, which reads the number of threads as it loads
+    from gcp.backend.gluon import open_network
+    from gcp.cost.base import macs, params
+    from gcp.graph.network import resized
 
-    setup = timing.Setup(batch=int(networks.batch.iloc[0]) if args.batch is None else args.batch)
+    setup = clock.Setup(batch=int(networks.batch.iloc[0]) if args.batch is None else args.batch)
 
     def warn(text: str) -> None:
         tqdm.write(f"warning: {text}", file=sys.stderr)
 
     # One network a call, not all in turn: the activations of a deep network's batch fill much of a small memory.
     def clock(name: str) -> dict:
-        net = open_network(name, zoo.INPUT)
+        net = open_network(name, figure1.INPUT)
         net = resized(net, net.widths)
-        row, = timing.measure([net], setup, repeats, warn=warn)
+        (row,) = clock.measure([net], setup, repeats, warn=warn)
         gc.collect()  # a block is full of cycles, and holds its memory
         return {**row, "macs": int(macs(net)(net.widths)), "params": int(params(net)(net.widths))}
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shares of work, not numbers of networks: the slowest takes as long as many of the others together.
-    with tqdm(total=1.0, file=sys.stderr, smoothing=0, mininterval=0.5 if sys.stderr.isatty() else 20,
-              bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}") as bar:
+    with tqdm(
+        total=1.0,
+        file=sys.stderr,
+        smoothing=0,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}",
+    ) as bar:
+
         def progress(done: float, name: str) -> None:
             bar.set_description_str(f"{setup}: {name}" if name else str(setup), refresh=False)
             bar.update(done - bar.n)
             bar.refresh()
 
-        return zoo.measure(some, path, setup.as_json(), timing.hardware(), clock, progress)
+        return figure1.measure(some, path, setup.as_json(), clock.hardware(), clock, progress)
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

@@ -1,16 +1,18 @@
 """Latency: measure networks on this machine, sample random widths, fit a per-layer model, validate it, predict."""
+
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from gcp import config
+from gcp import command as command_line
+from gcp import errors, runtime
 
 
 def run(argv: list) -> None:
     """Parse and call the verb."""
-    parser = config.Parser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=config.Parser)
+    parser = command_line.Parser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
 
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -26,9 +28,10 @@ def run(argv: list) -> None:
     add_network(sub)
     add_setup(sub)
     sub.add_argument("--out", required=True, metavar="FILE", help="JSON lines; one that is there is gone on with")
-    sub.add_argument("--n", type=config.positive(int), default=250,
-                     help="networks in the file at the end (default 250)")
-    sub.add_argument("--seed", type=config.natural, default=0)
+    sub.add_argument(
+        "--n", type=command_line.positive(int), default=250, help="networks in the file at the end (default 250)"
+    )
+    sub.add_argument("--seed", type=command_line.natural, default=0)
 
     sub = verb("fit", fit, "fit a model to samples")
     sub.add_argument("samples", metavar="SAMPLES", help="a file that `sample` wrote")
@@ -38,14 +41,23 @@ def run(argv: list) -> None:
     sub = verb("validate", validate, "time networks that the model was not fitted to, and compare")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--held-out", required=True, metavar="FILE", help="JSON lines of what is timed; gone on with")
-    sub.add_argument("--n", type=config.positive(int), default=40, help="networks in that file at the end (default 40)")
-    sub.add_argument("--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual "
-                                                      "alternative")
-    sub.add_argument("--again", metavar="FILE", help="also time these networks once more, into this file: the limit, "
-                                                     "since no model can do better than the clock repeats itself")
+    sub.add_argument(
+        "--n", type=command_line.positive(int), default=40, help="networks in that file at the end (default 40)"
+    )
+    sub.add_argument(
+        "--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual alternative"
+    )
+    sub.add_argument(
+        "--again",
+        metavar="FILE",
+        help="also time these networks once more, into this file: the limit, "
+        "since no model can do better than the clock repeats itself",
+    )
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
-    sub.add_argument("--repeats", type=config.positive(int), default=7)
-    sub.add_argument("--seed", type=config.natural, default=1, help="another than that of the samples (default 1)")
+    sub.add_argument("--repeats", type=command_line.positive(int), default=7)
+    sub.add_argument(
+        "--seed", type=command_line.natural, default=1, help="another than that of the samples (default 1)"
+    )
 
     sub = verb("predict", predict, "a network's latency by a model, without running it")
     sub.add_argument("model", metavar="MODEL")
@@ -60,8 +72,8 @@ def run(argv: list) -> None:
 def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
     """The network and its shape."""
     sub.add_argument("network", nargs="+" if many else None, help="GluonCV name or path prefix of a saved network")
-    sub.add_argument("--input", type=config.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    sub.add_argument("--classes", type=config.positive(int), help="default: the network's own")
+    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
+    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
 
 
 def add_setup(sub: argparse.ArgumentParser) -> None:
@@ -69,85 +81,116 @@ def add_setup(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--runtime", default="mxnet", help="mxnet (default), mxnet-int8, onnxruntime")
     sub.add_argument("--device", default="cpu", help="cpu (default), gpu(0), ...")
     sub.add_argument("--dtype", help="default: the runtime's own")
-    sub.add_argument("--batch", type=config.positive(int), default=1, help="images in a forward pass (default 1)")
-    sub.add_argument("--threads", type=config.natural, default=0,
-                     help="default: OMP_NUM_THREADS, or one per physical core")
-    sub.add_argument("--repeats", type=config.positive(int), default=7,
-                     help="forward passes, at least, of which the median counts")
-    sub.add_argument("--max-spread", type=config.positive(float), default=0.1,
-                     help="interquartile range / median that is noise")
+    sub.add_argument("--batch", type=command_line.positive(int), default=1, help="images in a forward pass (default 1)")
+    sub.add_argument(
+        "--threads", type=command_line.natural, default=0, help="default: OMP_NUM_THREADS, or one per physical core"
+    )
+    sub.add_argument(
+        "--repeats",
+        type=command_line.positive(int),
+        default=7,
+        help="forward passes, at least, of which the median counts",
+    )
+    sub.add_argument(
+        "--max-spread",
+        type=command_line.positive(float),
+        default=0.1,
+        help="interquartile range / median that is noise",
+    )
 
 
 def measure(args: argparse.Namespace) -> None:
     """Time networks in turn."""
-    config.use_threads(args.threads)
-    from gcp import records, timing
-    from gcp.cost import macs, params
-    from gcp.gluon import open_network
+    runtime.use_threads(args.threads)
+    from gcp import storage
+    from gcp.backend import clock
+    from gcp.backend.gluon import open_network
+    from gcp.cost.base import macs, params
 
     setup = _setup(args)
     nets = [open_network(name, args.input, args.classes, seed=0) for name in args.network]
-    rows = timing.measure(nets, setup, args.repeats, args.max_spread, warn=_warn)
-    rows = [{"network": name, "input": list(net.input_shape), "macs": int(macs(net)(net.widths)),
-             "params": int(params(net)(net.widths)), **row} for name, net, row in zip(args.network, nets, rows)]
+    rows = clock.measure(nets, setup, args.repeats, args.max_spread, warn=_warn)
+    rows = [
+        {
+            "network": name,
+            "input": list(net.input_shape),
+            "macs": int(macs(net)(net.widths)),
+            "params": int(params(net)(net.widths)),
+            **row,
+        }
+        for name, net, row in zip(args.network, nets, rows)
+    ]
     wide = max(len(name) for name in args.network)
-    print(f"{setup} ({timing.hardware()['cpu']}), median of {rows[0]['n']}")
+    print(f"{setup} ({clock.hardware()['cpu']}), median of {rows[0]['n']}")
     for row in rows:
-        print(f"{row['network']:<{wide}}  {1e3 * row['latency_s']:10.3f} ms  +- {100 * row['spread']:4.1f} %  "
-              f"{row['images_per_second']:10,.1f} images/s  {rows[0]['latency_s'] / row['latency_s']:6.2f} x the first"
-              + ("  NOISY" if row["noisy"] else ""))
+        print(
+            f"{row['network']:<{wide}}  {1e3 * row['latency_s']:10.3f} ms  +- {100 * row['spread']:4.1f} %  "
+            f"{row['images_per_second']:10,.1f} images/s  {rows[0]['latency_s'] / row['latency_s']:6.2f} x the first"
+            + ("  NOISY" if row["noisy"] else "")
+        )
     if args.json:
-        records.write_json(args.json, {"setup": setup.as_json(), "hardware": timing.hardware(), "networks": rows})
+        storage.write_json(args.json, {"setup": setup.as_json(), "hardware": clock.hardware(), "networks": rows})
 
 
 def sample(args: argparse.Namespace) -> None:
     """Time networks of random widths."""
-    config.use_threads(args.threads)
-    from gcp import sampling, timing
-    from gcp.gluon import open_network
-    from gcp.network import resized
+    runtime.use_threads(args.threads)
+    from gcp.backend import clock
+    from gcp.backend.gluon import open_network
+    from gcp.cost import sampling
+    from gcp.graph.network import resized
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
-    clock = timing.against_reference(net, setup, args.repeats, args.max_spread, _warn)
+    clock = clock.against_reference(net, setup, args.repeats, args.max_spread, _warn)
     with _bar(f"{net.name}, {setup}") as bar:
-        held = sampling.sample(net, Path(args.out), setup.as_json(), timing.hardware(), clock, args.n, args.seed,
-                               progress=_to(bar))
-    print(f"{args.out}: {len(held.lines)} networks, {sum(line['noisy'] for line in held.lines)} of them noisy; "
-          f"granularity {held.header['granularity']} channels")
+        held = sampling.sample(
+            net, Path(args.out), setup.as_json(), clock.hardware(), clock, args.n, args.seed, progress=_to(bar)
+        )
+    print(
+        f"{args.out}: {len(held.lines)} networks, {sum(line['noisy'] for line in held.lines)} of them noisy; "
+        f"granularity {held.header['granularity']} channels"
+    )
 
 
 def fit(args: argparse.Namespace) -> None:
     """Fit a model to samples."""
-    from gcp import latency, sampling
+    from gcp.cost import latency, sampling
 
     samples = sampling.read_samples(Path(args.samples), args.skip_bad, _warn)
     table = latency.fit(_subject(samples.header), samples)
     latency.save(table, Path(args.out))
-    print(f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * table.header['held_out_nrmse']:.1f} % on "
-          f"the quarter that choices were made on; granularity {table.steps.granularity} channels")
+    print(
+        f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * table.header['held_out_nrmse']:.1f} % on "
+        f"the quarter that choices were made on; granularity {table.steps.granularity} channels"
+    )
 
 
 def validate(args: argparse.Namespace) -> None:
     """Time networks that a model was not fitted to, and compare."""
-    from gcp import latency
+    from gcp.cost import latency
 
     table = latency.load(Path(args.model))
     setup = table.header["setup"]
-    config.use_threads(setup["threads"])
-    from gcp import figures, records, sampling, timing
+    runtime.use_threads(setup["threads"])
+    from gcp import storage
+    from gcp.backend import clock
+    from gcp.cost import sampling
+    from gcp.report import figures
 
-    net, setup = _subject(table.header), timing.Setup(**setup)
-    apart = sampling.same_subject(table.header, {**table.header, "hardware": timing.hardware()})
+    net, setup = _subject(table.header), clock.Setup(**setup)
+    apart = sampling.same_subject(table.header, {**table.header, "hardware": clock.hardware()})
     if apart:
-        raise config.UserError(f"{args.model}: is a model of something else than this machine ({apart}); sample and "
-                               "fit here")
-    clock = timing.against_reference(net, setup, args.repeats, warn=_warn)
+        raise errors.UserError(
+            f"{args.model}: is a model of something else than this machine ({apart}); sample and fit here"
+        )
+    clock = clock.against_reference(net, setup, args.repeats, warn=_warn)
 
     def drawn(path: str, n: int, text: str):
         with _bar(f"{net.name}, {setup}{text}") as bar:
-            return sampling.sample(net, Path(path), setup.as_json(), timing.hardware(), clock, n, args.seed,
-                                   table.steps.slowdowns, _to(bar))
+            return sampling.sample(
+                net, Path(path), setup.as_json(), clock.hardware(), clock, n, args.seed, table.steps.slowdowns, _to(bar)
+            )
 
     held = drawn(args.held_out, args.n, "")
     again = drawn(args.again, len(held.lines), ", again") if args.again else None
@@ -156,20 +199,24 @@ def validate(args: argparse.Namespace) -> None:
         with _bar("layers alone") as bar:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), clock, _to(bar))
     result = latency.validate(table, net, held, alone, again)
-    print(f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} "
-          f"times the network's own {1e3 * result['reference_s']:.3f} ms")
+    print(
+        f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} "
+        f"times the network's own {1e3 * result['reference_s']:.3f} ms"
+    )
     for name, good in result["quality"].items():
-        print(f"{name:<12}  RMSE {1e3 * good['rmse_s']:8.3f} ms  NRMSE {100 * good['nrmse']:6.2f} %  "
-              f"Kendall's tau {good['tau']:.3f}")
+        print(
+            f"{name:<12}  RMSE {1e3 * good['rmse_s']:8.3f} ms  NRMSE {100 * good['nrmse']:6.2f} %  "
+            f"Kendall's tau {good['tau']:.3f}"
+        )
     if args.out:
-        records.write_json(f"{args.out}.validation.json", result)
+        storage.write_json(f"{args.out}.validation.json", result)
         for path in figures.predictions(result, Path(f"{args.out}.validation")):
             print(path)
 
 
 def table(args: argparse.Namespace) -> None:
     """Write the table of validations."""
-    from gcp import report
+    from gcp.report import report
 
     for path in report.write_validations(Path(args.folder)):
         print(path)
@@ -177,39 +224,48 @@ def table(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Predict latencies."""
-    from gcp import latency
-    from gcp.gluon import open_network
+    from gcp.backend.gluon import open_network
+    from gcp.cost import latency
 
     table = latency.load(Path(args.model))
     rows = []
     for name in args.network:
         net = open_network(name, table.header["input"], None)
         cost = table.cost(net)
-        rows.append({"network": name, "latency_s": cost(net.widths),
-                     "images_per_second": table.header["setup"]["batch"] / cost(net.widths),
-                     "layers": len(cost.layers), "layers_by_regression": sum(not table.knows(k) for k in cost.layers)})
+        rows.append(
+            {
+                "network": name,
+                "latency_s": cost(net.widths),
+                "images_per_second": table.header["setup"]["batch"] / cost(net.widths),
+                "layers": len(cost.layers),
+                "layers_by_regression": sum(not table.knows(k) for k in cost.layers),
+            }
+        )
     facts = {key: table.header[key] for key in ("setup", "hardware")}
     print(json.dumps({**facts, "predicted": rows}, indent=1))
 
 
 def _subject(header: dict):
     """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
-    from gcp.gluon import from_gluoncv
-    from gcp.network import resized
+    from gcp.backend.gluon import from_gluoncv
+    from gcp.graph.network import resized
+
     net = from_gluoncv(header["network"], header["input"], header["classes"])
     if set(net.widths) != set(header["sizes"]):
-        raise config.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
+        raise errors.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
     return resized(net, header["sizes"])
 
 
 def _setup(args: argparse.Namespace):
-    from gcp import timing
-    dtype = args.dtype or (timing.RUNTIMES[args.runtime].dtypes("cpu")[0] if args.runtime in timing.RUNTIMES else "")
-    return timing.Setup(args.runtime, args.device, dtype, args.batch)
+    from gcp.backend import clock
+
+    dtype = args.dtype or (clock.RUNTIMES[args.runtime].dtypes("cpu")[0] if args.runtime in clock.RUNTIMES else "")
+    return clock.Setup(args.runtime, args.device, dtype, args.batch)
 
 
 def _bar(text: str):
     from tqdm import tqdm
+
     return tqdm(desc=text, unit="net", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20)
 
 
@@ -217,13 +273,15 @@ def _to(bar):
     def progress(done: int, n: int) -> None:
         bar.total = n
         bar.update(done - bar.n)
+
     return progress
 
 
 def _warn(text: str) -> None:
     from tqdm import tqdm
+
     tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

@@ -1,20 +1,34 @@
 """Run a script as several workers: scripts/launch.py --workers 2 -- scripts/run.py CONFIG. Run again to resume."""
+
 import sys
 
-from gcp import config, launch
+from gcp import command as command_line
+from gcp.train import launch
 
 
 def run(argv: list) -> None:
     """Parse, start and watch the workers; exits with the code of the job."""
-    parser = config.Parser(description=__doc__)
-    parser.add_argument("--workers", type=config.positive(int), default=1,
-                        help="on this machine, or on each of the hosts (default 1)")
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "--workers",
+        type=command_line.positive(int),
+        default=1,
+        help="on this machine, or on each of the hosts (default 1)",
+    )
     parser.add_argument("--hosts", default="", metavar="a,b", help="machines that ssh reaches without a password")
     parser.add_argument("--ssh", default=launch.SSH, help="default: %(default)s")
-    parser.add_argument("--restarts", type=config.natural, default=3,
-                        help="how often a job that broke down is started again from its last checkpoint (default 3)")
-    parser.add_argument("--timeout", type=config.positive(float), metavar="SECONDS",
-                        help="also start again when worker 0 has said nothing for so long")
+    parser.add_argument(
+        "--restarts",
+        type=command_line.natural,
+        default=3,
+        help="how often a job that broke down is started again from its last checkpoint (default 3)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=command_line.positive(float),
+        metavar="SECONDS",
+        help="also start again when worker 0 has said nothing for so long",
+    )
     parser.add_argument("command", nargs="+", help="after --: a script of this project and its arguments")
     args = parser.parse_args(argv)
     hosts = [host.strip() for host in args.hosts.split(",") if host.strip()]
@@ -22,4 +36,4 @@ def run(argv: list) -> None:
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

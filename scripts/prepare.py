@@ -2,29 +2,44 @@
 
 A killed run goes on when the same command is given again. What is written is described in README, section Data.
 """
+
 import argparse
 import json
 from pathlib import Path
 
-from gcp import config
+from gcp import command as command_line
+from gcp import errors
 
 
 def run(argv: list) -> None:
     """Parse, call the verb, print what was done as JSON."""
-    parser = config.Parser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=config.Parser)
+    parser = command_line.Parser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
 
     sub = verbs.add_parser("imagenet", help="ILSVRC2012's archives to train.rec and val.rec")
     sub.set_defaults(function=imagenet)
-    sub.add_argument("--tar-dir", required=True, type=Path, metavar="DIR",
-                     help="holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz")
-    sub.add_argument("--ground-truth", type=Path, metavar="FILE",
-                     help="in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line")
+    sub.add_argument(
+        "--tar-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz",
+    )
+    sub.add_argument(
+        "--ground-truth",
+        type=Path,
+        metavar="FILE",
+        help="in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line",
+    )
     add_encoding(sub)
     for what in ("classes", "train", "val"):
         things = "classes" if what == "classes" else f"{what} images"
-        sub.add_argument(f"--expect-{what}", type=config.natural, metavar="N",
-                         help=f"for a subset: its number of {things}; sizes and checksums are not compared then")
+        sub.add_argument(
+            f"--expect-{what}",
+            type=command_line.natural,
+            metavar="N",
+            help=f"for a subset: its number of {things}; sizes and checksums are not compared then",
+        )
 
     sub = verbs.add_parser("folder", help="class folders train/ and val/ (or test/) to .rec files")
     sub.set_defaults(function=folder)
@@ -35,8 +50,9 @@ def run(argv: list) -> None:
     sub.set_defaults(function=caltech256)
     sub.add_argument("--tar", required=True, type=Path, metavar="FILE", help="256_ObjectCategories.tar")
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="256_ObjectCategories goes there")
-    sub.add_argument("--expect-images", type=config.natural, default=30607, metavar="N",
-                     help="for a subset (default 30607)")
+    sub.add_argument(
+        "--expect-images", type=command_line.natural, default=30607, metavar="N", help="for a subset (default 30607)"
+    )
 
     sub = verbs.add_parser("smoke", help="draw the tiny image sets of configs/smoke that are not there yet")
     sub.set_defaults(function=smoke)
@@ -48,56 +64,75 @@ def run(argv: list) -> None:
 def add_encoding(sub: argparse.ArgumentParser) -> None:
     """Where the .rec files go, and what is in them."""
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the .rec files and classes.txt go there")
-    sub.add_argument("--resize", type=config.positive(int), default=480, metavar="N",
-                     help="make short sides at most this (default 480)")
-    sub.add_argument("--quality", type=config.positive(int), default=95, metavar="Q",
-                     help="of the JPEGs that are made (default 95)")
+    sub.add_argument(
+        "--resize",
+        type=command_line.positive(int),
+        default=480,
+        metavar="N",
+        help="make short sides at most this (default 480)",
+    )
+    sub.add_argument(
+        "--quality",
+        type=command_line.positive(int),
+        default=95,
+        metavar="Q",
+        help="of the JPEGs that are made (default 95)",
+    )
     sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
-    sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error",
-                     help="skip: leave it out, and say so")
-    sub.add_argument("--workers", type=config.natural, default=0, metavar="N",
-                     help="threads (default: one per physical core)")
+    sub.add_argument(
+        "--on-bad-image", choices=["error", "skip"], default="error", help="skip: leave it out, and say so"
+    )
+    sub.add_argument(
+        "--workers", type=command_line.natural, default=0, metavar="N", help="threads (default: one per physical core)"
+    )
 
 
 def encoding(args: argparse.Namespace):
     """The parsed `archives.Encoding`."""
-    from gcp import archives
+    from gcp.data import prepare
 
     if args.quality > 100:
-        raise config.UserError(f"--quality {args.quality}: should be 1 to 100")
-    return archives.Encoding(None if args.raw else args.resize, args.quality)
+        raise errors.UserError(f"--quality {args.quality}: should be 1 to 100")
+    return prepare.Encoding(None if args.raw else args.resize, args.quality)
 
 
 def imagenet(args: argparse.Namespace) -> dict:
     """ImageNet's archives to RecordIO."""
-    from gcp import archives
+    from gcp.data import prepare
 
     given = {what: getattr(args, f"expect_{what}") for what in ("classes", "train", "val")}
-    expected = archives.Expected(**{what: n for what, n in given.items() if n is not None})
-    return archives.prepare_imagenet(args.tar_dir, args.out, encoding(args), expected if any(given.values()) else None,
-                                     args.ground_truth, args.on_bad_image == "skip", args.workers)
+    expected = prepare.Expected(**{what: n for what, n in given.items() if n is not None})
+    return prepare.prepare_imagenet(
+        args.tar_dir,
+        args.out,
+        encoding(args),
+        expected if any(given.values()) else None,
+        args.ground_truth,
+        args.on_bad_image == "skip",
+        args.workers,
+    )
 
 
 def folder(args: argparse.Namespace) -> dict:
     """Class folders to RecordIO."""
-    from gcp import archives
+    from gcp.data import prepare
 
-    return archives.prepare_folder(args.root, args.out, encoding(args), args.on_bad_image == "skip", args.workers)
+    return prepare.prepare_folder(args.root, args.out, encoding(args), args.on_bad_image == "skip", args.workers)
 
 
 def caltech256(args: argparse.Namespace) -> dict:
     """Caltech-256 unpacked."""
-    from gcp import archives
+    from gcp.data import prepare
 
-    return archives.unpack_caltech(args.tar, args.out, args.expect_images)
+    return prepare.unpack_caltech(args.tar, args.out, args.expect_images)
 
 
 def smoke(args: argparse.Namespace) -> dict:
     """The sets of configs/smoke."""
-    from gcp import smoke
+    from gcp.data import smoke
 
     return {"drawn": [str(folder) for folder in smoke.draw_all(smoke.ROOT)]}
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

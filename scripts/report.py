@@ -2,23 +2,25 @@
 
 Records of the paper's experiments (configs/imagenet, configs/caltech256, configs/smoke) also give the paper's tables.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
 
-from gcp import config, paper, records, report
+from gcp import command as command_line
+from gcp.experiment import record as records
+from gcp.report import paper, report
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list[str]) -> None:
-    parser = config.Parser(description=__doc__)
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
+    parser.add_argument("--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)")
     parser.add_argument(
-        "--output", metavar="DIR", help="where the tables and figures go (default: RESULTS/report)"
+        "--paper", action="store_true", help="all of the paper's tables 1 to 6, those without a record too"
     )
-    parser.add_argument("--paper", action="store_true",
-                        help="all of the paper's tables 1 to 6, those without a record too")
     parser.add_argument("--embed", metavar="FILE", help="Markdown document whose embedded tables to bring up to date")
     arguments = parser.parse_args(argv)
     paths = report.write(arguments.results, arguments.output)
@@ -34,4 +36,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

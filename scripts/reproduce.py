@@ -4,6 +4,7 @@ Finished runs are not run again, a dense network is trained once for all that sh
 Throughput is measured at the end, one run after another, when nothing else is running. With --dry-run nothing is run:
 what it would take is printed.
 """
+
 import argparse
 import os
 import subprocess
@@ -11,34 +12,44 @@ import sys
 import time
 from pathlib import Path
 
-from gcp import config, records
+from gcp import command as command_line
+from gcp import errors, runtime
+from gcp.experiment import config
+from gcp.experiment import record as records
 
 SCRIPTS = Path(__file__).resolve().parent
 
 
 def run(argv: list) -> None:
     """Parse, check every config, run them, measure speed, report."""
-    parser = config.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
-    parser.add_argument("--seeds", type=config.seeds, metavar="0,1,2", help="default: each config's own seed")
+    parser.add_argument("--seeds", type=command_line.seeds, metavar="0,1,2", help="default: each config's own seed")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
-    parser.add_argument("--jobs", type=config.positive(int), default=1,
-                        help="experiments at once, `threads` threads each (default 1)")
+    parser.add_argument(
+        "--jobs",
+        type=command_line.positive(int),
+        default=1,
+        help="experiments at once, `threads` threads each (default 1)",
+    )
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="run nothing; print, without needing the data: targets, costs, images, time here")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="run nothing; print, without needing the data: targets, costs, images, time here",
+    )
     parser.add_argument("--no-benchmark", action="store_true", help="with --dry-run: time no training steps")
     args = parser.parse_args(argv)
     if args.no_benchmark and not args.dry_run:
-        raise config.UserError("--no-benchmark only matters with --dry-run")
+        raise errors.UserError("--no-benchmark only matters with --dry-run")
     # All are checked before the first is run: a mistake in the last one should not cost hours.
     cfgs = config.load_all(args.configs, args.set, args.seeds)
     if args.dry_run:
         print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark))
         return
-    from gcp import smoke
+    from gcp.data import smoke
 
-    for folder in smoke.make_missing([cfg for _, _, cfg in cfgs]):
+    for folder in smoke.make_missing(cfg.data.root for _, _, cfg in cfgs):
         print(f"drew {folder}", file=sys.stderr)
     todo = [item for item in cfgs if not records.is_done(item[2])]
     print(f"{len(cfgs)} experiments, {len(cfgs) - len(todo)} done before", file=sys.stderr)
@@ -57,13 +68,14 @@ def run(argv: list) -> None:
 
 def dry_run(cfgs: list, timed: bool) -> str:
     """What the experiments would take, as a Markdown table."""
-    config.use_threads(cfgs[0].threads)
-    from gcp import forecast  # imports MXNet, which reads the number of threads as it loads
+    runtime.use_threads(cfgs[0].threads)
+    from gcp.experiment import estimate  # imports MXNet, which reads the number of threads as it loads
+    from gcp.report import estimate as report_estimate
 
     if not timed:
-        return forecast.markdown(forecast.forecast(cfgs))
-    watch = forecast.Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
-    return forecast.markdown(forecast.forecast(cfgs, watch), watch.measured)
+        return report_estimate.markdown(estimate.forecast(cfgs))
+    watch = estimate.Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
+    return report_estimate.markdown(estimate.forecast(cfgs, watch), watch.measured)
 
 
 def dense_first(items: list) -> list:
@@ -79,8 +91,11 @@ def dense_first(items: list) -> list:
 def start(path: Path, overrides: list, extra: list, slot: int = 0) -> subprocess.Popen:
     """An experiment in a process of its own: its threads are its config's, and its memory is given back."""
     sets = [word for o in overrides for word in ("--set", o)]
-    return subprocess.Popen([sys.executable, str(SCRIPTS / "run.py"), str(path), *sets, *extra],
-                            stdout=subprocess.DEVNULL, env={**os.environ, "TQDM_POSITION": str(slot)})
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "run.py"), str(path), *sets, *extra],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TQDM_POSITION": str(slot)},
+    )
 
 
 def in_parallel(items: list, n_jobs: int) -> None:
@@ -94,8 +109,12 @@ def in_parallel(items: list, n_jobs: int) -> None:
             if slot not in running and waiting and not failed:
                 number, (path, overrides, cfg) = waiting.pop(0)
                 left = (time.monotonic() - began) / n_done * (len(items) - n_done) / 60 if n_done else None
-                print(f"[{number}/{len(items)}] {cfg.name} seed {cfg.seed}"
-                      + ("" if left is None else f", about {left:.0f} min left in all"), file=sys.stderr, flush=True)
+                print(
+                    f"[{number}/{len(items)}] {cfg.name} seed {cfg.seed}"
+                    + ("" if left is None else f", about {left:.0f} min left in all"),
+                    file=sys.stderr,
+                    flush=True,
+                )
                 running[slot] = start(path, overrides, ["--untimed"], slot)
         time.sleep(0.05)
     if failed:
@@ -103,4 +122,4 @@ def in_parallel(items: list, n_jobs: int) -> None:
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

@@ -1,45 +1,65 @@
 """Run one experiment: CONFIG -> one run folder with log.jsonl, the networks and record.json. Run again to resume."""
+
 import json
 import sys
 
-from gcp import config, launch
+from gcp import command as command_line
+from gcp import errors, runtime
+from gcp.experiment import config
+from gcp.train import launch
 
 
 def run(argv: list) -> None:
     """Parse, run, print the record's path and its main numbers."""
-    parser = config.Parser(description=__doc__)
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="e.g. prune.target=0.2")
-    parser.add_argument("--untimed", action="store_true",
-                        help="leave throughput out; run again without this when nothing else runs, to fill it in")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. prune.target=0.2"
+    )
+    parser.add_argument(
+        "--untimed",
+        action="store_true",
+        help="leave throughput out; run again without this when nothing else runs, to fill it in",
+    )
     args = parser.parse_args(argv)
     cfg, job = config.load(args.config, args.set), launch.job()
     if job.n == 1 and cfg.n_workers == max(1, len(cfg.gpus)) > 1:  # one worker for each GPU of this machine
         sys.exit(launch.supervise([__file__, *argv], cfg.n_workers))
     if cfg.n_workers != job.n:
         if cfg.workers is not None or job.n == 1:
-            raise config.UserError(f"workers: {cfg.n_workers} are asked for, and {job.n} started; start this with "
-                                   "scripts/launch.py, its --workers times its --hosts as many")
+            raise errors.UserError(
+                f"workers: {cfg.n_workers} are asked for, and {job.n} started; start this with "
+                "scripts/launch.py, its --workers times its --hosts as many"
+            )
         cfg = config.load(args.config, [*args.set, f"workers={job.n}"])
     if cfg.gpus and len(cfg.gpus) != job.local_n:
-        raise config.UserError(f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_n} are started on each "
-                               f"machine; give scripts/launch.py --workers {len(cfg.gpus)}")
-    config.use_threads(cfg.threads, job.local_n)
-    config.use_gpu(cfg.gpus, job.local_rank)
-    from gcp import experiment  # imports MXNet, which reads the threads and GPUs as it loads
+        raise errors.UserError(
+            f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_n} are started on each "
+            f"machine; give scripts/launch.py --workers {len(cfg.gpus)}"
+        )
+    runtime.use_threads(cfg.threads, job.local_n)
+    runtime.use_gpu(cfg.gpus, job.local_rank)
+    from gcp.experiment import run as experiment_run  # imports MXNet, which reads the threads and GPUs as it loads
 
-    record = experiment.run(cfg)
+    record = experiment_run.run(cfg)
     if job.rank:
         return
     if not args.untimed:
-        record = experiment.measure_speed(cfg)
+        record = experiment_run.measure_speed(cfg)
     final = record["stages"]["final"]
-    print(json.dumps({"top1": final["top1"], "n_eval": final["n_eval"], "macs_kept": record["macs_kept"],
-                      "params_kept": record["params_kept"],
-                      "images_per_second": (final["throughput"] or {}).get("images_per_second")}))
-    print(f"record: {experiment.record_path(cfg)}")
+    print(
+        json.dumps(
+            {
+                "top1": final["top1"],
+                "n_eval": final["n_eval"],
+                "macs_kept": record["macs_kept"],
+                "params_kept": record["params_kept"],
+                "images_per_second": (final["throughput"] or {}).get("images_per_second"),
+            }
+        )
+    )
+    print(f"record: {experiment_run.record_path(cfg)}")
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

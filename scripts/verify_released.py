@@ -2,41 +2,50 @@
 
 Parameters, MACs and widths need no weights and no images. With both, accuracy is checked against GluonCV's table.
 """
+
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from gcp import config
+from gcp import command as command_line
+from gcp import errors, options, runtime
+from gcp.data import options as data_options
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list) -> None:
     """Parse, check, print a table; exit with 1 if anything disagrees."""
-    parser = config.Parser(description=__doc__)
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--weights", action="store_true", help="GluonCV's published weights, for accuracies")
     parser.add_argument("--imagenet", metavar="ROOT", help="ImageNet, as data.root of a config: its validation images")
-    parser.add_argument("--batch", type=config.positive(int), default=64)
+    parser.add_argument("--batch", type=command_line.positive(int), default=64)
     args = parser.parse_args(argv)
     if args.weights != bool(args.imagenet):
-        raise config.UserError("--weights and --imagenet ROOT go together: accuracy needs both")
-    config.use_threads(0)
-    from gcp import experiment, released  # import MXNet, which reads the number of threads as it loads
+        raise errors.UserError("--weights and --imagenet ROOT go together: accuracy needs both")
+    runtime.use_threads(0)
+    from gcp.experiment import released  # import MXNet, which reads the number of threads as it loads
+    from gcp.experiment import run as experiment_run
+    from gcp.report import released as report_released
 
     facts, problems = [], []
     for name, row in released.published(REFERENCE).iterrows():
         found, disagreements = released.verify(name, row, released.shapes(row["shape_json"]))
         if args.weights:
-            data = config.section(config.Data, {"name": "imagenet", "root": args.imagenet, "input": released.INPUT})
-            measured = experiment.evaluate(name, data, pretrained=True, batch=args.batch)
+            data = options.section(
+                data_options.Data, {"name": "imagenet", "root": args.imagenet, "input": released.INPUT}
+            )
+            measured = experiment_run.evaluate(name, data, pretrained=True, batch=args.batch)
             found.update({"Top-1 %": 100 * measured["top1"], "Top-5 %": 100 * measured["top5"]})
             disagreements += released.disagreeing_accuracy(name, row, measured)
         facts.append(found)
         problems += disagreements
-    print(released.markdown(facts))
-    print(f"\n{len(facts)} networks, {len(problems)} disagreements with what was published"
-          + ("" if args.weights else " (accuracies not checked: --weights --imagenet ROOT)"))
+    print(report_released.markdown(facts))
+    print(
+        f"\n{len(facts)} networks, {len(problems)} disagreements with what was published"
+        + ("" if args.weights else " (accuracies not checked: --weights --imagenet ROOT)")
+    )
     for problem in problems:
         print(problem)
     if problems:
@@ -44,4 +53,4 @@ def run(argv: list) -> None:
 
 
 if __name__ == "__main__":
-    config.main(run)
+    command_line.main(run)

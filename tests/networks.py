@@ -1,12 +1,13 @@
 """Networks for tests: GluonCV's, small, with batch-norm arrays that are not all alike."""
+
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
 
-from gcp.gluon import from_gluoncv
-from gcp.network import Keep, Network
+from gcp.backend.gluon import from_gluoncv
+from gcp.graph.network import Keep, Network
 
 SMALL = {"cifar_resnet20_v1": (3, 16, 16)}
 
@@ -22,9 +23,13 @@ def random_network(name: str, input_shape=None, n_classes: int = 7, seed: int = 
     """The network with random weights; scales of both signs, so that masks and ranks cannot rely on one."""
     net = from_gluoncv(name, input_shape or SMALL.get(name, (3, 32, 32)), n_classes, seed=seed)
     rng = np.random.default_rng(seed)
-    draw = {"gamma": lambda s: rng.uniform(0.5, 1.5, s) * rng.choice([-1, 1], s),
-            "beta": lambda s: rng.normal(0.3, 0.5, s), "running_mean": lambda s: rng.normal(0, 0.3, s),
-            "running_var": lambda s: rng.uniform(0.5, 1.5, s), "bias": lambda s: rng.normal(0, 0.3, s)}
+    draw = {
+        "gamma": lambda s: rng.uniform(0.5, 1.5, s) * rng.choice([-1, 1], s),
+        "beta": lambda s: rng.normal(0.3, 0.5, s),
+        "running_mean": lambda s: rng.normal(0, 0.3, s),
+        "running_var": lambda s: rng.uniform(0.5, 1.5, s),
+        "bias": lambda s: rng.normal(0, 0.3, s),
+    }
     arrays = {}
     for key, value in net.arrays.items():
         end = next((e for e in draw if key.endswith("_" + e)), None)

@@ -3,6 +3,7 @@
 As a script: `parallel_job.py FOLDER` writes each worker's results; `parallel_job.py --run CONFIG ...` is scripts/run.py
 with a checkpoint every second step.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,13 +15,16 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import nn
 
-from gcp import config, data, parallel, prune, training
-from gcp.cost import macs
-from gcp.gluon import from_gluoncv, load
-from gcp.network import Network, rescale, with_masks
+from gcp.backend.gluon import from_gluoncv, load
+from gcp.cost.base import macs
+from gcp.data import base as data
+from gcp.data import options as data_options
+from gcp.graph.network import Network, rescale, with_masks
+from gcp.methods import gcp as gcp_method
+from gcp.train import distributed, training
 
 BATCH, N_STEPS = 16, 7
-DIGITS = data.load(config.Data(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
+DIGITS = data.load(data_options.Data(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
 NET = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 10, seed=3)
 
 
@@ -44,39 +48,59 @@ def sgd(block) -> training.SGD:
 
 def fit(net: Network, **how) -> Network:
     """A few steps: more than an epoch."""
-    return training.fit(net, DIGITS.train, name="t", n_steps=N_STEPS, batch=BATCH, seed=1, augment="crop_flip",
-                        lr=training.constant(0.01), **{"optimiser": sgd, **how})[0]
+    return training.fit(
+        net,
+        DIGITS.train,
+        name="t",
+        n_steps=N_STEPS,
+        batch=BATCH,
+        seed=1,
+        augment="crop_flip",
+        lr=training.constant(0.01),
+        **{"optimiser": sgd, **how},
+    )[0]
 
 
 def results(folder: Path) -> dict:
     """Arrays that do not depend on the number of workers, but for rounding."""
     dense = rescale(with_masks(NET))
-    penalties = prune.channel_penalties(dense, macs(dense))
-    regularised = fit(dense, trainable=prune.scale_arrays(dense), frozen_statistics=True,
-                      optimiser=lambda block: prune.ProximalSGD(dense, block, 0.5, penalties, 0.9))
-    batches = DIGITS.train.batches(parallel.workers().n * 8, seed=0, part=parallel.workers().part)
+    penalties = gcp_method.channel_penalties(dense, macs(dense))
+    regularised = fit(
+        dense,
+        trainable=gcp_method.scale_arrays(dense),
+        frozen_statistics=True,
+        optimiser=lambda block: gcp_method.ProximalSGD(dense, block, 0.5, penalties, 0.9),
+    )
+    batches = DIGITS.train.batches(distributed.workers().n * 8, seed=0, part=distributed.workers().part)
     tested = training.evaluate(NET, DIGITS.test, 50)
-    return {**{f"regularised:{k}": v for k, v in regularised.arrays.items()},
-            **{f"frozen:{k}": v for k, v in fit(NET, frozen_statistics=True).arrays.items()},
-            **{f"plain:{k}": v for k, v in fit(without_norms(folder)).arrays.items()},
-            **{f"score:{k}": v for k, v in prune.taylor_scores(NET, macs(NET), batches).items()},
-            **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()}}
+    return {
+        **{f"regularised:{k}": v for k, v in regularised.arrays.items()},
+        **{f"frozen:{k}": v for k, v in fit(NET, frozen_statistics=True).arrays.items()},
+        **{f"plain:{k}": v for k, v in fit(without_norms(folder)).arrays.items()},
+        **{f"score:{k}": v for k, v in gcp_method.taylor_scores(NET, macs(NET), batches).items()},
+        **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()},
+    }
 
 
 def sums(n_rounds: int) -> int:
     """Sums of whole numbers, two sets of arrays in turns, in messages of 20,000: how many came out wrong."""
-    team, wrong = parallel.workers(), 0
+    team, wrong = distributed.workers(), 0
     shapes = {"a": [(3,), (50000,), (7, 11), (1,), (19998,)], "b": [(600, 40), (5,)]}
-    values = {name: [np.random.default_rng(r).integers(-8, 9, s).astype(np.float32) for r in range(team.n)]
-              for name, list_of in shapes.items() for s in [sum(int(np.prod(shape)) for shape in list_of)]}
-    arrays = {name: [mx.nd.zeros(s, dtype="float16" if s == (19998,) else "float32") for s in list_of]
-              for name, list_of in shapes.items()}
+    values = {
+        name: [np.random.default_rng(r).integers(-8, 9, s).astype(np.float32) for r in range(team.n)]
+        for name, list_of in shapes.items()
+        for s in [sum(int(np.prod(shape)) for shape in list_of)]
+    }
+    arrays = {
+        name: [mx.nd.zeros(s, dtype="float16" if s == (19998,) else "float32") for s in list_of]
+        for name, list_of in shapes.items()
+    }
     runs = {name: team.summing(list_of) for name, list_of in arrays.items()}
     for number in range(1, n_rounds + 1):
         for name, list_of in arrays.items():
             flat, start = values[name][team.rank] * (number % 7), 0
             for array in list_of:
-                array[:] = flat[start:start + array.size].reshape(array.shape)
+                array[:] = flat[start : start + array.size].reshape(array.shape)
                 start += array.size
             runs[name]()
         for name, list_of in arrays.items():
@@ -93,15 +117,15 @@ def main(argv: list) -> None:
         sys.argv = ["run.py", *argv[1:]]
         runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "run.py"), run_name="__main__")
     folder, rank = Path(argv[0]), os.environ["GCP_RANK"]
-    parallel.CHUNK = 20000
+    distributed.CHUNK = 20000
     wrong = sums(100)
     arrays = results(folder)
     normed = fit(NET).arrays
     np.savez(folder / f"results-{rank}.npz", wrong=wrong, **arrays, **{f"normed:{k}": v for k, v in normed.items()})
-    parallel.workers().check("the same", lambda: arrays)
+    distributed.workers().check("the same", lambda: arrays)
     try:
-        parallel.workers().check("t, step 7 of 7", lambda: {"a": np.array([float(rank == "1")])})
-    except parallel.UnequalError as error:
+        distributed.workers().check("t, step 7 of 7", lambda: {"a": np.array([float(rank == "1")])})
+    except distributed.UnequalError as error:
         (folder / f"unequal-{rank}").write_text(str(error))
 
 

@@ -1,4 +1,5 @@
 """Preparing: the format of MXNet's own writer, archives of ILSVRC's form, what is refused, going on after a kill."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,9 +19,11 @@ import pytest
 from scipy.io import savemat
 from test_images import CONTENTS, jpeg, smooth
 
-from gcp import archives, data, images
-from gcp.archives import Encoding, Expected
-from gcp.config import Data, UserError
+from gcp.data import base as data
+from gcp.data import images, prepare
+from gcp.data.options import Data
+from gcp.data.prepare import Encoding, Expected
+from gcp.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 RAW = Encoding(None)
@@ -52,21 +55,27 @@ def ilsvrc(tmp_path):
     """The three archives' form with 3 classes, 3 training and 2 validation images each, ids not in wnids' order."""
     folder = tmp_path / "tars"
     folder.mkdir()
-    inner = {f"{name}.tar": packed(**{f"{name}_{k}.JPEG": photo(label, k) for k in (1, 10, 2)})
-             for label, name in enumerate(WNIDS)}
-    (folder / archives.TRAIN_TAR).write_bytes(packed(**{name: inner[name] for name in sorted(inner, reverse=True)}))
+    inner = {
+        f"{name}.tar": packed(**{f"{name}_{k}.JPEG": photo(label, k) for k in (1, 10, 2)})
+        for label, name in enumerate(WNIDS)
+    }
+    (folder / prepare.TRAIN_TAR).write_bytes(packed(**{name: inner[name] for name in sorted(inner, reverse=True)}))
     ids = {WNIDS[0]: 2, WNIDS[1]: 3, WNIDS[2]: 1}
     truth = [WNIDS[k % 3] for k in range(6)]
-    (folder / archives.VAL_TAR).write_bytes(packed(**{
-        f"ILSVRC2012_val_{k + 1:08}.JPEG": photo(k % 3, k) for k in reversed(range(6))}))
+    (folder / prepare.VAL_TAR).write_bytes(
+        packed(**{f"ILSVRC2012_val_{k + 1:08}.JPEG": photo(k % 3, k) for k in reversed(range(6))})
+    )
     kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
     rows = [(ids[name], name, "fish", "a fish", 0) for name in WNIDS] + [(4, "n00000000", "animal", "all", 2)]
     meta = io.BytesIO()
     savemat(meta, {"synsets": np.array(rows, dtype=kinds)})
-    with tarfile.open(folder / archives.DEVKIT, "w:gz") as tar:
+    with tarfile.open(folder / prepare.DEVKIT, "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
-            "".join(f"{ids[name]}\n" for name in truth).encode())
+        add(
+            tar,
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
+            "".join(f"{ids[name]}\n" for name in truth).encode(),
+        )
     (folder / "truth.txt").write_text("".join(name + "\n" for name in truth))
     return folder
 
@@ -80,6 +89,7 @@ def mistake(function, *args, **keys) -> str:
 
 # RecordIO
 
+
 def test_files_are_those_of_mxnets_writer_byte_by_byte(tmp_path):
     from mxnet import recordio
 
@@ -89,34 +99,36 @@ def test_files_are_those_of_mxnets_writer_byte_by_byte(tmp_path):
     for key, content in enumerate([*CONTENTS, *pictures]):
         header = recordio.IRHeader(0, key % 2, key, 0)
         is_picture = not isinstance(content, bytes)
-        theirs.write_idx(key, recordio.pack_img(header, content, quality=90) if is_picture
-                         else recordio.pack(header, content))
+        theirs.write_idx(
+            key, recordio.pack_img(header, content, quality=90) if is_picture else recordio.pack(header, content)
+        )
         if is_picture:
-            content = archives.encoded(cv2.imencode(".png", content)[1].tobytes(), "a", Encoding(480, 90))
+            content = prepare.encoded(cv2.imencode(".png", content)[1].tobytes(), "a", Encoding(480, 90))
         lines += f"{key}\t{len(ours)}\n"
-        ours += archives.record(images.LABEL.pack(0, key % 2, key, 0) + content)
+        ours += prepare.record(images.LABEL.pack(0, key % 2, key, 0) + content)
     theirs.close()
     assert (tmp_path / "a.rec").read_bytes() == ours and (tmp_path / "a.idx").read_text() == lines
 
 
 def test_how_images_are_stored():
     small, large = jpeg(smooth(90, 120)), jpeg(smooth(200, 300))
-    assert archives.encoded(small, "a", Encoding(100)) == small
-    assert archives.encoded(large, "a", RAW) == large
-    assert images.jpeg_shape(archives.encoded(large, "a", Encoding(100))) == (100, 150, 3)
-    grey = archives.encoded(jpeg(smooth(90, 120)[..., 0]), "a", Encoding(100))
+    assert prepare.encoded(small, "a", Encoding(100)) == small
+    assert prepare.encoded(large, "a", RAW) == large
+    assert images.jpeg_shape(prepare.encoded(large, "a", Encoding(100))) == (100, 150, 3)
+    grey = prepare.encoded(jpeg(smooth(90, 120)[..., 0]), "a", Encoding(100))
     assert images.jpeg_shape(grey) == (90, 120, 3)  # as a colour JPEG
     with pytest.raises(images.BadImage, match="^a: truncated"):
-        archives.encoded(small[:-9], "a", RAW)
+        prepare.encoded(small[:-9], "a", RAW)
 
 
 # ILSVRC2012
+
 
 @pytest.mark.parametrize("how", [RAW, Encoding(32)])
 @pytest.mark.parametrize("with_devkit", [True, False])
 def test_imagenet_from_its_archives(ilsvrc, tmp_path, how, with_devkit):
     truth = None if with_devkit else ilsvrc / "truth.txt"
-    done = archives.prepare_imagenet(ilsvrc, tmp_path / "out", how, SUBSET, truth)
+    done = prepare.prepare_imagenet(ilsvrc, tmp_path / "out", how, SUBSET, truth)
     assert (done["classes"], done["images"], done["skipped"]) == (3, {"train": 9, "val": 6}, [])
     found = data.load(Data(name="imagenet", root=str(tmp_path / "out"), input=(3, 16, 16), validation=0.01))
     assert found.classes == WNIDS and (len(found.train), len(found.validation), len(found.test)) == (8, 1, 6)
@@ -131,9 +143,15 @@ def test_imagenet_from_its_archives(ilsvrc, tmp_path, how, with_devkit):
 def test_plain_mxnet_reads_what_was_prepared(ilsvrc, tmp_path):
     import mxnet as mx
 
-    archives.prepare_imagenet(ilsvrc, tmp_path / "out", Encoding(32), SUBSET)
-    plain = mx.io.ImageRecordIter(path_imgrec=str(tmp_path / "out/val.rec"), path_imgidx=str(tmp_path / "out/val.idx"),
-                                  batch_size=6, data_shape=(3, 32, 32), verbose=False, preprocess_threads=1)
+    prepare.prepare_imagenet(ilsvrc, tmp_path / "out", Encoding(32), SUBSET)
+    plain = mx.io.ImageRecordIter(
+        path_imgrec=str(tmp_path / "out/val.rec"),
+        path_imgidx=str(tmp_path / "out/val.idx"),
+        batch_size=6,
+        data_shape=(3, 32, 32),
+        verbose=False,
+        preprocess_threads=1,
+    )
     batch = next(plain)
     assert batch.label[0].asnumpy().tolist() == [0, 1, 2, 0, 1, 2]
     assert abs(batch.data[0].asnumpy()[:, 0].mean((1, 2)) - [0, 60, 120, 0, 60, 120]).max() <= 4
@@ -143,40 +161,49 @@ def test_archives_that_are_not_the_published_ones(ilsvrc, tmp_path, monkeypatch)
     out = tmp_path / "out"
 
     def prepare(**keys):
-        return archives.prepare_imagenet(ilsvrc, out, RAW, **keys)
+        return prepare.prepare_imagenet(ilsvrc, out, RAW, **keys)
 
     message = mistake(prepare)
-    assert message.startswith(f"{ilsvrc / archives.TRAIN_TAR}: ")
+    assert message.startswith(f"{ilsvrc / prepare.TRAIN_TAR}: ")
     assert "the published archive has 147897477120" in message
-    monkeypatch.setattr(archives, "SIZE", {})
-    assert f"{archives.TRAIN_TAR}: MD5 " in mistake(prepare)
-    monkeypatch.setattr(archives, "MD5", {name: hashlib.md5((ilsvrc / name).read_bytes()).hexdigest()
-                                          for name in archives.MD5})
+    monkeypatch.setattr(prepare, "SIZE", {})
+    assert f"{prepare.TRAIN_TAR}: MD5 " in mistake(prepare)
+    monkeypatch.setattr(
+        prepare, "MD5", {name: hashlib.md5((ilsvrc / name).read_bytes()).hexdigest() for name in prepare.MD5}
+    )
     assert "holds 3 classes, should be 1000; get the whole archive, or give --expect-classes 3" in mistake(prepare)
     assert "holds 9 images, should be 8;" in mistake(prepare, expected=Expected(3, 8, 6))
     assert "give --expect-val 6" in mistake(prepare, expected=Expected(3, 9, 7))
-    (ilsvrc / archives.DEVKIT).unlink()
+    (ilsvrc / prepare.DEVKIT).unlink()
     assert "not there (or give --ground-truth); download it from image-net.org" in mistake(prepare)
 
 
-@pytest.mark.parametrize("member, content, part", [
-    ("../n01440764.tar", b"", "leads out of its folder"), ("readme.txt", b"", "no tar of a class"),
-    ("n01440764.tar", b"junk" * 300, "n01440764.tar: not a whole tar"),
-    ("n01440764.tar", packed(**{"../n01440764_1.JPEG": b"a"}), "n01440764.tar: member '../n01440764_1.JPEG' leads out"),
-    ("n01440764.tar", packed(**{"n02085620_1.JPEG": b"a"}), "holds n02085620_1.JPEG"),
-    ("n01440764.tar", packed(), "holds no images")])
+@pytest.mark.parametrize(
+    "member, content, part",
+    [
+        ("../n01440764.tar", b"", "leads out of its folder"),
+        ("readme.txt", b"", "no tar of a class"),
+        ("n01440764.tar", b"junk" * 300, "n01440764.tar: not a whole tar"),
+        (
+            "n01440764.tar",
+            packed(**{"../n01440764_1.JPEG": b"a"}),
+            "n01440764.tar: member '../n01440764_1.JPEG' leads out",
+        ),
+        ("n01440764.tar", packed(**{"n02085620_1.JPEG": b"a"}), "holds n02085620_1.JPEG"),
+        ("n01440764.tar", packed(), "holds no images"),
+    ],
+)
 def test_a_training_archive_of_another_form(ilsvrc, tmp_path, member, content, part):
-    (ilsvrc / archives.TRAIN_TAR).write_bytes(packed(**{member: content}))
-    assert part in mistake(archives.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(1, 1, 6))
+    (ilsvrc / prepare.TRAIN_TAR).write_bytes(packed(**{member: content}))
+    assert part in mistake(prepare.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(1, 1, 6))
     assert not list((tmp_path / "out").glob("*.rec"))
 
 
 def test_validation_images_of_another_form(ilsvrc, tmp_path):
     def said(truth, **files) -> str:
-        (ilsvrc / archives.VAL_TAR).write_bytes(packed(**files))
+        (ilsvrc / prepare.VAL_TAR).write_bytes(packed(**files))
         (ilsvrc / "truth.txt").write_text(truth)
-        return mistake(archives.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(3, 9, 1),
-                       ilsvrc / "truth.txt")
+        return mistake(prepare.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, Expected(3, 9, 1), ilsvrc / "truth.txt")
 
     assert "no validation image" in said("n01440764\n", **{"cat.JPEG": b"a"})
     first = {"ILSVRC2012_val_00000001.JPEG": b"a"}
@@ -186,13 +213,14 @@ def test_validation_images_of_another_form(ilsvrc, tmp_path):
 
 
 def test_a_devkit_that_is_none(ilsvrc, tmp_path):
-    (ilsvrc / archives.DEVKIT).write_bytes(b"junk")
-    assert "cannot be understood" in mistake(archives.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, SUBSET)
+    (ilsvrc / prepare.DEVKIT).write_bytes(b"junk")
+    assert "cannot be understood" in mistake(prepare.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, SUBSET)
 
 
 # Going on
 
-def sources(n) -> archives.Labelled:
+
+def sources(n) -> prepare.Labelled:
     class Numbered:
         def name(self, row):
             return f"image {row}"
@@ -200,34 +228,41 @@ def sources(n) -> archives.Labelled:
         def read(self, row):
             return b"broken" if row == 5 else photo(row % 2, row % 10)
 
-    return archives.Labelled(Numbered(), [f"c/{row}" for row in range(n)], [row % 2 for row in range(n)])
+    return prepare.Labelled(Numbered(), [f"c/{row}" for row in range(n)], [row % 2 for row in range(n)])
 
 
 def test_a_file_grows_on_from_any_place_where_it_was_cut_off(tmp_path, monkeypatch):
-    whole, problems = archives.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)
+    whole, problems = prepare.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)
     assert whole == 11 and len(problems) == 1 and problems[0].startswith("image 5: not an image")
     rec, idx, lst = ((tmp_path / f"a.{end}").read_bytes() for end in ("rec", "idx", "lst"))
     made = []
-    encoded = archives.encoded
-    monkeypatch.setattr(archives, "encoded", lambda *how: made.append(how[1]) or encoded(*how))
-    for n_rec, n_idx in ((len(rec), len(idx)), (len(rec) - 3, len(idx)), (len(rec), len(idx) - 2), (3000, len(idx)),
-                         (len(rec), 9), (0, 0), (20, 3)):
+    encoded = prepare.encoded
+    monkeypatch.setattr(prepare, "encoded", lambda *how: made.append(how[1]) or encoded(*how))
+    for n_rec, n_idx in (
+        (len(rec), len(idx)),
+        (len(rec) - 3, len(idx)),
+        (len(rec), len(idx) - 2),
+        (3000, len(idx)),
+        (len(rec), 9),
+        (0, 0),
+        (20, 3),
+    ):
         for end in ("rec", "idx", "lst"):
             (tmp_path / f"a.{end}").unlink()
         (tmp_path / ".begun-a.rec").write_bytes(rec[:n_rec])
         (tmp_path / ".begun-a.idx").write_bytes(idx[:n_idx])
         made.clear()
-        again, found = archives.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)
+        again, found = prepare.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)
         assert (again, found) == (whole, problems)
         assert [(tmp_path / f"a.{end}").read_bytes() for end in ("rec", "idx", "lst")] == [rec, idx, lst]
         assert not list(tmp_path.glob(".*")) and (len(made) == 12) == (n_rec < 100)
     made.clear()
-    assert archives.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)[0] == whole and not made
+    assert prepare.write_records(tmp_path / "a.rec", sources(12), RAW, skip=True)[0] == whole and not made
 
 
 def test_a_bad_image_stops_and_what_was_written_stays(tmp_path):
     with pytest.raises(images.BadImage, match="^image 5: not an image"):
-        archives.write_records(tmp_path / "a.rec", sources(12), RAW)
+        prepare.write_records(tmp_path / "a.rec", sources(12), RAW)
     assert len((tmp_path / ".begun-a.idx").read_text().splitlines()) == 5 and not (tmp_path / "a.rec").exists()
 
 
@@ -241,9 +276,25 @@ def test_a_killed_script_goes_on(tmp_path):
 
     def command(out):
         return subprocess.Popen(
-            [sys.executable, str(REPO / "scripts/prepare.py"), "folder", "--root", str(tmp_path / "in"), "--out",
-             str(tmp_path / out), "--resize", "20", "--workers", "1"], cwd=REPO, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPO)})
+            [
+                sys.executable,
+                str(REPO / "scripts/prepare.py"),
+                "folder",
+                "--root",
+                str(tmp_path / "in"),
+                "--out",
+                str(tmp_path / out),
+                "--resize",
+                "20",
+                "--workers",
+                "1",
+            ],
+            cwd=REPO,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+        )
 
     killed = command("killed")
     partial = tmp_path / "killed/.begun-train.idx"
@@ -261,6 +312,7 @@ def test_a_killed_script_goes_on(tmp_path):
 
 # Class folders
 
+
 @pytest.fixture
 def folders(tmp_path):
     for split in ("train", "test"):
@@ -272,61 +324,67 @@ def folders(tmp_path):
 
 
 def test_class_folders_as_records_are_the_same_data(folders, tmp_path):
-    done = archives.prepare_folder(folders, tmp_path / "out", RAW)
+    done = prepare.prepare_folder(folders, tmp_path / "out", RAW)
     assert done["images"] == {"train": 6, "test": 6}
-    assert archives.prepare_folder(folders, tmp_path / "out", RAW) == done  # nothing to do
-    ours, theirs = (data.load(Data(name="folder", root=str(root), input=(3, 16, 16)))
-                    for root in (folders, tmp_path / "out"))
+    assert prepare.prepare_folder(folders, tmp_path / "out", RAW) == done  # nothing to do
+    ours, theirs = (
+        data.load(Data(name="folder", root=str(root), input=(3, 16, 16))) for root in (folders, tmp_path / "out")
+    )
     assert ours.classes == theirs.classes
     for (x, y, _), (u, v, _) in zip(ours.test.batches(4), theirs.test.batches(4)):
         assert np.array_equal(x, u) and np.array_equal(y, v)
 
 
 def test_other_options_need_another_folder(folders, tmp_path):
-    archives.prepare_folder(folders, tmp_path / "out", RAW)
+    prepare.prepare_folder(folders, tmp_path / "out", RAW)
     assert "made from other files or with other options" in mistake(
-        archives.prepare_folder, folders, tmp_path / "out", Encoding(30))
+        prepare.prepare_folder, folders, tmp_path / "out", Encoding(30)
+    )
     (folders / "train/cat/9.jpg").write_bytes(photo(0, 9))
-    assert "made from other files" in mistake(archives.prepare_folder, folders, tmp_path / "out", RAW)
-    assert "the same as --root" in mistake(archives.prepare_folder, folders, folders, RAW)
+    assert "made from other files" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+    assert "the same as --root" in mistake(prepare.prepare_folder, folders, folders, RAW)
 
 
 def test_folders_with_a_bad_image_and_of_other_classes(folders, tmp_path):
     (folders / "train/cat/1.jpg").write_bytes(photo(0, 1)[:-9])
-    assert mistake(archives.prepare_folder, folders, tmp_path / "a", RAW).startswith(
-        f"{folders / 'train/cat/1.jpg'}: truncated image")
-    done = archives.prepare_folder(folders, tmp_path / "b", RAW, skip=True)
+    assert mistake(prepare.prepare_folder, folders, tmp_path / "a", RAW).startswith(
+        f"{folders / 'train/cat/1.jpg'}: truncated image"
+    )
+    done = prepare.prepare_folder(folders, tmp_path / "b", RAW, skip=True)
     assert done["images"]["train"] == 5 and "train/cat/1.jpg: truncated image" in done["skipped"][0]
     (folders / "test/dog").rename(folders / "test/emu")
-    assert "no such class folder" in mistake(archives.prepare_folder, folders, tmp_path / "c", RAW)
+    assert "no such class folder" in mistake(prepare.prepare_folder, folders, tmp_path / "c", RAW)
 
 
 # Caltech-256
 
-CALTECH = {"256_ObjectCategories/001.ak47/001_0001.jpg": b"a", "256_ObjectCategories/001.ak47/RENAME2": b"script",
-           "256_ObjectCategories/257.clutter/257_0001.jpg": b"bc"}
+CALTECH = {
+    "256_ObjectCategories/001.ak47/001_0001.jpg": b"a",
+    "256_ObjectCategories/001.ak47/RENAME2": b"script",
+    "256_ObjectCategories/257.clutter/257_0001.jpg": b"bc",
+}
 
 
 def test_caltech_is_unpacked_and_gone_on_with(tmp_path, monkeypatch):
     (tmp_path / "c.tar").write_bytes(packed(**CALTECH))
     out = tmp_path / "out"
-    assert archives.unpack_caltech(tmp_path / "c.tar", out, 2)["classes"] == 2
+    assert prepare.unpack_caltech(tmp_path / "c.tar", out, 2)["classes"] == 2
     assert {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} == CALTECH
     (out / "256_ObjectCategories/257.clutter/257_0001.jpg").write_bytes(b"b")  # half of it
     written = []
-    monkeypatch.setattr(archives, "replacing", lambda path, real=archives.replacing: written.append(path) or real(path))
-    archives.unpack_caltech(tmp_path / "c.tar", out, 2)
+    monkeypatch.setattr(prepare, "replacing", lambda path, real=prepare.replacing: written.append(path) or real(path))
+    prepare.unpack_caltech(tmp_path / "c.tar", out, 2)
     assert written == [out / "256_ObjectCategories/257.clutter/257_0001.jpg"] and written[0].read_bytes() == b"bc"
-    assert "holds 2 images, should be 30607" in mistake(archives.unpack_caltech, tmp_path / "c.tar", out)
+    assert "holds 2 images, should be 30607" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out)
 
 
 def test_nothing_is_unpacked_outside(tmp_path):
     (tmp_path / "c.tar").write_bytes(packed(**{**CALTECH, "256_ObjectCategories/../../x.jpg": b"a"}))
-    assert "leads out" in mistake(archives.unpack_caltech, tmp_path / "c.tar", tmp_path / "out", 3)
+    assert "leads out" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", tmp_path / "out", 3)
     assert not (tmp_path / "out").exists()
     (tmp_path / "c.tar").write_bytes(packed(**CALTECH))
     (tmp_path / "out/256_ObjectCategories").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out/256_ObjectCategories/001.ak47").symlink_to(tmp_path / "elsewhere")
-    assert "a link there leads out" in mistake(archives.unpack_caltech, tmp_path / "c.tar", tmp_path / "out", 2)
+    assert "a link there leads out" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", tmp_path / "out", 2)
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -1,4 +1,5 @@
 """The benchmark runs through every section; no timing is asserted."""
+
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ import pytest
 from mxnet import autograd
 from networks import shape_only
 
-from gcp import benchmark, gluon, prune, training
-from gcp.config import UserError
-from gcp.gluon import from_gluoncv
+from gcp import benchmark
+from gcp.backend import gluon
+from gcp.backend.gluon import from_gluoncv
+from gcp.errors import UserError
+from gcp.methods import gcp as gcp_method
+from gcp.train import training
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +27,7 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
     x, y = benchmark.batch(benchmark.Case("cifar_resnet20_v1", 16, 4, 4))
 
     def gradients() -> dict:
-        block = gluon.to_block(net, x.context, frozen, prune.scale_arrays(net) if frozen else None)
+        block = gluon.to_block(net, x.context, frozen, gcp_method.scale_arrays(net) if frozen else None)
         for _ in range(2):
             with autograd.record():
                 loss = training.smoothed_loss(block(x), y, 0.0)
@@ -41,8 +45,14 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
 def test_quick_runs_through_every_section(tmp_path):
     path = tmp_path / "b.json"
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "2"]
-    done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, check=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [*command, "--json", str(path)],
+        cwd=ROOT,
+        check=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+    )
     result = json.loads(path.read_text())
     assert set(result["details"]) == set(benchmark.NAMES)
     assert {r["section"] for r in result["rows"]} == set(benchmark.NAMES)
@@ -58,22 +68,35 @@ def test_quick_runs_through_every_section(tmp_path):
 
 def test_a_renewed_section_takes_the_place_of_the_old_one():
     def result(date, *sections):
-        return {"rows": [{"section": s, "ratio": date} for s in sections],
-                "details": {s: {"at": date} for s in sections},
-                "measured": {s: {"date": date} for s in sections}, "date": date}
+        return {
+            "rows": [{"section": s, "ratio": date} for s in sections],
+            "details": {s: {"at": date} for s in sections},
+            "measured": {s: {"date": date} for s in sections},
+            "date": date,
+        }
 
     both = benchmark.renewed(result(1, "schedule", "describe", "borders"), result(2, "memory", "describe"))
     assert [(r["section"], r["ratio"]) for r in both["rows"]] == [
-        ("schedule", 1), ("describe", 2), ("memory", 2), ("borders", 1)]
+        ("schedule", 1),
+        ("describe", 2),
+        ("memory", 2),
+        ("borders", 1),
+    ]
     assert {k: v["date"] for k, v in both["measured"].items()} == {
-        "schedule": 1, "describe": 2, "memory": 2, "borders": 1}
+        "schedule": 1,
+        "describe": 2,
+        "memory": 2,
+        "borders": 1,
+    }
     assert both["details"]["describe"] == {"at": 2} and both["date"] == 2
 
 
 def test_gcps_step_leaves_out_most_weight_gradients():
     """By oneDNN's own report; where there is none (no oneDNN in this MXNet), there are no calls."""
-    frozen, ordinary = ({kernel: len(calls) for kernel, calls in benchmark.conv_calls(benchmark.TINY, kind).items()}
-                        for kind in ("gcp", "ours"))
+    frozen, ordinary = (
+        {kernel: len(calls) for kernel, calls in benchmark.conv_calls(benchmark.TINY, kind).items()}
+        for kind in ("gcp", "ours")
+    )
     n = sum(node.op == "Convolution" for node in shape_only(benchmark.TINY.network).nodes)
     if any(ordinary.values()):
         assert ordinary == {"forward_training": n, "backward_data": n - 1, "backward_weights": n}

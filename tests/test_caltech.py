@@ -1,4 +1,5 @@
 """Caltech-256: the protocol exactly, from the tar as from the folder, and the file that repeats a split."""
+
 from __future__ import annotations
 
 import csv
@@ -11,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from gcp import data
-from gcp.config import Data, UserError
+from gcp.data import base as data
+from gcp.data.options import Data
+from gcp.errors import UserError
 
 SIZES = {"001.ak47": 64, "002.american-flag": 61, "056.dog": 70, "257.clutter": 80}
 
@@ -111,13 +113,17 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("change, part", [
-    (lambda c: c["test"].append(c["train"][0]), "names 1 of 196 images twice: its two sides overlap"),
-    (lambda c: c["train"].append(c["test"].pop()), "has 61 training images of class 056.dog"),
-    (lambda c: c["train"].append("001.ak47/other.jpg"), "names 001.ak47/other.jpg, which is not there"),
-    (lambda c: c["test"].pop(), "which is there"),
-    (lambda c: c.pop("test"), "not a split file (KeyError"),
-    (lambda c: c.update(train=5), "not a split file (TypeError")])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda c: c["test"].append(c["train"][0]), "names 1 of 196 images twice: its two sides overlap"),
+        (lambda c: c["train"].append(c["test"].pop()), "has 61 training images of class 056.dog"),
+        (lambda c: c["train"].append("001.ak47/other.jpg"), "names 001.ak47/other.jpg, which is not there"),
+        (lambda c: c["test"].pop(), "which is there"),
+        (lambda c: c.pop("test"), "not a split file (KeyError"),
+        (lambda c: c.update(train=5), "not a split file (TypeError"),
+    ],
+)
 def test_a_split_file_that_does_not_fit(tree, tmp_path, change, part):
     path = tmp_path / "split.json"
     load(tree, split_file=str(path))

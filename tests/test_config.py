@@ -1,14 +1,21 @@
 """Configurations: what a file, its bases and overrides give, and the line that each mistake gets."""
+
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from gcp import config
-from gcp.config import UserError
+from gcp import command as command_line
+from gcp import errors, options, runtime
+from gcp.errors import UserError
+from gcp.experiment import config
+from gcp.methods import options as methods_options
 
 MINIMAL = {
-    "scale": "smoke", "model": {"name": "resnet18_v1b"}, "data": {"name": "digits"}, "train": {"epochs": 2},
+    "scale": "smoke",
+    "model": {"name": "resnet18_v1b"},
+    "data": {"name": "digits"},
+    "train": {"epochs": 2},
     "prune": {"method": "gcp", "target": 0.5},
 }
 
@@ -16,10 +23,12 @@ MINIMAL = {
 @pytest.fixture
 def write(tmp_path):
     """Writes a configuration (a mapping, or text as it is) and gives its path."""
+
     def write(values, name="digits-gcp.yaml"):
         path = tmp_path / name
         path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
         return path
+
     return write
 
 
@@ -31,6 +40,7 @@ def mistake(path, *overrides) -> str:
 
 
 # What comes out
+
 
 def test_defaults_and_given_values(write):
     cfg = config.load(write(MINIMAL))
@@ -63,8 +73,9 @@ def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
 
 
 def test_override_is_read_as_yaml(write):
-    cfg = config.load(write(MINIMAL), ["prune.lam=[0.1, 1e-2]", "data.root=~/a=b", "train.wd=1e-4",
-                                       "model.pretrained=yes"])
+    cfg = config.load(
+        write(MINIMAL), ["prune.lam=[0.1, 1e-2]", "data.root=~/a=b", "train.wd=1e-4", "model.pretrained=yes"]
+    )
     assert cfg.prune.lam == (0.1, 0.01)
     assert cfg.data.root == "~/a=b"
     assert cfg.train.wd == 1e-4  # YAML 1.1 reads the text "1e-4"
@@ -79,9 +90,12 @@ def test_the_dump_of_a_config_loads_as_the_same_config(write):
 
 # Fingerprints
 
+
 def test_threads_that_decode_decide_no_number_and_young_keys_do(write):
-    plain, *others = (config.load(write(MINIMAL), overrides) for overrides in (
-        [], ["data.workers=7"], ["data.on_bad_image=error"], ["data.on_bad_image=skip"]))
+    plain, *others = (
+        config.load(write(MINIMAL), overrides)
+        for overrides in ([], ["data.workers=7"], ["data.on_bad_image=error"], ["data.on_bad_image=skip"])
+    )
     for fingerprint in (config.Config.fingerprint, config.Config.dense_fingerprint):
         assert [fingerprint(other) == fingerprint(plain) for other in others] == [True, True, False]
 
@@ -91,8 +105,15 @@ def test_fingerprint_ignores_name_and_output_only(write):
     print_ = config.load(path).fingerprint()
     assert len(print_) == 12 and set(print_) <= set("0123456789abcdef")
     assert config.load(path, ["name=other", "output=elsewhere"]).fingerprint() == print_
-    for change in ("seed=1", "scale=paper", "threads=1", "prune.target=0.25", "finetune.extra_epochs=1",
-                   "throughput.batch=1", "data.root=x"):
+    for change in (
+        "seed=1",
+        "scale=paper",
+        "threads=1",
+        "prune.target=0.25",
+        "finetune.extra_epochs=1",
+        "throughput.batch=1",
+        "data.root=x",
+    ):
         assert config.load(path, [change]).fingerprint() != print_, change
 
 
@@ -104,11 +125,11 @@ def test_fingerprint_ignores_keys_of_other_methods(write):
         assert config.load(gcp, [key]).fingerprint() != config.load(gcp).fingerprint(), key
     assert config.load(uniform, ["prune.criterion=random"]).fingerprint() != config.load(uniform).fingerprint()
     assert config.load(gcp, ["prune.criterion=random"]).fingerprint() == config.load(gcp).fingerprint()
-    own = set().union(*config.Prune.ONLY_OF.values())
-    assert own < set(config.Prune.model_fields)
+    own = set().union(*methods_options.Prune.ONLY_OF.values())
+    assert own < set(methods_options.Prune.model_fields)
     for key in own:  # the text that a user reads says the same
-        method = config.Prune.model_fields[key].description.split(":")[0]
-        assert key in config.Prune.ONLY_OF[method]
+        method = methods_options.Prune.model_fields[key].description.split(":")[0]
+        assert key in methods_options.Prune.ONLY_OF[method]
 
 
 def test_fingerprint_does_not_tell_equal_numbers_apart(write):
@@ -120,108 +141,134 @@ def test_fingerprint_does_not_tell_equal_numbers_apart(write):
 def test_dense_fingerprint_is_shared_by_what_starts_from_the_same_network(write):
     path = write(MINIMAL)
     print_ = config.load(path).dense_fingerprint()
-    for change in ("prune.target=0.25", "prune.method=uniform", "finetune.epochs=9", "throughput.batch=1",
-                   "name=b"):
+    for change in ("prune.target=0.25", "prune.method=uniform", "finetune.epochs=9", "throughput.batch=1", "name=b"):
         assert config.load(path, [change]).dense_fingerprint() == print_, change
-    for change in ("seed=1", "model.name=resnet34_v1b", "data.n_train=100", "train.epochs=3", "threads=1",
-                   "scale=paper"):
+    for change in (
+        "seed=1",
+        "model.name=resnet34_v1b",
+        "data.n_train=100",
+        "train.epochs=3",
+        "threads=1",
+        "scale=paper",
+    ):
         assert config.load(path, [change]).dense_fingerprint() != print_, change
 
 
 # Mistakes in keys and values
 
-@pytest.mark.parametrize("override, key, fix", [
-    ("prune.taget=0.5", "prune.taget", "did you mean prune.target?"),
-    ("data.n_trian=5", "data.n_trian", "did you mean data.n_train?"),
-    ("finetune.extra_epoch=5", "finetune.extra_epoch", "did you mean finetune.extra_epochs?"),
-    ("prun.target=0.5", "prun", "did you mean prune?"),
-    ("target=0.5", "target", "did you mean prune.target?"),  # in the wrong place
-    ("qqq=1", "qqq", "the keys are name, scale, seed"),
-    ("throughput.qqq=1", "throughput.qqq", "the keys of throughput are batch, repeats"),
-])
+
+@pytest.mark.parametrize(
+    "override, key, fix",
+    [
+        ("prune.taget=0.5", "prune.taget", "did you mean prune.target?"),
+        ("data.n_trian=5", "data.n_trian", "did you mean data.n_train?"),
+        ("finetune.extra_epoch=5", "finetune.extra_epoch", "did you mean finetune.extra_epochs?"),
+        ("prun.target=0.5", "prun", "did you mean prune?"),
+        ("target=0.5", "target", "did you mean prune.target?"),  # in the wrong place
+        ("qqq=1", "qqq", "the keys are name, scale, seed"),
+        ("throughput.qqq=1", "throughput.qqq", "the keys of throughput are batch, repeats"),
+    ],
+)
 def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key, fix):
     assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {key}: no such key; {fix}")
 
 
-@pytest.mark.parametrize("override, part", [
-    ("prune.target=0",
-     "prune.target: 0 should be greater than 0 (the fraction of the cost to keep, in (0, 1])"),
-    ("prune.target=-0.5", "prune.target: -0.5 should be greater than 0"),
-    ("prune.target=1.01", "prune.target: 1.01 should be less than or equal to 1"),
-    ("prune.target=.nan", "prune.target: nan"),
-    ("prune.target=half", "prune.target: 'half' should be a valid number"),
-    ("prune.target='0.5'", "prune.target: '0.5' should be a valid number"),
-    ("prune.target=true", "prune.target: True should be a valid number"),
-    ("prune.target={}", "prune.target: {} should be a valid number"),
-    ("prune.method=gpc", "prune.method: 'gpc' should be 'none', 'gcp' or 'uniform'"),
-    ("prune.method=", "prune.method: nothing should be"),
-    ("prune.round_to=0", "prune.round_to: 0 should be greater than or equal to 1"),
-    ("prune.iterations=2.5", "prune.iterations: 2.5 should be a valid integer"),
-    ("prune.lam=0.1", "prune.lam: 0.1 does not fit: gcp: a list of penalties"),
-    ("prune.lam=[]", "prune.lam: [] does not fit"),
-    ("prune.lam=[0.1, -1]", "prune.lam.1: -1 should be greater than or equal to 0"),
-    ("prune.lam=[.inf]", "prune.lam.0: inf"),
-    ("prune.regularise_epochs=0", "prune.regularise_epochs: 0 should be greater than 0"),
-    ("prune=gcp", "prune: 'gcp' should be a section of its own, with keys method, objective"),
-    ("prune=", "prune: nothing should be a section"),
-    ("scale=", "scale: nothing should be 'paper', 'reduced' or 'smoke'"),
-    ("scale=huge", "scale: 'huge' should be 'paper', 'reduced' or 'smoke'"),
-    ("seed=true", "seed: True should be a valid integer"),
-    ("seed=-1", "seed: -1 should be greater than or equal to 0"),
-    ("name=a/b", "name: 'a/b'"),
-    ("name=..", "name: '..'"),
-    ("name=7", "name: 7 should be a valid string"),
-    ("model.pretrained=1", "model.pretrained: 1 should be a valid boolean"),
-    ("model.name=", "model.name: nothing should be a valid string"),
-    ("data.name=cifar", "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', "
-                              "'imagenet' or 'caltech256'"),
-    ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
-    ("data.input=[1, 32, 32]", "data.input: [1, 32, 32] should be three channels"),
-    ("data.input=[3, 0, 32]", "data.input: [3, 0, 32] should be"),
-    ("data.input=[3, 32.5, 32]", "data.input.1: 32.5 should be a valid integer"),
-    ("data.validation=0.6", "data.validation: 0.6 should be less than or equal to 0.5"),
-    ("data.validation=0", "data.validation: 0 should be greater than or equal to 0.01"),
-    ("train.epochs=-1", "train.epochs: -1 should be greater than or equal to 0"),
-    ("train.lr=0", "train.lr: 0 should be greater than 0"),
-    ("train.momentum=1", "train.momentum: 1 should be less than 1"),
-    ("train.mixup=-0.2", "train.mixup: -0.2 should be greater than or equal to 0"),
-    ("train.schedule=poly", "train.schedule: 'poly' should be 'cosine' or 'step'"),
-    ("train.step_epochs=30", "train.step_epochs: 30 does not fit: schedule step: a list of the epochs"),
-    ("train.step_epochs=[0]", "train.step_epochs.0: 0 should be greater than or equal to 1"),
-    ("train.step_factor=1", "train.step_factor: 1 should be less than 1"),
-    ("train.dtype=bfloat16", "train.dtype: 'bfloat16' should be 'float32' or 'float16'"),
-    ("finetune={teacher: dense, teacher_weight: 0}", "finetune.teacher_weight: 0 should be greater than 0"),
-    ("finetune.last_gamma_zero=true", "finetune.last_gamma_zero: no such key; did you mean train.last_gamma_zero?"),
-])
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("prune.target=0", "prune.target: 0 should be greater than 0 (the fraction of the cost to keep, in (0, 1])"),
+        ("prune.target=-0.5", "prune.target: -0.5 should be greater than 0"),
+        ("prune.target=1.01", "prune.target: 1.01 should be less than or equal to 1"),
+        ("prune.target=.nan", "prune.target: nan"),
+        ("prune.target=half", "prune.target: 'half' should be a valid number"),
+        ("prune.target='0.5'", "prune.target: '0.5' should be a valid number"),
+        ("prune.target=true", "prune.target: True should be a valid number"),
+        ("prune.target={}", "prune.target: {} should be a valid number"),
+        ("prune.method=gpc", "prune.method: 'gpc' should be 'none', 'gcp' or 'uniform'"),
+        ("prune.method=", "prune.method: nothing should be"),
+        ("prune.round_to=0", "prune.round_to: 0 should be greater than or equal to 1"),
+        ("prune.iterations=2.5", "prune.iterations: 2.5 should be a valid integer"),
+        ("prune.lam=0.1", "prune.lam: 0.1 does not fit: gcp: a list of penalties"),
+        ("prune.lam=[]", "prune.lam: [] does not fit"),
+        ("prune.lam=[0.1, -1]", "prune.lam.1: -1 should be greater than or equal to 0"),
+        ("prune.lam=[.inf]", "prune.lam.0: inf"),
+        ("prune.regularise_epochs=0", "prune.regularise_epochs: 0 should be greater than 0"),
+        ("prune=gcp", "prune: 'gcp' should be a section of its own, with keys method, objective"),
+        ("prune=", "prune: nothing should be a section"),
+        ("scale=", "scale: nothing should be 'paper', 'reduced' or 'smoke'"),
+        ("scale=huge", "scale: 'huge' should be 'paper', 'reduced' or 'smoke'"),
+        ("seed=true", "seed: True should be a valid integer"),
+        ("seed=-1", "seed: -1 should be greater than or equal to 0"),
+        ("name=a/b", "name: 'a/b'"),
+        ("name=..", "name: '..'"),
+        ("name=7", "name: 7 should be a valid string"),
+        ("model.pretrained=1", "model.pretrained: 1 should be a valid boolean"),
+        ("model.name=", "model.name: nothing should be a valid string"),
+        (
+            "data.name=cifar",
+            "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', 'imagenet' or 'caltech256'",
+        ),
+        ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
+        ("data.input=[1, 32, 32]", "data.input: [1, 32, 32] should be three channels"),
+        ("data.input=[3, 0, 32]", "data.input: [3, 0, 32] should be"),
+        ("data.input=[3, 32.5, 32]", "data.input.1: 32.5 should be a valid integer"),
+        ("data.validation=0.6", "data.validation: 0.6 should be less than or equal to 0.5"),
+        ("data.validation=0", "data.validation: 0 should be greater than or equal to 0.01"),
+        ("train.epochs=-1", "train.epochs: -1 should be greater than or equal to 0"),
+        ("train.lr=0", "train.lr: 0 should be greater than 0"),
+        ("train.momentum=1", "train.momentum: 1 should be less than 1"),
+        ("train.mixup=-0.2", "train.mixup: -0.2 should be greater than or equal to 0"),
+        ("train.schedule=poly", "train.schedule: 'poly' should be 'cosine' or 'step'"),
+        ("train.step_epochs=30", "train.step_epochs: 30 does not fit: schedule step: a list of the epochs"),
+        ("train.step_epochs=[0]", "train.step_epochs.0: 0 should be greater than or equal to 1"),
+        ("train.step_factor=1", "train.step_factor: 1 should be less than 1"),
+        ("train.dtype=bfloat16", "train.dtype: 'bfloat16' should be 'float32' or 'float16'"),
+        ("finetune={teacher: dense, teacher_weight: 0}", "finetune.teacher_weight: 0 should be greater than 0"),
+        ("finetune.last_gamma_zero=true", "finetune.last_gamma_zero: no such key; did you mean train.last_gamma_zero?"),
+    ],
+)
 def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, override, part):
     assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {part}")
 
 
-@pytest.mark.parametrize("override, part", [
-    ("prune.method=none", "target: 0.5 cannot be met by method: none; set prune.method to"),
-    ("data.name=folder", "name: folder needs a root; set data.root"),
-    ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
-    ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
-    ("data.per_class=30", "per_class is for name: caltech256"),
-    ("data.split_file=a.json", "split_file is for name: caltech256"),
-    ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),
-    ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most"),
-    ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
-    ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),
-    ("train={epochs: 9, schedule: step}", "schedule: step needs step_epochs; set it to the epochs after which"),
-    ("train.step_epochs=[1]", "step_epochs is for schedule: step, but the schedule is cosine; set schedule to step"),
-    ("finetune.step_factor=0.5", "step_factor is for schedule: step, but the schedule is cosine"),
-    ("train={epochs: 9, schedule: step, step_epochs: [3, 3]}", "step_epochs: [3, 3] should rise"),
-    ("train={epochs: 9, schedule: step, step_epochs: [3, 9]}", "step_epochs: [3, 9] goes beyond the training, which "
-                                                               "ends after epoch 9"),
-    ("finetune={epochs: 5, extra_epochs: 2, schedule: step, step_epochs: [7]}", "ends after epoch 7"),
-    ("train={epochs: 9, schedule: step, step_epochs: [2], warmup_epochs: 3}", "begins before the end of warmup_epochs"),
-    ("train.teacher_weight=0.9", "teacher_weight: 0.9 without a teacher; set teacher to a network"),
-    ("finetune.teacher_temperature=4", "teacher_temperature: 4 without a teacher"),
-    ("train.teacher=dense", "teacher: dense is the network that this very training makes"),
-    ("model={name: resnet18_v1b, weights: a.params}", "weights is the file of GluonCV's published weights; set "
-                                                      "model.pretrained to true"),
-])
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("prune.method=none", "target: 0.5 cannot be met by method: none; set prune.method to"),
+        ("data.name=folder", "name: folder needs a root; set data.root"),
+        ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
+        ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
+        ("data.per_class=30", "per_class is for name: caltech256"),
+        ("data.split_file=a.json", "split_file is for name: caltech256"),
+        ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),
+        ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most"),
+        ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
+        ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),
+        ("train={epochs: 9, schedule: step}", "schedule: step needs step_epochs; set it to the epochs after which"),
+        (
+            "train.step_epochs=[1]",
+            "step_epochs is for schedule: step, but the schedule is cosine; set schedule to step",
+        ),
+        ("finetune.step_factor=0.5", "step_factor is for schedule: step, but the schedule is cosine"),
+        ("train={epochs: 9, schedule: step, step_epochs: [3, 3]}", "step_epochs: [3, 3] should rise"),
+        (
+            "train={epochs: 9, schedule: step, step_epochs: [3, 9]}",
+            "step_epochs: [3, 9] goes beyond the training, which ends after epoch 9",
+        ),
+        ("finetune={epochs: 5, extra_epochs: 2, schedule: step, step_epochs: [7]}", "ends after epoch 7"),
+        (
+            "train={epochs: 9, schedule: step, step_epochs: [2], warmup_epochs: 3}",
+            "begins before the end of warmup_epochs",
+        ),
+        ("train.teacher_weight=0.9", "teacher_weight: 0.9 without a teacher; set teacher to a network"),
+        ("finetune.teacher_temperature=4", "teacher_temperature: 4 without a teacher"),
+        ("train.teacher=dense", "teacher: dense is the network that this very training makes"),
+        (
+            "model={name: resnet18_v1b, weights: a.params}",
+            "weights is the file of GluonCV's published weights; set model.pretrained to true",
+        ),
+    ],
+)
 def test_impossible_combination(write, override, part):
     values = {**MINIMAL, "prune": None} if override.startswith("prune={") else MINIMAL
     assert part in mistake(write(values), override)
@@ -277,6 +324,7 @@ def test_saved_network_is_told_from_a_gluoncv_name(tmp_path, monkeypatch):
 
 # Mistakes in files and overrides
 
+
 def test_missing_file(tmp_path):
     assert mistake(tmp_path / "no.yaml").startswith(f"{tmp_path / 'no.yaml'}: cannot be read: No such file")
 
@@ -293,17 +341,20 @@ def test_bases_in_a_circle(write):
     assert "form a circle: c.yaml -> a.yaml -> b.yaml -> c.yaml" in mistake(path)
 
 
-@pytest.mark.parametrize("text, part", [
-    ("scale: smoke\nseed: [1\n", "line 3: not valid YAML"),
-    ("seed: 1\nscale: smoke\nseed: 2\n", "line 3: not valid YAML: the key 'seed' is given twice"),
-    ("seed: !!python/object:os.system {}\n", "not valid YAML"),  # not a way to run code
-    ("when: 2020-99-99\n", "not valid YAML"),
-    ("- scale: smoke\n", "a configuration is made of `key: value` lines"),
-    ("just words\n", "a configuration is made of `key: value` lines"),
-    ("base: [a.yaml, b.yaml]\n", "base: ['a.yaml', 'b.yaml'] should be the path of one configuration file"),
-    ("1: 2\n", "1: no such key"),
-    ("", "is missing"),
-])
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("scale: smoke\nseed: [1\n", "line 3: not valid YAML"),
+        ("seed: 1\nscale: smoke\nseed: 2\n", "line 3: not valid YAML: the key 'seed' is given twice"),
+        ("seed: !!python/object:os.system {}\n", "not valid YAML"),  # not a way to run code
+        ("when: 2020-99-99\n", "not valid YAML"),
+        ("- scale: smoke\n", "a configuration is made of `key: value` lines"),
+        ("just words\n", "a configuration is made of `key: value` lines"),
+        ("base: [a.yaml, b.yaml]\n", "base: ['a.yaml', 'b.yaml'] should be the path of one configuration file"),
+        ("1: 2\n", "1: no such key"),
+        ("", "is missing"),
+    ],
+)
 def test_files_that_are_no_configuration(write, text, part):
     path = write(text)
     assert mistake(path).startswith(str(path)) and part in mistake(path)
@@ -331,11 +382,15 @@ def test_override_of_base(write):
 
 # The end of a script
 
-@pytest.mark.parametrize("outcome, code, said", [
-    (None, 0, ""),
-    (UserError("a.yaml: seed: 'x'\n  is no number"), 2, "error: a.yaml: seed: 'x' is no number\n"),
-    (KeyboardInterrupt(), 130, "\ninterrupted: run the same command again to resume\n"),
-])
+
+@pytest.mark.parametrize(
+    "outcome, code, said",
+    [
+        (None, 0, ""),
+        (UserError("a.yaml: seed: 'x'\n  is no number"), 2, "error: a.yaml: seed: 'x' is no number\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted: run the same command again to resume\n"),
+    ],
+)
 def test_main_turns_the_outcome_into_an_exit_status(capsys, monkeypatch, outcome, code, said):
     def run(argv):
         assert argv == ["a", "b"]
@@ -344,25 +399,27 @@ def test_main_turns_the_outcome_into_an_exit_status(capsys, monkeypatch, outcome
 
     monkeypatch.setattr("sys.argv", ["script", "a", "b"])
     with pytest.raises(SystemExit) as ended:
-        config.main(run)
+        command_line.main(run)
     assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_main_does_not_hide_a_bug():
     with pytest.raises(ZeroDivisionError):
-        config.main(lambda argv: 1 / 0)
+        command_line.main(lambda argv: 1 / 0)
 
 
 def test_physical_cores_of_this_machine():
-    assert 1 <= config.physical_cores() <= (config.os.cpu_count() or 1)
+    assert 1 <= runtime.physical_cores() <= (config.os.cpu_count() or 1)
 
 
 def test_a_younger_key_at_its_default_leaves_the_fingerprint_alone(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("scale: smoke\nmodel: {name: resnet18_v1b}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
-                    "prune: {method: gcp, target: 0.5}\n")
+    path.write_text(
+        "scale: smoke\nmodel: {name: resnet18_v1b}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
+        "prune: {method: gcp, target: 0.5}\n"
+    )
     cfg = config.load(path)
-    assert cfg.unset()["prune"] == dict.fromkeys(config.Prune.YOUNGER, True)
+    assert cfg.unset()["prune"] == dict.fromkeys(methods_options.Prune.YOUNGER, True)
     assert config.load(path, ["prune.max_cut=null"]).fingerprint() == cfg.fingerprint()
     assert config.load(path, ["prune.max_cut=0.5"]).fingerprint() != cfg.fingerprint()
     for section in (config.Config, *(type(getattr(cfg, key)) for key in config.Config.model_fields)):
@@ -370,13 +427,16 @@ def test_a_younger_key_at_its_default_leaves_the_fingerprint_alone(tmp_path):
             assert getattr(section, keys, set()) <= set(getattr(section, "model_fields", ()))
 
 
-@pytest.mark.parametrize("option, kind, bad", [
-    ("--n", config.positive(int), ["0", "-1", "1.5", "x"]),
-    ("--spread", config.positive(float), ["0", "-0.1", "nan", "inf", "x"]),
-    ("--seed", config.natural, ["-1", "1.5", "x", "9999999999"]),
-])
+@pytest.mark.parametrize(
+    "option, kind, bad",
+    [
+        ("--n", command_line.positive(int), ["0", "-1", "1.5", "x"]),
+        ("--spread", command_line.positive(float), ["0", "-0.1", "nan", "inf", "x"]),
+        ("--seed", command_line.natural, ["-1", "1.5", "x", "9999999999"]),
+    ],
+)
 def test_numbers_of_a_command_line(option, kind, bad):
-    parser = config.Parser(prog="p")
+    parser = command_line.Parser(prog="p")
     parser.add_argument(option, type=kind)
     assert vars(parser.parse_args([option, "7"])) == {option[2:]: 7}
     for text in bad:
@@ -393,8 +453,9 @@ def test_a_key_that_decides_no_number_leaves_the_fingerprints_alone(write):
         assert (changed.fingerprint(), changed.dense_fingerprint()) == (cfg.fingerprint(), cfg.dense_fingerprint())
 
 
-@pytest.mark.parametrize("change", ["mixup=0.2", "dtype=float16", "label_smoothing=0.1", "teacher=a/b",
-                                    "last_gamma_zero=true"])
+@pytest.mark.parametrize(
+    "change", ["mixup=0.2", "dtype=float16", "label_smoothing=0.1", "teacher=a/b", "last_gamma_zero=true"]
+)
 def test_the_recipe_of_the_dense_network_is_in_both_fingerprints(write, change):
     path = write(MINIMAL)
     cfg, changed = config.load(path), config.load(path, [f"train.{change}"])
@@ -411,8 +472,10 @@ def finished(folder, name):
 
 def test_a_pattern_means_the_one_run_of_its_seed(tmp_path):
     path = tmp_path / "row.yaml"
-    path.write_text(f"scale: smoke\nmodel: {{name: '{tmp_path}/gcp-seed{{seed}}-*/final', new_head: true}}\n"
-                    "data: {name: digits}\ntrain: {epochs: 1}\n")
+    path.write_text(
+        f"scale: smoke\nmodel: {{name: '{tmp_path}/gcp-seed{{seed}}-*/final', new_head: true}}\n"
+        "data: {name: digits}\ntrain: {epochs: 1}\n"
+    )
     assert config.load(path).model.is_pattern, "no run yet: it loads all the same"
     finished(tmp_path, "gcp-seed0-aaa")
     finished(tmp_path, "gcp-seed1-bbb")
@@ -420,13 +483,13 @@ def test_a_pattern_means_the_one_run_of_its_seed(tmp_path):
         cfg = config.load(path, [f"seed={seed}"])
         assert cfg.model.name == f"{tmp_path}/{folder}/final" and not cfg.model.is_pattern
     finished(tmp_path, "gcp-seed1-ccc")
-    with pytest.raises(config.UserError, match="gcp-seed1-bbb.*gcp-seed1-ccc.*model.name=PREFIX"):
+    with pytest.raises(errors.UserError, match="gcp-seed1-bbb.*gcp-seed1-ccc.*model.name=PREFIX"):
         config.load(path, ["seed=1"])
 
 
 def test_a_new_head_is_for_saved_networks():
-    with pytest.raises(config.UserError, match="new_head"):
-        config.section(config.Model, {"name": "resnet18_v1b", "new_head": True})
+    with pytest.raises(errors.UserError, match="new_head"):
+        options.section(config.Model, {"name": "resnet18_v1b", "new_head": True})
 
 
 def test_the_place_in_the_paper_decides_no_number(tmp_path):
@@ -434,11 +497,12 @@ def test_the_place_in_the_paper_decides_no_number(tmp_path):
     path.write_text("scale: smoke\nmodel: {name: resnet18_v1b}\ndata: {name: digits}\ntrain: {epochs: 1}\n")
     plain, placed = config.load(path), config.load(path, ["paper.table=table3", "paper.level=2", "paper.chosen=true"])
     assert plain.fingerprint() == placed.fingerprint() and plain.dense_fingerprint() == placed.dense_fingerprint()
-    with pytest.raises(config.UserError, match="paper.table"):
+    with pytest.raises(errors.UserError, match="paper.table"):
         config.load(path, ["paper.table=table9"])
 
 
 # Workers and GPUs
+
 
 def test_the_number_of_workers_is_part_of_the_fingerprint_and_gpus_are_not(write):
     path = write(MINIMAL)
@@ -450,34 +514,47 @@ def test_the_number_of_workers_is_part_of_the_fingerprint_and_gpus_are_not(write
             assert print_(config.load(path, other)) == two
 
 
-@pytest.mark.parametrize("overrides, part", [
-    (["gpus=[1, 1]"], "gpus: [1, 1] names a GPU twice"),
-    (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread over the 2 gpus"),
-    (["workers=5"], "data.batch: 64 images cannot be divided evenly among 5 workers; set it to a multiple of 5"),
-    (["workers=0"], "workers: 0"),
-    (["gpus=0"], "gpus: 0"),
-])
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["gpus=[1, 1]"], "gpus: [1, 1] names a GPU twice"),
+        (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread over the 2 gpus"),
+        (["workers=5"], "data.batch: 64 images cannot be divided evenly among 5 workers; set it to a multiple of 5"),
+        (["workers=0"], "workers: 0"),
+        (["gpus=0"], "gpus: 0"),
+    ],
+)
 def test_workers_that_cannot_be(write, overrides, part):
     assert part in mistake(write(MINIMAL), *overrides)
 
 
-@pytest.mark.parametrize("visible, gpus, local_rank, chosen", [
-    (None, (), 0, None), (None, (0, 1), 1, "1"), (None, (4, 2), 0, "4"), ("5,7", (), 1, "5,7"),
-    ("5,7", (0, 1), 1, "7")])
+@pytest.mark.parametrize(
+    "visible, gpus, local_rank, chosen",
+    [
+        (None, (), 0, None),
+        (None, (0, 1), 1, "1"),
+        (None, (4, 2), 0, "4"),
+        ("5,7", (), 1, "5,7"),
+        ("5,7", (0, 1), 1, "7"),
+    ],
+)
 def test_a_worker_sees_its_own_gpu(monkeypatch, visible, gpus, local_rank, chosen):
+    monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setitem(config.os.environ, "CUDA_VISIBLE_DEVICES", visible or "")
-    config.use_gpu(gpus, local_rank)
+    runtime.use_gpu(gpus, local_rank)
     assert config.os.environ["CUDA_VISIBLE_DEVICES"] == (chosen or "")
 
 
 def test_a_gpu_that_is_not_visible(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; numbers up to 1 are"):
-        config.use_gpu((0, 2), 1)
+        runtime.use_gpu((0, 2), 1)
 
 
 def test_workers_on_one_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(config, "physical_cores", lambda: 8)
-    config.use_threads(0, 3)
-    assert config.os.environ["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr(runtime, "physical_cores", lambda: 8)
+    assert runtime.n_threads(0, 3) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert runtime.n_threads(0, 3) == 5 and runtime.n_threads(4, 3) == 4

@@ -1,4 +1,5 @@
 """Every configuration in configs/: it loads, says how to run it, its network can be built and its target be reached."""
+
 from __future__ import annotations
 
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gcp import config, forecast
+from gcp.experiment import config, estimate
 
 REPO = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (REPO / "configs").rglob("*.yaml") if not path.name.startswith("_"))
@@ -20,16 +21,18 @@ def _at_the_root(monkeypatch):
 
 
 def test_there_are_some_of_every_table():
-    for folder, names in (("imagenet", ["figure1", "table1", "table2", "table3", "table4", "table5"]),
-                          ("caltech256", ["table6"]),
-                          ("smoke", ["figure1", "table1", "table2", "table3", "table4", "table5", "table6"])):
+    for folder, names in (
+        ("imagenet", ["figure1", "table1", "table2", "table3", "table4", "table5"]),
+        ("caltech256", ["table6"]),
+        ("smoke", ["figure1", "table1", "table2", "table3", "table4", "table5", "table6"]),
+    ):
         assert sorted({p.parent.name for p in TABLES if p.parent.parent.name == folder}) == names
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(REPO)))
 def test_it_loads_and_its_target_can_be_reached(folder):
     loaded = config.load_all(folder)
-    for (path, _, cfg), row in zip(loaded, forecast.forecast([cfg for _, _, cfg in loaded])):
+    for (path, _, cfg), row in zip(loaded, estimate.forecast([cfg for _, _, cfg in loaded])):
         here = path.relative_to(REPO)
         assert cfg.name == path.stem
         assert path.read_text().startswith(f"# python scripts/run.py {here}"), path
@@ -81,13 +84,17 @@ def test_uniform_and_gcp_are_trained_alike():
     for path, cfg in TABLES.items():
         if cfg.prune.method == "uniform":
             other = TABLES[path.with_name(path.name.replace("uniform", "gcp"))]
-            assert (cfg.model, cfg.data, cfg.train, cfg.finetune) == (other.model, other.data, other.train,
-                                                                      other.finetune)
+            assert (cfg.model, cfg.data, cfg.train, cfg.finetune) == (
+                other.model,
+                other.data,
+                other.train,
+                other.finetune,
+            )
             assert cfg.dense_fingerprint() == other.dense_fingerprint()
 
 
 def test_table6_starts_from_what_table3_leaves():
-    for path, cfg in TABLES.items():
+    for cfg in TABLES.values():
         if cfg.paper.table == "table6" and cfg.paper.level:
             source = config.load(REPO / cfg.paper.starts_from)
             assert cfg.model.name == f"{source.output}/{source.name}-seed{{seed}}-*/final" and cfg.model.new_head

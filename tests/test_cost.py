@@ -1,4 +1,5 @@
 """Costs against MXNet's own counts, published ones, and brute force."""
+
 from __future__ import annotations
 
 import csv
@@ -14,10 +15,10 @@ from gluoncv.model_zoo import get_model
 from networks import random_keep, random_network, shape_only
 from test_network import LISTED
 
-from gcp.config import UserError
-from gcp.cost import COSTS, Budget, allowed, describe, least_widths, macs, params, running_statistics
-from gcp.gluon import load, save
-from gcp.network import shrink, with_masks
+from gcp.backend.gluon import load, save
+from gcp.cost.base import COSTS, Budget, allowed, describe, least_widths, macs, params, running_statistics
+from gcp.errors import UserError
+from gcp.graph.network import shrink, with_masks
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
@@ -51,9 +52,18 @@ def test_params_are_mxnets_own_count(name):
     assert facts["running_statistics"] == running_statistics(net) == counted[False] - fixed
 
 
-@pytest.mark.parametrize("name, gmacs", [
-    ("resnet18_v1b", "1.814"), ("resnet50_v1b", "4.089"), ("resnet50_v1d", "4.329"), ("resnet101_v1b", "7.801"),
-    ("vgg16_bn", "15.470"), ("mobilenet1.0", "0.569"), ("mobilenetv2_1.0", "0.301")])
+@pytest.mark.parametrize(
+    "name, gmacs",
+    [
+        ("resnet18_v1b", "1.814"),
+        ("resnet50_v1b", "4.089"),
+        ("resnet50_v1d", "4.329"),
+        ("resnet101_v1b", "7.801"),
+        ("vgg16_bn", "15.470"),
+        ("mobilenet1.0", "0.569"),
+        ("mobilenetv2_1.0", "0.301"),
+    ],
+)
 def test_published_macs(name, gmacs):
     net = shape_only(name)
     assert f"{macs(net)(net.widths) / 1e9:.3f}" == gmacs
@@ -81,8 +91,9 @@ def test_dcp_published_counts_from_its_in_block_rule(row):
     n_params, n_macs = params(net)(widths), macs(net)(widths)
     said_params, said_macs = re.search(r"([\d.]+)M params ([\d.]+)G MACs", row["notes"]).groups()
     for dense, pruned, said, reduction in (
-            (params(net)(net.widths) / 1e6, n_params / 1e6, said_params, row["params_reduction"]),
-            (macs(net)(net.widths) / 1e9, n_macs / 1e9, said_macs, row["flops_reduction"])):
+        (params(net)(net.widths) / 1e6, n_params / 1e6, said_params, row["params_reduction"]),
+        (macs(net)(net.widths) / 1e9, n_macs / 1e9, said_macs, row["flops_reduction"]),
+    ):
         assert f"{pruned:#.3g}" == said
         # Its reductions are quotients of rounded counts.
         assert f"{float(f'{dense:.3g}') / float(said):.2f}x" == reduction
@@ -107,8 +118,19 @@ def test_params_kept_of_the_released_networks(row):
 
 
 @pytest.mark.parametrize("objective", COSTS)
-@pytest.mark.parametrize("name", ["resnet18_v1b", "resnet50_v1", "resnet50_v1d", "resnet18_v2", "mobilenet1.0",
-                                  "mobilenetv2_1.0", "vgg16_bn", "cifar_resnet20_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18_v1b",
+        "resnet50_v1",
+        "resnet50_v1d",
+        "resnet18_v2",
+        "mobilenet1.0",
+        "mobilenetv2_1.0",
+        "vgg16_bn",
+        "cifar_resnet20_v2",
+    ],
+)
 def test_marginal_cost_is_the_difference_of_whole_costs(name, objective):
     net = shape_only(name, (3, 32, 32) if "cifar" in name else (3, 224, 224))
     cost, rng = COSTS[objective](net), np.random.default_rng(0)
@@ -129,7 +151,8 @@ def test_cost_of_widths_is_that_of_the_removed_network(name):
     added = sum(small.arrays[k].size for k in small.arrays if k not in net.arrays)  # biases that took up constants
     assert params(net)(widths) + added == params(small)(small.widths)
     assert params(small)(small.widths) + running_statistics(small) == sum(v.size for v in small.arrays.values()) - (
-        6 if "_v2" in name else 0)
+        6 if "_v2" in name else 0
+    )
 
 
 def test_linear_groups_cost_the_same_at_any_width():

@@ -1,4 +1,5 @@
 """Data: which images are served, in which order, to which part, and what broken files get."""
+
 from __future__ import annotations
 
 import gzip
@@ -12,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from gcp import data
-from gcp.config import Data, UserError
+from gcp.data import base as data
+from gcp.data.options import Data
+from gcp.errors import UserError
 
 N_TRAIN, N_TEST = 40, 15
 
@@ -89,6 +91,7 @@ def numbers(split, batches) -> list[int]:
 
 # Splits
 
+
 def test_the_splits_divide_the_training_images(fashion):
     found = load("fashion_mnist", fashion, validation=0.25)
     assert (found.name, found.shape, len(found.classes)) == ("fashion_mnist", (3, 32, 32), 10)
@@ -104,24 +107,34 @@ def test_validation_images_come_from_every_class(fashion):
 
 
 def test_the_seed_decides_the_validation_images_only(fashion):
-    first, again, other = (load("fashion_mnist", fashion, seed=seed, n_train=20, validation=0.5)
-                           for seed in (1, 1, 2))
+    first, again, other = (load("fashion_mnist", fashion, seed=seed, n_train=20, validation=0.5) for seed in (1, 1, 2))
     rows = [set(d.validation.rows) for d in (first, again, other)]
     assert rows[0] == rows[1] != rows[2]
-    everything = [set(numbers(d.train, d.train.batches(10)) + numbers(d.validation, d.validation.batches(10)))
-                  for d in (first, other)]
+    everything = [
+        set(numbers(d.train, d.train.batches(10)) + numbers(d.validation, d.validation.batches(10)))
+        for d in (first, other)
+    ]
     assert everything[0] == everything[1] and len(everything[0]) == 20
 
 
-@pytest.mark.parametrize("n_train, validation, sizes", [
-    (2, 0.5, (1, 1)), (2, 0.01, (1, 1)), (3, 0.5, (1, 2)), (20, 0.1, (18, 2)), (1000, 0.5, (20, 20)),
-    (None, 0.01, (39, 1))])
+@pytest.mark.parametrize(
+    "n_train, validation, sizes",
+    [
+        (2, 0.5, (1, 1)),
+        (2, 0.01, (1, 1)),
+        (3, 0.5, (1, 2)),
+        (20, 0.1, (18, 2)),
+        (1000, 0.5, (20, 20)),
+        (None, 0.01, (39, 1)),
+    ],
+)
 def test_sizes_of_the_splits(fashion, n_train, validation, sizes):
     found = load("fashion_mnist", fashion, n_train=n_train, validation=validation)
     assert (len(found.train), len(found.validation)) == sizes
 
 
 # Batches
+
 
 def test_evaluation_batches_are_in_order_and_count_every_image_once(fashion):
     test = load("fashion_mnist", fashion).test
@@ -141,7 +154,7 @@ def test_training_batches_are_full_and_wrap_around(fashion, size):
         assert y.shape == (size,) and y.dtype == np.int32 and n_valid == size
     seen = numbers(train, batches)
     assert len(set(seen[:36])) == 36
-    assert seen[36:] == (seen[:36] * 3)[:len(seen) - 36]
+    assert seen[36:] == (seen[:36] * 3)[: len(seen) - 36]
 
 
 def test_labels_stay_with_their_images(fashion):
@@ -152,8 +165,10 @@ def test_labels_stay_with_their_images(fashion):
 
 def test_a_seed_repeats_a_pass_and_another_does_not(fashion):
     train = load("fashion_mnist", fashion).train
-    passes = [np.concatenate([x for x, _, _ in train.batches(6, seed=seed, augment="crop_flip")])
-              for seed in ((7, 1), (7, 1), (7, 2))]
+    passes = [
+        np.concatenate([x for x, _, _ in train.batches(6, seed=seed, augment="crop_flip")])
+        for seed in ((7, 1), (7, 1), (7, 2))
+    ]
     assert np.array_equal(passes[0], passes[1]) and not np.array_equal(passes[0], passes[2])
 
 
@@ -169,6 +184,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(fashion):
 
 
 # Parts, resuming, threads: the same bits as one pass in one go
+
 
 @pytest.fixture(params=["memory", "disk", "records"])
 def stored(request, folder, monkeypatch, tmp_path_factory):
@@ -188,7 +204,8 @@ def served(split, size, **how) -> list:
 
 def same(batches, others) -> bool:
     return len(batches) == len(others) and all(
-        np.array_equal(x, u) and np.array_equal(y, v) and n == m for (x, y, n), (u, v, m) in zip(batches, others))
+        np.array_equal(x, u) and np.array_equal(y, v) and n == m for (x, y, n), (u, v, m) in zip(batches, others)
+    )
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "crop_flip", "imagenet"])
@@ -197,8 +214,14 @@ def test_parts_add_up_to_the_joined_batch(stored, augment):
     whole = served(train, 4, seed=(1, 2), augment=augment)
     for n in (2, 4):
         parts = [served(train, 4, seed=(1, 2), augment=augment, part=(rank, n)) for rank in range(n)]
-        joined = [(np.concatenate([x for x, _, _ in rows]), np.concatenate([y for _, y, _ in rows]),
-                   sum(n for _, _, n in rows)) for rows in zip(*parts)]
+        joined = [
+            (
+                np.concatenate([x for x, _, _ in rows]),
+                np.concatenate([y for _, y, _ in rows]),
+                sum(n for _, _, n in rows),
+            )
+            for rows in zip(*parts)
+        ]
         assert same(whole, joined)
 
 
@@ -206,7 +229,7 @@ def test_the_parts_of_a_short_last_batch(stored):
     test = stored().test  # 4 images: batches of 6 are short by 2
     parts = [served(test, 6, part=(rank, 3)) for rank in range(3)]
     assert [n for ((_, _, n),) in parts] == [2, 2, 0]
-    (x, y, _), = parts[2]
+    ((x, y, _),) = parts[2]
     assert len(x) == 2 and len(y) == 2 and y[0] == y[1]
 
 
@@ -240,8 +263,9 @@ def test_the_number_of_threads_changes_nothing(stored, augment):
 
 def test_the_recipe_changes_with_the_epoch_and_the_place(stored):
     train = stored(augment="imagenet").train
-    passes = [np.concatenate([x for x, _, _ in served(train, 4, seed=(0, epoch), augment="imagenet")])
-              for epoch in range(2)]
+    passes = [
+        np.concatenate([x for x, _, _ in served(train, 4, seed=(0, epoch), augment="imagenet")]) for epoch in range(2)
+    ]
     # Of one colour each, so that two of the 24 may come out alike; without a generator each there would be few.
     assert len({image.tobytes() for image in np.concatenate(passes)}) >= 20
 
@@ -255,12 +279,13 @@ def test_leaving_a_pass_early_leaves_no_thread(stored):
 
 def test_the_recipe_takes_grey_images_from_memory():
     train = load("digits", input=(3, 16, 16), n_train=40).train
-    (x, _, _), = served(train, 36, seed=0, augment="imagenet")
+    ((x, _, _),) = served(train, 36, seed=0, augment="imagenet")
     assert x.shape == (36, 3, 16, 16) and x.std() > 0.5
     assert not np.array_equal(x[:, 0], x[:, 1])  # lighting colours them
 
 
 # Augmentation
+
 
 def test_an_augmented_batch_takes_little_time():
     images = np.zeros((640, 3, 32, 32), np.uint8)
@@ -275,6 +300,7 @@ def test_an_augmented_batch_takes_little_time():
 
 
 # Digits
+
 
 def test_digits_are_real_and_fixed():
     found = load("digits", input=(3, 8, 8))
@@ -299,6 +325,7 @@ def test_digits_at_the_size_asked_for():
 
 
 # Fashion-MNIST
+
 
 def test_28_pixels_are_framed_with_black_to_32(fashion):
     test = load("fashion_mnist", fashion).test
@@ -335,7 +362,7 @@ def not_gzip(path):
 
 def garbled(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xff
+    content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
 
 
@@ -347,10 +374,19 @@ def floats(path):
     path.write_bytes(gzip.compress(bytes((0, 0, 13, 3)) + bytes(40)))
 
 
-@pytest.mark.parametrize("damage, part", [
-    (truncated, "truncated or not a gzip file"), (short, "bytes but holds"), (long, "bytes but holds"),
-    (header_only, "truncated within its header"), (not_gzip, "truncated or not a gzip file"), (garbled, ""),
-    (empty, ""), (floats, "not an IDX file")])
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (truncated, "truncated or not a gzip file"),
+        (short, "bytes but holds"),
+        (long, "bytes but holds"),
+        (header_only, "truncated within its header"),
+        (not_gzip, "truncated or not a gzip file"),
+        (garbled, ""),
+        (empty, ""),
+        (floats, "not an IDX file"),
+    ],
+)
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
 def test_a_damaged_idx_file_is_named(fashion, damage, part, file):
     damage(fashion / file)
@@ -405,6 +441,7 @@ def test_without_a_root_and_a_network(tmp_path, monkeypatch, error):
 
 # Folders of class folders
 
+
 def test_class_folders(folder):
     found = load("folder", folder, validation=0.25)
     assert found.classes == ("cat", "dog")
@@ -419,8 +456,9 @@ def test_class_folders_too_large_for_memory_are_decoded_batch_by_batch(folder, m
     monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
     large = load("folder", folder)
     assert not isinstance(large.train.images, np.ndarray)
-    for (x, y, n), (x_large, y_large, n_large) in zip(small.train.batches(4, seed=1, augment="crop"),
-                                                      large.train.batches(4, seed=1, augment="crop")):
+    for (x, y, n), (x_large, y_large, n_large) in zip(
+        small.train.batches(4, seed=1, augment="crop"), large.train.batches(4, seed=1, augment="crop")
+    ):
         assert np.array_equal(x, x_large) and np.array_equal(y, y_large) and n == n_large
 
 
@@ -429,15 +467,18 @@ def test_val_stands_in_for_test(folder):
     assert len(load("folder", folder).test) == 4
 
 
-@pytest.mark.parametrize("limit", [10 ** 9, 0])
-@pytest.mark.parametrize("file, damage, part", [
-    ("train/cat/0.jpg", lambda content: content[:len(content) // 2], "truncated image"),
-    ("test/dog/0.jpg", lambda content: content[:-1], "truncated image"),
-    ("train/dog/1.JPEG", lambda content: b"<html>not found</html>", "not an image that OpenCV can decode"),
-    ("train/dog/2.png", lambda content: content[:-20], "truncated image"),
-    ("train/dog/3.bmp", lambda content: content[:-1], "truncated image"),
-    ("test/cat/1.JPEG", lambda content: b"", "not an image that OpenCV can decode"),
-])
+@pytest.mark.parametrize("limit", [10**9, 0])
+@pytest.mark.parametrize(
+    "file, damage, part",
+    [
+        ("train/cat/0.jpg", lambda content: content[: len(content) // 2], "truncated image"),
+        ("test/dog/0.jpg", lambda content: content[:-1], "truncated image"),
+        ("train/dog/1.JPEG", lambda content: b"<html>not found</html>", "not an image that OpenCV can decode"),
+        ("train/dog/2.png", lambda content: content[:-20], "truncated image"),
+        ("train/dog/3.bmp", lambda content: content[:-1], "truncated image"),
+        ("test/cat/1.JPEG", lambda content: b"", "not an image that OpenCV can decode"),
+    ],
+)
 def test_a_broken_image_is_named(folder, monkeypatch, limit, file, damage, part):
     monkeypatch.setattr(data, "_MEMORY_LIMIT", limit)
     path = folder / file
@@ -493,7 +534,8 @@ def test_imagenet_says_what_to_download(tmp_path):
 
 # Bad images that are skipped
 
-@pytest.mark.parametrize("limit", [10 ** 9, 0])
+
+@pytest.mark.parametrize("limit", [10**9, 0])
 def test_skipped_images_are_named_and_change_nothing_else(folder, monkeypatch, limit):
     monkeypatch.setattr(data, "_MEMORY_LIMIT", limit)
     whole = load("folder", folder, on_bad_image="skip", validation=0.25)
@@ -504,8 +546,10 @@ def test_skipped_images_are_named_and_change_nothing_else(folder, monkeypatch, l
     paths[1].unlink()
     paths[1].symlink_to("nowhere")
     found = load("folder", folder, on_bad_image="skip", validation=0.25)
-    assert found.skipped == (f"{paths[0]}: truncated image; replace or remove it",
-                             f"{paths[1]}: image cannot be read: No such file or directory; replace or remove it")
+    assert found.skipped == (
+        f"{paths[0]}: truncated image; replace or remove it",
+        f"{paths[1]}: image cannot be read: No such file or directory; replace or remove it",
+    )
     assert found.train.rows.tolist() == [r for r in whole.train.rows if r != row]
     assert np.array_equal(found.validation.rows, whole.validation.rows)
     assert [n for _, _, n in found.test.batches(2)] == [2, 1]  # three images count
@@ -541,6 +585,7 @@ def test_nothing_is_left(folder):
 
 
 # RecordIO
+
 
 @pytest.fixture
 def records(folder, tmp_path_factory):

@@ -1,4 +1,5 @@
 """The describe and evaluate scripts: what they print, and one line for bad input."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 from networks import random_network, shape_only
 
-from gcp import gluon
-from gcp.config import UserError
-from gcp.cost import describe
+from gcp.backend import gluon
+from gcp.cost.base import describe
+from gcp.errors import UserError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -28,20 +29,32 @@ def script(name):
 
 def start(name, *args):
     """The script in a process of its own."""
-    return subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), *args], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{name}.py"), *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)},
+        timeout=120,
+    )
 
 
 def test_json_has_the_promised_keys(capsys):
     script("describe")(["resnet18_v1b", "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert {"params", "macs", "groups", "running_statistics"} <= set(facts)
-    assert all(set(g) == {"name", "size", "producers", "consumers", "macs_per_channel", "params_per_channel"}
-               for g in facts["groups"])
+    assert all(
+        set(g) == {"name", "size", "producers", "consumers", "macs_per_channel", "params_per_channel"}
+        for g in facts["groups"]
+    )
     assert (facts["params"], facts["macs"], facts["running_statistics"]) == (11689512, 1814073344, 9600)
     assert facts["groups"][1] == {
-        "name": "layers1_conv0", "size": 64, "producers": ["layers1_conv0"], "consumers": ["layers1_conv1"],
-        "macs_per_channel": 2 * 64 * 9 * 56 * 56, "params_per_channel": 2 * 64 * 9 + 2}
+        "name": "layers1_conv0",
+        "size": 64,
+        "producers": ["layers1_conv0"],
+        "consumers": ["layers1_conv1"],
+        "macs_per_channel": 2 * 64 * 9 * 56 * 56,
+        "params_per_channel": 2 * 64 * 9 + 2,
+    }
 
 
 def test_input_and_classes_can_be_given(capsys):
@@ -80,15 +93,19 @@ def test_describing_takes_no_memory_for_weights():
         assert all(set(a.strides) == {0} for a in arrays)
 
 
-@pytest.mark.parametrize("args, said", [
-    (["resnet18_v1bb"], "nearest: resnet18_v1b"),
-    (["./nothing/here"], "no file './nothing/here-symbol.json'"),
-    (["densenet121"], "operator 'Concat' at node 'stage1_concat0'"),
-    (["vgg16_bn", "--input", "3,16,16"], "cannot take an input of 3x16x16"),
-    (["resnet18_v1b", "--input", "224"], "--input 224: should be channels,height,width"),
-    (["resnet50_v1b_gn"], "resnet50_v1b_gn"),
-    (["ssd_512_resnet50_v1_custom"], "ssd_512_resnet50_v1_custom"),
-    (["resnet18_v1b", "--classes", "0"], "argument --classes: '0' should be a whole number above 0")])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["resnet18_v1bb"], "nearest: resnet18_v1b"),
+        (["./nothing/here"], "no file './nothing/here-symbol.json'"),
+        (["densenet121"], "operator 'Concat' at node 'stage1_concat0'"),
+        (["vgg16_bn", "--input", "3,16,16"], "cannot take an input of 3x16x16"),
+        (["resnet18_v1b", "--input", "224"], "--input 224: should be channels,height,width"),
+        (["resnet50_v1b_gn"], "resnet50_v1b_gn"),
+        (["ssd_512_resnet50_v1_custom"], "ssd_512_resnet50_v1_custom"),
+        (["resnet18_v1b", "--classes", "0"], "argument --classes: '0' should be a whole number above 0"),
+    ],
+)
 def test_bad_input_is_a_user_error_of_one_line(args, said, capsys):
     with pytest.raises(UserError) as error:
         script("describe")(args)
@@ -100,17 +117,23 @@ def test_bad_input_ends_with_one_line_and_exit_2(tmp_path):
     net = random_network("cifar_resnet20_v1")
     paths = gluon.save(net, tmp_path / "net")
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
-    for done, said in ((start("describe", "vgg16_bn", "--input", "3,16,16"), "3x16x16"),
-                       (start("evaluate", str(tmp_path / "net"), "--data", "digits"), "net-0000.params")):
+    for done, said in (
+        (start("describe", "vgg16_bn", "--input", "3,16,16"), "3x16x16"),
+        (start("evaluate", str(tmp_path / "net"), "--data", "digits"), "net-0000.params"),
+    ):
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
 
 
-@pytest.mark.parametrize("args, said", [
-    (["resnet18_v1b", "--data", "digits"], "is no saved network"),
-    (["net", "--data", "digitz"], "digitz"),
-    (["net", "--data", "folder"], "root"),
-    (["net", "--data", "digits"], "has 7 classes")])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["resnet18_v1b", "--data", "digits"], "is no saved network"),
+        (["net", "--data", "digitz"], "digitz"),
+        (["net", "--data", "folder"], "root"),
+        (["net", "--data", "digits"], "has 7 classes"),
+    ],
+)
 def test_evaluate_refuses_what_does_not_fit(args, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gluon.save(random_network("cifar_resnet20_v1"), "net")

@@ -1,4 +1,5 @@
 """The whole path through the scripts, as a user runs them: records, resuming after SIGKILL, bad input."""
+
 import dataclasses
 import json
 import signal
@@ -22,16 +23,24 @@ prune: {iterations: 2, round_to: 4}
 finetune: {epochs: 4, lr: 0.05}
 throughput: {batch: 8, repeats: 2}
 """
-METHODS = {"gcp-macs": "{method: gcp, objective: macs, target: 0.4}",
-           "gcp-params": "{method: gcp, objective: params, target: 0.4, score: paper}",
-           "uniform-macs": "{method: uniform, objective: macs, target: 0.4}",
-           "uniform-random": "{method: uniform, objective: macs, target: 0.4, criterion: random}",
-           "none": "{method: none}"}
+METHODS = {
+    "gcp-macs": "{method: gcp, objective: macs, target: 0.4}",
+    "gcp-params": "{method: gcp, objective: params, target: 0.4, score: paper}",
+    "uniform-macs": "{method: uniform, objective: macs, target: 0.4}",
+    "uniform-random": "{method: uniform, objective: macs, target: 0.4, criterion: random}",
+    "none": "{method: none}",
+}
 
 
 def script(name, *args, **how):
-    return subprocess.Popen([sys.executable, str(REPO / "scripts" / name), *map(str, args)], cwd=REPO, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+    return subprocess.Popen(
+        [sys.executable, str(REPO / "scripts" / name), *map(str, args)],
+        cwd=REPO,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **how,
+    )
 
 
 def finish(process):
@@ -49,8 +58,11 @@ def epochs(log):
 def numbers(record):
     """A record without what a clock or a calendar says."""
     if isinstance(record, dict):
-        return {k: numbers(v) for k, v in record.items()
-                if k not in ("seconds", "throughput", "latency_kept", "date", "git_commit", "config")}
+        return {
+            k: numbers(v)
+            for k, v in record.items()
+            if k not in ("seconds", "throughput", "latency_kept", "date", "git_commit", "config")
+        }
     return [numbers(v) for v in record] if isinstance(record, list) else record
 
 
@@ -102,8 +114,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
     whole = json.loads(next(reproduced[0].glob("gcp-macs-*/record.json")).read_text())
     args = ("run.py", configs / "gcp-macs.yaml", "--set", f"output={tmp_path}")
     # Killed as soon as each of these is there: in dense training, in both phases of both iterations, in fine-tuning.
-    for stage in ("*/lock", "dense-*/dense.json", "*/gcp-1-*-regularise.json", "*/gcp-1-*-recover.json",
-                  "*/gcp-2-*-regularise.json", "*/pruned.json"):
+    for stage in (
+        "*/lock",
+        "dense-*/dense.json",
+        "*/gcp-1-*-regularise.json",
+        "*/gcp-1-*-recover.json",
+        "*/gcp-2-*-regularise.json",
+        "*/pruned.json",
+    ):
         process = script(*args)
         while not list(tmp_path.glob(stage)) and process.poll() is None:
             time.sleep(0.005)
@@ -115,45 +133,73 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
     resumed = json.loads(next(tmp_path.glob("gcp-*/record.json")).read_text())
     assert numbers(resumed) == numbers(whole)
     # Each epoch is in its log once, with the numbers of the run that nobody killed.
-    for folder, stages in (("dense-*", {"dense": 4}),
-                           ("gcp-*", {"final": 4, **{f"gcp-{t}-lam0.1-{phase}": 1 for t in (1, 2)
-                                                     for phase in ("regularise", "recover")}})):
-        logs = [epochs(next(root.glob(f"{folder.replace('gcp-', 'gcp-macs-')}/log.jsonl"))) for root in
-                (reproduced[0], tmp_path)]
+    for folder, stages in (
+        ("dense-*", {"dense": 4}),
+        (
+            "gcp-*",
+            {"final": 4, **{f"gcp-{t}-lam0.1-{phase}": 1 for t in (1, 2) for phase in ("regularise", "recover")}},
+        ),
+    ):
+        logs = [
+            epochs(next(root.glob(f"{folder.replace('gcp-', 'gcp-macs-')}/log.jsonl")))
+            for root in (reproduced[0], tmp_path)
+        ]
         assert sorted(logs[0]) == sorted(logs[1])
-        assert sorted(line[:2] for line in logs[1]) == sorted((s, n) for s, last in stages.items()
-                                                              for n in range(1, last + 1))
+        assert sorted(line[:2] for line in logs[1]) == sorted(
+            (s, n) for s, last in stages.items() for n in range(1, last + 1)
+        )
 
 
 def test_the_whole_recipe_from_a_configuration(tmp_path):
     """Every key of the recipe reaches the loop; the dense network teaches the pruned one; teachers that do not fit."""
-    from gcp import config, experiment
-    from gcp.data import load
+    from gcp import errors
+    from gcp.data.base import load
+    from gcp.experiment import config
+    from gcp.experiment import run as experiment_run
+
     (tmp_path / "c.yaml").write_text(TINY)
-    cfg = config.load(tmp_path / "c.yaml", [
-        f"output={tmp_path}", "data.n_train=64", "train={epochs: 3, lr: 0.1, schedule: step, step_epochs: [1, 2], "
-        "step_factor: 0.5, mixup: 0.2, last_gamma_zero: true}",
-        "finetune={epochs: 1, teacher: dense, teacher_weight: 1.0}"])
+    cfg = config.load(
+        tmp_path / "c.yaml",
+        [
+            f"output={tmp_path}",
+            "data.n_train=64",
+            "train={epochs: 3, lr: 0.1, schedule: step, step_epochs: [1, 2], "
+            "step_factor: 0.5, mixup: 0.2, last_gamma_zero: true}",
+            "finetune={epochs: 1, teacher: dense, teacher_weight: 1.0}",
+        ],
+    )
     data = load(cfg.data, cfg.seed)
-    _, start = experiment.plan(cfg, data)
-    experiment.check_training(cfg, data)
+    _, start = experiment_run.plan(cfg, data)
+    experiment_run.check_training(cfg, data)
     assert (start.arrays["stage1_batchnorm1_gamma"] == 0).all() and (start.arrays["batchnorm0_gamma"] == 1).all()
-    dense, facts = experiment.dense_network(cfg, data, start)
+    dense, facts = experiment_run.dense_network(cfg, data, start)
     log = next(tmp_path.glob("dense-*/log.jsonl"))
     assert [(stage, epoch, lr) for stage, epoch, _, _, lr in epochs(log)] == [
-        ("dense", 1, 0.1), ("dense", 2, 0.05), ("dense", 3, 0.025)]
+        ("dense", 1, 0.1),
+        ("dense", 2, 0.05),
+        ("dense", 3, 0.025),
+    ]
     assert json.loads(log.read_text().splitlines()[-1])["validation_top1"] == facts["validation_top1"]
     said = []
-    experiment.train(dense, data, cfg, cfg.finetune, 2, tmp_path / "x", lambda event, **row: said.append(row), dense)
+    experiment_run.train(
+        dense, data, cfg, cfg.finetune, 2, tmp_path / "x", lambda event, **row: said.append(row), dense
+    )
     assert [row["stage"] for row in said] == ["final", "final"]
-    experiment.train(dense, data, cfg, cfg.finetune.model_copy(update={"teacher": None}), 2, tmp_path / "x",
-                     lambda event, **row: said.append(row))
+    experiment_run.train(
+        dense,
+        data,
+        cfg,
+        cfg.finetune.model_copy(update={"teacher": None}),
+        2,
+        tmp_path / "x",
+        lambda event, **row: said.append(row),
+    )
     assert said[0]["training_loss"] < 0.5 * said[2]["training_loss"], "it starts as its own teacher"
     other = cfg.finetune.model_copy(update={"teacher": str(next(tmp_path.glob("dense-*")) / "dense")})
-    assert experiment.teacher(other, data).net.name == "cifar_resnet20_v1"
+    assert experiment_run.teacher(other, data).net.name == "cifar_resnet20_v1"
     data = dataclasses.replace(data, classes=data.classes[:4])
-    with pytest.raises(config.UserError, match="dense' has 10 classes, data 'digits' has 4; name a network that"):
-        experiment.teacher(other, data)
+    with pytest.raises(errors.UserError, match="dense' has 10 classes, data 'digits' has 4; name a network that"):
+        experiment_run.teacher(other, data)
 
 
 def test_ctrl_c_says_how_to_resume(configs, tmp_path):
@@ -171,40 +217,48 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
     code, out, err = finish(script("evaluate.py", folder / "final", "--data", "digits"))
     assert code == 0, err
     final = json.loads((folder / "record.json").read_text())["stages"]["final"]
-    assert {k: json.loads(out)[k] for k in ("top1", "top5", "n_eval", "macs", "params")} == \
-        {k: final[k] for k in ("top1", "top5", "n_eval", "macs", "params")}
+    assert {k: json.loads(out)[k] for k in ("top1", "top5", "n_eval", "macs", "params")} == {
+        k: final[k] for k in ("top1", "top5", "n_eval", "macs", "params")
+    }
 
 
-@pytest.mark.parametrize("name, args, message", [
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=0.0001"], "at least 0."),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=1.5"], "prune.target"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.tarvet=0.5"], "prune.target"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=resnet18_v9"], "resnet18_v"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=se_resnet18_v1"], "AdaptiveAvgPooling2D"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "data.name=folder", "--set", "data.root=/no/such"], "/no/such"),
-    ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
-    ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
-    ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 are asked for, and 1 started"),
-    ("run.py", ["{configs}/none.yaml", "--set", "gpus=[0]"], "this MXNet sees none"),
-    ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
-    ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
-    ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
-    ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
-    ("describe.py", ["resnet18_v1b", "--classes", "ten"], "--classes"),
-    ("reproduce.py", [], "configs"),
-    ("reproduce.py", ["{configs}/absent"], "absent"),
-    ("report.py", ["{configs}"], "record.json"),
-    ("latency.py", ["measure", "resnet18_v1b", "--runtime", "tensorrt"], "there are mxnet, mxnet-int8, onnxruntime"),
-    ("latency.py", ["measure", "resnet18_v1b", "--device", "gpu(3)"], "this machine has cpu"),
-    ("latency.py", ["measure", "resnet18_v1b", "--dtype", "float16"], "but in float32"),
-    ("latency.py", ["sample", "resnet18_v1b"], "--out"),
-    ("latency.py", ["fit", "{configs}/absent", "--out", "{configs}/x.json"], "absent"),
-    ("latency.py", ["validate", "{configs}/_base.yaml", "--held-out", "{configs}/x"], "is no latency model"),
-    ("latency.py", ["predict", "{configs}/_base.yaml", "resnet18_v1b"], "is no latency model"),
-    ("latency.py", ["table", "{configs}"], "validation.json"),
-    ("figure1.py", ["--repeats", "3"], "--measure"),
-])
+@pytest.mark.parametrize(
+    "name, args, message",
+    [
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=0.0001"], "at least 0."),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=1.5"], "prune.target"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.tarvet=0.5"], "prune.target"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=resnet18_v9"], "resnet18_v"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=se_resnet18_v1"], "AdaptiveAvgPooling2D"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "data.name=folder", "--set", "data.root=/no/such"], "/no/such"),
+        ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
+        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
+        ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 are asked for, and 1 started"),
+        ("run.py", ["{configs}/none.yaml", "--set", "gpus=[0]"], "this MXNet sees none"),
+        ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
+        ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
+        ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
+        ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
+        ("describe.py", ["resnet18_v1b", "--classes", "ten"], "--classes"),
+        ("reproduce.py", [], "configs"),
+        ("reproduce.py", ["{configs}/absent"], "absent"),
+        ("report.py", ["{configs}"], "record.json"),
+        (
+            "latency.py",
+            ["measure", "resnet18_v1b", "--runtime", "tensorrt"],
+            "there are mxnet, mxnet-int8, onnxruntime",
+        ),
+        ("latency.py", ["measure", "resnet18_v1b", "--device", "gpu(3)"], "this machine has cpu"),
+        ("latency.py", ["measure", "resnet18_v1b", "--dtype", "float16"], "but in float32"),
+        ("latency.py", ["sample", "resnet18_v1b"], "--out"),
+        ("latency.py", ["fit", "{configs}/absent", "--out", "{configs}/x.json"], "absent"),
+        ("latency.py", ["validate", "{configs}/_base.yaml", "--held-out", "{configs}/x"], "is no latency model"),
+        ("latency.py", ["predict", "{configs}/_base.yaml", "resnet18_v1b"], "is no latency model"),
+        ("latency.py", ["table", "{configs}"], "validation.json"),
+        ("figure1.py", ["--repeats", "3"], "--measure"),
+    ],
+)
 def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, name, args, message):
     args = [a.format(configs=configs) for a in args]
     extra = ["--set", f"output={tmp_path}"] if name == "run.py" else []
@@ -218,14 +272,30 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
     """sample, fit, validate, predict and table as README shows them, on a network of a millisecond."""
     small = ["cifar_resnet20_v1", "--input", "3,8,8", "--threads", "1", "--repeats", "3"]
     for args, said in (
-            (["measure", *small[:1], "cifar_resnet20_v2", *small[1:], "--json", tmp_path / "m.json"], "x the first"),
-            (["sample", *small, "--n", "20", "--out", tmp_path / "s"], "20 networks"),
-            (["sample", *small, "--n", "22", "--out", tmp_path / "s"], "22 networks"),
-            (["fit", tmp_path / "s", "--out", tmp_path / "m"], "fitted to 22 networks"),
-            (["validate", tmp_path / "m", "--held-out", tmp_path / "h", "--n", "3", "--repeats", "3",
-              "--again", tmp_path / "h2", "--out", tmp_path / "v"], "clock again"),
-            (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
-            (["table", tmp_path], "validation.md")):
+        (["measure", *small[:1], "cifar_resnet20_v2", *small[1:], "--json", tmp_path / "m.json"], "x the first"),
+        (["sample", *small, "--n", "20", "--out", tmp_path / "s"], "20 networks"),
+        (["sample", *small, "--n", "22", "--out", tmp_path / "s"], "22 networks"),
+        (["fit", tmp_path / "s", "--out", tmp_path / "m"], "fitted to 22 networks"),
+        (
+            [
+                "validate",
+                tmp_path / "m",
+                "--held-out",
+                tmp_path / "h",
+                "--n",
+                "3",
+                "--repeats",
+                "3",
+                "--again",
+                tmp_path / "h2",
+                "--out",
+                tmp_path / "v",
+            ],
+            "clock again",
+        ),
+        (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
+        (["table", tmp_path], "validation.md"),
+    ):
         code, out, err = finish(script("latency.py", *args))
         assert code == 0 and said in out, (args, out, err)
     assert (tmp_path / "v.validation.png").stat().st_size > 10000
@@ -234,7 +304,9 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
 
 
 def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
-    from gcp import config, experiment, records
+    from gcp.experiment import config
+    from gcp.experiment import record as records
+    from gcp.experiment import run as experiment_run
 
     for split in ("train", "test"):
         for k, name in enumerate("ab"):
@@ -242,11 +314,17 @@ def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
             for n in range(4):
                 cv2.imwrite(str(tmp_path / split / name / f"{n}.png"), np.full((9, 9, 3), 90 * k + n, np.uint8))
     (tmp_path / "train" / "b" / "2.png").write_bytes(b"junk")
-    cfg = config.Config.model_validate({
-        "name": "skip", "scale": "smoke", "output": str(tmp_path / "runs"), "model": {"name": "cifar_resnet20_v1"},
-        "data": {"name": "folder", "root": str(tmp_path), "input": [3, 8, 8], "batch": 4, "on_bad_image": "skip"},
-        "train": {"epochs": 1}})
-    record = experiment.run(cfg)
+    cfg = config.Config.model_validate(
+        {
+            "name": "skip",
+            "scale": "smoke",
+            "output": str(tmp_path / "runs"),
+            "model": {"name": "cifar_resnet20_v1"},
+            "data": {"name": "folder", "root": str(tmp_path), "input": [3, 8, 8], "batch": 4, "on_bad_image": "skip"},
+            "train": {"epochs": 1},
+        }
+    )
+    record = experiment_run.run(cfg)
     said = capsys.readouterr().err
     assert record["images_skipped"] == 1 and record == records.load_records(tmp_path / "runs")[0]
     assert f"warning: skipped: {tmp_path}/train/b/2.png: not an image" in said and "1 images of data 'folder'" in said

@@ -1,4 +1,5 @@
 """Exports against the network they came from: ONNX in onnxruntime, int8 in plain MXNet, and the script around both."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -17,10 +18,12 @@ import onnxruntime
 import pytest
 from networks import difference, images, random_keep, random_network
 
-from gcp import export, gluon, training
-from gcp.config import Data, UserError
-from gcp.data import load as load_data
-from gcp.network import Node, shrink
+from gcp.backend import export, gluon
+from gcp.data.base import load as load_data
+from gcp.data.options import Data
+from gcp.errors import UserError
+from gcp.graph.network import Node, shrink
+from gcp.train import training
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "export.py"
 SMALL = "cifar_resnet20_v1"
@@ -63,8 +66,16 @@ def saved(tmp_path_factory):
 # ---- ONNX -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make, name", [(random_network, SMALL), (pruned, SMALL), (pruned, "cifar_resnet20_v2"),
-                                        (pruned, "mobilenetv2_1.0"), (pruned, "resnet50_v1d")])
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (random_network, SMALL),
+        (pruned, SMALL),
+        (pruned, "cifar_resnet20_v2"),
+        (pruned, "mobilenetv2_1.0"),
+        (pruned, "resnet50_v1d"),
+    ],
+)
 def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
     net = make(name)
     path = export.to_onnx(net, tmp_path / "new folder" / "net.onnx")
@@ -121,8 +132,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 # ---- int8 -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make, name, bound", [(random_network, SMALL, 0.99), (pruned, SMALL, 0.99),
-                                               (pruned, "mobilenetv2_1.0", 0.99)])
+@pytest.mark.parametrize(
+    "make, name, bound", [(random_network, SMALL, 0.99), (pruned, SMALL, 0.99), (pruned, "mobilenetv2_1.0", 0.99)]
+)
 def test_int8_is_near_float32_and_all_of_it_is_int8(make, name, bound):
     net = make(name)
     block = export.quantized(net, calibration(net))
@@ -137,7 +149,7 @@ def test_int8_is_near_float32_and_all_of_it_is_int8(make, name, bound):
 
 def test_only_valid_images_are_calibrated_on():
     net = random_network(SMALL)
-    (x, y, _), = calibration(net, 16)
+    ((x, y, _),) = calibration(net, 16)
     padded = np.concatenate([x, 100 * x])
     a, b = (export.quantized(net, [(z, y, 16)]) for z in (x, padded))
     assert np.array_equal(outputs(a, x), outputs(b, x))
@@ -172,7 +184,7 @@ def test_what_is_no_saved_int8_network_is_refused(saved, tmp_path):
     net = random_network(SMALL)
     symbol, params = export.save_quantized(export.quantized(net, calibration(net)), tmp_path / "int8")
     text = symbol.read_text()
-    symbol.write_text(text[:len(text) // 2])
+    symbol.write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match="is not a whole MXNet Symbol JSON"):
         export.load_quantized(tmp_path / "int8")
     symbol.write_text(text)
@@ -190,8 +202,23 @@ def test_no_images_are_refused():
 
 
 def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys):
-    run(saved, "--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8", "--data", "digits", "--calibration", 100,
-        "--batch", 16, "--repeats", 2, "--json", tmp_path / "facts.json")
+    run(
+        saved,
+        "--onnx",
+        tmp_path / "net.onnx",
+        "--int8",
+        tmp_path / "int8",
+        "--data",
+        "digits",
+        "--calibration",
+        100,
+        "--batch",
+        16,
+        "--repeats",
+        2,
+        "--json",
+        tmp_path / "facts.json",
+    )
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((tmp_path / "facts.json").read_text())
     assert facts["onnx"][0]["bytes"] == (tmp_path / "net.onnx").stat().st_size
@@ -210,28 +237,48 @@ def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     net = gluon.load(saved)
     gluon.save(shrink(net, random_keep(net)), tmp_path / "other" / "final")
-    run(saved, tmp_path / "other" / "final", "--int8", tmp_path / "int8", "--onnx", tmp_path / "net.onnx", "--data",
-        "digits", "--calibration", 64, "--batch", 16, "--repeats", 2, "--table", tmp_path / "new" / "int8")
+    run(
+        saved,
+        tmp_path / "other" / "final",
+        "--int8",
+        tmp_path / "int8",
+        "--onnx",
+        tmp_path / "net.onnx",
+        "--data",
+        "digits",
+        "--calibration",
+        64,
+        "--batch",
+        16,
+        "--repeats",
+        2,
+        "--table",
+        tmp_path / "new" / "int8",
+    )
     first, second = json.loads(capsys.readouterr().out)["int8"]
     assert second["float32"]["times_first"] == pytest.approx(
-        first["float32"]["latency_s"] / second["float32"]["latency_s"])
+        first["float32"]["latency_s"] / second["float32"]["latency_s"]
+    )
     assert export.load_quantized(tmp_path / "int8-other") and (tmp_path / "net-other.onnx").exists()
     lines = (tmp_path / "new" / "int8.csv").read_text().splitlines()
     assert len(lines) == 5 and lines[3].startswith("other,float32,") and lines[4].startswith("other,int8,")
     assert "calibrated on 64 training images" in (tmp_path / "new" / "int8.md").read_text()
 
 
-@pytest.mark.parametrize("args, message", [
-    (["{saved}"], "give --onnx FILE, --int8 PREFIX or both"),
-    (["{saved}", "--int8", "{tmp}/int8"], "--int8 and --data go together"),
-    (["{saved}", "--int8", "{tmp}/int8", "--data", "digitz"], "digits"),
-    (["{saved}", "--int8", "{tmp}/int8", "--data", "digits", "--calibration", "0"], "argument --calibration"),
-    (["{saved}", "--onnx", "{tmp}/net.onnx", "--batch", "0"], "argument --batch"),
-    (["{saved}", "--int8", "{saved}", "--data", "digits", "--repeats", "1"], "float32 network"),
-    (["{saved}", "--onnx", "{saved}-symbol.json/net.onnx"], "cannot be written"),
-    (["resnet18_v1b", "--onnx", "{tmp}/net.onnx"], "'resnet18_v1b' is no saved network"),
-    (["{tmp}/absent", "--onnx", "{tmp}/net.onnx"], "absent-symbol.json"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["{saved}"], "give --onnx FILE, --int8 PREFIX or both"),
+        (["{saved}", "--int8", "{tmp}/int8"], "--int8 and --data go together"),
+        (["{saved}", "--int8", "{tmp}/int8", "--data", "digitz"], "digits"),
+        (["{saved}", "--int8", "{tmp}/int8", "--data", "digits", "--calibration", "0"], "argument --calibration"),
+        (["{saved}", "--onnx", "{tmp}/net.onnx", "--batch", "0"], "argument --batch"),
+        (["{saved}", "--int8", "{saved}", "--data", "digits", "--repeats", "1"], "float32 network"),
+        (["{saved}", "--onnx", "{saved}-symbol.json/net.onnx"], "cannot be written"),
+        (["resnet18_v1b", "--onnx", "{tmp}/net.onnx"], "'resnet18_v1b' is no saved network"),
+        (["{tmp}/absent", "--onnx", "{tmp}/net.onnx"], "absent-symbol.json"),
+    ],
+)
 def test_bad_input_gets_one_line_and_leaves_nothing(args, message, saved, tmp_path):
     before = sorted(saved.parent.iterdir())
     with pytest.raises(UserError) as caught:
@@ -248,7 +295,12 @@ def test_other_classes_than_the_data_are_refused(tmp_path):
 
 
 def test_a_mistake_exits_with_2(saved):
-    done = subprocess.run([sys.executable, str(SCRIPT), str(saved)], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)})
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(saved)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)},
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

@@ -1,4 +1,5 @@
 """What experiments will take: counted by hand, and against what a run of them counts."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from networks import shape_only
 
-from gcp import config, forecast, gluon
-from gcp.cost import COSTS
+from gcp import errors
+from gcp.backend import gluon
+from gcp.cost.base import COSTS
+from gcp.experiment import config, estimate
+from gcp.report import estimate as report_estimate
 
 REPO = Path(__file__).resolve().parents[1]
 TABLE3 = REPO / "configs" / "imagenet" / "table3"
@@ -21,7 +25,7 @@ def _at_the_root(monkeypatch):
 
 
 def test_table3_by_hand():
-    ours, uniform = forecast.forecast([config.load(TABLE3 / f"{m}-macs-0.29.yaml") for m in ("gcp", "uniform")])
+    ours, uniform = estimate.forecast([config.load(TABLE3 / f"{m}-macs-0.29.yaml") for m in ("gcp", "uniform")])
     # 1,281,167 images less a hundredth; batches of 256, the last one filled up; 200 epochs.
     n = 1_281_167 - 12_812
     batches = 4955
@@ -37,73 +41,90 @@ def test_table3_by_hand():
 
 
 def test_unreachable_is_said():
-    row, = forecast.forecast([config.load(TABLE3 / "gcp-macs-0.29.yaml", ["prune.target=0.001"])])
+    (row,) = estimate.forecast([config.load(TABLE3 / "gcp-macs-0.29.yaml", ["prune.target=0.001"])])
     assert not row.is_reachable and row.lowest == pytest.approx(0.0063, abs=0.0001)
-    assert "NO: 0.63 % at least" in forecast.markdown([row])
+    assert "NO: 0.63 % at least" in report_estimate.markdown([row])
 
 
 def test_a_shared_dense_network_counts_once():
-    rows = forecast.forecast([config.load(REPO / "configs" / "demo" / f"{m}-macs-0.3.yaml", [f"seed={s}"])
-                              for s in (0, 1) for m in ("gcp", "uniform")])
+    rows = estimate.forecast(
+        [
+            config.load(REPO / "configs" / "demo" / f"{m}-macs-0.3.yaml", [f"seed={s}"])
+            for s in (0, 1)
+            for m in ("gcp", "uniform")
+        ]
+    )
     # 1438 - 144 images, in 21 batches of 64: 12 epochs.
     assert [row.images_dense for row in rows] == [12 * 21 * 64, 0, 12 * 21 * 64, 0]
 
 
 def test_time_is_images_over_speed():
     cfg = config.load(REPO / "configs" / "demo" / "gcp-macs-0.3.yaml")
-    row, = forecast.forecast([cfg], lambda net, batch: 100.0)
+    (row,) = estimate.forecast([cfg], lambda net, batch: 100.0)
     assert row.seconds == pytest.approx(row.images / 100)
-    faster, = forecast.forecast([cfg], lambda net, batch: 1e9 / COSTS["macs"](net)(net.widths))
+    (faster,) = estimate.forecast([cfg], lambda net, batch: 1e9 / COSTS["macs"](net)(net.widths))
     net = gluon.from_gluoncv("resnet18_v1b", (3, 32, 32), 10)
     whole, small = 1e-9 * COSTS["macs"](net)(net.widths), 1e-9 * faster.macs
-    assert faster.seconds == pytest.approx(faster.images_dense * whole + faster.images_prune * (whole + small) / 2
-                                           + faster.images_finetune * small)
+    assert faster.seconds == pytest.approx(
+        faster.images_dense * whole + faster.images_prune * (whole + small) / 2 + faster.images_finetune * small
+    )
 
 
 def test_the_saved_network_of_table6_has_a_stand_in():
-    dense, pruned = forecast.forecast([config.load(REPO / "configs" / "caltech256" / "table6" / f"{name}.yaml")
-                                       for name in ("dense", "gcp-macs-0.29")])
+    dense, pruned = estimate.forecast(
+        [
+            config.load(REPO / "configs" / "caltech256" / "table6" / f"{name}.yaml")
+            for name in ("dense", "gcp-macs-0.29")
+        ]
+    )
     assert not dense.stand_in and pruned.stand_in
     assert 0.28 < pruned.macs / dense.macs < 0.30
     # ResNet-50 with 256 outputs: its 2048 x 1000 weights and 1000 biases become 2048 x 256 and 256.
     assert dense.params == COSTS["params"](shape_only("resnet50_v1d"))(shape_only("resnet50_v1d").widths) - 2049 * 744
     # 60 of each class, a tenth held out: 13,824 images, in 216 batches of 64.
     assert dense.images_dense == 40 * 216 * 64
-    assert "1.2541*" in forecast.markdown([dense, pruned])
+    assert "1.2541*" in report_estimate.markdown([dense, pruned])
 
 
 def test_sizes_are_counted_where_there_are_images(tmp_path):
     cfg = config.load(TABLE3 / "gcp-macs-0.29.yaml", [f"data.root={tmp_path}", "data.validation=0.5"])
-    assert forecast.sizes(cfg) == (1000, 1_281_167 - 640_584), "nothing there: the known numbers"
+    assert estimate.sizes(cfg) == (1000, 1_281_167 - 640_584), "nothing there: the known numbers"
     for k in range(6):
         (tmp_path / "train" / f"n{k % 2}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / f"n{k % 2}" / f"{k}.jpg").write_text("")
-    assert forecast.sizes(cfg) == (2, 3)
+    assert estimate.sizes(cfg) == (2, 3)
     records = tmp_path / "records"
     records.mkdir()
     (records / "train.idx").write_text("".join(f"{k}\t{k}\n" for k in range(8)))
     (records / "classes.txt").write_text("a\nb\nc\n")
-    assert forecast.sizes(config.load(TABLE3 / "gcp-macs-0.29.yaml", [f"data.root={records}",
-                                                                        "data.validation=0.5"])) == (3, 4)
-    with pytest.raises(config.UserError, match="set data.root"):
-        forecast.sizes(config.load(TABLE3 / "gcp-macs-0.29.yaml", ["data.name=folder", "data.root=/no/such"]))
+    assert estimate.sizes(
+        config.load(TABLE3 / "gcp-macs-0.29.yaml", [f"data.root={records}", "data.validation=0.5"])
+    ) == (3, 4)
+    with pytest.raises(errors.UserError, match="set data.root"):
+        estimate.sizes(config.load(TABLE3 / "gcp-macs-0.29.yaml", ["data.name=folder", "data.root=/no/such"]))
 
 
 def test_the_stopwatch_times_each_network_once():
-    watch, net = forecast.Stopwatch(), forecast.resized(shape_only("cifar_resnet20_v1", (3, 8, 8)),
-                                                        shape_only("cifar_resnet20_v1", (3, 8, 8)).widths)
+    watch, net = (
+        estimate.Stopwatch(),
+        estimate.resized(shape_only("cifar_resnet20_v1", (3, 8, 8)), shape_only("cifar_resnet20_v1", (3, 8, 8)).widths),
+    )
     assert watch(net, 256) == watch(net, 256) > 0
     assert "batch 8" in watch.measured and "1 networks" in watch.measured
 
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (720, "12 min"), (27000, "7.5 h"), (31 * 86400, "31 days")])
 def test_durations(seconds, text):
-    assert forecast.duration(seconds) == text
+    assert report_estimate.duration(seconds) == text
 
 
 def script(*args):
-    return subprocess.run([sys.executable, str(REPO / "scripts" / "reproduce.py"), *map(str, args)], cwd=REPO,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(REPO / "scripts" / "reproduce.py"), *map(str, args)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_dry_run_of_a_table_runs_nothing(tmp_path):

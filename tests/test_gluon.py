@@ -1,4 +1,5 @@
 """From GluonCV to a network, to files in three forms, and back: the outputs stay the same."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,9 +14,9 @@ from gluoncv.model_zoo import get_model, model_store, pruned_resnet
 from mxnet import autograd
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
-from gcp import gluon
-from gcp.config import UserError
-from gcp.network import mask, shrink
+from gcp.backend import gluon
+from gcp.errors import UserError
+from gcp.graph.network import mask, shrink
 
 ROUND_TRIPS = ["resnet18_v1b", "resnet50_v1d", "cifar_resnet20_v1"]
 
@@ -39,8 +40,9 @@ def imported(symbol_path, params_path):
 # ---- GluonCV -> network -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18_v1", "resnet50_v1d_0.11", "resnet18_v2", "cifar_resnet20_v2",
-                                  "mobilenetv2_1.0", "vgg16_bn"])
+@pytest.mark.parametrize(
+    "name", ["resnet18_v1", "resnet50_v1d_0.11", "resnet18_v2", "cifar_resnet20_v2", "mobilenetv2_1.0", "vgg16_bn"]
+)
 def test_a_network_says_what_its_gluoncv_block_says(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,10 +51,15 @@ def test_a_network_says_what_its_gluoncv_block_says(name):
     x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     expected = block(mx.nd.array(x)).asnumpy()
     net = gluon.from_gluoncv(name, (3, 32, 32), expected.shape[1], seed=1)
-    own = {k[len(block.prefix):]: p.data().asnumpy() for k, p in block.collect_params().items()}
+    own = {k[len(block.prefix) :]: p.data().asnumpy() for k, p in block.collect_params().items()}
     # Batch norms without a scale hold ones, whatever their unused array says.
-    own.update({k: net.arrays[k] for k, v in net.arrays.items() if "batchnorm0_gamma" in k and "_v2" in name
-                and v.shape == (3,)})
+    own.update(
+        {
+            k: net.arrays[k]
+            for k, v in net.arrays.items()
+            if "batchnorm0_gamma" in k and "_v2" in name and v.shape == (3,)
+        }
+    )
     net = net.with_arrays(own)
     assert difference(gluon.predict(net, x), expected) < 1e-5
     assert (net.input_shape, net.n_classes, net.name) == ((3, 32, 32), expected.shape[1], name)
@@ -78,15 +85,28 @@ def test_released_networks_take_any_number_of_classes(name):
     assert net.widths == shape_only(name).widths
 
 
-@pytest.mark.parametrize("name, near", [("resnet18_v1bb", "resnet18_v1b"), ("mobilnet1.0", "mobilenet1.0"),
-                                        ("zzzzz", "neither a GluonCV network nor the prefix of a saved one")])
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("resnet18_v1bb", "resnet18_v1b"),
+        ("mobilnet1.0", "mobilenet1.0"),
+        ("zzzzz", "neither a GluonCV network nor the prefix of a saved one"),
+    ],
+)
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(UserError, match=near):
         gluon.open_network(name)
 
 
-@pytest.mark.parametrize("name, shape", [("vgg16_bn", (3, 16, 16)), ("resnet50_v1d", (3, 2, 2)),
-                                         ("resnet18_v1b", (3, 0, 0)), ("resnet18_v1b_0.89", (1, 32, 32))])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("vgg16_bn", (3, 16, 16)),
+        ("resnet50_v1d", (3, 2, 2)),
+        ("resnet18_v1b", (3, 0, 0)),
+        ("resnet18_v1b_0.89", (1, 32, 32)),
+    ],
+)
 def test_an_input_the_network_cannot_take(name, shape, capsys):
     with pytest.raises(UserError, match=f"'{name}' cannot take an input of {'x'.join(map(str, shape))}") as error:
         gluon.from_gluoncv(name, shape)
@@ -138,10 +158,16 @@ def test_gluoncvs_form_is_that_of_the_released_files(tmp_path):
     assert {k for k in released if k.endswith("_weight")} <= set(written)
 
 
-@pytest.mark.parametrize("name, said", [
-    ("mobilenet1.0", "not one of GluonCV's version-1 ResNets"), ("resnet18_v2", "not one of GluonCV's version-1"),
-    ("cifar_resnet20_v2", "not one of GluonCV's version-1"), ("vgg16_bn", "not one of GluonCV's version-1"),
-    ("resnet50_v1", "conv 'stage1_conv0_fwd' has a bias")])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("mobilenet1.0", "not one of GluonCV's version-1 ResNets"),
+        ("resnet18_v2", "not one of GluonCV's version-1"),
+        ("cifar_resnet20_v2", "not one of GluonCV's version-1"),
+        ("vgg16_bn", "not one of GluonCV's version-1"),
+        ("resnet50_v1", "conv 'stage1_conv0_fwd' has a bias"),
+    ],
+)
 def test_networks_that_gluoncvs_form_cannot_hold(name, said, tmp_path):
     with pytest.raises(UserError) as error:
         gluon.save_gluoncv(shape_only(name, (3, 32, 32)), tmp_path / "net")
@@ -194,37 +220,49 @@ def refused(prefix, *said, input_shape=None):
 @pytest.mark.parametrize("size", [0, 3, 8, 20, 24, 100, 5000, -300, -1])
 def test_truncated_parameters(saved, size):
     saved[1].write_bytes(saved[1].read_bytes()[:size])
-    refused(str(saved[0])[:-len("-symbol.json")], "net-0000.params")
+    refused(str(saved[0])[: -len("-symbol.json")], "net-0000.params")
 
 
 @pytest.mark.parametrize("size", [0, 1, 50, 3000, -1])
 def test_truncated_graph(saved, size):
     text = saved[0].read_text(encoding="utf-8").rstrip()
     saved[0].write_text(text[:size])
-    refused(str(saved[0])[:-len("-symbol.json")], "net-symbol.json")
+    refused(str(saved[0])[: -len("-symbol.json")], "net-symbol.json")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"nodes": [], "heads": []}', '{"nodes": 1, "heads": [1]}',
-                                  '{"nodes": [1], "heads": [[0, 0, 0]]}', '"nodes"', '\x00\x01',
-                                  '{"nodes": [], "heads": [[0, 0, 0]], "arg_nodes": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "3",
+        "{}",
+        '{"nodes": [], "heads": []}',
+        '{"nodes": 1, "heads": [1]}',
+        '{"nodes": [1], "heads": [[0, 0, 0]]}',
+        '"nodes"',
+        "\x00\x01",
+        '{"nodes": [], "heads": [[0, 0, 0]], "arg_nodes": []}',
+    ],
+)
 def test_a_graph_that_is_none(saved, text):
     saved[0].write_text(text)
-    refused(str(saved[0])[:-len("-symbol.json")], "net")
+    refused(str(saved[0])[: -len("-symbol.json")], "net")
 
 
 def test_binary_rubbish(saved):
     rng = np.random.default_rng(0)
     saved[0].write_bytes(rng.bytes(500))
-    refused(str(saved[0])[:-len("-symbol.json")], "net-symbol.json")
-    saved = gluon.save(random_network("cifar_resnet20_v1"), str(saved[0])[:-len("-symbol.json")])
+    refused(str(saved[0])[: -len("-symbol.json")], "net-symbol.json")
+    saved = gluon.save(random_network("cifar_resnet20_v1"), str(saved[0])[: -len("-symbol.json")])
     saved[1].write_bytes(rng.bytes(500))
-    refused(str(saved[0])[:-len("-symbol.json")], "net-0000.params")
+    refused(str(saved[0])[: -len("-symbol.json")], "net-0000.params")
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_missing_half(saved, which):
     saved[which].unlink()
-    refused(str(saved[0])[:-len("-symbol.json")], f"'{saved[which]}' is missing")
+    refused(str(saved[0])[: -len("-symbol.json")], f"'{saved[which]}' is missing")
 
 
 def test_parameters_of_another_network(saved, tmp_path):
@@ -244,8 +282,12 @@ def test_parameters_of_another_network(saved, tmp_path):
 def test_an_input_that_the_saved_network_cannot_take(tmp_path):
     gluon.save(random_network("resnet50_v1d_0.11"), tmp_path / "net")
     refused(tmp_path / "net", "cannot take an input of 3x2x2", input_shape=(3, 2, 2))
-    refused(tmp_path / "net", "'conv0_weight' has shape (8, 3, 3, 3)", "(8, 1, 3, 3) for an input of 1x32x32",
-            input_shape=(1, 32, 32))
+    refused(
+        tmp_path / "net",
+        "'conv0_weight' has shape (8, 3, 3, 3)",
+        "(8, 1, 3, 3) for an input of 1x32x32",
+        input_shape=(1, 32, 32),
+    )
 
 
 def test_a_failed_write_leaves_the_saved_network_as_it_was(saved, tmp_path, monkeypatch):
@@ -253,6 +295,7 @@ def test_a_failed_write_leaves_the_saved_network_as_it_was(saved, tmp_path, monk
 
     def full(*_):
         raise mx.MXNetError("Check failed: file write error")
+
     monkeypatch.setattr(mx.nd, "save", full)
     with pytest.raises((UserError, OSError)):
         gluon.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
@@ -298,8 +341,9 @@ def test_only_what_is_trainable_gets_gradients():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("name, width", [("resnet18_v1b", None), ("resnet18_v1b", 16), ("resnet18_v2", 48),
-                                         ("mobilenet1.0", None)])
+@pytest.mark.parametrize(
+    "name, width", [("resnet18_v1b", None), ("resnet18_v1b", 16), ("resnet18_v2", 48), ("mobilenet1.0", None)]
+)
 def test_norm_and_relu_in_one_change_no_bit_of_training(name, width, frozen):
     net = random_network(name)
     if width is not None:
@@ -336,8 +380,9 @@ def test_a_new_output_layer(tmp_path):
     gluon.save(net, tmp_path / "final")
     with pytest.raises(UserError, match="has 7 classes, 5 are needed; set model.new_head"):
         gluon.open_network(str(tmp_path / "final"), None, 5)
-    new, same, other = (gluon.open_network(str(tmp_path / "final"), None, 5, seed=seed, new_head=True)
-                        for seed in (3, 3, 4))
+    new, same, other = (
+        gluon.open_network(str(tmp_path / "final"), None, 5, seed=seed, new_head=True) for seed in (3, 3, 4)
+    )
     assert new.n_classes == 5 and gluon.predict(new, images(net)).shape == (3, 5)
     head = {net.weight("dense0_fwd"), net.bias("dense0_fwd")}
     for name, value in new.arrays.items():
@@ -384,8 +429,9 @@ def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.parametrize("name, head", [("cifar_resnet20_v1", "dense"), ("resnet18_v1b", "dense"),
-                                        ("mobilenetv2_0.25", "output")])
+@pytest.mark.parametrize(
+    "name, head", [("cifar_resnet20_v1", "dense"), ("resnet18_v1b", "dense"), ("mobilenetv2_0.25", "output")]
+)
 def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head):
     """All of the file's but the output layer's, which is drawn from the seed."""
     path, block = tmp_path / "w.params", get_model(name)
@@ -394,7 +440,7 @@ def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head
     block.save_parameters(str(path))
     monkeypatch.setitem(model_store._model_sha1, name, hashlib.sha1(path.read_bytes()).hexdigest())
     one, two, other = (gluon.open_network(name, (3, 32, 32), 4, True, seed, path) for seed in (1, 1, 2))
-    own = {k[len(block.prefix):]: p.data().asnumpy() for k, p in block.collect_params().items()}
+    own = {k[len(block.prefix) :]: p.data().asnumpy() for k, p in block.collect_params().items()}
     assert one.n_classes == 4
     for k, v in one.arrays.items():
         assert np.array_equal(v, own[k]) != k.startswith(head), k
@@ -407,8 +453,10 @@ def test_other_weights_are_refused(published, tmp_path):
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError) as caught:
         gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
-    for part in (f"'{path}' is not resnet18_v1b_2.6x-{sha1[:8]}.params, whose sha1 is {sha1}",
-                 f"amazonaws.com/gluon/models/resnet18_v1b_2.6x-{sha1[:8]}.zip"):
+    for part in (
+        f"'{path}' is not resnet18_v1b_2.6x-{sha1[:8]}.params, whose sha1 is {sha1}",
+        f"amazonaws.com/gluon/models/resnet18_v1b_2.6x-{sha1[:8]}.zip",
+    ):
         assert part in str(caught.value)
     with pytest.raises(UserError, match="absent.params': the weights of 'resnet18_v1b_0.89' are not there: get http"):
         gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=tmp_path / "absent.params")
@@ -416,9 +464,14 @@ def test_other_weights_are_refused(published, tmp_path):
         gluon.open_network("nasnet_4_1056", (3, 331, 331), None, True, weights=path)
 
 
-@pytest.mark.parametrize("name, file_name", [
-    ("resnet18_v1b", "resnet18_v1b-2d9d980c"), ("resnet50_v1d", "resnet50_v1d-117a384e"),
-    ("resnet101_v1d", "resnet101_v1d-1b2b825f")])
+@pytest.mark.parametrize(
+    "name, file_name",
+    [
+        ("resnet18_v1b", "resnet18_v1b-2d9d980c"),
+        ("resnet50_v1d", "resnet50_v1d-117a384e"),
+        ("resnet101_v1d", "resnet101_v1d-1b2b825f"),
+    ],
+)
 def test_without_a_network_the_message_says_which_file_to_get(monkeypatch, name, file_name):
     def unreachable(name, **how):
         raise ConnectionError("no route\nto host")
@@ -429,4 +482,5 @@ def test_without_a_network_the_message_says_which_file_to_get(monkeypatch, name,
     assert str(caught.value) == (
         f"the published weights of '{name}' cannot be had (no route): get https://apache-mxnet.s3-accelerate.dualstack."
         f"amazonaws.com/gluon/models/{file_name}.zip where there is a network, unzip it, and put {file_name}.params "
-        "into ~/.mxnet/models (or anywhere, with model.weights set to its path)")
+        "into ~/.mxnet/models (or anywhere, with model.weights set to its path)"
+    )

@@ -1,4 +1,5 @@
 """Images: the order that threads give, what is read from where, decoding and its errors, augmentation."""
+
 from __future__ import annotations
 
 import io
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gcp import images
-from gcp.config import UserError
+from gcp.data import images
+from gcp.errors import UserError
 
 
 def jpeg(image, **options) -> bytes:
@@ -31,6 +32,7 @@ def smooth(height, width) -> np.ndarray:
 
 
 # Threads
+
 
 def test_results_come_in_order_whatever_the_threads_do():
     def slow_when_even(n):
@@ -58,6 +60,7 @@ def test_an_error_comes_in_its_turn():
 
 # Tar
 
+
 def tar_of(path, **members) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, kind in members.items():
@@ -77,11 +80,19 @@ def test_members_are_read_where_they_lie(tmp_path):
         images.Members(path, places).read(0)
 
 
-@pytest.mark.parametrize("name, kind, part", [
-    ("../a.jpg", tarfile.REGTYPE, "leads out"), ("/etc/a.jpg", tarfile.REGTYPE, "leads out"),
-    ("d/../../a.jpg", tarfile.REGTYPE, "leads out"), ("d\\..\\a.jpg", tarfile.REGTYPE, "leads out"),
-    ("a.jpg", tarfile.SYMTYPE, "link or a device"), ("a.jpg", tarfile.LNKTYPE, "link or a device"),
-    ("a.jpg", tarfile.CHRTYPE, "link or a device"), ("a.jpg", tarfile.FIFOTYPE, "link or a device")])
+@pytest.mark.parametrize(
+    "name, kind, part",
+    [
+        ("../a.jpg", tarfile.REGTYPE, "leads out"),
+        ("/etc/a.jpg", tarfile.REGTYPE, "leads out"),
+        ("d/../../a.jpg", tarfile.REGTYPE, "leads out"),
+        ("d\\..\\a.jpg", tarfile.REGTYPE, "leads out"),
+        ("a.jpg", tarfile.SYMTYPE, "link or a device"),
+        ("a.jpg", tarfile.LNKTYPE, "link or a device"),
+        ("a.jpg", tarfile.CHRTYPE, "link or a device"),
+        ("a.jpg", tarfile.FIFOTYPE, "link or a device"),
+    ],
+)
 def test_a_tar_that_is_not_harmless_is_refused(tmp_path, name, kind, part):
     with pytest.raises(UserError, match=part):
         images.safe_members(tar_of(tmp_path / "t.tar", **{name: kind}))
@@ -103,17 +114,22 @@ def test_what_is_no_tar(tmp_path):
 
 # Class folders
 
+
 def test_files_that_are_no_images_are_left_out():
     found = {"b": ["2.JPEG", "1.jpg", ".hidden.jpg", "RENAME2", "notes.txt"], "a": ["x.bmp"]}
     assert images.classes_of(found, "root") == {"a": ["a/x.bmp"], "b": ["b/1.jpg", "b/2.JPEG"]}
 
 
-@pytest.mark.parametrize("found, part", [
-    ({}, "^root: holds no class folders"),
-    ({"a": ["notes.txt"]}, "^root/a: class folder without images"),
-    ({"Cat": ["1.jpg"], "cat": ["1.jpg"]}, "^root/cat: the same class as Cat"),
-    ({"a": ["1.jpg", "1.png"]}, "^root/a/1.png: the same name as 1.jpg"),
-    ({"a": ["1.jpg", "1.JPG"]}, "the same name as 1.JPG")])
+@pytest.mark.parametrize(
+    "found, part",
+    [
+        ({}, "^root: holds no class folders"),
+        ({"a": ["notes.txt"]}, "^root/a: class folder without images"),
+        ({"Cat": ["1.jpg"], "cat": ["1.jpg"]}, "^root/cat: the same class as Cat"),
+        ({"a": ["1.jpg", "1.png"]}, "^root/a/1.png: the same name as 1.jpg"),
+        ({"a": ["1.jpg", "1.JPG"]}, "the same name as 1.JPG"),
+    ],
+)
 def test_class_folders_that_cannot_be_meant(found, part):
     with pytest.raises(UserError, match=part):
         images.classes_of(found, "root")
@@ -133,6 +149,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 # RecordIO
+
 
 def write_records(path, contents, labels=None) -> None:
     from mxnet import recordio  # MXNet's own writer
@@ -166,8 +183,11 @@ def test_a_list_names_records_and_must_agree(tmp_path):
     path.write_text("10\t0\tcat/a.jpg\n11\t0\tdog/b.jpg\n")
     with pytest.raises(UserError, match=r"record 11 \(dog/b.jpg\): its label is not the 0 of t.lst"):
         images.Records(tmp_path / "t.rec").read(1)
-    for text, part in (("10\t0\ta\n", "lists 1 images, t.rec holds 2"), ("10\t0\ta\n12\t0\tb\n", "or others"),
-                       ("10 0 a\n", "line 1: should be number, label, name")):
+    for text, part in (
+        ("10\t0\ta\n", "lists 1 images, t.rec holds 2"),
+        ("10\t0\ta\n12\t0\tb\n", "or others"),
+        ("10 0 a\n", "line 1: should be number, label, name"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=part):
             images.Records(tmp_path / "t.rec")
@@ -213,7 +233,7 @@ def test_damage_within_the_file_is_found_when_it_is_read(tmp_path):
     write_records(tmp_path / "t.rec", CONTENTS)
     (tmp_path / "t.lst").write_text("".join(f"{k + 10}\t{k % 2}\tx{k}\n" for k in range(len(CONTENTS))))
     content = bytearray((tmp_path / "t.rec").read_bytes())
-    content[images.Records(tmp_path / "t.rec")._offsets[2]] ^= 0xff
+    content[images.Records(tmp_path / "t.rec")._offsets[2]] ^= 0xFF
     (tmp_path / "t.rec").write_bytes(content)
     source = images.Records(tmp_path / "t.rec")
     assert source.read(1) == b"a" and source.read(3) == CONTENTS[3]
@@ -232,6 +252,7 @@ def test_class_names(tmp_path):
 
 
 # Decoding
+
 
 def picture(tmp_path, content, shape=(3, 40, 40)) -> np.ndarray:
     (tmp_path / "picture").write_bytes(content)
@@ -254,9 +275,16 @@ def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_pat
     assert read(3, 300, 300).shape == (3, 300, 300)
 
 
-@pytest.mark.parametrize("suffix, options", [
-    (".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
-    (".png", []), (".bmp", [])])
+@pytest.mark.parametrize(
+    "suffix, options",
+    [
+        (".jpg", []),
+        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+        (".png", []),
+        (".bmp", []),
+    ],
+)
 def test_every_truncation_of_an_image_is_seen(suffix, options):
     image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
     content = cv2.imencode(suffix, image, options)[1].tobytes()
@@ -286,9 +314,14 @@ def test_grey_cmyk_16_bit_and_transparent_images_are_rgb(tmp_path):
     assert (picture(tmp_path, clear) == expected).all()
 
 
-@pytest.mark.parametrize("damage, part", [
-    (lambda content: content[:len(content) // 2], "truncated image"), (lambda content: b"", "not an image"),
-    (lambda content: b"<html>not found</html>", "not an image that OpenCV can decode")])
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (lambda content: content[: len(content) // 2], "truncated image"),
+        (lambda content: b"", "not an image"),
+        (lambda content: b"<html>not found</html>", "not an image that OpenCV can decode"),
+    ],
+)
 def test_a_bad_image_is_named_and_a_check_finds_it(tmp_path, damage, part):
     (tmp_path / "a.jpg").write_bytes(damage(jpeg(smooth(50, 60))))
     pictures = images.Pictures(images.Files(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]), (3, 32, 32))
@@ -317,6 +350,7 @@ def test_the_size_in_a_jpegs_header(options):
 
 # Augmentation
 
+
 @pytest.mark.parametrize("side, shift", [(32, 2), (8, 1)])
 def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
     numbered = np.arange(1, side * side + 1).reshape(1, 1, side, side).astype(np.uint16)
@@ -325,7 +359,7 @@ def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
     shifted = images.shifted(batch, moves)
     padded = np.pad(numbered[0, 0], shift)
     shifts = range(2 * shift + 1)
-    every = {padded[y:y + side, x:x + side].tobytes() for y in shifts for x in shifts}
+    every = {padded[y : y + side, x : x + side].tobytes() for y in shifts for x in shifts}
     assert {image[0].tobytes() for image in shifted} == every
 
 

@@ -1,21 +1,26 @@
 """The latency model, fitted to made-up clocks whose truth is known, so that what it should find can be said."""
+
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from gcp import latency, sampling
-from gcp.config import UserError
-from gcp.cost import Budget, least_widths, macs, meet
-from gcp.latency import Steps
 from networks import random_network, shape_only
 
+from gcp.cost import latency, sampling
+from gcp.cost.base import Budget, least_widths, macs, meet
+from gcp.cost.latency import Steps
+from gcp.errors import UserError
+
 STEPS = Steps(16, 8, {1: 3.0, 2: 3.0, 4: 2.0, 8: 1.5, 16: 1.0, 32: 1.0, 64: 1.0})
-HEADER = {"format": sampling.SAMPLES, "setup": {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 4,
-                                                "threads": 1},
-          "hardware": {"cpu": "a processor", "versions": {}, "date": "2026-01-01", "git_commit": None},
-          "granularity": 16, "step": 8, "slowdowns": {str(g): s for g, s in STEPS.slowdowns.items()}}
+HEADER = {
+    "format": sampling.SAMPLES,
+    "setup": {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 4, "threads": 1},
+    "hardware": {"cpu": "a processor", "versions": {}, "date": "2026-01-01", "git_commit": None},
+    "granularity": 16,
+    "step": 8,
+    "slowdowns": {str(g): s for g, s in STEPS.slowdowns.items()},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,7 @@ def truth(net, odd=0.0):
             slow = "2x2>2x2" in layer.kind and made % 16 == 8
             total += time * (1 + odd * slow)
         return total
+
     return seconds
 
 
@@ -45,10 +51,20 @@ def samples(net, seconds, n, seed=0, noise=0.0):
     for number in range(n):
         widths = sampling.drawn(net.widths, allowed, layers, seen, np.random.default_rng((seed, number)))
         sampling.count(layers, widths, seen)
-        lines.append({"widths": list(widths.values()), "latency_s": seconds(widths) * rng.normal(1, noise),
-                      "reference_s": seconds(net.widths)})
-    header = {**HEADER, "network": net.name, "input": list(net.input_shape), "classes": net.n_classes,
-              "sizes": net.widths}
+        lines.append(
+            {
+                "widths": list(widths.values()),
+                "latency_s": seconds(widths) * rng.normal(1, noise),
+                "reference_s": seconds(net.widths),
+            }
+        )
+    header = {
+        **HEADER,
+        "network": net.name,
+        "input": list(net.input_shape),
+        "classes": net.n_classes,
+        "sizes": net.widths,
+    }
     return sampling.Samples("made up", header, lines)
 
 
@@ -106,7 +122,9 @@ def test_widths_by_how_they_divide():
 def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitted):
     cost = fitted.cost(net)
     layers = sampling.layers(net)
-    assert cost(net.widths) == pytest.approx(sum(fitted.layer(l, *l.widths(net.widths)) for l in layers), rel=1e-12)
+    assert cost(net.widths) == pytest.approx(
+        sum(fitted.layer(layer, *layer.widths(net.widths)) for layer in layers), rel=1e-12
+    )
     group = "layers2_conv0"  # 128 channels
     widths = np.array([64, 80, 96, 112, 128])
     line = np.polyfit(widths, [cost({**net.widths, group: int(w)}) for w in widths], 1)
@@ -144,13 +162,18 @@ def test_saved_and_loaded_is_the_same_model(net, fitted, tmp_path):
     assert again.regression(sampling.layers(net), net.widths) == fitted.regression(sampling.layers(net), net.widths)
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda raw: "{", "is no latency model"),
-    (lambda raw: json.dumps({**raw, "format": "x"}), "another format"),
-    (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "'setup' is missing"),
-    (lambda raw: json.dumps({**raw, "table": {k: {**t, "seconds": [1.0]} for k, t in raw["table"].items()}}),
-     "another size than its axes"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda raw: "{", "is no latency model"),
+        (lambda raw: json.dumps({**raw, "format": "x"}), "another format"),
+        (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "'setup' is missing"),
+        (
+            lambda raw: json.dumps({**raw, "table": {k: {**t, "seconds": [1.0]} for k, t in raw["table"].items()}}),
+            "another size than its axes",
+        ),
+    ],
+)
 def test_a_spoilt_file_is_refused(fitted, tmp_path, spoil, message):
     latency.save(fitted, tmp_path / "model.json")
     (tmp_path / "model.json").write_text(spoil(json.loads((tmp_path / "model.json").read_text())))
@@ -177,8 +200,12 @@ def test_layers_timed_alone_are_compared_too(net, fitted):
 
 def test_the_clock_is_compared_with_itself(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
-    again = replace(held, lines=[{**line, "latency_s": line["latency_s"] * 3, "reference_s": line["reference_s"] * 3}
-                                 for line in held.lines])
+    again = replace(
+        held,
+        lines=[
+            {**line, "latency_s": line["latency_s"] * 3, "reference_s": line["reference_s"] * 3} for line in held.lines
+        ],
+    )
     result = latency.validate(fitted, net, held, again=again)
     assert result["quality"]["clock again"]["nrmse"] < 1e-9, "a machine of a third of the speed is not noise"
     with pytest.raises(UserError, match="holds other networks"):
@@ -196,7 +223,8 @@ def budget_of(measure, target=0.5, cost=None):
 
 def halved(net):
     """Networks by the largest width of a group that keeps the MACs within an aim."""
-    from gcp.network import resized
+    from gcp.graph.network import resized
+
     cost = macs(net)
 
     def choose(aim):
@@ -205,6 +233,7 @@ def halved(net):
             if cost(widths) <= aim:
                 return resized(net, widths)
         raise UserError("cannot be reached")
+
     return choose
 
 

@@ -1,12 +1,16 @@
 """Pruning for a latency, whole: config, model, clock, record. The model's samples are made up, the clock is real."""
+
 import json
 
 import pytest
-
-from gcp import config, experiment, latency, sampling, timing
-from gcp.config import UserError
-from gcp.cost import macs
 from networks import random_network
+
+from gcp.backend import clock
+from gcp.cost import latency, sampling
+from gcp.cost.base import macs
+from gcp.errors import UserError
+from gcp.experiment import config
+from gcp.experiment import run as experiment_run
 
 TINY = """
 scale: smoke
@@ -30,8 +34,8 @@ def model(tmp_path_factory):
         slow = 1.0 if all(w % 4 == 0 for w in other.widths.values()) else 2.0
         return {"latency_s": slow * macs(other)(other.widths) * 1e-9, "spread": 0.0, "noisy": False}, 1.0
 
-    setup = timing.Setup(batch=8).as_json()
-    samples = sampling.sample(net, path.with_suffix(".jsonl"), setup, timing.hardware(), clock, 30)
+    setup = clock.Setup(batch=8).as_json()
+    samples = sampling.sample(net, path.with_suffix(".jsonl"), setup, clock.hardware(), clock, 30)
     assert samples.header["granularity"] == 4
     for line in samples.lines:
         line["reference_s"] = macs(net)(net.widths) * 1e-9
@@ -43,15 +47,17 @@ def model(tmp_path_factory):
 def configured(model, tmp_path):
     def build(*overrides, **changes):
         path = tmp_path / "run.yaml"
-        path.write_text(TINY.format(threads=changes.get("threads", timing.Setup().threads),
-                                    model=changes.get("model", model)))
+        path.write_text(
+            TINY.format(threads=changes.get("threads", clock.Setup().threads), model=changes.get("model", model))
+        )
         return config.load(path, [f"output={tmp_path}/results", *overrides])
+
     return build
 
 
 def test_gcp_latency_is_cut_by_the_clock(configured, model):
     cfg = configured("prune.objective=latency", "prune.target=0.7", "prune.round_to=auto")
-    record = experiment.run(cfg)
+    record = experiment_run.run(cfg)
     assert record["objective"] == "latency" and record["round_to"] == 4
     assert all(w % 4 == 0 for w in record["widths"]["final"].values())
     for row in record["iterations"]:
@@ -63,60 +69,81 @@ def test_gcp_latency_is_cut_by_the_clock(configured, model):
             assert after["aim"] == pytest.approx(before["aim"] * limit / before["measured"])
     predicted = latency.load(model).cost(random_network("cifar_resnet20_v1", (3, 8, 8), 10))
     assert record["cost_predicted"] == pytest.approx(
-        predicted(record["widths"]["final"]) / predicted(record["widths"]["dense"]))
-    record = experiment.measure_speed(cfg)
+        predicted(record["widths"]["final"]) / predicted(record["widths"]["dense"])
+    )
+    record = experiment_run.measure_speed(cfg)
     assert 0 < record["latency_kept"] < 2
-    assert "latency_kept" in json.loads(experiment.record_path(cfg).read_text())
+    assert "latency_kept" in json.loads(experiment_run.record_path(cfg).read_text())
 
 
 def test_a_run_that_goes_on_takes_the_cut_that_the_clock_decided(configured, monkeypatch):
     cfg = configured("prune.objective=latency", "prune.target=0.6", "prune.round_to=4")
-    first = experiment.run(cfg)
-    experiment.record_path(cfg).unlink()
-    monkeypatch.setattr(timing, "measure", lambda *a, **k: pytest.fail("the clock was asked again"))
-    again = experiment.run(cfg)
+    first = experiment_run.run(cfg)
+    experiment_run.record_path(cfg).unlink()
+    monkeypatch.setattr(clock, "measure", lambda *a, **k: pytest.fail("the clock was asked again"))
+    again = experiment_run.run(cfg)
     assert again["widths"] == first["widths"] and again["stages"]["final"]["loss"] == first["stages"]["final"]["loss"]
 
 
 def test_other_objectives_can_be_cut_to_a_latency(configured):
-    for overrides in (["prune.objective=macs", "prune.budget=latency"],
-                      ["prune.method=uniform", "prune.objective=latency"]):
-        record = experiment.run(configured(*overrides, "prune.target=0.8", "prune.round_to=4"))
+    for overrides in (
+        ["prune.objective=macs", "prune.budget=latency"],
+        ["prune.method=uniform", "prune.objective=latency"],
+    ):
+        record = experiment_run.run(configured(*overrides, "prune.target=0.8", "prune.round_to=4"))
         assert record["cost_predicted"] < 1
 
 
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
-    from gcp.data import load
+    from gcp.data.base import load
+
     reference = latency.load(model).header["reference_s"]
     for key, value in (("target_ms", 500 * reference), ("target_images_per_second", 16 / reference)):
         cfg = configured("prune.objective=latency", f"prune.{key}={value}", "prune.round_to=4")
-        budget, _ = experiment.plan(cfg, load(cfg.data))
+        budget, _ = experiment_run.plan(cfg, load(cfg.data))
         assert budget.target == pytest.approx(0.5)
     cfg = configured("prune.objective=latency", f"prune.target_ms={2000 * reference}")
     with pytest.raises(UserError, match="that the whole network takes; ask for less"):
-        experiment.plan(cfg, load(cfg.data))
+        experiment_run.plan(cfg, load(cfg.data))
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["prune.objective=latency", "prune.target=0.001", "prune.round_to=4"], "cannot be reached.*a latency of .* ms"),
-    (["prune.objective=latency", "prune.target=0.5", "threads=7"], "threads . and threads 7"),
-    (["prune.objective=latency", "prune.target=0.5", "data.input=[3, 16, 16]"], "input 3x8x8 and input 3x16x16"),
-    (["prune.objective=latency", "prune.target=0.5", "model.name=resnet18_v1b"],
-     "network 'cifar_resnet20_v1' and network 'resnet18_v1b'"),
-    (["prune.objective=latency", "prune.target=0.5", "prune.latency_model=absent.json"], "absent.json: cannot be read"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["prune.objective=latency", "prune.target=0.001", "prune.round_to=4"],
+            "cannot be reached.*a latency of .* ms",
+        ),
+        (["prune.objective=latency", "prune.target=0.5", "threads=7"], "threads . and threads 7"),
+        (["prune.objective=latency", "prune.target=0.5", "data.input=[3, 16, 16]"], "input 3x8x8 and input 3x16x16"),
+        (
+            ["prune.objective=latency", "prune.target=0.5", "model.name=resnet18_v1b"],
+            "network 'cifar_resnet20_v1' and network 'resnet18_v1b'",
+        ),
+        (
+            ["prune.objective=latency", "prune.target=0.5", "prune.latency_model=absent.json"],
+            "absent.json: cannot be read",
+        ),
+    ],
+)
 def test_a_model_that_does_not_fit_is_refused(configured, overrides, message):
     with pytest.raises(UserError, match=message):
-        experiment.run(configured(*overrides))
+        experiment_run.run(configured(*overrides))
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["prune.objective=latency", "prune.target=0.5", "prune.latency_model=null"], "latency needs a model"),
-    (["prune.target=0.5", "prune.latency_model=null", "prune.round_to=auto"], "round_to: auto is a latency model's"),
-    (["prune.target_ms=3"], "target_ms is for latencies, but the target is about macs"),
-    (["prune.objective=latency", "prune.target_ms=3", "prune.target=0.5"], "the same thing said twice"),
-    (["prune.objective=latency"], "needs a target"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["prune.objective=latency", "prune.target=0.5", "prune.latency_model=null"], "latency needs a model"),
+        (
+            ["prune.target=0.5", "prune.latency_model=null", "prune.round_to=auto"],
+            "round_to: auto is a latency model's",
+        ),
+        (["prune.target_ms=3"], "target_ms is for latencies, but the target is about macs"),
+        (["prune.objective=latency", "prune.target_ms=3", "prune.target=0.5"], "the same thing said twice"),
+        (["prune.objective=latency"], "needs a target"),
+    ],
+)
 def test_contradictions_are_one_line(configured, overrides, message):
     with pytest.raises(UserError, match=message):
         configured(*overrides)
@@ -127,4 +154,4 @@ def test_another_processor_is_refused(configured, model, tmp_path):
     raw["hardware"]["cpu"] = "another one"
     (tmp_path / "other.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="processor 'another one' and processor"):
-        experiment.run(configured("prune.objective=latency", "prune.target=0.5", model=tmp_path / "other.json"))
+        experiment_run.run(configured("prune.objective=latency", "prune.target=0.5", model=tmp_path / "other.json"))

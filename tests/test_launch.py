@@ -1,4 +1,5 @@
 """Watching the processes of a job, with processes that do next to nothing."""
+
 from __future__ import annotations
 
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gcp import config, launch
+from gcp import errors
+from gcp.train import launch
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -37,8 +39,10 @@ def begun(tmp_path):
 
 
 def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
-    command = worker(tmp_path, "print('hello from', rank)\nif attempt < 2:\n"
-                               "    os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)")
+    command = worker(
+        tmp_path,
+        "print('hello from', rank)\nif attempt < 2:\n    os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)",
+    )
     assert launch.supervise(command, 2, restarts=2) == 0
     assert begun(tmp_path) == [f"begun-{r}-{a}" for r in (0, 1) for a in (0, 1, 2)]
     out, err = capfd.readouterr()
@@ -49,8 +53,9 @@ def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
 
 
 def test_the_exit_code_passes_through_and_unseen_last_lines_are_shown(tmp_path, capfd):
-    command = worker(tmp_path, "if rank == 1:\n    print('error: no such thing', file=sys.stderr); sys.exit(2)\n"
-                               "time.sleep(60)")
+    command = worker(
+        tmp_path, "if rank == 1:\n    print('error: no such thing', file=sys.stderr); sys.exit(2)\ntime.sleep(60)"
+    )
     assert launch.supervise(command, 2, restarts=2) == 2
     assert len(begun(tmp_path)) == 2, "a user's mistake is not tried again"
     assert capfd.readouterr().err == "[worker 1] error: no such thing\n"
@@ -66,8 +71,9 @@ def test_a_server_that_dies_ends_the_job(tmp_path, capfd, monkeypatch):
 def test_ctrl_c_ends_all_processes_of_a_job(tmp_path):
     command = worker(tmp_path, "open(f'{folder}/pid-{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
     code = f"import sys; from gcp import launch; launch.SERVE = {SLEEP!r}; sys.exit(launch.supervise({command!r}, 2))"
-    job = subprocess.Popen([sys.executable, "-c", code], cwd=Path(launch.__file__).parents[1], stderr=subprocess.PIPE,
-                           text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(launch.__file__).parents[1], stderr=subprocess.PIPE, text=True
+    )
     while len(pids := [path.read_text() for path in tmp_path.glob("pid-*")]) < 2 or not all(pids):
         time.sleep(0.02)
     job.send_signal(signal.SIGINT)
@@ -90,24 +96,32 @@ def test_a_silent_job_is_ended(tmp_path, capfd):
 
 def test_commands_reach_another_machine_word_by_word(tmp_path, monkeypatch):
     fake = tmp_path / "ssh"
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nwhile [ $# -gt 2 ]; do shift; done\n'
-                    'cd / && exec env -i PATH="$PATH" sh -c "$2"\n')  # nothing of here is there
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nwhile [ $# -gt 2 ]; do shift; done\n'
+        'cd / && exec env -i PATH="$PATH" sh -c "$2"\n'
+    )  # nothing of here is there
     fake.chmod(0o755)
     monkeypatch.setenv("DMLC_INTERFACE", "lo")
     monkeypatch.setenv("PYTHONPATH", str(Path(launch.__file__).parents[1]))
     script = tmp_path / "it's $HOME.py"
-    script.write_text("import os, sys\nopen(sys.argv[1] + os.environ['GCP_RANK'], 'w').write(repr((sys.argv[2:], "
-                      "os.getcwd(), os.environ['DMLC_INTERFACE'], os.environ['DMLC_NUM_WORKER'])))\n")
+    script.write_text(
+        "import os, sys\nopen(sys.argv[1] + os.environ['GCP_RANK'], 'w').write(repr((sys.argv[2:], "
+        "os.getcwd(), os.environ['DMLC_INTERFACE'], os.environ['DMLC_NUM_WORKER'])))\n"
+    )
     words = ["a b", "$HOME", "it's", "--set", "prune.lam=[0.1]", ""]
-    assert launch.supervise([str(script), str(tmp_path / "out"), *words], 2, ["me@localhost", "127.0.0.1"],
-                            f"{fake} -p 22") == 0
+    assert (
+        launch.supervise(
+            [str(script), str(tmp_path / "out"), *words], 2, ["me@localhost", "127.0.0.1"], f"{fake} -p 22"
+        )
+        == 0
+    )
     for rank in range(4):
         assert (tmp_path / f"out{rank}").read_text() == repr((words, os.getcwd(), "lo", "4"))
     assert "-p 22 me@localhost cd " in (tmp_path / "called").read_text()
 
 
 def test_an_unknown_host_is_a_users_mistake():
-    with pytest.raises(config.UserError, match="no-such-host.invalid"):
+    with pytest.raises(errors.UserError, match="no-such-host.invalid"):
         launch.supervise(["x.py"], 1, ["no-such-host.invalid"])
 
 
@@ -120,13 +134,20 @@ def test_what_a_worker_knows_of_itself(monkeypatch):
 
 def test_a_guard_ends_with_its_input(tmp_path):
     """Also a command that does not heed SIGTERM, and what it has started."""
-    text = ("import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, lambda *_: None); "
-            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-            "print(os.getpid(), child.pid, flush=True); [time.sleep(1) for _ in range(60)]")
+    text = (
+        "import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, lambda *_: None); "
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        "print(os.getpid(), child.pid, flush=True); [time.sleep(1) for _ in range(60)]"
+    )
     command = [sys.executable, "-c", text]
     code = f"import sys; from gcp import guard; guard.GRACE_S = 0.2; sys.exit(guard.run({command!r}))"
-    guard = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                             cwd=Path(launch.__file__).parents[1])
+    guard = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(launch.__file__).parents[1],
+    )
     pids = guard.stdout.readline().split()
     guard.stdin.close()
     assert guard.wait(10) == 137

@@ -1,4 +1,5 @@
 """Groups, masks, rescaling and removal, against hand counts and against each other."""
+
 from __future__ import annotations
 
 import mxnet as mx
@@ -7,18 +8,52 @@ import pytest
 from gluoncv.model_zoo import get_model
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
-from gcp import gluon
-from gcp.config import UserError
-from gcp.network import (Node, fold_masks, is_depthwise, is_layer, mask, parse_nodes, reader_norms, rescale,
-                         residual_norms, shrink, squared_input_norms, with_masks, with_zero_residuals)
+from gcp.backend import gluon
+from gcp.errors import UserError
+from gcp.graph.network import (
+    Node,
+    fold_masks,
+    is_depthwise,
+    is_layer,
+    mask,
+    parse_nodes,
+    reader_norms,
+    rescale,
+    residual_norms,
+    shrink,
+    squared_input_norms,
+    with_masks,
+    with_zero_residuals,
+)
 
 LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version in ("v1", "v1b", "v2")] + [
-    "resnet50_v1d", "resnet101_v1d", "resnet18_v1b_0.89", "resnet50_v1d_0.86", "resnet50_v1d_0.48",
-    "resnet50_v1d_0.37", "resnet50_v1d_0.11", "resnet101_v1d_0.76", "resnet101_v1d_0.73", "cifar_resnet20_v1",
-    "mobilenet1.0", "mobilenetv2_1.0", "vgg16_bn"]
+    "resnet50_v1d",
+    "resnet101_v1d",
+    "resnet18_v1b_0.89",
+    "resnet50_v1d_0.86",
+    "resnet50_v1d_0.48",
+    "resnet50_v1d_0.37",
+    "resnet50_v1d_0.11",
+    "resnet101_v1d_0.76",
+    "resnet101_v1d_0.73",
+    "cifar_resnet20_v1",
+    "mobilenet1.0",
+    "mobilenetv2_1.0",
+    "vgg16_bn",
+]
 # One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
-FAMILIES = ["resnet18_v1", "resnet50_v1", "resnet18_v2", "resnet18_v1b_0.89", "resnet50_v1d_0.11",
-            "cifar_resnet20_v1", "cifar_resnet20_v2", "mobilenet1.0", "mobilenetv2_1.0", "vgg16_bn"]
+FAMILIES = [
+    "resnet18_v1",
+    "resnet50_v1",
+    "resnet18_v2",
+    "resnet18_v1b_0.89",
+    "resnet50_v1d_0.11",
+    "cifar_resnet20_v1",
+    "cifar_resnet20_v2",
+    "mobilenet1.0",
+    "mobilenetv2_1.0",
+    "vgg16_bn",
+]
 
 
 # ---- groups -----------------------------------------------------------------------------------------------------
@@ -27,10 +62,19 @@ FAMILIES = ["resnet18_v1", "resnet50_v1", "resnet18_v2", "resnet18_v1b_0.89", "r
 def test_groups_of_resnet18_by_hand():
     groups = {g.name: g for g in shape_only("resnet18_v1b").groups}
     assert [(g.name, g.size) for g in groups.values()] == [
-        ("conv0", 64), ("layers1_conv0", 64), ("layers1_conv2", 64),
-        ("layers2_conv0", 128), ("layers2_conv1", 128), ("layers2_conv2", 128),
-        ("layers3_conv0", 256), ("layers3_conv1", 256), ("layers3_conv2", 256),
-        ("layers4_conv0", 512), ("layers4_conv1", 512), ("layers4_conv2", 512)]
+        ("conv0", 64),
+        ("layers1_conv0", 64),
+        ("layers1_conv2", 64),
+        ("layers2_conv0", 128),
+        ("layers2_conv1", 128),
+        ("layers2_conv2", 128),
+        ("layers3_conv0", 256),
+        ("layers3_conv1", 256),
+        ("layers3_conv2", 256),
+        ("layers4_conv0", 512),
+        ("layers4_conv1", 512),
+        ("layers4_conv2", 512),
+    ]
     first, inner, second = groups["conv0"], groups["layers1_conv0"], groups["layers2_conv1"]
     assert first.producers == ("conv0_fwd", "layers1_conv1_fwd", "layers1_conv3_fwd")
     assert set(first.consumers) == {"layers1_conv0_fwd", "layers1_conv2_fwd", "layers2_conv0_fwd", "down2_conv0_fwd"}
@@ -46,7 +90,7 @@ def n_groups(name: str) -> int:
     base = name.replace("cifar_", "")
     if "resnet20" in base:
         return 3 + 9
-    depth = int(base[len("resnet"):].split("_")[0])
+    depth = int(base[len("resnet") :].split("_")[0])
     blocks = {18: 8, 34: 16, 50: 16, 101: 33}[depth]
     if depth < 50:
         return 4 + blocks
@@ -98,14 +142,18 @@ def test_channels_that_no_norm_silences_stay_whole():
     assert "stage1_conv0" in net.widths and "conv0" not in net.widths
 
 
-@pytest.mark.parametrize("name, operator, node", [
-    ("densenet121", "'Concat'", "'stage1_concat0'"),
-    ("se_resnet18_v1", "'_contrib_AdaptiveAvgPooling2D'", "'stage1_adaptiveavgpooling2d0'"),
-    ("resnext50_32x4d", "'Convolution' with num_group=32", "'stage1_conv1_fwd'"),
-    ("nasnet_4_1056", "'Concat'", "'cellstem00_concat0'")])
+@pytest.mark.parametrize(
+    "name, operator, node",
+    [
+        ("densenet121", "'Concat'", "'stage1_concat0'"),
+        ("se_resnet18_v1", "'_contrib_AdaptiveAvgPooling2D'", "'stage1_adaptiveavgpooling2d0'"),
+        ("resnext50_32x4d", "'Convolution' with num_group=32", "'stage1_conv1_fwd'"),
+        ("nasnet_4_1056", "'Concat'", "'cellstem00_concat0'"),
+    ],
+)
 def test_an_unknown_operator_is_named_with_its_node(name, operator, node):
     with pytest.raises(UserError) as error:
-        shape_only(name).groups
+        _ = shape_only(name).groups
     assert operator in str(error.value) and node in str(error.value) and name in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -114,8 +162,10 @@ def from_symbol(symbol, arrays, tmp_path, input_shape):
     """A network from a hand-made Symbol, through its saved form."""
     (tmp_path / "net-symbol.json").write_text(symbol.tojson())
     aux = set(symbol.list_auxiliary_states())
-    mx.nd.save(str(tmp_path / "net-0000.params"),
-               {("aux:" if k in aux else "arg:") + k: mx.nd.array(v) for k, v in arrays.items()})
+    mx.nd.save(
+        str(tmp_path / "net-0000.params"),
+        {("aux:" if k in aux else "arg:") + k: mx.nd.array(v) for k, v in arrays.items()},
+    )
     return gluon.load(tmp_path / "net", input_shape)
 
 
@@ -124,24 +174,38 @@ def drawn(symbol, input_shape, seed=0):
     args, _, aux = symbol.infer_shape(data=(1, *input_shape))
     shapes = {**dict(zip(symbol.list_arguments(), args)), **dict(zip(symbol.list_auxiliary_states(), aux))}
     rng = np.random.default_rng(seed)
-    return {k: (rng.uniform(0.5, 1.5, s) if k.endswith(("gamma", "var")) else rng.normal(0, 0.5, s)).astype("float32")
-            for k, s in shapes.items() if k != "data"}
+    return {
+        k: (rng.uniform(0.5, 1.5, s) if k.endswith(("gamma", "var")) else rng.normal(0, 0.5, s)).astype("float32")
+        for k, s in shapes.items()
+        if k != "data"
+    }
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda x: mx.sym.Activation(x, act_type="softsign", name="odd"), "activation 'softsign' at node 'odd'"),
-    (lambda x: mx.sym.LeakyReLU(x, act_type="elu", name="odd"), "activation 'elu' at node 'odd'"),
-    (lambda x: mx.sym.Pooling(x, kernel=(2, 2), pool_type="lp", p_value=2, name="odd"), "pooling 'lp' at node 'odd'"),
-    (lambda x: mx.sym.elemwise_mul(x, x, name="odd"), "operator 'elemwise_mul' at node 'odd'"),
-    (lambda x: mx.sym.BatchNorm(x, axis=2, name="odd"), "a batch norm that is not over channels at node 'odd'"),
-    (lambda x: mx.sym.broadcast_add(x, mx.sym.Pooling(x, global_pool=True, pool_type="avg", kernel=(1, 1)),
-                                    name="odd"), "addition of different shapes")])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda x: mx.sym.Activation(x, act_type="softsign", name="odd"), "activation 'softsign' at node 'odd'"),
+        (lambda x: mx.sym.LeakyReLU(x, act_type="elu", name="odd"), "activation 'elu' at node 'odd'"),
+        (
+            lambda x: mx.sym.Pooling(x, kernel=(2, 2), pool_type="lp", p_value=2, name="odd"),
+            "pooling 'lp' at node 'odd'",
+        ),
+        (lambda x: mx.sym.elemwise_mul(x, x, name="odd"), "operator 'elemwise_mul' at node 'odd'"),
+        (lambda x: mx.sym.BatchNorm(x, axis=2, name="odd"), "a batch norm that is not over channels at node 'odd'"),
+        (
+            lambda x: mx.sym.broadcast_add(
+                x, mx.sym.Pooling(x, global_pool=True, pool_type="avg", kernel=(1, 1)), name="odd"
+            ),
+            "addition of different shapes",
+        ),
+    ],
+)
 def test_operators_that_would_be_guessed_at_are_refused(make, said, tmp_path):
     x = mx.sym.Convolution(mx.sym.var("data"), num_filter=4, kernel=(3, 3), name="conv")
     symbol = mx.sym.FullyConnected(make(x), num_hidden=2, name="dense")
     net = from_symbol(symbol, drawn(symbol, (3, 8, 8)), tmp_path, (3, 8, 8))
     with pytest.raises(UserError) as error:
-        net.groups
+        _ = net.groups
     assert said in str(error.value)
 
 
@@ -219,8 +283,10 @@ def test_border_error_is_at_the_border_only(tmp_path):
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "softrelu", "leaky", "relu6"])
 def test_constants_pass_through_every_known_activation(activation, tmp_path):
-    act = {"leaky": lambda x: mx.sym.LeakyReLU(x, act_type="leaky", slope=0.2),
-           "relu6": lambda x: mx.sym.clip(x, 0, 6)}.get(activation, lambda x: mx.sym.Activation(x, act_type=activation))
+    act = {
+        "leaky": lambda x: mx.sym.LeakyReLU(x, act_type="leaky", slope=0.2),
+        "relu6": lambda x: mx.sym.clip(x, 0, 6),
+    }.get(activation, lambda x: mx.sym.Activation(x, act_type=activation))
     x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), no_bias=True, name="conv0")
     x = act(mx.sym.BatchNorm(x, fix_gamma=False, name="norm0"))
     # No bias and no norm behind this one: removal has to add a bias, ahead of the activation.
@@ -284,8 +350,9 @@ def test_rescaling_keeps_the_function_and_gives_unit_norms(name):
     if not name.startswith("mobilenetv2"):
         assert len(streams) == len(scaled.streams) > 0
     else:
-        assert {s.group for s in streams} == {g.name for g in net.groups if "linearbottleneck" in g.name
-                                              and g.consumers and not g.depthwise}
+        assert {s.group for s in streams} == {
+            g.name for g in net.groups if "linearbottleneck" in g.name and g.consumers and not g.depthwise
+        }
 
 
 def test_reader_norms_are_those_of_the_weights(tmp_path):
@@ -296,7 +363,7 @@ def test_reader_norms_are_those_of_the_weights(tmp_path):
     x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), name="conv")
     x = mx.sym.FullyConnected(x, num_hidden=3, name="dense")  # reads 6 channels of 2x2 each
     net = from_symbol(x, drawn(x, (3, 4, 4)), tmp_path, (3, 4, 4))
-    slow = (net.arrays["dense_weight"][:, 4 * 5:4 * 6].astype(np.float64) ** 2).sum()
+    slow = (net.arrays["dense_weight"][:, 4 * 5 : 4 * 6].astype(np.float64) ** 2).sum()
     np.testing.assert_allclose(squared_input_norms(net, "dense")[5], slow)
 
 
@@ -306,8 +373,11 @@ def test_streams_of_a_residual_stage():
     # The first block reads the stem alone, the next stage all three sources.
     assert first.reach["layers1_conv0_fwd"] == ("batchnorm0_fwd",)
     assert set(first.reach["layers1_conv2_fwd"]) == {"batchnorm0_fwd", "layers1_batchnorm1_fwd"}
-    assert set(first.reach["layers2_conv0_fwd"]) == set(first.sources) == {
-        "batchnorm0_fwd", "layers1_batchnorm1_fwd", "layers1_batchnorm3_fwd"}
+    assert (
+        set(first.reach["layers2_conv0_fwd"])
+        == set(first.sources)
+        == {"batchnorm0_fwd", "layers1_batchnorm1_fwd", "layers1_batchnorm3_fwd"}
+    )
 
 
 def test_masks_for_bare_layers_keep_the_function_and_fold_away(tmp_path):
@@ -342,14 +412,28 @@ def test_a_network_with_norms_everywhere_gets_no_masks():
 def test_literals_of_attributes():
     node = Node("Convolution", "c", {"kernel": "(3, 3)", "no_bias": "True", "layout": "NCHW"})
     assert (node.literal("kernel"), node.literal("no_bias"), node.literal("layout"), node.literal("pad", 0)) == (
-        (3, 3), True, "NCHW", 0)
+        (3, 3),
+        True,
+        "NCHW",
+        0,
+    )
 
 
 # ---- the ends of residual branches ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet50_v1b", "resnet50_v1d", "resnet101_v1d", "resnet18_v1", "resnet50_v1",
-                                  "resnet18_v1b_0.89", "resnet50_v1d_0.48"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50_v1b",
+        "resnet50_v1d",
+        "resnet101_v1d",
+        "resnet18_v1",
+        "resnet50_v1",
+        "resnet18_v1b_0.89",
+        "resnet50_v1d_0.48",
+    ],
+)
 def test_last_gamma_zero_is_gluoncvs(name):
     """The same scales are zero as under GluonCV's own `last_gamma`, and nothing else has changed."""
     plain = name.split("_0.")[0]  # the PruneNets take no such argument
@@ -363,8 +447,11 @@ def test_last_gamma_zero_is_gluoncvs(name):
         block = get_model(plain, last_gamma=True)
         block.initialize()
         block(mx.nd.zeros((1, 3, 32, 32)))
-        theirs = {k[len(block.prefix):] for k, p in block.collect_params().items()
-                  if k.endswith("gamma") and (p.data().asnumpy() == 0).all()}
+        theirs = {
+            k[len(block.prefix) :]
+            for k, p in block.collect_params().items()
+            if k.endswith("gamma") and (p.data().asnumpy() == 0).all()
+        }
     assert ours == theirs
 
 
@@ -374,9 +461,13 @@ def test_zero_residuals_make_blocks_their_shortcuts():
     zeroed = with_zero_residuals(net)
     betas = {net.norm_arrays(n)[1] for n in residual_norms(net)}
     silent = zeroed.with_arrays({k: np.zeros_like(net.arrays[k]) for k in betas})
-    other = silent.with_arrays({net.weight(n.name): net.arrays[net.weight(n.name)] * 3 for n in net.nodes
-                                if n.op == "Convolution" and n.name.startswith("stage")
-                                and net.index[n.name] not in _shortcuts(net)})
+    other = silent.with_arrays(
+        {
+            net.weight(n.name): net.arrays[net.weight(n.name)] * 3
+            for n in net.nodes
+            if n.op == "Convolution" and n.name.startswith("stage") and net.index[n.name] not in _shortcuts(net)
+        }
+    )
     np.testing.assert_array_equal(gluon.predict(silent, images(net)), gluon.predict(other, images(net)))
     assert difference(gluon.predict(silent, images(net)), gluon.predict(net, images(net))) > 1e-2
 

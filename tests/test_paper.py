@@ -1,4 +1,5 @@
 """The paper's tables: their layout (whole files in tests/golden), drops and bases by hand, labels of reduced runs."""
+
 from __future__ import annotations
 
 import copy
@@ -11,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gcp import config, figures, paper
-from gcp.config import UserError
+from gcp.errors import UserError
+from gcp.experiment import config
+from gcp.report import figures, paper
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -25,45 +27,123 @@ def known():
 
 
 def stage(top1, top5, params, macs, speed=None):
-    throughput = speed and {"images_per_second": speed, "latency_s": 64 / speed, "batch": 64, "dtype": "float32",
-                            "device": "gpu(0)", "threads": 8}
-    return {"top1": top1, "top5": top5, "loss": 1.0, "n_eval": 50000, "macs": macs, "params": params, "epochs": 0,
-            "images": 0, "seconds": 1.0, "throughput": throughput}
+    throughput = speed and {
+        "images_per_second": speed,
+        "latency_s": 64 / speed,
+        "batch": 64,
+        "dtype": "float32",
+        "device": "gpu(0)",
+        "threads": 8,
+    }
+    return {
+        "top1": top1,
+        "top5": top5,
+        "loss": 1.0,
+        "n_eval": 50000,
+        "macs": macs,
+        "params": params,
+        "epochs": 0,
+        "images": 0,
+        "seconds": 1.0,
+        "throughput": throughput,
+    }
 
 
-def record(table, level, method, target, top1, seed=0, *, dense=(0.79, 0.94), scale="paper", kept=0.5,
-           model="resnet50_v1d", name=None, data="imagenet", speed=None, **prune):
+def record(
+    table,
+    level,
+    method,
+    target,
+    top1,
+    seed=0,
+    *,
+    dense=(0.79, 0.94),
+    scale="paper",
+    kept=0.5,
+    model="resnet50_v1d",
+    name=None,
+    data="imagenet",
+    speed=None,
+    **prune,
+):
     """A made-up record of a row: `kept` of the parameters, `target` of the FLOPs, of a network of 20 M and 4 G."""
     objective = "params" if table in ("table2", "table4") else "macs"
-    cfg = {"scale": scale, "seed": seed, "model": {"name": name or model}, "train": {"epochs": 0},
-           "data": {"name": data, "input": [3, 224, 224]}, "finetune": {"epochs": 120, "extra_epochs": 0},
-           "paper": {"table": table, "level": level, "chosen": False, "starts_from": None},
-           "prune": {"method": method, "objective": objective, "target": target, "score": "taylor", "round_to": 8,
-                     "criterion": "l1", **prune}}
+    cfg = {
+        "scale": scale,
+        "seed": seed,
+        "model": {"name": name or model},
+        "train": {"epochs": 0},
+        "data": {"name": data, "input": [3, 224, 224]},
+        "finetune": {"epochs": 120, "extra_epochs": 0},
+        "paper": {"table": table, "level": level, "chosen": False, "starts_from": None},
+        "prune": {
+            "method": method,
+            "objective": objective,
+            "target": target,
+            "score": "taylor",
+            "round_to": 8,
+            "criterion": "l1",
+            **prune,
+        },
+    }
     fractions = {"params": (target, kept), "macs": (kept, target)}[objective]
-    return {"fingerprint": json.dumps(cfg), "name": "row", "scale": scale, "seed": seed, "config": cfg,
-            "git_commit": None, "versions": {}, "date": "",
-            "device": {"name": "gpu(0)", "cpu": "Test CPU", "threads": 8}, "model": model,
-            "data": data, "method": method, "objective": objective, "target": target, "round_to": 8,
-            "stages": {"dense": stage(*dense, 20e6, 4e9, speed and speed / 2), "pruned": stage(0.1, 0.3, 1, 1),
-                       "final": stage(top1, top1 + 0.15, 20e6 * fractions[0], 4e9 * fractions[1], speed)},
-            "macs_kept": fractions[1], "params_kept": fractions[0], "latency_kept": None,
-            "widths": {"dense": {"conv0": 64, "conv1": 128}, "final": {"conv0": 16, "conv1": 64}}, "iterations": [],
-            "images_before_finetune": 0, "images_total": 1, "seconds": 1.0}
+    return {
+        "fingerprint": json.dumps(cfg),
+        "name": "row",
+        "scale": scale,
+        "seed": seed,
+        "config": cfg,
+        "git_commit": None,
+        "versions": {},
+        "date": "",
+        "device": {"name": "gpu(0)", "cpu": "Test CPU", "threads": 8},
+        "model": model,
+        "data": data,
+        "method": method,
+        "objective": objective,
+        "target": target,
+        "round_to": 8,
+        "stages": {
+            "dense": stage(*dense, 20e6, 4e9, speed and speed / 2),
+            "pruned": stage(0.1, 0.3, 1, 1),
+            "final": stage(top1, top1 + 0.15, 20e6 * fractions[0], 4e9 * fractions[1], speed),
+        },
+        "macs_kept": fractions[1],
+        "params_kept": fractions[0],
+        "latency_kept": None,
+        "widths": {"dense": {"conv0": 64, "conv1": 128}, "final": {"conv0": 16, "conv1": 64}},
+        "iterations": [],
+        "images_before_finetune": 0,
+        "images_total": 1,
+        "seconds": 1.0,
+    }
 
 
 def records_of(name):
     """Made-up records of one table: two seeds of one row, one of another, a smoke run."""
     if name == "table6":
-        return [record("table6", 0, "none", 1.0, 0.80, data="caltech256", kept=1.0),
-                record("table6", 1, "none", 1.0, 0.81, data="caltech256", name="results/imagenet/table3/"
-                       "gcp-macs-0.643-seed0-0123456789ab/final", kept=0.6)]
+        return [
+            record("table6", 0, "none", 1.0, 0.80, data="caltech256", kept=1.0),
+            record(
+                "table6",
+                1,
+                "none",
+                1.0,
+                0.81,
+                data="caltech256",
+                name="results/imagenet/table3/gcp-macs-0.643-seed0-0123456789ab/final",
+                kept=0.6,
+            ),
+        ]
     layout = paper.TABLES[name]
     model = {"ResNet-18": "resnet18_v1b", "ResNet-50": "resnet50_v1d", "ResNet-101": "resnet101_v1d"}[layout.network]
     target = paper.levels_of(name, paper.published(REFERENCE))[1]
     # 79 - 77 = 2 and 79 - 76 = 3 points: 2.50 +- 0.71.
-    rows = [record(name, 1, "gcp", target, 0.77, model=model), record(name, 1, "gcp", target, 0.76, 1, model=model),
-            record(name, 1, "gcp", target, 0.30, model=model, scale="smoke", data="folder")]
+    rows = [
+        record(name, 1, "gcp", target, 0.77, model=model),
+        record(name, 1, "gcp", target, 0.76, 1, model=model),
+        record(name, 1, "gcp", target, 0.30, model=model, scale="smoke", data="folder"),
+    ]
     if "Uniform" in layout.methods:
         rows.append(record(name, 1, "uniform", target, 0.75, model=model, kept=target))
     return rows
@@ -88,11 +168,20 @@ def test_table1_by_hand(known, tmp_path):
     text = path.read_text(encoding="utf-8")
     dcp, uniform, gcp, ours, other, smoke = rows_of(text)[:6]
     # DCP says errors of 30.36 and 11.02 before, and 69.21 and 88.86 right after.
-    assert dcp == {"Level": "1: 72.5 % of FLOPs", "Method": "DCP", "Params reduction": "1.39x",
-                   "FLOPs reduction": "1.37x", "Top-1 drop": "0.43", "Top-5 drop": "0.12", "Base top-1 %": "69.64",
-                   "Base top-5 %": "88.98",
-                   "Top-1 %": "69.21", "Top-5 %": "88.86", "Seeds": "-",
-                   "Source": "SCUT-AILab/DCP paper PDF Table 5 + supp Table S4"}
+    assert dcp == {
+        "Level": "1: 72.5 % of FLOPs",
+        "Method": "DCP",
+        "Params reduction": "1.39x",
+        "FLOPs reduction": "1.37x",
+        "Top-1 drop": "0.43",
+        "Top-5 drop": "0.12",
+        "Base top-1 %": "69.64",
+        "Base top-5 %": "88.98",
+        "Top-1 %": "69.21",
+        "Top-5 %": "88.86",
+        "Seeds": "-",
+        "Source": "SCUT-AILab/DCP paper PDF Table 5 + supp Table S4",
+    }
     for row in (uniform, gcp):
         assert {row[key] for key in ("Top-1 drop", "Top-5 drop", "Base top-1 %", "Top-1 %", "Top-5 %")} == {"-"}
         assert row["Level"] == ""
@@ -127,8 +216,10 @@ def test_every_published_row_is_placed_once_or_counted(known):
     for name, layout in paper.TABLES.items():
         frame, _, n_unplaced = paper.table(name, layout, [], known)
         others = known.published[(known.published.network == layout.network) & (known.published.data == layout.data)]
-        papers = sum(len(rows) for _, rows in paper.levels(layout, known.skeleton[
-            known.skeleton.table == int(name[-1])]).values())
+        papers = sum(
+            len(rows)
+            for _, rows in paper.levels(layout, known.skeleton[known.skeleton.table == int(name[-1])]).values()
+        )
         quoted = sum(frame.Method.isin({"DCP", "ThiNet", "CP"}))
         assert len(frame) == papers + len(others) - quoted - n_unplaced, name
 
@@ -174,19 +265,28 @@ def test_configs_and_layouts_agree(known):
 
 
 def test_other_targets_and_options_are_not_averaged(known):
-    runs = [record("table3", 3, "gcp", 0.29, 0.7), record("table3", 3, "gcp", 0.31, 0.7, 1),
-            record("table3", 3, "gcp", 0.29, 0.7, 1, iterations=8)]
+    runs = [
+        record("table3", 3, "gcp", 0.29, 0.7),
+        record("table3", 3, "gcp", 0.31, 0.7, 1),
+        record("table3", 3, "gcp", 0.29, 0.7, 1, iterations=8),
+    ]
     _, printed, _ = paper.table("table3", paper.TABLES["table3"], runs, known)
     assert printed.Method[printed.Method.str.startswith("this toolkit")].tolist() == [
-        "this toolkit: GCP-f, widths x8, prune.iterations=8", "this toolkit: GCP-f, widths x8, prune.iterations=null",
-        "this toolkit: GCP-f, widths x8, target 31 %"]
+        "this toolkit: GCP-f, widths x8, prune.iterations=8",
+        "this toolkit: GCP-f, widths x8, prune.iterations=null",
+        "this toolkit: GCP-f, widths x8, target 31 %",
+    ]
 
 
 def test_only_tables_with_records_are_written_and_twice_alike(tmp_path):
     runs = [*records_of("table3"), record("table3", 3, "gcp", 0.29, 0.7), record("table4", 3, "gcp", 0.341, 0.7)]
     paths = paper.write(runs, REFERENCE, tmp_path / "a")
-    stems = {"paper_table3": (".md", ".tex", ".csv"), "paper_table4": (".md", ".tex", ".csv"),
-             "figure2": (".png", ".svg"), "figure3": (".png", ".svg")}
+    stems = {
+        "paper_table3": (".md", ".tex", ".csv"),
+        "paper_table4": (".md", ".tex", ".csv"),
+        "figure2": (".png", ".svg"),
+        "figure3": (".png", ".svg"),
+    }
     assert {p.name for p in paths} == {stem + suffix for stem, suffixes in stems.items() for suffix in suffixes}
     for path, again in zip(paths, paper.write(runs[::-1], REFERENCE, tmp_path / "b")):
         assert path.read_bytes() == again.read_bytes(), path.name
@@ -196,8 +296,11 @@ def test_only_tables_with_records_are_written_and_twice_alike(tmp_path):
 
 def test_figure1_gets_our_points_on_imagenet_only(tmp_path):
     runs = [record("table3", 3, "gcp", 0.29, 0.76, seed, speed=3000.0 + 100 * seed) for seed in range(3)]
-    runs += [record("table3", 3, "gcp", 0.29, 0.3, scale="smoke", data="folder", speed=9e4),
-             record("table3", 3, "gcp", 0.29, 0.3, 5), record("figure1", 0, "none", 1.0, 0.79, speed=1000.0, kept=1.0)]
+    runs += [
+        record("table3", 3, "gcp", 0.29, 0.3, scale="smoke", data="folder", speed=9e4),
+        record("table3", 3, "gcp", 0.29, 0.3, 5),
+        record("figure1", 0, "none", 1.0, 0.79, speed=1000.0, kept=1.0),
+    ]
     points = paper.measured_points(runs).set_index("name")
     assert set(points.index) == {"resnet50_v1d: GCP-f, widths x8 29 %", "resnet50_v1d: Dense"}
     ours = points.loc["resnet50_v1d: GCP-f, widths x8 29 %"]
@@ -218,8 +321,9 @@ def test_the_script_writes_the_tables_of_the_records(tmp_path):
     for i, each in enumerate(records_of("table2")):
         (tmp_path / f"run{i}").mkdir()
         (tmp_path / f"run{i}" / "record.json").write_text(json.dumps(each))
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "report.py"), str(tmp_path), "--paper"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "report.py"), str(tmp_path), "--paper"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "The paper's Table 2" in done.stdout and "The paper's Table 6" in done.stdout
     assert (tmp_path / "report" / "paper_table2.tex").is_file()

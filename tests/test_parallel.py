@@ -1,4 +1,5 @@
 """Several workers against one process, and a job that loses processes against one that does not."""
+
 from __future__ import annotations
 
 import json
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+import parallel_job as job
 import pytest
 from mxnet import autograd
 
-import parallel_job as job
-from gcp import parallel
-from gcp.gluon import auxiliary, to_block
+from gcp.backend.gluon import auxiliary, to_block
+from gcp.train import distributed
 from tests.test_experiment import REPO, TINY, numbers
 
 JOB = str(REPO / "tests" / "parallel_job.py")
@@ -24,9 +25,14 @@ JOB = str(REPO / "tests" / "parallel_job.py")
 
 def start(*args, **environment):
     paths = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen([sys.executable, str(REPO / "scripts" / "launch.py"), *map(str, args)], cwd=REPO, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment})
+    return subprocess.Popen(
+        [sys.executable, str(REPO / "scripts" / "launch.py"), *map(str, args)],
+        cwd=REPO,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
+    )
 
 
 def finish(process):
@@ -48,15 +54,23 @@ def test_sums_are_exact_and_workers_equal(two):
     assert zero["wrong"] == one["wrong"] == 0
     assert all(np.array_equal(zero[k], one[k]) for k in zero)
     for rank in (0, 1):
-        assert (folder / f"unequal-{rank}").read_text().startswith(
-            "t, step 7 of 7: the parameters of worker 1 of 2 are not those of worker 0;")
+        assert (
+            (folder / f"unequal-{rank}")
+            .read_text()
+            .startswith("t, step 7 of 7: the parameters of worker 1 of 2 are not those of worker 0;")
+        )
 
 
 def test_two_workers_do_what_one_does_on_the_joined_batch(two, tmp_path):
     """Regularising, training with frozen statistics or without batch norm, scores, evaluation."""
     for name, value in job.results(tmp_path).items():
-        np.testing.assert_allclose(two[1][0][name], value, rtol=1e-6 if name.startswith("tested") else 0,
-                                   atol=1e-6 * max(1.0, np.abs(value).max()), err_msg=name)
+        np.testing.assert_allclose(
+            two[1][0][name],
+            value,
+            rtol=1e-6 if name.startswith("tested") else 0,
+            atol=1e-6 * max(1.0, np.abs(value).max()),
+            err_msg=name,
+        )
 
 
 def test_with_batch_norm_each_part_has_its_own_statistics(two):
@@ -83,16 +97,17 @@ def test_with_batch_norm_each_part_has_its_own_statistics(two):
     for k in net.arrays:
         value = sum(p[k].data().asnumpy() for p in params) / 2
         assert k in moving or np.array_equal(value, params[0][k].data().asnumpy())
-        np.testing.assert_allclose(two[1][0][f"normed:{k}"], value, rtol=0, atol=1e-5 * max(1.0, np.abs(value).max()),
-                                   err_msg=k)
+        np.testing.assert_allclose(
+            two[1][0][f"normed:{k}"], value, rtol=0, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=k
+        )
 
 
 def test_a_lone_process_is_left_alone():
-    team, array = parallel.Lone(), mx.nd.array([1.0, 2.0])
+    team, array = distributed.Lone(), mx.nd.array([1.0, 2.0])
     team.summing([array])()
     team.averaging([array])()
     assert array.asnumpy().tolist() == [1, 2] and team.total([1, 2.5]) == [1, 2.5] and team.first(lambda: 3) == 3
-    assert isinstance(parallel.workers(), parallel.Lone)
+    assert isinstance(distributed.workers(), distributed.Lone)
 
 
 # ---- recovery -----------------------------------------------------------------------------------------------------
@@ -121,8 +136,12 @@ def wait_for(process, there):
 def test_a_job_that_loses_a_worker_ends_with_the_same_record(tmp_path):
     """Once as two local workers; once over ssh with a server on each machine, where a worker is killed in an epoch."""
     config_file = tmp_path / "gcp small.yaml"  # a path that needs quoting
-    config_file.write_text(TINY.replace("n_train: 500", "n_train: 150").replace("epochs: 4", "epochs: 2").replace(
-        "iterations: 2,", "iterations: 1, method: gcp, target: 0.5,") + "name: small\n")
+    config_file.write_text(
+        TINY.replace("n_train: 500", "n_train: 150")
+        .replace("epochs: 4", "epochs: 2")
+        .replace("iterations: 2,", "iterations: 1, method: gcp, target: 0.5,")
+        + "name: small\n"
+    )
     folders = [tmp_path / "whole", tmp_path / "killed"]
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\nexec sh -c "$2"\n')  # OPTIONS HOST SCRIPT
@@ -132,11 +151,24 @@ def test_a_job_that_loses_a_worker_ends_with_the_same_record(tmp_path):
     assert code == 0, err
 
     mark = f"{os.getpid()}-{tmp_path.name}"
-    killed = start("--hosts", "localhost,127.0.0.1", "--ssh", f"{ssh} -p 22", "--restarts", 1, *command,
-                   f"output={folders[1]}", GCP_TEST_MARK=mark, DMLC_INTERFACE="lo")
+    killed = start(
+        "--hosts",
+        "localhost,127.0.0.1",
+        "--ssh",
+        f"{ssh} -p 22",
+        "--restarts",
+        1,
+        *command,
+        f"output={folders[1]}",
+        GCP_TEST_MARK=mark,
+        DMLC_INTERFACE="lo",
+    )
     wait_for(killed, lambda: list(folders[1].glob("dense-*/dense.checkpoint")))
-    worker = [pid for pid, environment in alive(mark).items()
-              if environment.get("GCP_RANK") == "1" and "gcp.guard" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    worker = [
+        pid
+        for pid, environment in alive(mark).items()
+        if environment.get("GCP_RANK") == "1" and "gcp.train.guard" not in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     os.kill(worker[0], signal.SIGKILL)
     code, _, err = finish(killed)
     assert code == 0, err

@@ -1,4 +1,5 @@
 """GCP's parts against hand-worked numbers and slower obvious versions."""
+
 from types import SimpleNamespace
 
 import mxnet as mx
@@ -6,11 +7,12 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from gcp import prune, training
-from gcp.config import UserError
-from gcp.cost import Budget, Products, macs
-from gcp.gluon import auxiliary, from_gluoncv, to_block
-from gcp.network import mask, rescale, shrink, with_masks
+from gcp.backend.gluon import auxiliary, from_gluoncv, to_block
+from gcp.cost.base import Budget, Products, macs
+from gcp.errors import UserError
+from gcp.graph.network import mask, rescale, shrink, with_masks
+from gcp.methods import gcp as gcp_method
+from gcp.train import training
 
 
 @pytest.fixture(scope="module")
@@ -19,30 +21,39 @@ def net():
     plain = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 4, seed=3)
     rng = np.random.default_rng(3)
     low = {"gamma": 0.5, "beta": -0.3, "running_mean": -0.3, "running_var": 0.5}
-    return plain.with_arrays({k: rng.uniform(low[end], low[end] + 1, v.shape).astype(np.float32)
-                              for k, v in plain.arrays.items() for end in low if k.endswith("_" + end)})
+    return plain.with_arrays(
+        {
+            k: rng.uniform(low[end], low[end] + 1, v.shape).astype(np.float32)
+            for k, v in plain.arrays.items()
+            for end in low
+            if k.endswith("_" + end)
+        }
+    )
 
 
 def images(n=8, seed=0):
     rng = np.random.default_rng(seed)
-    return (mx.nd.array(rng.normal(size=(n, 3, 8, 8)).astype(np.float32)),
-            mx.nd.array(rng.integers(0, 4, n).astype(np.float32)))
+    return (
+        mx.nd.array(rng.normal(size=(n, 3, 8, 8)).astype(np.float32)),
+        mx.nd.array(rng.integers(0, 4, n).astype(np.float32)),
+    )
 
 
 def gradients(block, x, y):
     with autograd.record():
         loss = training.smoothed_loss(block(x), y, 0.0)
     loss.backward()
-    return {k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items()
-            if p.grad_req != "null"}
+    return {
+        k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items() if p.grad_req != "null"
+    }
 
 
 def test_a_proximal_step_is_the_obvious_one(net):
     net = rescale(with_masks(net))
-    variables, penalties = prune.scale_arrays(net), prune.channel_penalties(net, macs(net))
+    variables, penalties = gcp_method.scale_arrays(net), gcp_method.channel_penalties(net, macs(net))
     lr, lam, momentum, (x, y) = 0.05, 0.4, 0.9, images()
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = prune.ProximalSGD(net, block, lam, penalties, momentum)
+    optimiser = gcp_method.ProximalSGD(net, block, lam, penalties, momentum)
 
     value = {k: net.arrays[k].astype(np.float64) for k in variables}
     for g in net.groups:  # tied groups: factor every scale and shift into mask and rest
@@ -76,14 +87,15 @@ def test_a_proximal_step_is_the_obvious_one(net):
                     for name in net.norm_arrays(n):
                         expected[name] = value[name] * value[g.name]
         for k in variables:
-            np.testing.assert_allclose(block.collect_params()[k].data().asnumpy(), expected[k], rtol=2e-4, atol=2e-5,
-                                       err_msg=k)
+            np.testing.assert_allclose(
+                block.collect_params()[k].data().asnumpy(), expected[k], rtol=2e-4, atol=2e-5, err_msg=k
+            )
 
 
 def test_a_penalty_beyond_every_scale_silences_all_channels(net):
-    variables = prune.scale_arrays(net)
+    variables = gcp_method.scale_arrays(net)
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = prune.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
+    optimiser = gcp_method.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
     gradients(block, *images())
     optimiser.step(0.1, 8)
     for g in net.groups:
@@ -93,7 +105,7 @@ def test_a_penalty_beyond_every_scale_silences_all_channels(net):
 
 def test_penalties_have_mean_one_and_follow_the_cost(net):
     cost = macs(net)
-    penalties = prune.channel_penalties(net, cost)
+    penalties = gcp_method.channel_penalties(net, cost)
     assert np.mean(list(penalties.values())) == pytest.approx(1)
     name, other = net.groups[0].name, net.groups[-1].name
     drop = {g: cost(net.widths) - cost({**net.widths, g: net.widths[g] - 1}) for g in (name, other)}
@@ -101,17 +113,17 @@ def test_penalties_have_mean_one_and_follow_the_cost(net):
 
 
 def test_variables_are_scales_shifts_and_the_output_layer(net):
-    variables = prune.scale_arrays(net)
+    variables = gcp_method.scale_arrays(net)
     assert {"dense0_weight", "dense0_bias"} <= variables
     assert all(k.endswith(("gamma", "beta")) for k in variables - {"dense0_weight", "dense0_bias"})
     assert not variables & auxiliary(net)
     masked = with_masks(from_gluoncv("vgg11_bn", (3, 32, 32), 4))
-    assert {"dense0_mask", "dense1_mask"} <= prune.scale_arrays(masked)
-    assert "dense0_weight" not in prune.scale_arrays(masked)
+    assert {"dense0_mask", "dense1_mask"} <= gcp_method.scale_arrays(masked)
+    assert "dense0_weight" not in gcp_method.scale_arrays(masked)
 
 
 def test_relative_lambda_brings_a_free_channel_of_mean_scale_to_zero(net):
-    strength = prune.absolute_penalty(net, 1.0, lr=0.02, n_steps=50)
+    strength = gcp_method.absolute_penalty(net, 1.0, lr=0.02, n_steps=50)
     scales = [np.sqrt(sum(net.arrays[net.norm_arrays(n)[0]].astype(float) ** 2 for n in g.norms)) for g in net.groups]
     assert 50 * 0.02 * strength == pytest.approx(np.concatenate(scales).mean(), rel=1e-5)
 
@@ -125,24 +137,24 @@ def test_paper_score_by_hand(net):
     gamma = net.arrays[net.norm_arrays(g.norms[0])[0]]
     w = net.arrays[net.weight(g.consumers[0])]
     by_hand = [float(gamma[j]) ** 2 * float((w[:, j].astype(float) ** 2).sum()) for j in range(g.size)]
-    np.testing.assert_allclose(prune.paper_scores(net)[g.name], by_hand, rtol=1e-6)
+    np.testing.assert_allclose(gcp_method.paper_scores(net)[g.name], by_hand, rtol=1e-6)
 
 
 def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
-    for scores in (prune.paper_scores, lambda n: prune.relative_scores(n, macs(n))):
+    for scores in (gcp_method.paper_scores, lambda n: gcp_method.relative_scores(n, macs(n))):
         before, after = scores(net), scores(rescale(net))
         for g in before:
             np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
 
 
 def test_how_many_images_the_taylor_score_looks_at():
-    assert [prune.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
+    assert [gcp_method.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
 
 
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
     cost, split, e = macs(net), Noise(16), 2e-3
-    scores = prune.taylor_scores(net, cost, split.batches(8, seed=0))
+    scores = gcp_method.taylor_scores(net, cost, split.batches(8, seed=0))
 
     def losses(factor: float, group, channel: int) -> np.ndarray:
         arrays = {}
@@ -151,13 +163,17 @@ def test_taylor_score_is_the_squared_slope_of_the_loss(net):
                 arrays[name] = net.arrays[name].copy()
                 arrays[name][channel] *= factor
         block = to_block(net.with_arrays(arrays), frozen_statistics=True)
-        return np.array([training.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
-                         for x, y, _ in split.batches(8, seed=0)])
+        return np.array(
+            [
+                training.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
+                for x, y, _ in split.batches(8, seed=0)
+            ]
+        )
 
     for group in net.groups:
         best = int(scores[group.name].argmax())
         slope = (losses(1 + e, group, best) - losses(1 - e, group, best)) / (2 * e)
-        by_hand = (slope ** 2).mean() / cost.marginal(net.widths)[group.name]
+        by_hand = (slope**2).mean() / cost.marginal(net.widths)[group.name]
         assert scores[group.name][best] == pytest.approx(by_hand, rel=0.05), group.name
 
 
@@ -167,7 +183,7 @@ def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
     gamma, weight = net.norm_arrays(g.norms[0])[0], net.weight(g.consumers[0])
     same = net.with_arrays({gamma: np.ones(g.size, np.float32), weight: np.ones_like(net.arrays[weight])})
     cost = macs(net)
-    scores = np.sort(prune.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
+    scores = np.sort(gcp_method.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
     np.testing.assert_allclose(scores, [1 / (g.size - r) for r in range(g.size)], rtol=1e-6)
 
 
@@ -181,9 +197,9 @@ def test_selection_drops_the_lowest_until_the_cost_is_met():
     rng = np.random.default_rng(0)
     for limit in (200, 120, 60, 20, 11):
         scores = {"a": rng.uniform(size=16), "b": rng.uniform(size=8)}
-        keep = prune.select(scores, COST, limit)
+        keep = gcp_method.select(scores, COST, limit)
         left = {g: set(range(len(s))) for g, s in scores.items()}
-        for value, g, j in sorted((v, g, j) for g, s in scores.items() for j, v in enumerate(s)):
+        for _value, g, j in sorted((v, g, j) for g, s in scores.items() for j, v in enumerate(s)):
             if COST({k: len(v) for k, v in left.items()}) <= limit:
                 break
             if len(left[g]) > 1:
@@ -202,7 +218,7 @@ def test_rounded_widths_are_multiples_or_whole(round_to):
     scores = {"a": np.random.default_rng(1).uniform(size=16), "b": np.random.default_rng(2).uniform(size=7)}
     for limit in (180, 120, 90, 75):
         try:
-            widths = {g: len(k) for g, k in prune.select(scores, COST, limit, round_to).items()}
+            widths = {g: len(k) for g, k in gcp_method.select(scores, COST, limit, round_to).items()}
         except UserError as error:
             assert "cannot be reached" in str(error)
             least = {"a": min(16, round_to), "b": min(7, round_to)}
@@ -216,14 +232,14 @@ def test_rounded_widths_are_multiples_or_whole(round_to):
 def test_no_group_loses_more_than_max_cut_before_all_have():
     scores = {"a": np.arange(16.0), "b": 100 + np.arange(8.0)}  # all of b is above all of a
     everything = COST({"a": 16, "b": 8})
-    assert len(prune.select(scores, COST, 0.5 * everything)["a"]) < 8
+    assert len(gcp_method.select(scores, COST, 0.5 * everything)["a"]) < 8
     for fraction in (0.9, 0.6, 0.4, COST({"a": 8, "b": 4}) / everything):
-        widths = {g: len(k) for g, k in prune.select(scores, COST, fraction * everything, max_cut=0.5).items()}
+        widths = {g: len(k) for g, k in gcp_method.select(scores, COST, fraction * everything, max_cut=0.5).items()}
         assert COST(widths) <= fraction * everything
         assert widths["a"] >= 8, "b has more to give"
-    widths = {g: len(k) for g, k in prune.select(scores, COST, 0.2 * everything, max_cut=0.5).items()}
+    widths = {g: len(k) for g, k in gcp_method.select(scores, COST, 0.2 * everything, max_cut=0.5).items()}
     assert widths["a"] < 8, "when the limit asks for more, the rule gives way"
-    kept = prune.select(scores, COST, 0.4 * everything, max_cut=0.5)["a"]
+    kept = gcp_method.select(scores, COST, 0.4 * everything, max_cut=0.5)["a"]
     assert kept.tolist() == list(range(16 - len(kept), 16)), "the lowest go first"
 
 
@@ -235,7 +251,7 @@ def test_channels_that_cost_no_time_stay():
             return sum(-(-n // 4) * 4 + (2 if n % 4 else 0) for n in widths.values())
 
     scores = {"a": np.arange(16.0), "b": np.arange(16.0) + 0.5}
-    widths = {g: len(k) for g, k in prune.select(scores, Stairs(), 22).items()}
+    widths = {g: len(k) for g, k in gcp_method.select(scores, Stairs(), 22).items()}
     assert all(n % 4 == 0 for n in widths.values()) and Stairs()(widths) <= 22
 
 
@@ -248,10 +264,10 @@ def test_a_budget_says_the_lowest_reachable():
 
 def test_schedules_end_at_the_target():
     for schedule in ("equal", "geometric"):
-        steps = [prune.fraction_kept(t, 4, 0.2, schedule) for t in range(1, 5)]
+        steps = [gcp_method.fraction_kept(t, 4, 0.2, schedule) for t in range(1, 5)]
         assert steps[-1] == pytest.approx(0.2) and steps == sorted(steps, reverse=True)
-    assert prune.fraction_kept(1, 4, 0.2, "equal") == pytest.approx(0.8)
-    assert prune.fraction_kept(2, 4, 0.0625, "geometric") == pytest.approx(0.25)
+    assert gcp_method.fraction_kept(1, 4, 0.2, "equal") == pytest.approx(0.8)
+    assert gcp_method.fraction_kept(2, 4, 0.0625, "geometric") == pytest.approx(0.25)
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------
@@ -276,42 +292,71 @@ class Noise:
 
 
 def config(**keys):
-    p = dict(method="gcp", objective="macs", target=0.3, score="relative", round_to=1, iterations=2, schedule="equal",
-             regularise_epochs=1.0, recover_epochs=1.0, lr=0.01, recover_lr=0.01, momentum=0.9, lam=(0.1,),
-             max_cut=None)
-    return SimpleNamespace(prune=SimpleNamespace(**{**p, **keys}), seed=0,
-                           data=SimpleNamespace(batch=8, augment="none"))
+    p = dict(
+        method="gcp",
+        objective="macs",
+        target=0.3,
+        score="relative",
+        round_to=1,
+        iterations=2,
+        schedule="equal",
+        regularise_epochs=1.0,
+        recover_epochs=1.0,
+        lr=0.01,
+        recover_lr=0.01,
+        momentum=0.9,
+        lam=(0.1,),
+        max_cut=None,
+    )
+    return SimpleNamespace(
+        prune=SimpleNamespace(**{**p, **keys}), seed=0, data=SimpleNamespace(batch=8, augment="none")
+    )
 
 
 @pytest.mark.parametrize("score", ["paper", "relative", "taylor"])
 def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     data, cost, seen = SimpleNamespace(train=Noise(24), validation=Noise(20)), macs(net), []
     budget = Budget(cost, cost(net.widths), 0.3)
-    small, rows = prune.gcp(net, budget, data, config(score=score), tmp_path,
-                           lambda event, **row: seen.append(row) if event == "iteration" else None)
+    small, rows = gcp_method.gcp(
+        net,
+        budget,
+        data,
+        config(score=score),
+        tmp_path,
+        lambda event, **row: seen.append(row) if event == "iteration" else None,
+    )
     assert cost(small.widths) <= 0.3 * budget.original
     assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
     assert rows == seen and rows[0]["images"] == 2 * 24 + (2 * 16 if score == "taylor" else 0)
     assert macs(small)(small.widths) == cost(small.widths)
-    again, _ = prune.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
+    again, _ = gcp_method.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
     assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)
 
 
 def test_regularising_leaves_statistics_and_convs_bit_identical(net):
     net = rescale(net)
     trained, _ = training.fit(
-        net, Noise(24), name="t", n_steps=6, batch=8, seed=1, lr=training.constant(0.01), frozen_statistics=True,
-        trainable=prune.scale_arrays(net),
-        optimiser=lambda block: prune.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9))
+        net,
+        Noise(24),
+        name="t",
+        n_steps=6,
+        batch=8,
+        seed=1,
+        lr=training.constant(0.01),
+        frozen_statistics=True,
+        trainable=gcp_method.scale_arrays(net),
+        optimiser=lambda block: gcp_method.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9),
+    )
     for k, v in net.arrays.items():
-        assert np.array_equal(v, trained.arrays[k]) == (k not in prune.scale_arrays(net)), k
+        assert np.array_equal(v, trained.arrays[k]) == (k not in gcp_method.scale_arrays(net)), k
 
 
 def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     data = SimpleNamespace(train=Noise(16), validation=Noise(20))
     cost = macs(net)
-    _, rows = prune.gcp(net, Budget(cost, cost(net.widths), 0.5), data, config(lam=(0.01, 3.0)), tmp_path,
-                        lambda event, **row: None)
+    _, rows = gcp_method.gcp(
+        net, Budget(cost, cost(net.widths), 0.5), data, config(lam=(0.01, 3.0)), tmp_path, lambda event, **row: None
+    )
     best = min(rows[0]["tried"], key=lambda row: row["loss_recovered"])
     assert [len(r["tried"]) for r in rows] == [2, 1] and {r["lam"] for r in rows} == {best["lam"]}
     assert rows[0]["images"] == 2 * rows[1]["images"]
@@ -325,5 +370,6 @@ def test_masks_stand_in_where_no_norm_follows(tmp_path):
     keep = {g.name: np.arange(g.size) for g in w.groups}
     keep["dense0"] = np.arange(0, dense.size, 64)
     x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
-    from gcp.gluon import predict
+    from gcp.backend.gluon import predict
+
     np.testing.assert_allclose(predict(mask(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)

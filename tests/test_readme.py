@@ -1,11 +1,15 @@
 """What README shows is what the files say, and what it names is there."""
+
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from gcp import config, report
+from gcp import errors
+from gcp.experiment import config
+from gcp.methods import options as methods_options
+from gcp.report import report
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -17,7 +21,9 @@ def test_embedded_tables_are_those_of_the_files(document):
     blocks = re.findall(r"<!-- begin (\S+) -->\n(.*?)\n?<!-- end -->", text, flags=re.DOTALL)
     assert len(blocks) >= 3
     for path, block in blocks:
-        assert block.strip() == (folder / path).read_text(encoding="utf-8").strip(), f"run report.py with --embed: {path}"
+        assert block.strip() == (folder / path).read_text(encoding="utf-8").strip(), (
+            f"run report.py with --embed: {path}"
+        )
 
 
 def test_embedding_replaces_what_is_between_the_marks(tmp_path):
@@ -25,7 +31,7 @@ def test_embedding_replaces_what_is_between_the_marks(tmp_path):
     (tmp_path / "d.md").write_text("a\n<!-- begin t.md -->\n| old |\n\n<!-- end -->\nb\n")
     report.embed(tmp_path / "d.md")
     assert (tmp_path / "d.md").read_text() == "a\n<!-- begin t.md -->\n| new |\n<!-- end -->\nb\n"
-    with pytest.raises(config.UserError, match="t.md"):
+    with pytest.raises(errors.UserError, match="t.md"):
         shutil.move(tmp_path / "t.md", tmp_path / "u.md")
         report.embed(tmp_path / "d.md")
 
@@ -46,5 +52,5 @@ def test_the_example_config_is_one(tmp_path):
 
 
 def test_the_defaults_that_readme_states():
-    prune = config.Prune()
+    prune = methods_options.Prune()
     assert (prune.score, prune.schedule, prune.round_to) == ("taylor", "geometric", 8)

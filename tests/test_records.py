@@ -1,4 +1,5 @@
 """Run folders: a record is there whole or not at all, whatever ended the process."""
+
 from __future__ import annotations
 
 import errno
@@ -13,31 +14,77 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcp import config, records
-from gcp.config import UserError
+from gcp import runtime, storage
+from gcp.errors import UserError
+from gcp.experiment import config
+from gcp.experiment import record as records
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    return config.Config.model_validate({
-        "name": "tiny", "scale": "smoke", "output": str(tmp_path / "runs"), "model": {"name": "resnet18_v1b"},
-        "data": {"name": "digits"}, "train": {"epochs": 1}, "prune": {"method": "gcp", "target": 0.5}})
+    return config.Config.model_validate(
+        {
+            "name": "tiny",
+            "scale": "smoke",
+            "output": str(tmp_path / "runs"),
+            "model": {"name": "resnet18_v1b"},
+            "data": {"name": "digits"},
+            "train": {"epochs": 1},
+            "prune": {"method": "gcp", "target": 0.5},
+        }
+    )
 
 
 def record(**changes) -> dict:
-    speed = {"images_per_second": 100.0, "latency_s": 0.64, "batch": 64, "dtype": "float32", "device": "cpu",
-             "threads": 1}
-    stage = {"top1": 0.5, "top5": 0.9, "loss": 1.5, "n_eval": 100, "macs": 1000, "params": 100, "epochs": 2,
-             "images": 200, "seconds": 1.5, "throughput": speed}
-    return {"fingerprint": "0123456789ab", "name": "tiny", "scale": "smoke", "seed": 0, "config": {},
-            "git_commit": None, "versions": {}, "device": {}, "date": "2020-01-01T00:00:00+00:00",
-            "model": "resnet18_v1b", "data": "digits", "method": "gcp", "objective": "macs", "target": 0.5,
-            "stages": {"dense": stage, "pruned": {**stage, "throughput": None}, "final": stage},
-            "macs_kept": 0.49, "params_kept": 0.3, "widths": {"dense": {"g": 8}, "final": {"g": 4}},
-            "iterations": [], "images_before_finetune": 100, "images_total": 300, "seconds": 3.0, **changes}
+    speed = {
+        "images_per_second": 100.0,
+        "latency_s": 0.64,
+        "batch": 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+    }
+    stage = {
+        "top1": 0.5,
+        "top5": 0.9,
+        "loss": 1.5,
+        "n_eval": 100,
+        "macs": 1000,
+        "params": 100,
+        "epochs": 2,
+        "images": 200,
+        "seconds": 1.5,
+        "throughput": speed,
+    }
+    return {
+        "fingerprint": "0123456789ab",
+        "name": "tiny",
+        "scale": "smoke",
+        "seed": 0,
+        "config": {},
+        "git_commit": None,
+        "versions": {},
+        "device": {},
+        "date": "2020-01-01T00:00:00+00:00",
+        "model": "resnet18_v1b",
+        "data": "digits",
+        "method": "gcp",
+        "objective": "macs",
+        "target": 0.5,
+        "stages": {"dense": stage, "pruned": {**stage, "throughput": None}, "final": stage},
+        "macs_kept": 0.49,
+        "params_kept": 0.3,
+        "widths": {"dense": {"g": 8}, "final": {"g": 4}},
+        "iterations": [],
+        "images_before_finetune": 100,
+        "images_total": 300,
+        "seconds": 3.0,
+        **changes,
+    }
 
 
 # A run
+
 
 def test_the_run_folder_is_named_by_the_config_and_holds_it(cfg, tmp_path):
     with records.open_run(cfg) as run:
@@ -70,12 +117,18 @@ def test_a_run_is_open_once(cfg):
 
 
 def test_a_killed_process_lets_go_of_its_run(cfg):
-    hold = ("import sys, time, gcp.config, gcp.records; "
-            "run = gcp.records.open_run(gcp.config.load(sys.argv[1])); "
-            "print('open', flush=True); time.sleep(60)")
+    hold = (
+        "import sys, time; from gcp.experiment import config, record; "
+        "run = record.open_run(config.load(sys.argv[1])); "
+        "print('open', flush=True); time.sleep(60)"
+    )
     records.open_run(cfg).close()
-    holder = subprocess.Popen([sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
-                              stdout=subprocess.PIPE, text=True, cwd=Path(records.__file__).parent.parent)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(records.__file__).parent.parent,
+    )
     with holder:
         try:
             assert holder.stdout.readline() == "open\n"
@@ -100,12 +153,15 @@ def test_a_broken_record_is_not_taken_for_done(cfg):
             records.open_run(cfg)
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"scale": None}, "'scale' in the record is None, which is of the wrong type"),
-    ({"stages": {}}, "stages.dense is not a set of keys"),
-    ({"seed": True}, "'seed' in the record is True"),
-    ({"widths": {"dense": {}}}, "widths lacks the key 'final'"),
-])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"scale": None}, "'scale' in the record is None, which is of the wrong type"),
+        ({"stages": {}}, "stages.dense is not a set of keys"),
+        ({"seed": True}, "'seed' in the record is True"),
+        ({"widths": {"dense": {}}}, "widths lacks the key 'final'"),
+    ],
+)
 def test_finish_takes_whole_records_only(cfg, change, problem):
     with records.open_run(cfg) as run:
         with pytest.raises(ValueError, match=problem):
@@ -114,6 +170,7 @@ def test_finish_takes_whole_records_only(cfg, change, problem):
 
 
 # The log
+
 
 def test_log_lines_in_order(cfg):
     with records.open_run(cfg) as run:
@@ -160,8 +217,12 @@ def test_epochs_and_stages_are_said_once_whatever_the_clock_says(cfg):
             run.log("stage", stage="final", step=3, seconds=speed)
     lines = records.read_log(run.path / "log.jsonl")
     assert [(x["event"], x["stage"], x.get("epoch")) for x in lines] == [
-        ("epoch", "final", 1), ("epoch", "final", 2), ("epoch", "final", 2.5), ("epoch", "dense", 1),
-        ("stage", "final", None)]
+        ("epoch", "final", 1),
+        ("epoch", "final", 2),
+        ("epoch", "final", 2.5),
+        ("epoch", "dense", 1),
+        ("stage", "final", None),
+    ]
     assert all(1.0 in (x.get("images_per_second"), x.get("seconds")) for x in lines)
 
 
@@ -173,10 +234,17 @@ def test_curves_for_tensorboard(tmp_path):
             for epoch in range(1, n + 1):
                 log.add("epoch", stage="final", epoch=epoch, step=10 * epoch, training_loss=1 / epoch, lr=0.5)
             log.add("iteration", iteration=1, loss=2.0)
-    points = [(e.step, v.tag, v.tensor.float_val[0]) for file in sorted((tmp_path / "tensorboard").iterdir())
-              for e in loader.EventFileLoader(str(file)).Load() for v in e.summary.value]
-    assert points == [(10 * n, f"final/{key}", pytest.approx(value)) for n in (1, 2, 3)
-                      for key, value in (("training_loss", 1 / n), ("lr", 0.5))]
+    points = [
+        (e.step, v.tag, v.tensor.float_val[0])
+        for file in sorted((tmp_path / "tensorboard").iterdir())
+        for e in loader.EventFileLoader(str(file)).Load()
+        for v in e.summary.value
+    ]
+    assert points == [
+        (10 * n, f"final/{key}", pytest.approx(value))
+        for n in (1, 2, 3)
+        for key, value in (("training_loss", 1 / n), ("lr", 0.5))
+    ]
     assert len(records.read_log(tmp_path / "log.jsonl")) == 4
 
 
@@ -189,31 +257,40 @@ def test_a_missing_tensorboard_is_one_line(monkeypatch):
 
 # Atomic writing
 
+
 def test_write_json_takes_numpy_values_and_paths(tmp_path):
-    records.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "n": np.int64(2), "a": np.arange(2),
-                                             "p": tmp_path, "none": None, "t": (1, True)})
+    storage.write_json(
+        tmp_path / "a.json",
+        {"x": np.float32(0.5), "n": np.int64(2), "a": np.arange(2), "p": tmp_path, "none": None, "t": (1, True)},
+    )
     assert json.loads((tmp_path / "a.json").read_text()) == {
-        "x": 0.5, "n": 2, "a": [0, 1], "p": str(tmp_path), "none": None, "t": [1, True]}
+        "x": 0.5,
+        "n": 2,
+        "a": [0, 1],
+        "p": str(tmp_path),
+        "none": None,
+        "t": [1, True],
+    }
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf"), np.float32("inf")])
 def test_write_json_names_the_place_of_a_number_that_is_not_finite(tmp_path, number):
     with pytest.raises(ValueError, match=re.escape("stages.dense.loss[1] is")):
-        records.write_json(tmp_path / "a.json", {"stages": {"dense": {"loss": [1.0, number]}}})
+        storage.write_json(tmp_path / "a.json", {"stages": {"dense": {"loss": [1.0, number]}}})
     assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
-    records.write_json(path, 1)
-    with pytest.raises(RuntimeError), records.replacing(path) as temporary:
+    storage.write_json(path, 1)
+    with pytest.raises(RuntimeError), storage.replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "1\n" and os.listdir(tmp_path) == ["a.json"]
 
 
 def test_the_temporary_file_keeps_the_suffix(tmp_path):
-    with records.replacing(tmp_path / "a.npz") as temporary:
+    with storage.replacing(tmp_path / "a.npz") as temporary:
         np.savez(temporary, x=np.arange(3))  # appends .npz to any other name
     assert np.load(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
 
@@ -240,16 +317,17 @@ def test_a_disk_that_is_full_only_when_synced(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(UserError, match="No space left"):
-        records.write_json(tmp_path / "a.json", {})
+        storage.write_json(tmp_path / "a.json", {})
     assert os.listdir(tmp_path) == []
 
 
 # Reading many
 
+
 def test_load_records_in_order_of_path(tmp_path):
     for name, seed in (("b", 1), ("a", 2), ("c/deep", 3)):
         (tmp_path / name).mkdir(parents=True)
-        records.write_json(tmp_path / name / "record.json", record(seed=seed))
+        storage.write_json(tmp_path / name / "record.json", record(seed=seed))
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / ".partial-record.json").write_text("{")
     assert [r["seed"] for r in records.load_records(tmp_path)] == [2, 1, 3]
@@ -265,16 +343,19 @@ def test_folders_that_hold_no_results(tmp_path):
         records.load_records(tmp_path)
 
 
-@pytest.mark.parametrize("content, problem", [
-    (b"", "not valid JSON"),
-    (b'{"name": "x"', "not valid JSON"),
-    (b"\xff\xfe\x00", "not valid JSON"),
-    (json.dumps(record(seconds=float("nan"))).encode(), "it holds NaN"),
-    (b"[]", "the record is not a set of keys and values"),
-    (b"{}", "the record lacks the key 'fingerprint'"),
-    (json.dumps(record(stages={"dense": {"top1": 1}})).encode(), "stages.dense lacks the key 'top5'"),
-    (json.dumps(record(target="0.5")).encode(), "'target' in the record is '0.5', which is of the wrong"),
-])
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", "not valid JSON"),
+        (b'{"name": "x"', "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (json.dumps(record(seconds=float("nan"))).encode(), "it holds NaN"),
+        (b"[]", "the record is not a set of keys and values"),
+        (b"{}", "the record lacks the key 'fingerprint'"),
+        (json.dumps(record(stages={"dense": {"top1": 1}})).encode(), "stages.dense lacks the key 'top5'"),
+        (json.dumps(record(target="0.5")).encode(), "'target' in the record is '0.5', which is of the wrong"),
+    ],
+)
 def test_a_broken_record_is_named(tmp_path, content, problem):
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(UserError, match=f"^{tmp_path}/record.json: .*{re.escape(problem)}.*again$"):
@@ -283,9 +364,10 @@ def test_a_broken_record_is_named(tmp_path, content, problem):
 
 # The environment
 
+
 def test_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    found = records.environment()
+    found = runtime.environment()
     assert set(found) == {"git_commit", "versions", "device", "date"}
     assert found["device"]["name"] == "cpu" and found["device"]["threads"] == 3 and found["device"]["cpu"]
     assert found["versions"]["gluoncv"].startswith("0.10.5") and found["versions"]["numpy"] == np.__version__
@@ -293,23 +375,26 @@ def test_environment(monkeypatch):
 
 
 def git(folder, *arguments):
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder), *arguments],
-                   check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_the_commit_is_of_the_checkout_that_the_package_comes_from(tmp_path, monkeypatch):
     module = tmp_path / "gcp" / "records.py"
     module.parent.mkdir()
     module.write_text("")
-    monkeypatch.setattr(records, "__file__", str(module))
-    assert records.environment()["git_commit"] is None  # no checkout
+    monkeypatch.setattr(runtime, "__file__", str(module))
+    assert runtime.environment()["git_commit"] is None  # no checkout
     git(tmp_path, "init")
     (tmp_path / "README").write_text("")
     git(tmp_path, "add", "README")
     git(tmp_path, "commit", "-m", "without the package")
-    assert records.environment()["git_commit"] is None  # installed inside somebody's checkout
+    assert runtime.environment()["git_commit"] is None  # installed inside somebody's checkout
     git(tmp_path, "add", "gcp")
     git(tmp_path, "commit", "-m", "with the package")
-    assert re.fullmatch("[0-9a-f]{40}", records.environment()["git_commit"])
+    assert re.fullmatch("[0-9a-f]{40}", runtime.environment()["git_commit"])
     module.write_text("changed")
-    assert records.environment()["git_commit"].endswith("+dirty")
+    assert runtime.environment()["git_commit"].endswith("+dirty")

@@ -1,4 +1,5 @@
 """The seven released PruneNets against what was published of them; and that a disagreement would be seen."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 from networks import shape_only
 
-from gcp import released
-from gcp.config import UserError
+from gcp.errors import UserError
+from gcp.experiment import released
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS = released.published(REPO / "results" / "reference")
@@ -41,7 +42,9 @@ def test_a_wrong_number_is_seen():
     row["params_m"], row["macs_reduction"] = 10.438, 2.07
     _, problems = released.verify("resnet18_v1b_0.89", row, released.shapes(row["shape_json"]))
     assert [problem.split(" is ")[0] for problem in problems] == [
-        "resnet18_v1b_0.89: params (M)", "resnet18_v1b_0.89: reduction of MACs"]
+        "resnet18_v1b_0.89: params (M)",
+        "resnet18_v1b_0.89: reduction of MACs",
+    ]
 
 
 def test_a_wrong_shape_and_a_torn_tie_are_seen():
@@ -68,8 +71,9 @@ def test_the_published_table_must_be_there(tmp_path):
 
 def test_script():
     def script(*args):
-        return subprocess.run([sys.executable, str(REPO / "scripts" / "verify_released.py"), *args],
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, str(REPO / "scripts" / "verify_released.py"), *args], capture_output=True, text=True
+        )
 
     done = script()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gcp import figures, report
-from gcp.config import UserError
+from gcp.errors import UserError
+from gcp.report import figures, report
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,13 +125,9 @@ def three_seeds() -> list[dict]:
     runs = []
     for seed, (dense, ours, other) in enumerate([(0.92, 0.90, 0.89), (0.92, 0.91, 0.90), (0.95, 0.92, 0.90)]):
         runs.append(
-            record(
-                "uniform", "macs", 0.05, seed, other, dense_top1=dense, images_per_second=2000.0 + 500 * seed
-            )
+            record("uniform", "macs", 0.05, seed, other, dense_top1=dense, images_per_second=2000.0 + 500 * seed)
         )
-        runs.append(
-            record("gcp", "macs", 0.05, seed, ours, dense_top1=dense, images_per_second=3000.0 + 1000 * seed)
-        )
+        runs.append(record("gcp", "macs", 0.05, seed, ours, dense_top1=dense, images_per_second=3000.0 + 1000 * seed))
     return runs
 
 
@@ -183,22 +179,13 @@ def test_table_by_hand(tmp_path):
         "Seeds": "3",
         "Scale": "reduced",
     }
-    assert (
-        other["Method"] == "Uniform (L1)"
-        and other["Images/s"] == "2,500"
-        and other["Top-1 %"] == "89.67 ± 0.58"
-    )
+    assert other["Method"] == "Uniform (L1)" and other["Images/s"] == "2,500" and other["Top-1 %"] == "89.67 ± 0.58"
 
 
 def test_comparison_by_hand(tmp_path):
     report.write(saved(tmp_path, three_seeds()))
     [row] = cells(tmp_path / "report" / "comparison.md")
-    assert (row["Method"], row["Other"], row["Seeds"], row["Equal cost"]) == (
-        "GCP-f",
-        "Uniform (L1)",
-        "3",
-        "yes",
-    )
+    assert (row["Method"], row["Other"], row["Seeds"], row["Equal cost"]) == ("GCP-f", "Uniform (L1)", "3", "yes")
     assert row["Top-1 difference (points)"] == "+1.33 ± 0.58"
     assert (row["Cost kept %"], row["Cost difference %"]) == ("5.00", "0.00")
     assert (row["Images total"], row["Images total, other"]) == ("340,000", "300,000")
@@ -330,10 +317,7 @@ def test_a_dense_run_and_unlike_dense_networks(tmp_path):
     report.write(saved(tmp_path / "a", [record("none", "macs", 1.0, 0, 0.92)]))
     [row] = cells(tmp_path / "a" / "report" / "table.md")
     assert row["Method"] == "Dense" and row["Top-1 %"] == "92.00"
-    runs = [
-        record("gcp", "macs", 0.1, 0, 0.9, dense_top1=0.92),
-        record("gcp", "macs", 0.2, 0, 0.9, dense_top1=0.93),
-    ]
+    runs = [record("gcp", "macs", 0.1, 0, 0.9, dense_top1=0.92), record("gcp", "macs", 0.2, 0, 0.9, dense_top1=0.93)]
     report.write(saved(tmp_path / "b", runs))
     assert "CAUTION" in (tmp_path / "b" / "report" / "table.md").read_text(encoding="utf-8")
 
@@ -341,11 +325,7 @@ def test_a_dense_run_and_unlike_dense_networks(tmp_path):
 def test_widths_follow_the_records_order():
     figure = figures.widths(report.run_frame([record("gcp", "macs", 0.05, 0, 0.9)]).query("method != 'Dense'"))
     [axes] = figure.axes
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
-        "conv0 (64)",
-        "stage2 (128)",
-        "stage1 (64)",
-    ]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["conv0 (64)", "stage2 (128)", "stage1 (64)"]
     assert [12.5, 50.0, 25.0] in [list(line.get_ydata()) for line in axes.lines]
 
 
@@ -364,9 +344,7 @@ def test_every_file_is_made_and_the_same_again(tmp_path):
         assert path.read_bytes() == again.read_bytes(), path.name
 
 
-@pytest.mark.parametrize(
-    "wanted", [[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.52, 0.5, 0.1], [0.9, 0.6, 0.59, 0.5]]
-)
+@pytest.mark.parametrize("wanted", [[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.52, 0.5, 0.1], [0.9, 0.6, 0.59, 0.5]])
 def test_labels_are_spread_apart_around_their_points(wanted):
     levels = figures._spread(wanted, 0.1)
     assert all(a - b >= 0.1 - 1e-9 for a, b in zip(levels, levels[1:]))
@@ -419,16 +397,23 @@ def test_dense_networks_of_several_models_make_a_figure_1(tmp_path):
         one["stages"]["dense"]["throughput"]["images_per_second"] = speed
         return one
 
-    runs = [dense("mobilenet0.5", 0.89, 1500.0), dense("resnet34_v1b", 0.93, 500.0),
-            record("gcp", "macs", 0.5, 0, 0.91, images_per_second=1900.0),
-            record("gcp", "macs", 0.5, 1, 0.93, images_per_second=2100.0)]
+    runs = [
+        dense("mobilenet0.5", 0.89, 1500.0),
+        dense("resnet34_v1b", 0.93, 500.0),
+        record("gcp", "macs", 0.5, 0, 0.91, images_per_second=1900.0),
+        record("gcp", "macs", 0.5, 1, 0.93, images_per_second=2100.0),
+    ]
     networks, kinds = figures.means(report.run_frame(runs))
     assert list(kinds) == ["Dense: mobilenet", "Dense: resnet", "GCP-f"]
     named = networks[networks.name.notna()].set_index("name")
     assert named.images_per_second.to_dict() == {
-        "mobilenet0.5": 1500.0, "resnet18_v1b": 1000.0, "50 %": 2000.0, "resnet34_v1b": 500.0}
+        "mobilenet0.5": 1500.0,
+        "resnet18_v1b": 1000.0,
+        "50 %": 2000.0,
+        "resnet34_v1b": 500.0,
+    }
     assert named.top1["50 %"] == pytest.approx(92.0)
-    chain, = (list(some.images_per_second) for _, some in networks.groupby("chain"))
+    (chain,) = (list(some.images_per_second) for _, some in networks.groupby("chain"))
     assert sorted(chain) == [1000.0, 2000.0], "a method's line starts at the network that it pruned"
     assert set(figures.pareto(networks).images_per_second) == {500.0, 2000.0}
 
@@ -443,8 +428,10 @@ def test_a_caption_names_the_networks_of_a_data_set_together():
     assert report._whose(report.run_frame(runs)) == "mobilenet1.0, resnet18_v1b on fashion_mnist"
 
 
-@pytest.mark.parametrize("text, part", [("{", "cannot be read as a validation"), ("{}", "lacks 'granularity'"),
-                                        ("[]", "lacks 'granularity'")])
+@pytest.mark.parametrize(
+    "text, part",
+    [("{", "cannot be read as a validation"), ("{}", "lacks 'granularity'"), ("[]", "lacks 'granularity'")],
+)
 def test_a_broken_validation_is_named(tmp_path, text, part):
     (tmp_path / "a.validation.json").write_text(text)
     with pytest.raises(UserError, match=f"a.validation.json: {part}"):

@@ -1,15 +1,17 @@
 """Which networks are timed for a latency model, and the files of what was measured; the clock is made up here."""
+
 import json
 
 import numpy as np
 import pytest
-
-from gcp import sampling, timing
-from gcp.config import UserError
-from gcp.cost import macs
-from gcp.gluon import predict
-from gcp.network import resized
 from networks import random_network, shape_only
+
+from gcp.backend import clock
+from gcp.backend.gluon import predict
+from gcp.cost import sampling
+from gcp.cost.base import macs
+from gcp.errors import UserError
+from gcp.graph.network import resized
 
 SETUP = {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 1, "threads": 1}
 HARDWARE = {"cpu": "a processor", "versions": {}, "date": "2026-01-01", "git_commit": None}
@@ -27,8 +29,13 @@ class Clock:
             raise KeyboardInterrupt
         self.calls.append(net.widths)
         slow = 2.0 if any(w % 8 for w in net.widths.values()) else 1.0
-        return {"latency_s": slow * macs(net)(net.widths) * 1e-9, "spread": 0.01, "n": 7, "noisy": False,
-                "attempts": 1}, 0.5
+        return {
+            "latency_s": slow * macs(net)(net.widths) * 1e-9,
+            "spread": 0.01,
+            "n": 7,
+            "noisy": False,
+            "attempts": 1,
+        }, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,7 @@ def test_every_layer_runs_alone(net):
 
 def test_slowdowns_are_recovered_from_times():
     slow = {1: 3.0, 2: 3.0, 4: 2.0, 8: 1.3, 16: 1.0, 32: 1.0, 64: 1.0}
-    probes = [(g, cost, slow[g] * 1e-9 * cost ** 0.8) for g in slow for cost in (1e6 * (1 + g), 3e6 * (1 + g))]
+    probes = [(g, cost, slow[g] * 1e-9 * cost**0.8) for g in slow for cost in (1e6 * (1 + g), 3e6 * (1 + g))]
     found = sampling.slowdowns(probes)
     assert found == pytest.approx(slow)
     assert sampling.granularity(found) == 16
@@ -123,7 +130,8 @@ def test_a_killed_sampling_goes_on_as_if_it_had_not_been(net, tmp_path):
     clock = Clock()
     again = sampling.sample(net, tmp_path / "cut", SETUP, HARDWARE, clock, 12)
     assert len(clock.calls) == 7 and [{**line, "took_s": 0} for line in again.lines] == [
-        {**line, "took_s": 0} for line in whole.lines]
+        {**line, "took_s": 0} for line in whole.lines
+    ]
     headers = [(tmp_path / name).read_text().splitlines()[0] for name in ("cut", "whole")]
     assert headers[0] == headers[1]
 
@@ -165,8 +173,12 @@ def test_a_bad_line_is_named_and_can_be_left_out(net, tmp_path):
     path = tmp_path / "s"
     sampling.sample(net, path, SETUP, HARDWARE, Clock(), 3)
     lines = path.read_text().splitlines()
-    for bad in ('{"widths": [1, 2]', '{"widths": [1], "latency_s": 1.0, "reference_s": 1.0}', "[]",
-                lines[2].replace('"latency_s": ', '"latency_s": -')):
+    for bad in (
+        '{"widths": [1, 2]',
+        '{"widths": [1], "latency_s": 1.0, "reference_s": 1.0}',
+        "[]",
+        lines[2].replace('"latency_s": ', '"latency_s": -'),
+    ):
         path.write_text("\n".join([*lines[:2], bad, *lines[3:]]) + "\n")
         with pytest.raises(UserError, match="line 3 is no whole measurement.*--skip-bad"):
             sampling.read_samples(path)
@@ -182,11 +194,14 @@ def test_a_file_without_a_header_is_refused(tmp_path, text):
         sampling.read_samples(tmp_path / "s")
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"setup": {**SETUP, "batch": 2}}, "batch 1 and batch 2"),
-    ({"setup": {**SETUP, "runtime": "onnxruntime"}}, "runtime mxnet and runtime onnxruntime"),
-    ({"hardware": {**HARDWARE, "cpu": "another"}}, "processor 'a processor' and processor 'another'"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"setup": {**SETUP, "batch": 2}}, "batch 1 and batch 2"),
+        ({"setup": {**SETUP, "runtime": "onnxruntime"}}, "runtime mxnet and runtime onnxruntime"),
+        ({"hardware": {**HARDWARE, "cpu": "another"}}, "processor 'a processor' and processor 'another'"),
+    ],
+)
 def test_samples_of_something_else_are_not_mixed(net, tmp_path, changed, message):
     sampling.sample(net, tmp_path / "s", SETUP, HARDWARE, Clock(), 1)
     now = {"setup": SETUP, "hardware": HARDWARE, **changed}
@@ -213,14 +228,17 @@ def test_layers_alone_are_timed_once_each_and_kept(net, tmp_path):
     assert all(json.loads(line)["latency_s"] > 0 for line in (tmp_path / "l").read_text().splitlines())
 
 
-@pytest.mark.parametrize("spoil, problem", [
-    (lambda h: h.pop("step"), "'step' is missing"),
-    (lambda h: h.update(sizes=[16]), "'sizes' is missing or of the wrong type"),
-    (lambda h: h["sizes"].update(conv0=0), "something else than numbers of channels"),
-    (lambda h: h["setup"].update(colour="red"), "keys of 'setup' are not batch, device, dtype, runtime, threads"),
-    (lambda h: h["hardware"].pop("cpu"), "does not name the processor"),
-    (lambda h: h.update(slowdowns={}), "lacks the granularity"),
-])
+@pytest.mark.parametrize(
+    "spoil, problem",
+    [
+        (lambda h: h.pop("step"), "'step' is missing"),
+        (lambda h: h.update(sizes=[16]), "'sizes' is missing or of the wrong type"),
+        (lambda h: h["sizes"].update(conv0=0), "something else than numbers of channels"),
+        (lambda h: h["setup"].update(colour="red"), "keys of 'setup' are not batch, device, dtype, runtime, threads"),
+        (lambda h: h["hardware"].pop("cpu"), "does not name the processor"),
+        (lambda h: h.update(slowdowns={}), "lacks the granularity"),
+    ],
+)
 def test_a_header_that_lacks_something_is_refused(net, tmp_path, spoil, problem):
     path = tmp_path / "s"
     sampling.sample(net, path, SETUP, HARDWARE, Clock(), 1)
@@ -233,7 +251,7 @@ def test_a_header_that_lacks_something_is_refused(net, tmp_path, spoil, problem)
 
 
 def test_a_header_has_the_keys_of_a_setup():
-    assert sampling.SETUP == set(timing.Setup().as_json())
+    assert sampling.SETUP == set(clock.Setup().as_json())
 
 
 def test_a_bad_line_of_layers_is_named(net, tmp_path):

@@ -1,10 +1,14 @@
 """The drawn sets: their form, their files, and that they read as data sets."""
+
 from __future__ import annotations
 
 import cv2
 import pytest
 
-from gcp import config, data, smoke
+from gcp import errors, options
+from gcp.data import base as data
+from gcp.data import options as data_options
+from gcp.data import smoke
 
 
 def contents(folder):
@@ -19,7 +23,7 @@ def test_digits_as_class_folders(tmp_path):
     assert len(set(files.values())) == len(files), "every image once"
     sides = {cv2.imread(str(tmp_path / "digits" / p), cv2.IMREAD_UNCHANGED).shape for p in files}
     assert {s[:2] for s in sides} == set(smoke.SIDES) and {len(s) for s in sides} == {2, 3}, "some grey, some colour"
-    read = data.load(config.Data(name="folder", root=str(tmp_path / "digits"), input=(3, 32, 32)))
+    read = data.load(data_options.Data(name="folder", root=str(tmp_path / "digits"), input=(3, 32, 32)))
     assert (len(read.train), len(read.validation), len(read.test)) == (360, 40, 200)
     smoke.draw("digits", tmp_path / "again")
     assert contents(tmp_path / "again") == files
@@ -28,8 +32,16 @@ def test_digits_as_class_folders(tmp_path):
 def test_fashion_mnist_as_records(tmp_path):
     smoke.draw("fashion_mnist", tmp_path / "f")
     assert {p.name for p in (tmp_path / "f").iterdir() if p.name != "lock"} == {
-        "train.rec", "train.idx", "train.lst", "val.rec", "val.idx", "val.lst", "classes.txt", "prepared.json"}
-    read = data.load(config.Data(name="folder", root=str(tmp_path / "f"), input=(3, 32, 32)))
+        "train.rec",
+        "train.idx",
+        "train.lst",
+        "val.rec",
+        "val.idx",
+        "val.lst",
+        "classes.txt",
+        "prepared.json",
+    }
+    read = data.load(data_options.Data(name="folder", root=str(tmp_path / "f"), input=(3, 32, 32)))
     assert (len(read.train), len(read.validation), len(read.test)) == (360, 40, 200)
     assert len(read.classes) == 10 and "T-shirt-top" in read.classes
 
@@ -43,12 +55,14 @@ def test_digits_as_caltech256(tmp_path):
 
 def test_only_what_is_missing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfgs = [config.section(config.Data, {"name": "folder", "root": root, "input": (3, 32, 32)})
-            for root in ("data/smoke/digits", "elsewhere/digits", "data/smoke/unknown")]
-    wrapped = [type("Cfg", (), {"data": cfg}) for cfg in cfgs]
-    assert smoke.make_missing(wrapped) == [smoke.ROOT / "digits"]
-    assert smoke.make_missing(wrapped) == []
-    with pytest.raises(config.UserError, match="is there already"):
+    cfgs = [
+        options.section(data_options.Data, {"name": "folder", "root": root, "input": (3, 32, 32)})
+        for root in ("data/smoke/digits", "elsewhere/digits", "data/smoke/unknown")
+    ]
+    roots = [cfg.root for cfg in cfgs]
+    assert smoke.make_missing(roots) == [smoke.ROOT / "digits"]
+    assert smoke.make_missing(roots) == []
+    with pytest.raises(errors.UserError, match="is there already"):
         smoke.draw("digits", smoke.ROOT / "digits")
 
 
@@ -60,5 +74,5 @@ def test_a_half_drawn_set_does_not_count(tmp_path):
 
 def test_an_unwritable_place_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(config.UserError, match="cannot be written"):
+    with pytest.raises(errors.UserError, match="cannot be written"):
         smoke.draw("digits", tmp_path / "file" / "digits")

@@ -1,12 +1,13 @@
 """Measuring: what is reported, in which order, and what noise does. Speeds themselves are for benchmarks."""
+
 import itertools
 import time
 
 import pytest
-
-from gcp import timing
-from gcp.config import UserError
 from networks import random_network
+
+from gcp.backend import clock
+from gcp.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -15,79 +16,91 @@ def net():
 
 
 def test_throughput_is_batch_over_latency(net):
-    speed, other = timing.throughputs([net, net], batch=4, repeats=3)
+    speed, other = clock.throughputs([net, net], batch=4, repeats=3)
     assert other.keys() == speed.keys() and speed["batch"] == 4
     assert speed["images_per_second"] == pytest.approx(4 / speed["latency_s"])
 
 
-@pytest.mark.parametrize("runtime", timing.RUNTIMES)
+@pytest.mark.parametrize("runtime", clock.RUNTIMES)
 def test_every_runtime_runs(net, runtime):
-    setup = timing.Setup(runtime, dtype=timing.RUNTIMES[runtime].dtypes("cpu")[0], batch=2)
-    row, = timing.measure([net], setup, repeats=3, attempts=1)
+    setup = clock.Setup(runtime, dtype=clock.RUNTIMES[runtime].dtypes("cpu")[0], batch=2)
+    (row,) = clock.measure([net], setup, repeats=3, attempts=1)
     assert row["n"] >= 3 and row["images_per_second"] == pytest.approx(2 / row["latency_s"])
 
 
 def test_a_processor_that_others_take_away_is_noise_however_even_the_passes(monkeypatch):
     readings = itertools.cycle([(0.0, 0.0, 0.0), (10.0, 6.0, 12.0)])  # 6 of 10 seconds were ours
     said = []
-    monkeypatch.setattr(timing, "_processor", lambda: next(readings))
-    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append,
-                        threads=1)
+    monkeypatch.setattr(clock, "_processor", lambda: next(readings))
+    (row,) = clock.timed(
+        [lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, attempts=2, warn=said.append, threads=1
+    )
     assert row["noisy"] and row["attempts"] == 2 and "others took 40 % of a core" in said[0]
-    row, = timing.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, threads=0)
+    (row,) = clock.timed([lambda: time.sleep(0.002)], repeats=5, max_spread=10.0, threads=0)
     assert not row["noisy"], "on a GPU the processor waits"
 
 
-@pytest.mark.parametrize("own, others, threads, lost", [
-    (1.0, 0.0, 1, 0.0), (1.0, 3.0, 1, 0.0),  # four cores: three are not ours
-    (0.6, 3.4, 1, 0.4), (1.9, 2.0, 2, 0.0), (1.5, 2.5, 2, 0.35), (3.0, 1.0, 4, 0.85), (1.0, 0.0, 8, 0.0),
-])
+@pytest.mark.parametrize(
+    "own, others, threads, lost",
+    [
+        (1.0, 0.0, 1, 0.0),
+        (1.0, 3.0, 1, 0.0),  # four cores: three are not ours
+        (0.6, 3.4, 1, 0.4),
+        (1.9, 2.0, 2, 0.0),
+        (1.5, 2.5, 2, 0.35),
+        (3.0, 1.0, 4, 0.85),
+        (1.0, 0.0, 8, 0.0),
+    ],
+)
 def test_cores_that_others_took(monkeypatch, own, others, threads, lost):
-    monkeypatch.setattr(timing.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    found = timing._lost((5.0, 7.0, 100.0), (15.0, 7.0 + 10 * own, 100.0 + 10 * (own + others)), threads)
+    monkeypatch.setattr(clock.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(clock.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    found = clock._lost((5.0, 7.0, 100.0), (15.0, 7.0 + 10 * own, 100.0 + 10 * (own + others)), threads)
     assert found == pytest.approx(lost)
-    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {0})
-    assert timing._lost((5.0, 0.0, 0.0), (15.0, 10.0, 50.0), 1) == 0, "others on cores that are not ours"
+    monkeypatch.setattr(clock.os, "sched_getaffinity", lambda pid: {0})
+    assert clock._lost((5.0, 0.0, 0.0), (15.0, 10.0, 50.0), 1) == 0, "others on cores that are not ours"
 
 
 def test_the_system_is_read(monkeypatch):
-    wall, own, everyone = timing._processor()
+    wall, own, everyone = clock._processor()
     assert 0 < own <= everyone + 0.1 or everyone == 0.0
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; there are mxnet, mxnet-int8, onnxruntime"),
-    ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; this machine has cpu"),
-    ({"dtype": "float16"}, "does not compute in 'float16', but in float32"),
-    ({"batch": 0}, "batch 0"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; there are mxnet, mxnet-int8, onnxruntime"),
+        ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; this machine has cpu"),
+        ({"dtype": "float16"}, "does not compute in 'float16', but in float32"),
+        ({"batch": 0}, "batch 0"),
+    ],
+)
 def test_a_wrong_setup_says_what_there_is(wrong, message):
     with pytest.raises(UserError, match=message):
-        timing.Setup(**wrong)
+        clock.Setup(**wrong)
 
 
 def test_networks_take_turns(monkeypatch):
     order = []
-    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
-    monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
-    monkeypatch.setattr(timing, "FAST_S", 0.0)
-    rows = timing.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=4, max_spread=1e9)
+    monkeypatch.setattr(clock, "MIN_TIME_S", 0.0)
+    monkeypatch.setattr(clock, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(clock, "FAST_S", 0.0)
+    rows = clock.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=4, max_spread=1e9)
     assert order == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 4
     assert [row["n"] for row in rows] == [4, 4] and not any(row["noisy"] for row in rows)
 
 
 def test_a_fast_network_gets_a_pass_to_fill_the_caches(monkeypatch):
     order = []
-    monkeypatch.setattr(timing, "MIN_TIME_S", 0.0)
-    monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
-    timing.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=2, max_spread=1e9)
+    monkeypatch.setattr(clock, "MIN_TIME_S", 0.0)
+    monkeypatch.setattr(clock, "WARM_UP_S", 0.0)
+    clock.timed([lambda: order.append("a"), lambda: order.append("b")], repeats=2, max_spread=1e9)
     assert order[6:] == ["a", "a", "b", "b"] * 2
 
 
 def test_noise_is_told_repeated_and_recorded():
     said, waits = [], iter([0.0, 0.02] * 1000)
-    row, = timing.timed([lambda: time.sleep(next(waits))], repeats=4, max_spread=0.1, attempts=2, warn=said.append)
+    (row,) = clock.timed([lambda: time.sleep(next(waits))], repeats=4, max_spread=0.1, attempts=2, warn=said.append)
     assert row["noisy"] and row["attempts"] == 2 and row["spread"] > 0.1
     assert len(said) == 2 and "measuring again (2 of 2)" in said[0] and "recorded as noisy" in said[1]
 
@@ -95,17 +108,20 @@ def test_noise_is_told_repeated_and_recorded():
 def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
     # when the rounds began; then start and end of each pass (the time is asked for once more when all are made)
     ticks = iter([0.0, 0.0, 5.0, 10.0, 11.0, 20.0, 22.0, 30.0])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
-    assert timing._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(ticks))
+    assert clock._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
 
 
 def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
     made, now = [], [0.0]
-    monkeypatch.setattr(timing, "timed", lambda passes, *a, **k: [{"latency_s": float(passes[0]())}])
-    monkeypatch.setitem(timing.RUNTIMES, "mxnet", timing.Runtime(
-        lambda network, setup: lambda: made.append(network) or len(made), lambda device: ("float32",)))
-    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
-    one = timing.against_reference(net, timing.Setup())
+    monkeypatch.setattr(clock, "timed", lambda passes, *a, **k: [{"latency_s": float(passes[0]())}])
+    monkeypatch.setitem(
+        clock.RUNTIMES,
+        "mxnet",
+        clock.Runtime(lambda network, setup: lambda: made.append(network) or len(made), lambda device: ("float32",)),
+    )
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    one = clock.against_reference(net, clock.Setup())
     assert one(net) == ({"latency_s": 2.0}, 1.0)
     assert one(net) == ({"latency_s": 3.0}, 1.0)
     now[0] = 21.0  # twenty passes of a second, and more

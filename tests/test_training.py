@@ -1,4 +1,5 @@
 """The training loop, evaluation and stages."""
+
 import json
 
 import mxnet as mx
@@ -7,10 +8,10 @@ import pytest
 from mxnet import autograd
 from networks import images, random_network
 
-from gcp import training
-from gcp.config import UserError
-from gcp.gluon import from_gluoncv, predict, to_block
-from gcp.network import Network, Node, shrink
+from gcp.backend.gluon import from_gluoncv, predict, to_block
+from gcp.errors import UserError
+from gcp.graph.network import Network, Node, shrink
+from gcp.train import training
 from tests.test_prune import Noise
 
 
@@ -56,8 +57,16 @@ def test_equal_outputs_count_once(net):
 def test_training_is_sgd_with_momentum_and_decay_on_weights(net):
     """Two steps of the loop against two steps written out."""
     split = Noise(16)
-    trained, _ = training.fit(net, split, name="t", n_steps=2, batch=8, seed=0, lr=training.constant(0.1),
-                              optimiser=lambda block: training.SGD(block, 0.9, 0.01))
+    trained, _ = training.fit(
+        net,
+        split,
+        name="t",
+        n_steps=2,
+        batch=8,
+        seed=0,
+        lr=training.constant(0.1),
+        optimiser=lambda block: training.SGD(block, 0.9, 0.01),
+    )
     block = to_block(net)
     value = {k: p.data().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
     velocity = {k: 0.0 for k in value}
@@ -77,6 +86,7 @@ def test_training_is_sgd_with_momentum_and_decay_on_weights(net):
 
 def test_label_smoothing_by_hand():
     import mxnet as mx
+
     out, y = mx.nd.array([[1.0, 2.0, 0.0]]), mx.nd.array([1])
     p = np.exp([1, 2, 0]) / np.exp([1, 2, 0]).sum()
     by_hand = -0.9 * np.log(p[1]) - 0.1 * np.log(p).mean()
@@ -85,8 +95,12 @@ def test_label_smoothing_by_hand():
 
 RECIPES = {
     "plain": lambda net: {},
-    "all": lambda net: {"lr": training.steps(0.05, [4], 0.1, 2), "mixup": 0.2, "label_smoothing": 0.1,
-                        "teacher": training.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0)},
+    "all": lambda net: {
+        "lr": training.steps(0.05, [4], 0.1, 2),
+        "mixup": 0.2,
+        "label_smoothing": 0.1,
+        "teacher": training.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0),
+    },
 }
 
 
@@ -148,8 +162,17 @@ def test_dropout_is_reproducible():
                 yield x.repeat(4, 2).repeat(4, 3), y, n
 
     def once():
-        return training.fit(vgg, Large(8), name="t", n_steps=2, batch=4, seed=1, lr=training.constant(0.01),
-                            optimiser=lambda block: training.SGD(block))[0]
+        return training.fit(
+            vgg,
+            Large(8),
+            name="t",
+            n_steps=2,
+            batch=4,
+            seed=1,
+            lr=training.constant(0.01),
+            optimiser=lambda block: training.SGD(block),
+        )[0]
+
     a, b = once(), once()
     assert all(np.array_equal(a.arrays[k], b.arrays[k]) for k in a.arrays)
 
@@ -164,8 +187,16 @@ def test_an_infinite_loss_names_its_step(net, monkeypatch):
 
     monkeypatch.setattr(training, "smoothed_loss", third_is_infinite)
     with pytest.raises(training.DivergedError, match=r"^t: the loss is inf at step 3 of 6;"):
-        training.fit(net, Noise(48), name="t", n_steps=6, batch=8, seed=0, lr=training.constant(0.01),
-                     optimiser=lambda block: training.SGD(block))
+        training.fit(
+            net,
+            Noise(48),
+            name="t",
+            n_steps=6,
+            batch=8,
+            seed=0,
+            lr=training.constant(0.01),
+            optimiser=lambda block: training.SGD(block),
+        )
 
 
 def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monkeypatch):
@@ -175,8 +206,17 @@ def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monk
     poisoned.x[41] = np.nan  # in the sixth batch of 8
     checkpoint = tmp_path / "c"
     with pytest.raises(training.DivergedError, match=r"t: weights are no longer finite after step 6 of 6"):
-        training.fit(net, poisoned, name="t", n_steps=6, batch=8, seed=0, lr=training.constant(0.01),
-                     optimiser=lambda block: training.SGD(block), checkpoint=checkpoint)
+        training.fit(
+            net,
+            poisoned,
+            name="t",
+            n_steps=6,
+            batch=8,
+            seed=0,
+            lr=training.constant(0.01),
+            optimiser=lambda block: training.SGD(block),
+            checkpoint=checkpoint,
+        )
     assert checkpoint.exists()
 
 
@@ -197,6 +237,7 @@ def test_a_stage_is_done_once(net, tmp_path):
 
 # Mixup and distillation
 
+
 def first_pixels(x):
     """A block whose outputs are easy to follow: the first four numbers of each image."""
     return x.reshape((len(x), -1))[:, :4]
@@ -214,7 +255,7 @@ def test_mixed_images_have_mixed_labels():
     got = objective(first_pixels, mx.nd.array(split.x), mx.nd.array(split.y), 7).asnumpy()
     lam, partner = training.mixup_share(0.5, 3, 7), np.array([1, 0, 3, 2, 4])
     output = (lam * split.x + (1 - lam) * split.x[partner]).reshape(5, -1)[:, :4]
-    by_hand = (lam * cross_entropy(output, split.y, 0.1) + (1 - lam) * cross_entropy(output, split.y[partner], 0.1))
+    by_hand = lam * cross_entropy(output, split.y, 0.1) + (1 - lam) * cross_entropy(output, split.y[partner], 0.1)
     np.testing.assert_allclose(got, by_hand, rtol=1e-5)
 
 
@@ -244,7 +285,7 @@ def test_distillation_by_hand(temperature):
         loss = training.distilled_loss(output, mx.nd.array(t), temperature)
     loss.backward()
     q, p = (np.exp(a / temperature) / np.exp(a / temperature).sum(1, keepdims=True) for a in (z, t))
-    np.testing.assert_allclose(loss.asnumpy(), temperature ** 2 * (p * np.log(p / q)).sum(1), rtol=1e-3)
+    np.testing.assert_allclose(loss.asnumpy(), temperature**2 * (p * np.log(p / q)).sum(1), rtol=1e-3)
     np.testing.assert_allclose(output.grad.asnumpy(), temperature * (q - p), rtol=1e-4, atol=1e-6)
     assert np.abs(training.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
 
@@ -263,8 +304,19 @@ def test_the_teacher_predicts_on_the_mixed_images_and_learns_nothing():
     assert all(np.array_equal(held[k].data().asnumpy(), v) for k, v in before.items())
 
 
-@pytest.mark.parametrize("name", ["resnet18_v1b", "resnet50_v1d", "resnet50_v2", "cifar_resnet20_v1", "mobilenet1.0",
-                                  "mobilenetv2_1.0", "vgg11_bn", "squeezenet1.0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18_v1b",
+        "resnet50_v1d",
+        "resnet50_v2",
+        "cifar_resnet20_v1",
+        "mobilenet1.0",
+        "mobilenetv2_1.0",
+        "vgg11_bn",
+        "squeezenet1.0",
+    ],
+)
 def test_weight_decay_is_for_the_weights_of_layers(name):
     net = from_gluoncv(name, (3, 32, 32) if "cifar" in name else (3, 224, 224))
     weights = {net.weight(n.name) for n in net.nodes if n.op in ("Convolution", "FullyConnected")}
@@ -272,6 +324,7 @@ def test_weight_decay_is_for_the_weights_of_layers(name):
 
 
 # float16
+
 
 class Held:
     """Parameters without a network, as an optimiser sees a block."""
@@ -362,12 +415,19 @@ def test_float16_leaves_batch_norms_images_and_outputs_in_float32():
 def without_layers():
     """A network that MXNet can run in float16 on a CPU: a scale per channel, batch norm, pooling."""
     nodes = [Node("null", name, {}) for name in ("data", "mask_mask", "gamma", "beta", "mean", "var")]
-    nodes += [Node("broadcast_mul", "scaled", {}, (0, 1)),
-              Node("BatchNorm", "norm", {"fix_gamma": "False", "axis": "1"}, (6, 2, 3, 4, 5)),
-              Node("Pooling", "pool", {"global_pool": "True", "pool_type": "avg", "kernel": "(1, 1)"}, (7,)),
-              Node("Flatten", "flat", {}, (8,))]
-    values = {"mask_mask": np.full((1, 3, 1, 1), 1.0001), "gamma": [1, 2, 3], "beta": [0, 0, 0], "mean": [0, 0, 0],
-              "var": [1, 1, 1]}
+    nodes += [
+        Node("broadcast_mul", "scaled", {}, (0, 1)),
+        Node("BatchNorm", "norm", {"fix_gamma": "False", "axis": "1"}, (6, 2, 3, 4, 5)),
+        Node("Pooling", "pool", {"global_pool": "True", "pool_type": "avg", "kernel": "(1, 1)"}, (7,)),
+        Node("Flatten", "flat", {}, (8,)),
+    ]
+    values = {
+        "mask_mask": np.full((1, 3, 1, 1), 1.0001),
+        "gamma": [1, 2, 3],
+        "beta": [0, 0, 0],
+        "mean": [0, 0, 0],
+        "var": [1, 1, 1],
+    }
     shapes = ((3, 8, 8), (1, 3, 1, 1), *[(3,)] * 4, (3, 8, 8), (3, 8, 8), (3, 1, 1), (3,))
     return Network("t", tuple(nodes), 9, shapes, {k: np.array(v, np.float32) for k, v in values.items()})
 
@@ -380,8 +440,18 @@ def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
     def train(**how):
         split = Noise(24)
         split.y = split.y % 3
-        return training.fit(net, split, name="t", n_steps=6, batch=8, seed=1, lr=training.constant(0.02),
-                            dtype="float16", optimiser=lambda block: training.MixedSGD(block, 0.9, 1e-4), **how)[0]
+        return training.fit(
+            net,
+            split,
+            name="t",
+            n_steps=6,
+            batch=8,
+            seed=1,
+            lr=training.constant(0.02),
+            dtype="float16",
+            optimiser=lambda block: training.MixedSGD(block, 0.9, 1e-4),
+            **how,
+        )[0]
 
     whole, step, count = train(), training.MixedSGD.step, [0]
 

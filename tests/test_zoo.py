@@ -1,4 +1,5 @@
 """The paper's Figure 1: which networks are compared, resuming, and comparisons that can be checked by hand."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gcp import figures, zoo
-from gcp.config import UserError
+from gcp.errors import UserError
+from gcp.report import figure1, figures
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -21,18 +22,26 @@ HARDWARE = {"cpu": "Test_CPU 100%", "versions": {}, "date": "2026-01-01", "git_c
 
 @pytest.fixture(scope="module")
 def networks():
-    return zoo.published(REFERENCE)
+    return figure1.published(REFERENCE)
 
 
 def row(name, images_per_second, noisy=False):
-    return {"name": name, "latency_s": 64 / images_per_second, "spread": 0.12 if noisy else 0.02, "n": 5,
-            "noisy": noisy, "images_per_second": images_per_second, "macs": 2_500_000_000, "params": 1000}
+    return {
+        "name": name,
+        "latency_s": 64 / images_per_second,
+        "spread": 0.12 if noisy else 0.02,
+        "n": 5,
+        "noisy": noisy,
+        "images_per_second": images_per_second,
+        "macs": 2_500_000_000,
+        "params": 1000,
+    }
 
 
 def both(*lines):
     """name, kind, base, top-1, images per second there, here."""
     there = pd.DataFrame(lines, columns=["name", "kind", "base", "top1", "images_per_second", "cpu"])
-    return zoo.joined(there.drop(columns="cpu"), [row(name, cpu) for name, cpu in zip(there.name, there.cpu)])
+    return figure1.joined(there.drop(columns="cpu"), [row(name, cpu) for name, cpu in zip(there.name, there.cpu)])
 
 
 FOUR = both(
@@ -56,10 +65,17 @@ def test_the_published_networks(networks):
 
 
 def test_the_networks_that_are_timed(networks):
-    some = zoo.to_measure(networks)
+    some = figure1.to_measure(networks)
     assert {kind: list(same.name) for kind, same in some.groupby("kind")} == {
-        "PruneNet": ["resnet50_v1d_0.11", "resnet18_v1b_0.89", "resnet50_v1d_0.37", "resnet50_v1d_0.48",
-                     "resnet50_v1d_0.86", "resnet101_v1d_0.73", "resnet101_v1d_0.76"],
+        "PruneNet": [
+            "resnet50_v1d_0.11",
+            "resnet18_v1b_0.89",
+            "resnet50_v1d_0.37",
+            "resnet50_v1d_0.48",
+            "resnet50_v1d_0.86",
+            "resnet101_v1d_0.73",
+            "resnet101_v1d_0.76",
+        ],
         "Base ResNet": ["resnet18_v1b", "resnet34_v1b", "resnet50_v1d", "resnet101_v1d"],
         "MobileNet": ["mobilenet0.25", "mobilenet0.5", "mobilenet0.75", "mobilenet1.0"],
         "MobileNetV2": ["mobilenetv2_0.25", "mobilenetv2_0.5", "mobilenetv2_0.75", "mobilenetv2_1.0"],
@@ -67,22 +83,30 @@ def test_the_networks_that_are_timed(networks):
 
 
 def test_only_some_are_timed(networks):
-    assert list(zoo.to_measure(networks, ["vgg11", "mobilenet0.5"]).name) == ["mobilenet0.5", "vgg11"]
+    assert list(figure1.to_measure(networks, ["vgg11", "mobilenet0.5"]).name) == ["mobilenet0.5", "vgg11"]
     with pytest.raises(UserError, match="'mobilenet0.6' is not in the published data; nearest: mobilenet0"):
-        zoo.to_measure(networks, ["mobilenet0.6"])
+        figure1.to_measure(networks, ["mobilenet0.6"])
 
 
-@pytest.mark.parametrize("name, family", [
-    ("mobilenet0.25", "mobilenet"), ("mobilenetv2_0.25", "mobilenetv2"), ("resnet50_v1d_0.11", "resnet"),
-    ("inceptionv3", "inceptionv3"), ("alexnet", "alexnet"), ("se_resnext50_32x4d", "se_resnext"), ("vgg11_bn", "vgg"),
-])
+@pytest.mark.parametrize(
+    "name, family",
+    [
+        ("mobilenet0.25", "mobilenet"),
+        ("mobilenetv2_0.25", "mobilenetv2"),
+        ("resnet50_v1d_0.11", "resnet"),
+        ("inceptionv3", "inceptionv3"),
+        ("alexnet", "alexnet"),
+        ("se_resnext50_32x4d", "se_resnext"),
+        ("vgg11_bn", "vgg"),
+    ],
+)
 def test_family(name, family):
-    assert zoo.family(name) == family
+    assert figure1.family(name) == family
 
 
 def test_published_data_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="gluoncv_fig1_throughput_v100.csv: cannot be read"):
-        zoo.published(tmp_path)
+        figure1.published(tmp_path)
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -98,14 +122,20 @@ def test_a_kill_costs_one_network(networks, tmp_path):
         return {key: value for key, value in row(name, 10.0).items() if key != "name"}
 
     with pytest.raises(KeyboardInterrupt):
-        zoo.measure(some, path, SETUP, HARDWARE, clock)
-    assert [each["name"] for each in zoo.read(path)["networks"]] == timed == list(some.name[:2])
+        figure1.measure(some, path, SETUP, HARDWARE, clock)
+    assert [each["name"] for each in figure1.read(path)["networks"]] == timed == list(some.name[:2])
 
     again, heard = [], []
     later = {**HARDWARE, "date": "2026-02-02"}
-    result = zoo.measure(some, path, SETUP, later, lambda name: again.append(name) or row(name, 20.0),
-                         lambda done, name: heard.append((round(done, 3), name)))
-    assert again == list(some.name[2:]) and result == zoo.read(path)
+    result = figure1.measure(
+        some,
+        path,
+        SETUP,
+        later,
+        lambda name: again.append(name) or row(name, 20.0),
+        lambda done, name: heard.append((round(done, 3), name)),
+    )
+    assert again == list(some.name[2:]) and result == figure1.read(path)
     assert [each["images_per_second"] for each in result["networks"]] == [10.0, 10.0, 20.0, 20.0]
     a, b = 1 / some.images_per_second[2:]
     assert heard == [(0.0, again[0]), (round(a / (a + b), 3), again[1]), (1.0, "")]
@@ -114,21 +144,24 @@ def test_a_kill_costs_one_network(networks, tmp_path):
 
 def test_nothing_left_to_time(networks, tmp_path):
     path = tmp_path / "measured.json"
-    first = zoo.measure(networks.head(1), path, SETUP, HARDWARE, lambda name: row(name, 10.0))
-    assert zoo.measure(networks.head(1), path, SETUP, HARDWARE, None) == first
+    first = figure1.measure(networks.head(1), path, SETUP, HARDWARE, lambda name: row(name, 10.0))
+    assert figure1.measure(networks.head(1), path, SETUP, HARDWARE, None) == first
 
 
-@pytest.mark.parametrize("setup, hardware, said", [
-    ({**SETUP, "threads": 1}, HARDWARE, ("2 threads", "1 thread,")),
-    ({**SETUP, "batch": 1}, HARDWARE, ("batch 64", "batch 1,")),
-    (SETUP, {**HARDWARE, "cpu": "Other CPU"}, ("Test_CPU 100%", "Other CPU")),
-])
+@pytest.mark.parametrize(
+    "setup, hardware, said",
+    [
+        ({**SETUP, "threads": 1}, HARDWARE, ("2 threads", "1 thread,")),
+        ({**SETUP, "batch": 1}, HARDWARE, ("batch 64", "batch 1,")),
+        (SETUP, {**HARDWARE, "cpu": "Other CPU"}, ("Test_CPU 100%", "Other CPU")),
+    ],
+)
 def test_another_setup_is_refused(networks, tmp_path, setup, hardware, said):
     path = tmp_path / "measured.json"
-    zoo.measure(networks.head(1), path, SETUP, HARDWARE, lambda name: row(name, 10.0))
+    figure1.measure(networks.head(1), path, SETUP, HARDWARE, lambda name: row(name, 10.0))
     before = path.read_bytes()
     with pytest.raises(UserError, match="; give another folder with --out") as error:
-        zoo.measure(networks.head(2), path, setup, hardware, lambda name: row(name, 10.0))
+        figure1.measure(networks.head(2), path, setup, hardware, lambda name: row(name, 10.0))
     held, here = str(error.value).split("; this is ")
     assert said[0] in held and said[1] in here and path.read_bytes() == before
 
@@ -137,53 +170,57 @@ def test_another_setup_is_refused(networks, tmp_path, setup, hardware, said):
 def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "measured.json").write_text(text)
     with pytest.raises(UserError, match="measured.json: cannot be read as measured networks"):
-        zoo.read(tmp_path / "measured.json")
+        figure1.read(tmp_path / "measured.json")
 
 
 def test_a_row_that_lacks_a_key_is_refused(tmp_path):
     path = tmp_path / "measured.json"
-    path.write_text(json.dumps({"setup": SETUP, "input": [3, 224, 224], "hardware": HARDWARE,
-                                "networks": [{"name": "vgg11"}]}))
+    path.write_text(
+        json.dumps({"setup": SETUP, "input": [3, 224, 224], "hardware": HARDWARE, "networks": [{"name": "vgg11"}]})
+    )
     with pytest.raises(UserError, match="lacks one of images_per_second"):
-        zoo.read(path)
+        figure1.read(path)
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------------
 
 
 def test_ranking():
-    table = zoo.ranking(FOUR).set_index("Network")
+    table = figure1.ranking(FOUR).set_index("Network")
     assert list(table["V100 rank"]) == [1, 2, 3, 4] and list(table["CPU rank"]) == [2, 1, 4, 3]
     assert table.loc["pruned", "V100 ratio to base"] == 3.0 and table.loc["pruned", "CPU ratio to base"] == 3.0
     assert table["CPU ratio to base"].notna().sum() == 1 and table.loc["big", "GMACs"] == 2.5
 
 
 def test_agreement():
-    assert zoo.agreement(FOUR) == pytest.approx((4 - 2) / 6)  # six pairs, two of them the other way round
-    assert zoo.agreement(FOUR.iloc[[1, 3]]) == 1.0
-    assert pd.isna(zoo.agreement(FOUR.iloc[:1]))
+    assert figure1.agreement(FOUR) == pytest.approx((4 - 2) / 6)  # six pairs, two of them the other way round
+    assert figure1.agreement(FOUR.iloc[[1, 3]]) == 1.0
+    assert pd.isna(figure1.agreement(FOUR.iloc[:1]))
 
 
 def test_flips():
-    table = zoo.flips(FOUR)
+    table = figure1.flips(FOUR)
     assert list(table.itertuples(index=False, name=None)) == [
-        ("big", "base", pytest.approx(500 / 300), 2.0), ("small", "pruned", pytest.approx(1000 / 900), 1.2)]
+        ("big", "base", pytest.approx(500 / 300), 2.0),
+        ("small", "pruned", pytest.approx(1000 / 900), 1.2),
+    ]
     near = both(("a", "MobileNet", None, 60.0, 104.0, 50.0), ("b", "MobileNet", None, 60.0, 100.0, 90.0))
-    assert zoo.flips(near).empty  # 4 % apart on the first device: no order to be changed
+    assert figure1.flips(near).empty  # 4 % apart on the first device: no order to be changed
 
 
 def test_domination():
-    assert zoo.dominators(FOUR, "pruned", "v100") == ["small"]  # as accurate, and faster
-    assert zoo.dominators(FOUR, "pruned", "cpu") == []
-    table = zoo.dominated(FOUR)
+    assert figure1.dominators(FOUR, "pruned", "v100") == ["small"]  # as accurate, and faster
+    assert figure1.dominators(FOUR, "pruned", "cpu") == []
+    table = figure1.dominated(FOUR)
     assert table.values.tolist() == [["pruned", "base", 60.0, "small", "none"]]
-    alone = zoo.dominated(FOUR[~FOUR.kind.isin(figures.MOBILENETS)])
+    alone = figure1.dominated(FOUR[~FOUR.kind.isin(figures.MOBILENETS)])
     assert alone.values.tolist() == [["pruned", "base", 60.0, None, None]]  # nothing to compare with is not "none"
 
 
 def test_pareto():
-    points = pd.DataFrame({"name": list("abcde"), "top1": [50.0, 60.0, 60.0, 70.0, 65.0],
-                           "images_per_second": [9.0, 8.0, 7.0, 1.0, 1.0]})
+    points = pd.DataFrame(
+        {"name": list("abcde"), "top1": [50.0, 60.0, 60.0, 70.0, 65.0], "images_per_second": [9.0, 8.0, 7.0, 1.0, 1.0]}
+    )
     assert list(figures.pareto(points).name) == ["d", "b", "a"]
 
 
@@ -191,32 +228,45 @@ def test_pareto():
 
 
 def measured(networks, speed):
-    some = zoo.to_measure(networks)
+    some = figure1.to_measure(networks)
     rows = [row(name, speed(there), name == "mobilenet0.5") for name, there in zip(some.name, some.images_per_second)]
     return {"setup": SETUP, "input": [3, 224, 224], "hardware": HARDWARE, "networks": rows}
 
 
 def test_the_same_data_give_the_same_files(networks, tmp_path):
     held = measured(networks, lambda there: there / 50)
-    first, second = (zoo.write(networks, held, tmp_path / name) for name in "ab")
+    first, second = (figure1.write(networks, held, tmp_path / name) for name in "ab")
     assert [path.name for path in first] == [
-        "figure1_v100.png", "figure1_v100.svg", "figure1_cpu.png", "figure1_cpu.svg",
-        *(f"{name}{suffix}" for name in ("ranking", "flips", "dominated") for suffix in (".md", ".tex", ".csv"))]
+        "figure1_v100.png",
+        "figure1_v100.svg",
+        "figure1_cpu.png",
+        "figure1_cpu.svg",
+        *(f"{name}{suffix}" for name in ("ranking", "flips", "dominated") for suffix in (".md", ".tex", ".csv")),
+    ]
     for one, other in zip(first, second):
         assert one.read_bytes() == other.read_bytes() and one.stat().st_size > 0
     text = (tmp_path / "a" / "ranking.md").read_text(encoding="utf-8")
     assert "Test_CPU 100%" in text and "NOISY: mobilenet0.5." in text and "widest spread" in text and "12 %" in text
     assert "1.000 over all 19 networks, 1.000 over the 10 PruneNets and bases" in text
-    line, = (line for line in text.splitlines() if line.startswith("| resnet50_v1d_0.11 "))
+    (line,) = (line for line in text.splitlines() if line.startswith("| resnet50_v1d_0.11 "))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "resnet50_v1d_0.11", "63.21", "2.500", "9,521", "190.4", "8.53", "8.53", "3", "3"]
+        "resnet50_v1d_0.11",
+        "63.21",
+        "2.500",
+        "9,521",
+        "190.4",
+        "8.53",
+        "8.53",
+        "3",
+        "3",
+    ]
     assert r"Test\_CPU 100\%" in (tmp_path / "a" / "ranking.tex").read_text(encoding="utf-8")
     assert (tmp_path / "a" / "flips.md").read_text(encoding="utf-8").startswith("0 of 171 pairs")
 
 
 def test_the_other_way_round_every_pair_flips(networks, tmp_path):
     held = measured(networks, lambda there: 1e5 / there)
-    zoo.write(networks, held, tmp_path)
+    figure1.write(networks, held, tmp_path)
     n_flips = len(pd.read_csv(tmp_path / "flips.csv"))
     assert (tmp_path / "flips.md").read_text(encoding="utf-8").startswith(f"{n_flips} of 171 pairs") and n_flips > 150
     assert "-1.000 over all 19" in (tmp_path / "ranking.md").read_text(encoding="utf-8")
@@ -226,7 +276,7 @@ def test_the_other_way_round_every_pair_flips(networks, tmp_path):
 
 def test_one_network_is_enough_to_write(networks, tmp_path):
     held = {**measured(networks, lambda there: there), "networks": [row("resnet50_v1d_0.11", 10.0)]}
-    zoo.write(networks, held, tmp_path)
+    figure1.write(networks, held, tmp_path)
     line = (tmp_path / "ranking.csv").read_text(encoding="utf-8").splitlines()[1]
     assert line == "resnet50_v1d_0.11,63.214,2.5,9521.4,10,-,-,1,1"
     assert (tmp_path / "dominated.csv").read_text(encoding="utf-8").splitlines()[1].endswith(",63.214,-,-")
@@ -236,14 +286,15 @@ def test_one_network_is_enough_to_write(networks, tmp_path):
 def test_every_name_in_the_figure_can_be_read(networks, tmp_path):
     figures.figure1(networks, "title", "subtitle", tmp_path / "figure")
     text = (tmp_path / "figure.svg").read_text(encoding="utf-8")
-    for name in zoo.to_measure(networks).name:
+    for name in figure1.to_measure(networks).name:
         assert f"<!-- {name} -->" in text
     assert not re.search("<!-- vgg", text)
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "figure1.py"), *arguments], capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "figure1.py"), *arguments], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_script_draws_the_published_figure(tmp_path):

@@ -1,0 +1,107 @@
+"""Tiny image folders in the forms that the large data sets come in, drawn from scikit-learn's digits and Fashion-MNIST.
+
+The configurations in configs/smoke/ name them; a few hundred JPEG files each, made in seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Dict, Iterable, List, NamedTuple, Optional
+
+import cv2
+import numpy as np
+
+from gcp.data.base import load
+from gcp.data.options import Data
+from gcp.data.prepare import Encoding, prepare_folder
+from gcp.errors import UserError
+
+ROOT = Path("data/smoke")
+SIDES = ((48, 40), (40, 48), (44, 44))  # height, width of the files: as in real folders, not all the same
+
+
+class Spec(NamedTuple):
+    """A set: where its images come from, its form, and images of each class."""
+
+    source: str  # a data set of gcp.data
+    form: str  # "split": train/<class>, val/<class>; "records": train.rec, val.rec; "caltech256": 256_ObjectCategories/
+    n_train: int
+    n_test: int
+
+
+SETS: Dict[str, Spec] = {
+    "digits": Spec("digits", "split", 40, 20),
+    "fashion_mnist": Spec("fashion_mnist", "records", 40, 20),
+    "caltech256": Spec("digits", "caltech256", 20, 20),
+}
+N_CLASSES = 10
+
+
+def named(root: str | None) -> str | None:
+    """The set that `data.root` means, if it means one of these."""
+    path = Path(root) if root else None
+    return path.name if path and path.parent == ROOT and path.name in SETS else None
+
+
+def make_missing(roots: Iterable[Optional[str]]) -> List[Path]:
+    """Draw the sets that these values of `data.root` name and that are not there; returns their folders."""
+    wanted = sorted({named(root) for root in roots} - {None})
+    made = [ROOT / name for name in wanted if not (ROOT / name).exists()]
+    for folder in made:
+        draw(folder.name, folder)
+    return made
+
+
+def draw_all(out: Path) -> List[Path]:
+    """Draw every set that is not there yet, each into a folder of its name in `out`; returns those drawn."""
+    drawn = [out / name for name in SETS if not (out / name).exists()]
+    for folder in drawn:
+        draw(folder.name, folder)
+    return drawn
+
+
+def draw(name: str, folder: Path) -> None:
+    """Write the set called `name` as `folder`, which must not be there; it is whole or not there at all.
+
+    The same files every time: the first images of each class, JPEG, every other one grey. UserError: `folder` is
+    there, or cannot be written.
+    """
+    spec = SETS[name]
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; remove it or name another folder")
+    images = load(Data(name=spec.source, input=(3, 32, 32)))
+    partial = folder.with_name(f".partial-{folder.name}")
+    unfinished = partial / "images" if spec.form == "records" else partial
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for label, class_name in enumerate(images.classes):
+            # Fashion-MNIST has a class "T-shirt/top": no folder's name.
+            said = class_name.replace("/", "-").replace(" ", "-")
+            if spec.form == "caltech256":
+                place = unfinished / "256_ObjectCategories" / f"{label + 1:03d}.{said}"
+                _write(images.train, label, spec.n_train + spec.n_test, place, f"{label + 1:03d}_")
+            else:
+                _write(images.train, label, spec.n_train, unfinished / "train" / said, "")
+                _write(images.test, label, spec.n_test, unfinished / "val" / said, "")
+        if spec.form == "caltech256":  # as the real one: to be left out
+            _write(images.test, 0, 5, unfinished / "256_ObjectCategories" / "257.clutter", "257_")
+        if spec.form == "records":
+            prepare_folder(unfinished, partial, Encoding())
+            shutil.rmtree(unfinished)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: the data set cannot be written ({error.strerror})") from error
+
+
+def _write(split, label: int, n: int, folder: Path, prefix: str) -> None:
+    """The split's first `n` images of a class as JPEG files, resized to sides that differ."""
+    rows = split.rows[split.labels[split.rows] == label][:n]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(split.images[rows][:, 0], 1):
+        height, width = SIDES[number % len(SIDES)]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        if number % 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        _, content = cv2.imencode(".jpg", image)
+        (folder / f"{prefix}{number:04d}.jpg").write_bytes(content.tobytes())

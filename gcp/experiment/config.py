@@ -1,0 +1,419 @@
+"""Experiment configurations: a YAML file in, a frozen, fully checked `Config` out.
+
+A file may build on another (`base: other.yaml`), and the command line may set single keys (`--set a.b=c`).
+Whatever is wrong with them ends in one `UserError` line: the place, the key, the value, what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, Any, ClassVar, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from gcp import runtime
+from gcp.data.options import Data
+from gcp.errors import UserError
+from gcp.methods.options import Prune
+from gcp.options import Options, listed, shown
+from gcp.train.options import Finetune, Train
+
+
+class Model(Options):
+    """Which network to start from."""
+
+    name: Annotated[str, Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
+    pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
+    weights: Annotated[
+        Optional[str],
+        Field(
+            min_length=1,
+            description="with pretrained: the file of GluonCV's published weights, where there is no "
+            "network to fetch it",
+        ),
+    ] = None
+
+    new_head: Annotated[
+        bool, Field(description="true: a saved network gets a new output layer, of as many classes as the data have")
+    ] = False
+
+    YOUNGER: ClassVar[Set[str]] = {"new_head"}
+    # Where the file lies decides nothing: its hash has to be the published one.
+    UNCOUNTED: ClassVar[Set[str]] = {"weights"}
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
+        return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether `name` is a pattern that no saved network fits yet."""
+        return self.is_saved and ("*" in self.name or "{seed}" in self.name)
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.pretrained and self.is_saved:
+            raise ValueError(
+                f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved "
+                "network, which brings its own weights; set model.pretrained to false"
+            )
+        if self.weights is not None and not self.pretrained:
+            raise ValueError(
+                "weights is the file of GluonCV's published weights; set model.pretrained to true (your "
+                "own weights come as a saved network: give its prefix as model.name)"
+            )
+        if self.new_head and not self.is_saved:
+            raise ValueError(
+                f"new_head: true goes with a saved network, but {self.name!r} is a GluonCV name, whose "
+                "output layer follows the data anyway; set model.new_head to false"
+            )
+        return self
+
+
+class Throughput(Options):
+    """How inference speed is measured."""
+
+    batch: Annotated[int, Field(ge=1, description="images in a batch")] = 64
+    repeats: Annotated[int, Field(ge=1, description="timed batches, of which the median counts")] = 20
+
+
+class Paper(Options):
+    """Which row of the paper's tables an experiment stands in. It decides no number and is in no fingerprint."""
+
+    table: Annotated[
+        Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]],
+        Field(description="one of the paper's tables 1 to 6, or its Figure 1"),
+    ] = None
+    level: Annotated[
+        int,
+        Field(ge=0, description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with"),
+    ] = 0
+    chosen: Annotated[bool, Field(description="true: the level's target is not published; we chose it")] = False
+    starts_from: Annotated[
+        Optional[str], Field(min_length=1, description="the configuration whose final network model.name is")
+    ] = None
+
+
+class Config(Options):
+    """One experiment: everything that decides its numbers, and where they go."""
+
+    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper"}  # `_hash` adds the number of workers
+
+    name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
+    scale: Annotated[
+        Literal["paper", "reduced", "smoke"],
+        Field(description="how near the experiment is to the paper's: paper, reduced or smoke"),
+    ]
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="0 or more")] = 0
+    threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
+    workers: Annotated[
+        Optional[int], Field(ge=1, description="processes that share every batch; by default one for each of gpus")
+    ] = None
+    gpus: Annotated[
+        Tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU"),
+    ] = ()
+    output: Annotated[str, Field(min_length=1, description="the folder in which run folders are made")] = "results/runs"
+    tensorboard: Annotated[
+        bool, Field(description="true: training's curves also as TensorBoard events, beside log.jsonl")
+    ] = False
+    model: Annotated[Model, Field(description="at least model.name")]
+    data: Annotated[Data, Field(description="at least data.name")]
+    train: Annotated[Train, Field(description="at least train.epochs")]
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    throughput: Throughput = Throughput()
+    paper: Paper = Paper()
+
+    _lists = field_validator("gpus", mode="before")(listed)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
+            raise ValueError("should start with a letter or digit and hold only what suits a folder's name")
+        return value
+
+    @property
+    def n_threads(self) -> int:
+        """The number of threads to compute with: `threads`, or one per physical core."""
+        return runtime.n_threads(self.threads)
+
+    @property
+    def n_workers(self) -> int:
+        """The number of processes that share every batch: it decides what batch norm sees."""
+        return self.workers or max(1, len(self.gpus))
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
+            raise ValueError(
+                "train.last_gamma_zero: true is for a network that starts from random weights, but "
+                f"{self.model.name!r} brings its own; set it to false"
+            )
+        if len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus: {list(self.gpus)} names a GPU twice; each takes one worker")
+        if self.gpus and self.n_workers % len(self.gpus):
+            raise ValueError(
+                f"workers: {self.workers} cannot be spread over the {len(self.gpus)} gpus of every "
+                f"machine; set it to a multiple of {len(self.gpus)}, or leave it out"
+            )
+        if self.data.batch % self.n_workers:
+            raise ValueError(
+                f"data.batch: {self.data.batch} images cannot be divided evenly among {self.n_workers} "
+                f"workers; set it to a multiple of {self.n_workers}"
+            )
+        return self
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change with any key that decides a number: not `name`, `output`, other methods' keys."""
+        others = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
+        unset = self.unset()
+        prune = {**unset["prune"], **dict.fromkeys(others, True)}
+        apart = {"name": True, "output": True, "prune": prune}
+        return self._hash(self.model_dump(mode="json", exclude={**unset, **apart}))
+
+    def dense_fingerprint(self) -> str:
+        """12 hex digits that two experiments share when they start from the same trained dense network."""
+        shared = {"scale", "seed", "threads", "model", "data", "train"}
+        return self._hash(self.model_dump(mode="json", include=shared, exclude=self.unset()))
+
+    def _hash(self, values: dict) -> str:
+        # However they were asked for; those of one process have the fingerprints from before there were several.
+        return _hash(values if self.n_workers == 1 else {**values, "workers": self.n_workers})
+
+
+def _hash(values: dict) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+# Loading
+
+
+def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
+
+    `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
+    `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name` (a finished run's folder
+    ends in its seed and fingerprint) are filled in, if there is such a run. UserError: whatever is wrong with them.
+    """
+    path = Path(path)
+    layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
+    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    values: dict = {}
+    for _, layer in layers:
+        values = _merged(values, layer)
+    try:
+        return _with_start(Config.model_validate(values))
+    except ValidationError as error:
+        # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")
+        raise UserError(_explain(first, layers, str(path))) from None
+
+
+def _with_start(cfg: Config) -> Config:
+    """The configuration with the one saved network that a pattern in `model.name` means; as it is, if none is there."""
+    if not cfg.model.is_pattern:
+        return cfg
+    found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
+    if len(found) > 1:
+        raise UserError(
+            f"model.name: {cfg.model.name} means several saved networks: {', '.join(found)}; name one with "
+            "--set model.name=PREFIX"
+        )
+    if not found:
+        return cfg
+    name = found[0][: -len("-symbol.json")]
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
+
+
+_Layer = Tuple[str, dict]  # where it was written, and the nested keys written there
+
+
+def load_all(
+    path: str | os.PathLike, overrides: Sequence[str] = (), seeds: Optional[Sequence[int]] = None
+) -> list[tuple[Path, list[str], Config]]:
+    """Every experiment of a file or folder, at every seed (default: its own): file, overrides, configuration.
+
+    In a folder, files whose names start with `_` are bases for others and no experiments. Seeds vary slowest,
+    so that a killed reproduction has whole seeds. UserError: no such path, none in it, a faulty one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a configuration or a folder of them")
+    files = sorted(p for p in path.glob("*.yaml") if not p.name.startswith("_")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no configuration (*.yaml)")
+    return [
+        (file, extra, load(file, extra))
+        for seed in (seeds or [None])
+        for file in files
+        for extra in [[*overrides, *([] if seed is None else [f"seed={seed}"])]]
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads text), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{source}{place}: not valid YAML: {problem}") from None
+
+
+def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
+    """The file at `path` as a layer, preceded by those of its bases; `above` are the files that led here."""
+    here = path.resolve()
+    if here in above:
+        circle = " -> ".join(p.name for p in (*above, here))
+        raise UserError(f"{path}: its base files form a circle: {circle}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; a configuration is a YAML file in UTF-8") from None
+    except OSError as error:
+        led_here = f" (the base of {above[-1]})" if above else ""
+        raise UserError(f"{path}{led_here}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+    values = _parse_yaml(text, str(path))
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {shown(values)}; a configuration is made of `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return [(str(path), values)]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: {shown(base)} should be the path of one configuration file")
+    return [*_read_chain(path.parent / base, (*above, here)), (str(path), values)]
+
+
+def _parse_override(text: str) -> dict:
+    dotted, equals, value = text.partition("=")
+    keys = [key.strip() for key in dotted.split(".")]
+    if not equals or not all(keys):
+        raise UserError(f"--set {text}: should look like section.key=value, such as prune.target=0.5")
+    if keys == ["base"]:
+        raise UserError(f"--set {text}: base belongs in a file; give that file as the configuration instead")
+    nested = _parse_yaml(value, f"--set {text}")
+    for key in reversed(keys):
+        nested = {key: nested}
+    return nested
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """`over` laid on `under`: sections merge key by key, everything else is replaced."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
+
+
+# Explaining what is wrong
+
+
+def _explain(error: Any, layers: list[_Layer], path: str) -> str:
+    """One line about a pydantic error: where the key was written, the key, the value, what it should be."""
+    keys = tuple(key for key in error["loc"] if key != "[key]")
+    kind, value = error["type"], shown(error["input"])
+    if kind in ("tuple_type", "too_short", "too_long") or (kind == "missing" and isinstance(keys[-1], int)):
+        keys = keys[: 1 + max(n for n, key in enumerate(keys) if isinstance(key, str))]
+        value = shown(list(error["input"]) if isinstance(error["input"], tuple) else error["input"])
+        return f"{_source(layers, keys, path)}: {'.'.join(keys)}: {value} does not fit: {_hint(keys)}"
+    dotted = ".".join(str(key) for key in keys)
+    source = path if kind == "missing" else _source(layers, keys, path)
+    hint = _hint(keys)
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{source}: {dotted}: no such key; {_nearest(keys)}"
+    if kind == "missing":
+        return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
+    if kind == "value_error" and isinstance(error["input"], dict):  # a combination; it says the values
+        return f"{source}: {dotted}: {error['ctx']['error']}" if keys else f"{path}: {error['ctx']['error']}"
+    if kind in ("model_type", "model_attributes_type"):
+        known = ", ".join(_fields(keys))
+        return f"{source}: {dotted}: {value} should be a section of its own, with keys {known}"
+    should = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].replace("Input ", "")
+    return f"{source}: {dotted}: {value} {should[:1].lower()}{should[1:]}" + (f" ({hint})" if hint else "")
+
+
+def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) -> str:
+    """Where the value at `keys` was written last; an item of a list counts as written with the list."""
+    for source, layer in reversed(layers):
+        found: Any = layer
+        for key in keys:
+            if isinstance(key, int) and isinstance(found, list):
+                return source
+            if not isinstance(found, dict) or key not in found:
+                break
+            found = found[key]
+        else:
+            return path if source == "defaults" else source
+    return path
+
+
+def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
+    """The known fields of the section at `keys`; none where there is no such section."""
+    section: Any = Config
+    for key in keys:
+        field = section.model_fields.get(key)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return {}
+    return section.model_fields
+
+
+def _hint(keys: tuple[Union[str, int], ...]) -> str | None:
+    named = tuple(key for key in keys if isinstance(key, str))
+    field = _fields(named[:-1]).get(named[-1]) if named else None
+    return field.description if field else None
+
+
+def _all_keys() -> Iterator[str]:
+    for key in Config.model_fields:
+        yield key
+        yield from (f"{key}.{name}" for name in _fields((key,)))
+
+
+def _nearest(keys: tuple[Union[str, int], ...]) -> str:
+    """What may have been meant: a key of the same section, else of another, else all the section's keys."""
+    prefix = "".join(f"{key}." for key in keys[:-1])
+    siblings = list(_fields(keys[:-1]))
+    written = str(keys[-1])
+    near = difflib.get_close_matches(written, siblings, n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(list(_all_keys()))}
+    near = difflib.get_close_matches(written, leaves, n=1)
+    if near:
+        return f"did you mean {leaves[near[0]]}?"
+    return f"{'the keys of ' + prefix[:-1] if prefix else 'the keys'} are {', '.join(siblings)}"

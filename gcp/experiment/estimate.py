@@ -1,0 +1,226 @@
+"""What experiments will take, without their data: targets and whether they can be reached, costs, images, time here.
+
+Configurations in; a row each, and a Markdown table, out. Nothing is trained but a few steps on random images, to see
+how fast this machine is.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+
+from gcp.backend.gluon import is_saved, open_network
+from gcp.cost import latency
+from gcp.cost.base import Budget, macs, params
+from gcp.data import smoke
+from gcp.errors import UserError
+from gcp.experiment import run as experiment_run
+from gcp.experiment.config import Config, load
+from gcp.graph.network import Network, Widths, resized
+from gcp.methods import gcp as gcp_method
+from gcp.methods.uniform import uniform_widths
+from gcp.train import training
+
+# Classes and training images of the data sets whose size is known without them. Caltech-256: 30,607 images in all, 827
+# of them clutter, which is left out; what is not for training is for testing.
+IMAGENET = 1000, 1_281_167
+CALTECH = 256, 30_607 - 827
+CALTECH_PER_CLASS = 60
+KNOWN = {"imagenet": IMAGENET, "digits": (10, 1438), "fashion_mnist": (10, 60_000)}
+BENCHMARK_BATCH = {"cpu": 8, "gpu": 64}
+N_STEPS = 3
+
+Speed = Callable[[Network, int], float]  # a network and its configured batch -> images per second of a training step
+
+
+class Row(NamedTuple):
+    """One experiment. Costs are those of the uniform network at the target (of the network itself, if none is cut)."""
+
+    name: str
+    seed: int
+    table: Optional[str]
+    level: int
+    chosen: bool
+    objective: str
+    target: Optional[float]  # None: nothing is pruned
+    lowest: Optional[float]  # what the cost can be brought down to, as a fraction
+    params: int
+    macs: int
+    images_dense: int  # 0 where the network is pretrained, or an experiment before this one trains it
+    images_prune: int
+    images_finetune: int
+    seconds: Optional[float]
+    stand_in: bool  # the network to start from is not there yet: uniform widths stand in for its own
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether pruning can meet the target."""
+        return self.target is None or self.lowest <= self.target
+
+    @property
+    def images(self) -> int:
+        """Images to train on, in all."""
+        return self.images_dense + self.images_prune + self.images_finetune
+
+
+def sizes(cfg: Config) -> Tuple[int, int]:
+    """(classes, training images) of the configured data set: counted where it is there, else known.
+
+    UserError: it is neither there nor known.
+    """
+    data, root = cfg.data, Path(cfg.data.root).expanduser() if cfg.data.root else None
+    drawn = smoke.named(data.root)
+    if data.name in ("folder", "imagenet") and root is not None and (root / "train").is_dir():
+        folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
+        n_classes, n = len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
+    elif data.name in ("folder", "imagenet") and root is not None and (root / "train.idx").is_file():
+        n_classes = len((root / "classes.txt").read_text(encoding="utf-8").splitlines())
+        n = len((root / "train.idx").read_text(encoding="utf-8").splitlines())
+    elif drawn:
+        n_classes, n = smoke.N_CLASSES, smoke.N_CLASSES * smoke.SETS[drawn].n_train
+    elif data.name == "caltech256":
+        n_classes = CALTECH[0]
+        n = min(CALTECH[1], n_classes * (data.per_class or CALTECH_PER_CLASS))
+    elif data.name in KNOWN:
+        n_classes, n = KNOWN[data.name]
+    else:
+        raise UserError(
+            f"{cfg.name}: how many classes and images data '{data.name}' has cannot be known without them; "
+            f"set data.root to a folder that holds train/ (now {data.root})"
+        )
+    n = n if data.n_train is None else min(n, data.n_train)
+    return n_classes, n - max(1, round(n * data.validation))
+
+
+def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:
+    """The network that pruning starts from, without its weights; its widths; whether they stand in for others.
+
+    A saved network that is not there yet has the shape of the configuration that makes it (`paper.starts_from`),
+    pruned uniformly. UserError: there is no such network, or no saying what it will look like.
+    """
+    if not cfg.model.is_saved:
+        net = _opened(cfg.model.name, cfg.data.input, n_classes)
+        return net, net.widths, False
+    if not cfg.model.is_pattern and is_saved(cfg.model.name):
+        net = open_network(cfg.model.name, cfg.data.input, n_classes, new_head=cfg.model.new_head)
+        return net, net.widths, False
+    if cfg.paper.starts_from is None:
+        raise UserError(
+            f"{cfg.name}: the saved network '{cfg.model.name}' is not there; finish the run that makes it, "
+            "or name its configuration in paper.starts_from"
+        )
+    source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"])
+    whole, widths, _ = start_network(source, sizes(source)[0])
+    widths = small_widths(whole, widths, experiment_run.budget_of(source, whole))
+    return _opened(whole.name, cfg.data.input, n_classes), widths, True
+
+
+@lru_cache(maxsize=8)
+def _opened(name: str, input_shape: Tuple[int, int, int], n_classes: int) -> Network:
+    """A GluonCV network without its weights: the rows of a table share one."""
+    return open_network(name, input_shape, n_classes)
+
+
+def small_widths(net: Network, widths: Widths, budget: Budget) -> Widths:
+    """The uniform network's widths at the budget; the smallest there are, where it cannot be reached."""
+    return widths if budget.target >= 1 else uniform_widths(net.widths, budget)
+
+
+def images_to_prune(cfg: Config, n_train: int) -> int:
+    """Images that the pruning method trains on or looks at, as the record will count them."""
+    p, batch = cfg.prune, cfg.data.batch
+    if p.method != "gcp":
+        return 0
+    per_epoch = -(-n_train // batch)
+    steps = max(1, round(p.regularise_epochs * per_epoch)) + round(p.recover_epochs * per_epoch)
+    scored = gcp_method.scoring_batches(n_train) * gcp_method.SCORING_BATCH if p.score == "taylor" else 0
+    return (p.iterations + len(p.lam) - 1) * (steps * batch + scored)
+
+
+def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
+    """A row for each configuration; with a `speed`, how long it will take. UserError: a network or data are unknown."""
+    rows, trained = [], set()
+    for cfg in cfgs:
+        n_classes, n_train = sizes(cfg)
+        net, widths, stand_in = start_network(cfg, n_classes)
+        table = latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None
+        budget, is_cut = experiment_run.budget_of(cfg, net, table), cfg.prune.method != "none"
+        small = small_widths(net, widths, budget) if is_cut else widths
+        per_epoch = -(-n_train // cfg.data.batch) * cfg.data.batch
+        dense = (cfg.output, cfg.dense_fingerprint())
+        images = (
+            0 if dense in trained else cfg.train.epochs * per_epoch,
+            images_to_prune(cfg, n_train),
+            (cfg.finetune.epochs + cfg.finetune.extra_epochs) * per_epoch,
+        )
+        trained.add(dense)
+        seconds = None
+        if speed is not None:
+            whole, after = (speed(resized(net, w), cfg.data.batch) if sum(images) else 1.0 for w in (widths, small))
+            # While it is pruned it is as fast as the mean of what it was and what it becomes, nearly.
+            seconds = images[0] / whole + images[1] * (1 / whole + 1 / after) / 2 + images[2] / after
+        rows.append(
+            Row(
+                cfg.name,
+                cfg.seed,
+                cfg.paper.table,
+                cfg.paper.level,
+                cfg.paper.chosen,
+                cfg.prune.counted,
+                budget.target if is_cut else None,
+                budget.lowest(widths) if is_cut else None,
+                int(params(net)(small)),
+                int(macs(net)(small)),
+                *images,
+                seconds,
+                stand_in,
+            )
+        )
+    return rows
+
+
+class Stopwatch:
+    """Images per second of training steps on this machine, each network timed once. `measured` says how."""
+
+    def __init__(self, show: Callable[[str], None] = lambda text: None) -> None:
+        self._seen: Dict[tuple, float] = {}
+        self._show = show
+        self.device = training.device().device_type
+        self.batches = set()
+
+    def __call__(self, net: Network, batch: int) -> float:
+        """Median of `N_STEPS` steps on all weights, after one, on random images; float32."""
+        batch = min(batch, BENCHMARK_BATCH[self.device])
+        key = (net.name, net.input_shape, net.n_classes, tuple(net.widths.items()), batch)
+        if key not in self._seen:
+            self._show(
+                f"timing {net.name}, {'x'.join(map(str, net.input_shape))}, batch {batch}, "
+                f"{int(macs(net)(net.widths)) / 1e6:,.0f} MMACs ..."
+            )
+            step = training.random_step(net, batch)
+            seconds = []
+            for _ in range(N_STEPS + 1):
+                began = time.perf_counter()
+                step()
+                mx.nd.waitall()
+                seconds.append(time.perf_counter() - began)
+            del step
+            gc.collect()  # a block is full of cycles, and holds its memory
+            self._seen[key] = batch / float(np.median(seconds[1:]))
+            self.batches.add(batch)
+        return self._seen[key]
+
+    @property
+    def measured(self) -> str:
+        """What the speeds stand on."""
+        batches = " or ".join(map(str, sorted(self.batches)))
+        return (
+            f"one {self.device.upper()}, float32, batch {batches}, random images: the median of {N_STEPS} steps of "
+            f"each of {len(self._seen)} networks; without loading images, and without evaluation"
+        )

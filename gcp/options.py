@@ -1,0 +1,59 @@
+"""A section of a configuration: a frozen pydantic model whose descriptions are the hints of its error messages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Dict, Set
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gcp.errors import UserError
+
+# Sections. Each description doubles as the hint in the error message about its key.
+
+
+class Options(BaseModel):
+    # Strict: `seed: "1"` or `pretrained: 1` is a mistake to report, not something to convert.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Keys younger than the first records: at their defaults, fingerprints are those from before.
+    YOUNGER: ClassVar[Set[str]] = set()
+    # Keys that decide no number: in no fingerprint, whatever they say.
+    UNCOUNTED: ClassVar[Set[str]] = set()
+
+    def unset(self) -> Dict[str, Any]:
+        """What fingerprints leave out, of this section and those in it, as pydantic's `exclude` wants it.
+
+        That is: the younger keys at their defaults, and the keys that decide no number.
+        """
+        fields = type(self).model_fields
+        found: Dict[str, Any] = {
+            key: True
+            for key in fields
+            if key in self.UNCOUNTED or key in self.YOUNGER and getattr(self, key) == fields[key].default
+        }
+        for key in fields.keys() - found.keys():
+            if isinstance(getattr(self, key), Options):
+                found[key] = getattr(self, key).unset()
+        return found
+
+
+def listed(value: Any) -> Any:
+    # YAML has lists where a frozen config needs tuples, and strict mode does not convert between them.
+    return tuple(value) if isinstance(value, list) else value
+
+
+def section(kind: type[Options], values: dict) -> Any:
+    """One section from values given on a command line. UserError: what is wrong with them."""
+    try:
+        return kind.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise UserError(f"{where + ': ' if where else ''}{shown(first['input'])}: {first['msg']}") from None
+
+
+def shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        text = f"{value} (not a finite number)"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,335 @@
+"""The paper's Figure 1 and its networks on other hardware: published data and a clock in, ranking and figures out.
+
+The published data are accuracy and throughput of GluonCV's networks on one GPU (`results/reference`); what is measured
+here is the throughput of the PruneNets, their bases and the MobileNets, with made-up weights. Tables say where the
+order of the networks is the same on both devices, and which PruneNets a MobileNet beats.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from gcp.errors import UserError
+from gcp.report import figures, tables
+from gcp.report.figures import MOBILENETS, OTHER, PRUNENET, RESNET
+from gcp.report.tables import MISSING
+from gcp.storage import write_json
+
+INPUT = (3, 224, 224)
+MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
+FAMILIES = {"mobilenet": MOBILENETS[0], "mobilenetv2": MOBILENETS[1]}
+ROW = {"name", "latency_s", "spread", "n", "noisy", "images_per_second", "macs", "params"}
+DIGITS = {
+    "Top-1 %": 2,
+    "GMACs": 3,
+    "V100 images/s": 0,
+    "CPU images/s": 1,
+    "V100 ratio": 2,
+    "CPU ratio": 2,
+    "V100 ratio to base": 2,
+    "CPU ratio to base": 2,
+    "V100 rank": 0,
+    "CPU rank": 0,
+}
+
+
+# ---- published data ------------------------------------------------------------------------------------------------
+
+
+def published(folder: Path) -> pd.DataFrame:
+    """The networks of the published Figure 1, fastest first: `name`, `top1` (%), `images_per_second`, `device`,
+    `batch`, `base` (of a PruneNet, else None), `chain` (a base and its PruneNets) and `kind`
+    (PruneNet, ResNet, a MobileNet's version, or other).
+
+    UserError: a file of `folder` is missing or lacks a column or a network.
+    """
+    networks = read_table(
+        folder / "gluoncv_fig1_throughput_v100.csv",
+        {
+            "model": "name",
+            "top1_acc": "top1",
+            "throughput_img_per_s": "images_per_second",
+            "device": "device",
+            "batch_size": "batch",
+        },
+    )
+    released = read_table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
+    lacking = (set(released.name) | set(released.base)) - set(networks.name)
+    if lacking:
+        raise UserError(f"{folder}: the published throughputs lack {', '.join(sorted(lacking))}")
+    bases = dict(zip(released.name, released.base))
+    networks = networks.sort_values(["images_per_second", "name"], ascending=[False, True], ignore_index=True)
+    originals = set(released.base)
+    resnets = _resnets(networks.name, originals)
+    return networks.assign(
+        base=[bases.get(name) for name in networks.name],
+        chain=[bases.get(name, name if name in originals else None) for name in networks.name],
+        kind=[
+            PRUNENET if name in bases else RESNET if name in resnets else FAMILIES.get(family(name), OTHER)
+            for name in networks.name
+        ],
+    )
+
+
+def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Columns of a table of published numbers, renamed. UserError: it is not as it came with the toolkit."""
+    try:
+        return pd.read_csv(path)[list(columns)].rename(columns=columns)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as the published data that came with the toolkit: {error}") from error
+
+
+def family(name: str) -> str:
+    """What all sizes of a network share: "mobilenetv2" of "mobilenetv2_0.25", "resnet" of "resnet50_v1d"."""
+    return re.match(r"(?:se_)?[a-z]+?(?:v\d+)?(?=[\d_]|$)", name)[0]
+
+
+def _resnets(names: Sequence[str], bases: set[str]) -> set[str]:
+    """The PruneNets' bases, and what stands between them: depths without a base, in a version that some base has."""
+    parts = {name: re.fullmatch(r"resnet(\d+)_(v\d\w)", name) for name in names}
+    depth = {name: int(match[1]) for name, match in parts.items() if match}
+    taken = {depth[base] for base in bases}
+    versions = {parts[base][2] for base in bases}
+    return bases | {
+        name for name, n in depth.items() if parts[name][2] in versions and n < max(taken) and n not in taken
+    }
+
+
+def to_measure(networks: pd.DataFrame, only: Sequence[str] = ()) -> pd.DataFrame:
+    """The networks that the comparison is about, or those named in `only`. UserError: one was never published."""
+    for name in only:
+        if name not in set(networks.name):
+            near = difflib.get_close_matches(name, networks.name, n=3)
+            raise UserError(
+                f"network '{name}' is not in the published data" + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+    return networks[networks.name.isin(only) if only else networks.kind != OTHER]
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    networks: pd.DataFrame,
+    path: Path,
+    setup: dict,
+    hardware: dict,
+    clock: Callable[[str], dict],
+    progress: Callable[[float, str], None] = lambda done, name: None,
+) -> dict:
+    """Time each network that `path` does not hold yet; it is written after each, so that a kill costs one network.
+
+    `clock(name)` gives the keys of `ROW` but the name. `progress` hears, ahead of each network, which share of the
+    work (by the published speeds) is done and the network's name; at the end, 1 and no name.
+    UserError: `path` holds measurements of another setup or processor, or something else.
+    """
+    here = {"setup": setup, "input": list(INPUT), "hardware": hardware}
+    held = read(path) if path.exists() else {**here, "networks": []}
+    if _conditions(held) != _conditions(here):
+        raise UserError(
+            f"{path}: was measured with {_conditions(held)}; this is {_conditions(here)}; "
+            "give another folder with --out"
+        )
+    left = networks[~networks.name.isin([row["name"] for row in held["networks"]])]
+    work = 1 / left.images_per_second
+    for name, done in zip(left.name, (work.cumsum() - work) / work.sum()):
+        progress(done, name)
+        held = {**held, "networks": [*held["networks"], {"name": name, **clock(name)}]}
+        write_json(path, held)
+    progress(1.0, "")
+    return held
+
+
+def read(path: Path) -> dict:
+    """What `measure` wrote. UserError: it is something else."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        whole = bool(_conditions(held)) and all(ROW <= set(row) for row in held["networks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as measured networks ({type(error).__name__}: {error}); "
+            "remove it or give another folder with --out"
+        ) from error
+    if not whole:
+        raise UserError(
+            f"{path}: a measured network lacks one of {', '.join(sorted(ROW))}; remove it or give another "
+            "folder with --out"
+        )
+    return held
+
+
+def _conditions(held: dict) -> str:
+    """What measured speeds stand on, in words: two files with the same can be compared."""
+    setup = held["setup"]
+    return (
+        f"{setup['runtime']} on {setup['device']} ({held['hardware']['cpu']}), {setup['dtype']}, "
+        f"batch {setup['batch']}, {setup['threads']} thread{'s' * (setup['threads'] != 1)}, "
+        f"input {'x'.join(map(str, held['input']))}"
+    )
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------------
+
+
+def joined(networks: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
+    """The networks that were measured, with `v100` and `cpu` in images per second, `macs`, `spread` and `noisy`."""
+    here = pd.DataFrame(rows, columns=sorted(ROW)).rename(columns={"images_per_second": "cpu"})
+    unknown = set(here.name) - set(networks.name)
+    if unknown:
+        raise UserError(f"measured networks that were never published: {', '.join(sorted(unknown))}; remove them")
+    return networks.rename(columns={"images_per_second": "v100"}).merge(here, on="name")
+
+
+def ranking(both: pd.DataFrame) -> pd.DataFrame:
+    """One row per measured network, fastest on the V100 first: speeds, those over the base's, and ranks."""
+    table = pd.DataFrame({"Network": both.name, "Top-1 %": both.top1, "GMACs": both.macs / 1e9})
+    for title, key in (("V100", "v100"), ("CPU", "cpu")):
+        speed = both.set_index("name")[key]
+        table[f"{title} images/s"] = both[key]
+        table[f"{title} ratio to base"] = both[key] / both.base.map(speed)
+        table[f"{title} rank"] = both[key].rank(ascending=False, method="min")
+    return table[
+        [
+            "Network",
+            "Top-1 %",
+            "GMACs",
+            "V100 images/s",
+            "CPU images/s",
+            "V100 ratio to base",
+            "CPU ratio to base",
+            "V100 rank",
+            "CPU rank",
+        ]
+    ]
+
+
+def agreement(both: pd.DataFrame) -> float:
+    """Kendall's tau between the throughputs on both devices; NaN for fewer than two networks."""
+    return float(stats.kendalltau(both.v100, both.cpu).statistic) if len(both) > 1 else float("nan")
+
+
+def flips(both: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of networks whose order differs, by more than `MARGIN` on either device; the widest first."""
+    pairs = []
+    for fast, slow in itertools.permutations(both.itertuples(), 2):
+        there, here = fast.v100 / slow.v100, slow.cpu / fast.cpu
+        if min(there, here) > 1 + MARGIN:
+            pairs.append((fast.name, slow.name, there, here))
+    pairs.sort(key=lambda pair: (-pair[2] * pair[3], pair))
+    return pd.DataFrame(pairs, columns=["Faster on the V100", "Faster on the CPU", "V100 ratio", "CPU ratio"])
+
+
+def dominators(both: pd.DataFrame, name: str, speed: str) -> list[str]:
+    """The MobileNets that are at least as accurate and as fast (by column `speed`) as a network."""
+    own = both.set_index("name").loc[name]
+    better = both[both.kind.isin(MOBILENETS) & (both.top1 >= own.top1) & (both[speed] >= own[speed])]
+    return list(better.name)
+
+
+def dominated(both: pd.DataFrame) -> pd.DataFrame:
+    """Per PruneNet, the MobileNets that are as good on either device: names, "none", or None where none was timed."""
+    some = both[both.kind == PRUNENET]
+    table = pd.DataFrame({"Network": some.name, "Base": some.base, "Top-1 %": some.top1})
+    for title, key in (("V100", "v100"), ("CPU", "cpu")):
+        table[f"Dominated by, {title}"] = [
+            (", ".join(dominators(both, name, key)) or "none") if both.kind.isin(MOBILENETS).any() else None
+            for name in some.name
+        ]
+    return table
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[Path]:
+    """Draw the published figure and, if networks were `measured`, theirs; write the tables that compare both.
+
+    figure1_v100 and figure1_cpu as .png and .svg; ranking, flips and dominated as .md, .tex and .csv. The same data
+    give the same bytes. Returns the paths. UserError: `output` cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        paths = figures.figure1(
+            networks,
+            f"ImageNet accuracy against throughput: {published_on(networks)}",
+            f"The paper's Figure 1, redrawn from GluonCV's published data of {len(networks)} networks. "
+            "A line runs from each base through its PruneNets.",
+            output / "figure1_v100",
+        )
+        if measured is not None and measured["networks"]:
+            paths += _write_measured(joined(networks, measured["networks"]), networks, measured, output)
+        return paths
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: cannot be written ({error.strerror}); give another folder with --out"
+        ) from error
+
+
+def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, output: Path) -> list[Path]:
+    paths = figures.figure1(
+        both.assign(images_per_second=both.cpu),
+        f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
+        f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.",
+        output / "figure1_cpu",
+    )
+    where = f"V100: published, {published_on(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
+    related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
+    caption = [
+        where,
+        f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
+        f"{100 * both.spread.max():.0f} %.",
+        *([f"NOISY: {', '.join(both.name[both.noisy.astype(bool)])}."] if both.noisy.any() else []),
+        f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} "
+        "networks, "
+        f"{tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases.",
+    ]
+    paths += _write_table(ranking(both), " ".join(caption), output / "ranking")
+
+    turned, n_pairs = flips(both), len(both) * (len(both) - 1) // 2
+    paths += _write_table(
+        turned,
+        f"{len(turned)} of {n_pairs} pairs of networks change their order between the V100 "
+        f"and the CPU by more than {100 * MARGIN:g} % on both. {where}",
+        output / "flips",
+    )
+
+    table = dominated(both)
+    counts = [
+        f"{sum(value not in ('none', None) for value in table[title])} of {len(table)} on the {device}"
+        for device, title in (("V100", "Dominated by, V100"), ("CPU", "Dominated by, CPU"))
+    ]
+    paths += _write_table(
+        table,
+        "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as "
+        f"accurate and at least as fast: {', '.join(counts)}. {where}",
+        output / "dominated",
+    )
+    return paths
+
+
+def published_on(networks: pd.DataFrame) -> str:
+    """What the published speeds stand on."""
+    devices, batches = networks.device.unique(), networks.batch.unique()
+    return f"{' and '.join(devices)}, batch {' and '.join(map(str, batches))}"
+
+
+def _write_table(table: pd.DataFrame, caption: str, stem: Path) -> list[Path]:
+    printed = pd.DataFrame(
+        {
+            title: [
+                tables.number(value, DIGITS[title]) if title in DIGITS else MISSING if value is None else value
+                for value in table[title]
+            ]
+            for title in table.columns
+        }
+    )
+    align = ["right" if title in DIGITS else "left" for title in table.columns]
+    return tables.write(table, printed, align, caption, stem, f"tab:{stem.name}")

@@ -1,0 +1,120 @@
+"""The machine that a process runs on: threads and GPUs, set before MXNet is imported, and what a record says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from gcp.errors import UserError
+from gcp.storage import now
+
+
+def physical_cores() -> int:
+    """Number of physical cores that this process may run on (hyper-threads of one core count once)."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:  # not Linux, or hidden in this container: count every logical processor
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def n_threads(configured: int = 0, n_processes: int = 1) -> int:
+    """The number of threads to compute with: what is configured, else OMP_NUM_THREADS, else a core for each.
+
+    The physical cores are divided among `n_processes` on this machine.
+    """
+    if configured:
+        return configured
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) else max(1, physical_cores() // n_processes)
+
+
+def use_threads(configured: int = 0, n_processes: int = 1) -> None:
+    """Have MXNet compute with `n_threads` threads. RuntimeError: MXNet has been imported with another number."""
+    n = str(n_threads(configured, n_processes))
+    if "mxnet" in sys.modules and os.environ.get("OMP_NUM_THREADS") != n:
+        raise RuntimeError(f"MXNet reads the number of threads as it is imported, and has been: {n} comes too late")
+    os.environ["OMP_NUM_THREADS"] = n
+
+
+def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
+    """Have MXNet see one GPU only, of number `gpus[local_rank]`; all if there are no `gpus`.
+
+    Numbers count within CUDA_VISIBLE_DEVICES where that is set. Only effective before MXNet is imported. UserError: no
+    such GPU there.
+    """
+    if gpus:
+        if "mxnet" in sys.modules:
+            raise RuntimeError("MXNet reads CUDA_VISIBLE_DEVICES as it is imported, and has been")
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if visible and gpus[local_rank] >= len(visible):
+            raise UserError(
+                f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
+                f"numbers up to {len(visible) - 1} are"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpus[local_rank]] if visible else str(gpus[local_rank])
+
+
+# Where and with what a run was made
+
+
+def environment() -> dict:
+    """git_commit, versions, device and date of this process, as they go into a record.
+
+    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the
+    package's files differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
+    """
+    return {
+        "git_commit": _git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "mxnet": _mxnet_version(),
+            "gluoncv": importlib.metadata.version("gluoncv"),  # its __version__ says otherwise
+            "numpy": importlib.metadata.version("numpy"),
+        },
+        "device": {"name": "cpu", "cpu": _cpu_model(), "threads": n_threads()},
+        "date": now(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    package = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _git_commit() -> str | None:
+    # A package installed into an environment that lies inside some checkout does not come from that checkout.
+    if _git("ls-files", "--error-unmatch", "--", Path(__file__).name) is None:
+        return None
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}+dirty" if commit and _git("status", "--porcelain", "--", ".") else commit
+
+
+def _mxnet_version() -> str | None:
+    """The version of whichever build of MXNet is installed; the one for each CUDA has its own name."""
+    for name in ("mxnet", *(f"mxnet-cu{cuda}" for cuda in range(112, 118))):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

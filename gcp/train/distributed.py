@@ -1,0 +1,281 @@
+"""The workers of a job: sums over all of them, agreement between them, and which device is whose.
+
+Every worker runs the same program on its part of each batch, and makes the same updates from the same sums; worker 0
+alone decides what a clock or a file decides, and its folder is the job's. The sums go through MXNet's KVStore
+`dist_sync`. Its servers run an optimiser, as is its default; ours assigns: a push and a pull are then an all-reduce.
+`scripts/launch.py` starts the workers and says in the environment who they are; a lone process has itself, at no cost.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet.base import _LIB, check_call
+
+from gcp.errors import UserError
+from gcp.train.launch import job
+
+CHUNK = 2**19  # numbers in a message: below MXNET_KVSTORE_BIGARRAY_BOUND, so that no server has half of one
+BLOCK = 8  # chunks of a file that travel at once; a file shall not decide how much memory the servers need
+STAMPS = 1024  # sums are numbered modulo this; times the workers it has to be a whole number in float32
+
+
+class UnequalError(UserError):
+    """The workers no longer agree. Not a mistake of the user's: the job may go on from its last checkpoint."""
+
+    exit_status = 1
+
+
+@mx.optimizer.register
+class Assign(mx.optimizer.Optimizer):
+    """On the servers: the stored value becomes the sum of what the workers pushed.
+
+    Without any optimiser servers copy the sum by themselves, which is the mode (`update_on_kvstore=False`) in which
+    workers were seen to diverge. MXNet sends this object to the servers of the job, which import this module for it.
+    """
+
+    def create_state(self, index, weight) -> None:
+        """None is needed."""
+
+    def update(self, index, weight, grad, state) -> None:
+        """Take the sum as it is."""
+        weight[:] = grad
+
+
+def device() -> mx.Context:
+    """This process's first GPU if its MXNet has one, else the CPU. `config.use_gpu` says which GPU is the first."""
+    return mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
+
+
+def check_gpus(gpus: Sequence[int]) -> None:
+    """UserError: GPUs are asked for, and this MXNet sees none."""
+    if gpus and not mx.context.num_gpus():
+        raise UserError(
+            f"gpus: {list(gpus)} are asked for, and this MXNet sees none; install the build of MXNet for "
+            "the machine's CUDA (such as mxnet-cu112), or set gpus to []"
+        )
+
+
+@lru_cache(maxsize=None)
+def workers() -> Workers | Lone:
+    """The workers of this process's job, joined at the first call."""
+    return Lone() if job().n == 1 else Workers(job().rank, job().n)
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """SHA-256 of names and values."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(name.encode())
+        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.digest()
+
+
+class Lone:
+    """A process by itself: sums are what they are, and nothing is sent."""
+
+    rank, n = 0, 1
+    part = (0, 1)
+
+    def summing(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """As `Workers.summing`."""
+        return lambda: None
+
+    def averaging(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """As `Workers.averaging`."""
+        return lambda: None
+
+    def total(self, values: Iterable[float]) -> List[float]:
+        """As `Workers.total`."""
+        return list(values)
+
+    def first(self, decide: Callable[[], Any]) -> Any:
+        """As `Workers.first`."""
+        return decide()
+
+    def share_file(self, path: Path) -> bool:
+        """As `Workers.share_file`."""
+        return path.exists()
+
+    def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
+        """As `Workers.check`."""
+
+    @contextlib.contextmanager
+    def output(self, folder: str) -> Iterator[str]:
+        """As `Workers.output`."""
+        yield folder
+
+
+class Workers:
+    """`n` processes in step, this one number `rank`. All have to make the same calls in the same order.
+
+    Everything travels in messages of `CHUNK` numbers, whatever it is: the servers then need no more memory than the
+    largest sum, however many networks of other sizes a job trains. The buffers of the messages are the same for all
+    sums: KVStore keeps pushes and pulls of one buffer in order, those of one key it does not.
+    """
+
+    def __init__(self, rank: int, n: int) -> None:
+        self.rank, self.n = rank, n
+        self.part = (rank, n)
+        self._store = mx.kv.create("dist_sync")
+        # A worker that fails has to end at once, not to wait in its last lines for workers that wait for it.
+        check_call(_LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
+        atexit.register(self._leave)
+        if self._store.num_workers != n:
+            raise UserError(
+                f"worker {rank} of {n}: the scheduler knows {self._store.num_workers} workers; start them "
+                "with scripts/launch.py"
+            )
+        if rank == 0:
+            self._store.set_optimizer(Assign())
+        self._store._barrier()
+        self._device = device()
+        self._chunks: List[mx.nd.NDArray] = []
+        self._n_sums = 0
+        self._stamps: List[Tuple[mx.nd.NDArray, int]] = []
+
+    def summing(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """A function that replaces each of these float32 or float16 arrays by its sum over all workers.
+
+        The sum over three workers or more depends, in its last bits, on who came first; it is the same for all.
+        """
+        if not arrays:
+            return lambda: None
+        own = [a if a.dtype == np.float32 else mx.nd.zeros(a.shape, self._device) for a in arrays]
+        cast = [(a, o) for a, o in zip(arrays, own) if a is not o]
+        size = CHUNK - 1  # and the number of the sum
+        n_all = sum(a.size for a in own)
+        self._make_chunks(-(-n_all // size))
+        chunks = self._chunks[: -(-n_all // size)]
+        pairs, at = [], 0  # a piece of an array, its place in a message
+        for flat in (a.reshape(-1) for a in own):
+            start = 0
+            while start < flat.size:
+                k, first = divmod(at, size)
+                n = min(flat.size - start, size - first)
+                pairs.append((flat[start : start + n], chunks[k][first : first + n]))
+                start, at = start + n, at + n
+        rest, ends = chunks[-1][at - (len(chunks) - 1) * size :], [chunk[size:] for chunk in chunks]
+        keys = list(range(len(chunks)))
+
+        def run() -> None:
+            self._n_sums += 1
+            for array, copy in cast:
+                array.copyto(copy)
+            rest[:] = 0
+            for piece, place in pairs:  # joining and splitting operators take 30 times as long as copies
+                piece.copyto(place)
+            for end in ends:
+                end[:] = self._n_sums % STAMPS
+            self._store.push(keys, chunks)
+            self._store.pull(keys, out=chunks)
+            for piece, place in pairs:
+                place.copyto(piece)
+            for array, copy in cast:
+                copy.copyto(array)
+            self._stamps.append((mx.nd.concat(*ends, dim=0), self._n_sums % STAMPS * self.n))
+
+        return run
+
+    def averaging(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """A function that replaces each of these arrays by its mean over all workers."""
+        run = self.summing(arrays)
+
+        def average() -> None:
+            mx.nd.waitall()  # reading running statistics does not wait for the backward pass that updates them
+            run()
+            for array in arrays:
+                array /= self.n
+
+        return average
+
+    def total(self, values: Iterable[float]) -> List[float]:
+        """Sums of numbers over all workers, in float64 and in the order of the workers: the same in every run."""
+        return self._gathered(np.array(list(values), np.float64)).sum(0).tolist()
+
+    def first(self, decide: Callable[[], Any]) -> Any:
+        """What worker 0 decides, as plain JSON; the others wait for it, and do not call `decide`."""
+        text = json.dumps(decide()).encode() if self.rank == 0 else None
+        return json.loads(self._shared(text))
+
+    def share_file(self, path: Path) -> bool:
+        """Put worker 0's file at `path` to every worker's `path`, in its own folder; False if there is none."""
+        there = self.first(path.exists)
+        if there:
+            content = self._shared(path.read_bytes() if self.rank == 0 else None)
+            if self.rank:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return there
+
+    def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
+        """UnequalError, saying `where`, if any sum since the last check was not the sum of the same step of all.
+
+        With `arrays`, also if theirs are not worker 0's, bit by bit.
+        """
+        for stamps, expected in self._stamps:
+            if (stamps.asnumpy() != expected).any():
+                raise UnequalError(
+                    f"{where}: worker {self.rank} of {self.n} got a sum of another step, or not of all "
+                    "workers; run again to go on from the last checkpoint"
+                )
+        self._stamps.clear()
+        if arrays is not None:
+            hashes = self._gathered(np.frombuffer(digest(arrays()), np.uint8).astype(np.float64))
+            unequal = [str(r) for r in range(self.n) if (hashes[r] != hashes[0]).any()]
+            if unequal:
+                raise UnequalError(
+                    f"{where}: the parameters of worker {', '.join(unequal)} of {self.n} are not those "
+                    "of worker 0; run again to go on from the last checkpoint (the workers' processors "
+                    "have to be of one kind)"
+                )
+
+    @contextlib.contextmanager
+    def output(self, folder: str) -> Iterator[str]:
+        """The folder that this worker writes to: for all but worker 0 one that vanishes."""
+        if self.rank == 0:
+            yield folder
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                yield temporary
+
+    def _leave(self) -> None:
+        """Free the store while its threads can still be joined; at the interpreter's end they would abort it."""
+        del self._store
+
+    def _make_chunks(self, n: int) -> None:
+        for key in range(len(self._chunks), n):
+            self._chunks.append(mx.nd.zeros(CHUNK, self._device))
+            self._store.init(key, self._chunks[-1])
+
+    def _gathered(self, values: np.ndarray) -> np.ndarray:
+        """Every worker's float64 values, shape (n, len(values)), bit by bit."""
+        words = np.zeros((self.n, 4 * len(values)), np.float32)
+        words[self.rank] = values.view(np.uint16)
+        return self._summed(words).astype(np.uint16).view(np.float64)
+
+    def _shared(self, content: Optional[bytes]) -> bytes:
+        """Worker 0's bytes."""
+        size = int(self._gathered(np.array([len(content or b"")], np.float64))[0, 0])
+        words = np.zeros(-(-size // 2), np.float32)
+        if content is not None:
+            words[:] = np.frombuffer(content + b"\0" * (size % 2), np.uint16)
+        step = BLOCK * (CHUNK - 1)
+        parts = [self._summed(words[start : start + step]) for start in range(0, len(words), step)]
+        return b"".join(part.astype(np.uint16).tobytes() for part in parts)[:size]
+
+    def _summed(self, words: np.ndarray) -> np.ndarray:
+        """Sum over the workers of whole numbers below 2^16 of which all workers but one have zeros."""
+        array = mx.nd.array(words, self._device)
+        self.summing([array])()
+        return array.asnumpy()

@@ -1,0 +1,131 @@
+"""The sections `train` and `finetune` of a configuration: how all weights are trained."""
+
+from __future__ import annotations
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, ClassVar, Literal, Optional, Set, Tuple
+
+from pydantic import Field, field_validator, model_validator
+
+from gcp.options import Options, listed
+
+
+class Recipe(Options):
+    """How all weights are trained: SGD, the learning rate warmed up linearly, then a cosine to zero or steps down."""
+
+    YOUNGER: ClassVar[Set[str]] = {
+        "nesterov",
+        "schedule",
+        "step_epochs",
+        "step_factor",
+        "mixup",
+        "dtype",
+        "teacher",
+        "teacher_weight",
+        "teacher_temperature",
+    }
+
+    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
+    lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
+    nesterov: Annotated[bool, Field(description="true: Nesterov's momentum, GluonCV's `nag`")] = False
+    wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
+    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
+    schedule: Annotated[
+        Literal["cosine", "step"],
+        Field(description="the learning rate after warm-up: half a cosine to zero, or steps down"),
+    ] = "cosine"
+    step_epochs: Annotated[
+        Tuple[Annotated[int, Field(ge=1)], ...],
+        Field(description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]"),
+    ] = ()
+    step_factor: Annotated[
+        float, Field(gt=0, lt=1, description="schedule step: what the rate is multiplied by, in (0, 1)")
+    ] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
+    mixup: Annotated[
+        float, Field(ge=0, description="alpha of the Beta distribution that images are mixed by; 0: not mixed")
+    ] = 0.0
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        Field(description="what the network computes in; float16, on a GPU, updates float32 masters"),
+    ] = "float32"
+    teacher: Annotated[
+        Optional[str],
+        Field(
+            min_length=1,
+            description="the network to learn from: the prefix of a saved one, a GluonCV name (with its "
+            "published weights), or for finetune `dense`, the experiment's own",
+        ),
+    ] = None
+    teacher_weight: Annotated[float, Field(gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")] = 0.5
+    teacher_temperature: Annotated[
+        float, Field(gt=0, description="what both networks' outputs are divided by to compare them, above 0")
+    ] = 1.0
+
+    _lists = field_validator("step_epochs", mode="before")(listed)
+
+    @property
+    def all_epochs(self) -> int:
+        """The length of the training in epochs."""
+        return self.epochs
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        n = self.all_epochs
+        if 0 < n < self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g} is longer than the whole training; "
+                f"set it to at most epochs: {n}"
+            )
+        steps, fields = list(self.step_epochs), type(self).model_fields
+        if self.schedule == "step" and not steps:
+            raise ValueError(
+                "schedule: step needs step_epochs; set it to the epochs after which the rate falls, such "
+                "as [30, 60, 90]"
+            )
+        for key in ("step_epochs", "step_factor"):
+            if self.schedule == "cosine" and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key} is for schedule: step, but the schedule is cosine; set schedule to step")
+        if any(a >= b for a, b in zip(steps, steps[1:])):
+            raise ValueError(f"step_epochs: {steps} should rise")
+        if steps and 0 < n <= steps[-1]:
+            raise ValueError(f"step_epochs: {steps} goes beyond the training, which ends after epoch {n}")
+        if steps and steps[0] < self.warmup_epochs:
+            raise ValueError(f"step_epochs: {steps} begins before the end of warmup_epochs: {self.warmup_epochs:g}")
+        for key in ("teacher_weight", "teacher_temperature"):
+            if self.teacher is None and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: {getattr(self, key):g} without a teacher; set teacher to a network")
+        return self
+
+
+class Train(Recipe):
+    """Training of the dense network."""
+
+    YOUNGER: ClassVar[Set[str]] = Recipe.YOUNGER | {"last_gamma_zero"}
+
+    last_gamma_zero: Annotated[
+        bool, Field(description="true: the last batch norm of every residual branch starts with scales of 0")
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Train:
+        if self.teacher == "dense":
+            raise ValueError(
+                "teacher: dense is the network that this very training makes; name another, or set finetune.teacher"
+            )
+        return self
+
+
+class Finetune(Recipe):
+    """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
+
+    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
+    extra_epochs: Annotated[
+        int, Field(ge=0, description="epochs on top of `epochs`, for a comparison at equal images")
+    ] = 0
+
+    @property
+    def all_epochs(self) -> int:
+        """The length of the training in epochs."""
+        return self.epochs + self.extra_epochs
