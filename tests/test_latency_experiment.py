@@ -30,12 +30,12 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.json"
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 10)
 
-    def clock(other):
+    def timed(other):
         slow = 1.0 if all(w % 4 == 0 for w in other.widths.values()) else 2.0
         return {"latency_s": slow * macs(other)(other.widths) * 1e-9, "spread": 0.0, "noisy": False}, 1.0
 
     setup = clock.Setup(batch=8).as_json()
-    samples = sampling.sample(net, path.with_suffix(".jsonl"), setup, clock.hardware(), clock, 30)
+    samples = sampling.sample(net, path.with_suffix(".jsonl"), setup, clock.hardware(), timed, 30)
     assert samples.header["granularity"] == 4
     for line in samples.lines:
         line["reference_s"] = macs(net)(net.widths) * 1e-9

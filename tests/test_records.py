@@ -127,7 +127,7 @@ def test_a_killed_process_lets_go_of_its_run(cfg):
         [sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(records.__file__).parent.parent,
+        cwd=Path(records.__file__).parents[2],
     )
     with holder:
         try:
