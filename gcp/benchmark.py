@@ -20,22 +20,24 @@ from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import cv2
-import mxnet as mx
 import numpy as np
 from gluoncv.model_zoo import get_model
-from mxnet import autograd, gluon
 
 from gcp import runtime
-from gcp.backend.gluon import from_gluoncv, predict
-from gcp.cost.base import Budget, describe, macs
+from gcp.backend.blocks import predict
+from gcp.backend.engine import autograd, gluon, mx
+from gcp.backend.zoo import from_gluoncv
+from gcp.cost.analytic import describe, macs
+from gcp.cost.base import Budget
 from gcp.data import images, prepare
 from gcp.data.base import Dataset, Split
 from gcp.errors import UserError
 from gcp.experiment.config import Config
+from gcp.graph import network
 from gcp.graph.network import Network, mask, shrink
 from gcp.methods import gcp as gcp_method
 from gcp.runtime import physical_cores
-from gcp.train import training
+from gcp.train import loop, losses, optimisers, proximal, schedules
 
 Step = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -273,7 +275,7 @@ def _step_of(case: Case, kind: str) -> Step:
 def batch(case: Case) -> tuple:
     """One random batch on the device: images (batch, 3, side, side) and labels (batch,)."""
     rng = np.random.default_rng(0)
-    ctx = training.device()
+    ctx = loop.device()
     return (
         mx.nd.array(rng.standard_normal((case.batch,) + case.shape), ctx),
         mx.nd.array(rng.integers(0, case.classes, case.batch), ctx),
@@ -306,22 +308,22 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
 
 def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """Our step on all weights, as `training.fit` does it."""
-    block = training.trained_block(net, x.context)
-    return _step(block, training.SGD(block, MOMENTUM, WD), x, y)
+    block = optimisers.trained_block(net, x.context)
+    return _step(block, optimisers.SGD(block, MOMENTUM, WD), x, y)
 
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
     net = gcp_method.rescale(gcp_method.with_masks(net))
-    block = training.trained_block(net, x.context, True, gcp_method.scale_arrays(net))
+    block = optimisers.trained_block(net, x.context, True, network.scale_arrays(net))
     penalties = gcp_method.channel_penalties(net, macs(net))
-    return _step(block, gcp_method.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+    return _step(block, proximal.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
 
 
-def _step(block, optimiser: training.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
+def _step(block, optimiser: optimisers.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     def step() -> None:
         with autograd.record():
-            loss = training.smoothed_loss(block(x), y, 0.0)
+            loss = losses.smoothed_loss(block(x), y, 0.0)
         loss.backward()
         optimiser.step(LR, len(x))
 
@@ -334,8 +336,8 @@ def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_coun
     net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
 
     def make(**how) -> Step:
-        block = training.trained_block(net, x.context)
-        objective, optimiser = training.Objective(x.context, 0, **how), training.SGD(block, MOMENTUM, WD)
+        block = optimisers.trained_block(net, x.context)
+        objective, optimiser = losses.Objective(x.context, 0, **how), optimisers.SGD(block, MOMENTUM, WD)
 
         def step() -> None:
             objective(block, x, y, 0).backward()
@@ -343,7 +345,7 @@ def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_coun
 
         return step
 
-    teacher, rows, details = training.Teacher(net), [], {}
+    teacher, rows, details = losses.Teacher(net), [], {}
     plain = make()
     for label, how in {
         "mixup": {"mixup": 0.2},
@@ -421,7 +423,7 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
         }
     )
     step = gluoncv_step(case, *batch(case))
-    ctx = training.device()
+    ctx = loop.device()
 
     def epoch(number: int) -> float:
         mx.nd.waitall()
@@ -433,15 +435,15 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
 
     dense = from_gluoncv(case.network, case.shape, case.classes, seed=0)
     # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
-    dense, _ = training.fit(
+    dense, _ = loop.fit(
         dense,
         data.train,
         name="dense",
         batch=case.batch,
         seed=0,
-        lr=training.constant(0.01),
+        lr=schedules.constant(0.01),
         n_steps=data.train.n_batches(case.batch),
-        optimiser=lambda block: training.SGD(block, MOMENTUM, WD),
+        optimiser=lambda block: optimisers.SGD(block, MOMENTUM, WD),
     )
     step()  # builds the graph and its memory, once for all epochs
     before = epoch(1)
@@ -606,7 +608,7 @@ def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = t
                 {
                     "ImageRecordIter": lambda: plain_pass(path, case, workers),
                     "ours": lambda: [
-                        mx.nd.array(x, training.device()).wait_to_read()
+                        mx.nd.array(x, loop.device()).wait_to_read()
                         for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")
                     ],
                     "decoding": lambda: list(
@@ -697,7 +699,7 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
         verbose=False,
     )
     for one in batches:
-        one.data[0].as_in_context(training.device()).wait_to_read()
+        one.data[0].as_in_context(loop.device()).wait_to_read()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
+import numpy as np
+
 from gcp.errors import UserError
 from gcp.storage import now
 
@@ -118,3 +120,8 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def hash_seed(*parts: int) -> int:
+    """One 31-bit seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)

@@ -15,8 +15,8 @@ def run(argv: list) -> None:
     parser.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    from gcp.backend.gluon import open_network
-    from gcp.cost.base import describe
+    from gcp.backend.zoo import open_network
+    from gcp.cost.analytic import describe
 
     facts = describe(open_network(args.network, args.input, args.classes))
     if args.json:

@@ -17,10 +17,10 @@ def run(argv: list) -> None:
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
     parser.add_argument("--batch", type=command_line.positive(int), default=64)
     args = parser.parse_args(argv)
-    from gcp.backend import gluon
+    from gcp.backend import files
     from gcp.experiment import run as experiment_run
 
-    shape = args.input or (gluon.load(args.network).input_shape if gluon.is_saved(args.network) else (3, 224, 224))
+    shape = args.input or (files.load(args.network).input_shape if files.is_saved(args.network) else (3, 224, 224))
     data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
     print(json.dumps(experiment_run.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
 

@@ -56,7 +56,7 @@ def run(argv: list) -> None:
             "--int8 and --data go together: int8 is calibrated on training images, compared on test images"
         )
     from gcp import storage
-    from gcp.backend import export, gluon
+    from gcp.backend import export, zoo
     from gcp.experiment import run as experiment_run
     from gcp.report import report
 
@@ -64,7 +64,7 @@ def run(argv: list) -> None:
         experiment_run.with_weights(name, args.pretrained)
     facts = {}
     if args.int8:
-        shape = args.input or gluon.open_network(args.network[0], pretrained=args.pretrained).input_shape
+        shape = args.input or zoo.open_network(args.network[0], pretrained=args.pretrained).input_shape
         data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
         prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
         facts["int8"] = experiment_run.quantize(
@@ -75,7 +75,7 @@ def run(argv: list) -> None:
     if args.onnx:
         facts["onnx"] = []
         for name in args.network:
-            net = gluon.open_network(name, args.input, pretrained=args.pretrained)
+            net = zoo.open_network(name, args.input, pretrained=args.pretrained)
             stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
             path = export.to_onnx(net, _named(stem, name, len(args.network)) + suffix)
             facts["onnx"].append({"network": name, "file": str(path), "bytes": path.stat().st_size})

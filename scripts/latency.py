@@ -104,8 +104,8 @@ def measure(args: argparse.Namespace) -> None:
     runtime.use_threads(args.threads)
     from gcp import storage
     from gcp.backend import clock
-    from gcp.backend.gluon import open_network
-    from gcp.cost.base import macs, params
+    from gcp.backend.zoo import open_network
+    from gcp.cost.analytic import macs, params
 
     setup = _setup(args)
     nets = [open_network(name, args.input, args.classes, seed=0) for name in args.network]
@@ -136,7 +136,7 @@ def sample(args: argparse.Namespace) -> None:
     """Time networks of random widths."""
     runtime.use_threads(args.threads)
     from gcp.backend import clock
-    from gcp.backend.gluon import open_network
+    from gcp.backend.zoo import open_network
     from gcp.cost import sampling
     from gcp.graph.network import resized
 
@@ -224,7 +224,7 @@ def table(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Predict latencies."""
-    from gcp.backend.gluon import open_network
+    from gcp.backend.zoo import open_network
     from gcp.cost import latency
 
     table = latency.load(Path(args.model))
@@ -247,7 +247,7 @@ def predict(args: argparse.Namespace) -> None:
 
 def _subject(header: dict):
     """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
-    from gcp.backend.gluon import from_gluoncv
+    from gcp.backend.zoo import from_gluoncv
     from gcp.graph.network import resized
 
     net = from_gluoncv(header["network"], header["input"], header["classes"])

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gcp.backend.gluon import from_gluoncv
+from gcp.backend.zoo import from_gluoncv
 from gcp.graph.network import Keep, Network
 
 SMALL = {"cifar_resnet20_v1": (3, 16, 16)}

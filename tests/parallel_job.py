@@ -15,13 +15,16 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import nn
 
-from gcp.backend.gluon import from_gluoncv, load
-from gcp.cost.base import macs
+from gcp.backend.files import load
+from gcp.backend.zoo import from_gluoncv
+from gcp.cost.analytic import macs
 from gcp.data import base as data
 from gcp.data import options as data_options
+from gcp.graph import network
 from gcp.graph.network import Network, rescale, with_masks
+from gcp.methods import criteria
 from gcp.methods import gcp as gcp_method
-from gcp.train import distributed, training
+from gcp.train import distributed, evaluation, loop, optimisers, proximal, schedules
 
 BATCH, N_STEPS = 16, 7
 DIGITS = data.load(data_options.Data(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
@@ -41,14 +44,14 @@ def without_norms(folder: Path) -> Network:
     return load(folder / "plain", (3, 8, 8))
 
 
-def sgd(block) -> training.SGD:
+def sgd(block) -> optimisers.SGD:
     """Momentum and weight decay."""
-    return training.SGD(block, 0.9, 1e-3)
+    return optimisers.SGD(block, 0.9, 1e-3)
 
 
 def fit(net: Network, **how) -> Network:
     """A few steps: more than an epoch."""
-    return training.fit(
+    return loop.fit(
         net,
         DIGITS.train,
         name="t",
@@ -56,7 +59,7 @@ def fit(net: Network, **how) -> Network:
         batch=BATCH,
         seed=1,
         augment="crop_flip",
-        lr=training.constant(0.01),
+        lr=schedules.constant(0.01),
         **{"optimiser": sgd, **how},
     )[0]
 
@@ -67,17 +70,17 @@ def results(folder: Path) -> dict:
     penalties = gcp_method.channel_penalties(dense, macs(dense))
     regularised = fit(
         dense,
-        trainable=gcp_method.scale_arrays(dense),
+        trainable=network.scale_arrays(dense),
         frozen_statistics=True,
-        optimiser=lambda block: gcp_method.ProximalSGD(dense, block, 0.5, penalties, 0.9),
+        optimiser=lambda block: proximal.ProximalSGD(dense, block, 0.5, penalties, 0.9),
     )
     batches = DIGITS.train.batches(distributed.workers().n * 8, seed=0, part=distributed.workers().part)
-    tested = training.evaluate(NET, DIGITS.test, 50)
+    tested = evaluation.evaluate(NET, DIGITS.test, 50)
     return {
         **{f"regularised:{k}": v for k, v in regularised.arrays.items()},
         **{f"frozen:{k}": v for k, v in fit(NET, frozen_statistics=True).arrays.items()},
         **{f"plain:{k}": v for k, v in fit(without_norms(folder)).arrays.items()},
-        **{f"score:{k}": v for k, v in gcp_method.taylor_scores(NET, macs(NET), batches).items()},
+        **{f"score:{k}": v for k, v in criteria.taylor_scores(NET, macs(NET), batches).items()},
         **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()},
     }
 
@@ -113,7 +116,7 @@ def sums(n_rounds: int) -> int:
 def main(argv: list) -> None:
     """See the module."""
     if argv[0] == "--run":
-        training.CHECKPOINT_S, training.FLUSH = 0.0, 2
+        loop.CHECKPOINT_S, loop.FLUSH = 0.0, 2
         sys.argv = ["run.py", *argv[1:]]
         runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "run.py"), run_name="__main__")
     folder, rank = Path(argv[0]), os.environ["GCP_RANK"]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from gcp.backend.gluon import from_gluoncv
-from gcp.cost.base import Budget, macs, params
+from gcp.backend.zoo import from_gluoncv
+from gcp.cost.analytic import macs, params
+from gcp.cost.base import Budget
 from gcp.methods import uniform as uniform_method
 
 

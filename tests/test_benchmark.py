@@ -12,11 +12,11 @@ from mxnet import autograd
 from networks import shape_only
 
 from gcp import benchmark
-from gcp.backend import gluon
-from gcp.backend.gluon import from_gluoncv
+from gcp.backend import blocks
+from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
-from gcp.methods import gcp as gcp_method
-from gcp.train import training
+from gcp.graph import network
+from gcp.train import losses
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,15 +27,15 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
     x, y = benchmark.batch(benchmark.Case("cifar_resnet20_v1", 16, 4, 4))
 
     def gradients() -> dict:
-        block = gluon.to_block(net, x.context, frozen, gcp_method.scale_arrays(net) if frozen else None)
+        block = blocks.to_block(net, x.context, frozen, network.scale_arrays(net) if frozen else None)
         for _ in range(2):
             with autograd.record():
-                loss = training.smoothed_loss(block(x), y, 0.0)
+                loss = losses.smoothed_loss(block(x), y, 0.0)
             loss.backward()
         return {k: p.grad().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
 
     one = gradients()
-    monkeypatch.setattr(gluon, "BACKWARD_BULK", 15)
+    monkeypatch.setattr(blocks, "BACKWARD_BULK", 15)
     many = gradients()
     assert one.keys() == many.keys()
     for name in one:

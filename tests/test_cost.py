@@ -15,8 +15,9 @@ from gluoncv.model_zoo import get_model
 from networks import random_keep, random_network, shape_only
 from test_network import LISTED
 
-from gcp.backend.gluon import load, save
-from gcp.cost.base import COSTS, Budget, allowed, describe, least_widths, macs, params, running_statistics
+from gcp.backend.files import load, save
+from gcp.cost.analytic import COSTS, describe, macs, params, running_statistics
+from gcp.cost.base import Budget, allowed, least_widths
 from gcp.errors import UserError
 from gcp.graph.network import shrink, with_masks
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from networks import random_network, shape_only
 
-from gcp.backend import gluon
-from gcp.cost.base import describe
+from gcp.backend import files
+from gcp.cost.analytic import describe
 from gcp.errors import UserError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -76,7 +76,7 @@ def test_the_table_has_a_line_for_every_group(capsys):
 
 def test_a_saved_network_is_described_by_its_prefix(tmp_path, capsys):
     net = random_network("cifar_resnet20_v1")
-    gluon.save(net, tmp_path / "net")
+    files.save(net, tmp_path / "net")
     for name in ("net", "net-symbol.json"):
         script("describe")([str(tmp_path / name), "--json"])
         assert json.loads(capsys.readouterr().out) == describe(net)
@@ -115,7 +115,7 @@ def test_bad_input_is_a_user_error_of_one_line(args, said, capsys):
 
 def test_bad_input_ends_with_one_line_and_exit_2(tmp_path):
     net = random_network("cifar_resnet20_v1")
-    paths = gluon.save(net, tmp_path / "net")
+    paths = files.save(net, tmp_path / "net")
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
     for done, said in (
         (start("describe", "vgg16_bn", "--input", "3,16,16"), "3x16x16"),
@@ -136,7 +136,7 @@ def test_bad_input_ends_with_one_line_and_exit_2(tmp_path):
 )
 def test_evaluate_refuses_what_does_not_fit(args, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    gluon.save(random_network("cifar_resnet20_v1"), "net")
+    files.save(random_network("cifar_resnet20_v1"), "net")
     with pytest.raises(UserError) as error:
         script("evaluate")(args)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -144,7 +144,7 @@ def test_evaluate_refuses_what_does_not_fit(args, said, tmp_path, monkeypatch):
 
 def test_evaluate_prints_accuracy_cost_and_speed(tmp_path, capsys):
     net = random_network("cifar_resnet20_v1", n_classes=10)
-    gluon.save(net, tmp_path / "net")
+    files.save(net, tmp_path / "net")
     script("evaluate")([str(tmp_path / "net"), "--data", "digits", "--batch", "8"])
     result = json.loads(capsys.readouterr().out)
     facts = describe(net)

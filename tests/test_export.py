@@ -18,12 +18,12 @@ import onnxruntime
 import pytest
 from networks import difference, images, random_keep, random_network
 
-from gcp.backend import export, gluon
+from gcp.backend import blocks, export, files
 from gcp.data.base import load as load_data
 from gcp.data.options import Data
 from gcp.errors import UserError
 from gcp.graph.network import Node, shrink
-from gcp.train import training
+from gcp.train import evaluation
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "export.py"
 SMALL = "cifar_resnet20_v1"
@@ -59,7 +59,7 @@ def digits():
 def saved(tmp_path_factory):
     """The prefix of a saved network of ten classes."""
     prefix = tmp_path_factory.mktemp("saved") / "net"
-    gluon.save(random_network(SMALL, n_classes=10), prefix)
+    files.save(random_network(SMALL, n_classes=10), prefix)
     return prefix
 
 
@@ -85,7 +85,7 @@ def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
     assert session.get_outputs()[0].shape == ["batch", 7]
     for n in (1, 3, 8):
         x = images(net, n, seed=n)
-        assert difference(session.run(None, {"data": x})[0], gluon.predict(net, x)) < 1e-5
+        assert difference(session.run(None, {"data": x})[0], blocks.predict(net, x)) < 1e-5
 
 
 def test_onnx_file_is_of_the_stated_version_and_no_input_is_a_weight(tmp_path):
@@ -108,7 +108,7 @@ def test_exporting_says_nothing(tmp_path, capfd):
 def test_another_result_leaves_the_old_file(wrong, tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     path.write_text("old")
-    monkeypatch.setattr(export, "predict", lambda net, x: wrong * gluon.predict(net, x))
+    monkeypatch.setattr(export, "predict", lambda net, x: wrong * blocks.predict(net, x))
     with pytest.raises(UserError, match="differs from MXNet by"):
         export.to_onnx(random_network(SMALL), path)
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"] and path.read_text() == "old"
@@ -139,7 +139,7 @@ def test_int8_is_near_float32_and_all_of_it_is_int8(make, name, bound):
     net = make(name)
     block = export.quantized(net, calibration(net))
     x = images(net, 16)
-    assert np.corrcoef(outputs(block, x).ravel(), gluon.predict(net, x).ravel())[0, 1] > bound
+    assert np.corrcoef(outputs(block, x).ravel(), blocks.predict(net, x).ravel())[0, 1] > bound
     ops = [n["op"] for n in json.loads(block(mx.sym.var("data")).tojson())["nodes"]]
     in_int8, in_float32 = export.layers(block)
     with_weight = [n for n in net.nodes if n.op in ("Convolution", "FullyConnected")]
@@ -169,7 +169,7 @@ def test_saved_int8_runs_in_plain_mxnet_with_identical_outputs(tmp_path):
 
 
 def test_int8_does_not_overwrite_the_network_it_came_from(saved):
-    net = gluon.load(saved)
+    net = files.load(saved)
     before = {p: p.read_bytes() for p in saved.parent.iterdir()}
     with pytest.raises(UserError, match="is a float32 network"):
         export.save_quantized(export.quantized(net, calibration(net)), saved)
@@ -222,12 +222,12 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((tmp_path / "facts.json").read_text())
     assert facts["onnx"][0]["bytes"] == (tmp_path / "net.onnx").stat().st_size
-    (int8,), net = facts["int8"], gluon.load(saved)
+    (int8,), net = facts["int8"], files.load(saved)
     assert (int8["n_calibration"], int8["n_layers_int8"], int8["layers_float32"]) == (100, 22, [])
-    float32 = training.evaluate(net, digits.test)
+    float32 = evaluation.evaluate(net, digits.test)
     assert all(int8["float32"][k] == float32[k] for k in ("top1", "top5", "n_eval"))
     small = export.load_quantized(tmp_path / "int8")
-    again = training.evaluate_outputs(export.outputs(small), digits.test)
+    again = evaluation.evaluate_outputs(export.outputs(small), digits.test)
     assert all(int8["int8"][k] == again[k] for k in ("top1", "top5", "n_eval"))
     assert int8["float32"]["times_first"] == 1
     assert int8["int8"]["times_first"] == int8["float32"]["latency_s"] / int8["int8"]["latency_s"]
@@ -235,8 +235,8 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
 
 def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     (tmp_path / "other").mkdir()
-    net = gluon.load(saved)
-    gluon.save(shrink(net, random_keep(net)), tmp_path / "other" / "final")
+    net = files.load(saved)
+    files.save(shrink(net, random_keep(net)), tmp_path / "other" / "final")
     run(
         saved,
         tmp_path / "other" / "final",
@@ -288,7 +288,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(args, message, saved, tmp_pa
 
 
 def test_other_classes_than_the_data_are_refused(tmp_path):
-    gluon.save(random_network(SMALL), tmp_path / "seven")
+    files.save(random_network(SMALL), tmp_path / "seven")
     with pytest.raises(UserError, match="has 7 classes, 10 are needed"):
         run(tmp_path / "seven", "--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8", "--data", "digits")
     assert not (tmp_path / "net.onnx").exists()

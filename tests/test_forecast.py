@@ -10,8 +10,8 @@ import pytest
 from networks import shape_only
 
 from gcp import errors
-from gcp.backend import gluon
-from gcp.cost.base import COSTS
+from gcp.backend import zoo
+from gcp.cost.analytic import COSTS
 from gcp.experiment import config, estimate
 from gcp.report import estimate as report_estimate
 
@@ -63,7 +63,7 @@ def test_time_is_images_over_speed():
     (row,) = estimate.forecast([cfg], lambda net, batch: 100.0)
     assert row.seconds == pytest.approx(row.images / 100)
     (faster,) = estimate.forecast([cfg], lambda net, batch: 1e9 / COSTS["macs"](net)(net.widths))
-    net = gluon.from_gluoncv("resnet18_v1b", (3, 32, 32), 10)
+    net = zoo.from_gluoncv("resnet18_v1b", (3, 32, 32), 10)
     whole, small = 1e-9 * COSTS["macs"](net)(net.widths), 1e-9 * faster.macs
     assert faster.seconds == pytest.approx(
         faster.images_dense * whole + faster.images_prune * (whole + small) / 2 + faster.images_finetune * small

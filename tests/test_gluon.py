@@ -14,8 +14,9 @@ from gluoncv.model_zoo import get_model, model_store, pruned_resnet
 from mxnet import autograd
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
-from gcp.backend import gluon
+from gcp.backend import blocks, files, zoo
 from gcp.errors import UserError
+from gcp.graph import network
 from gcp.graph.network import mask, shrink
 
 ROUND_TRIPS = ["resnet18_v1b", "resnet50_v1d", "cifar_resnet20_v1"]
@@ -27,7 +28,7 @@ def pruned(request):
     net = random_network(request.param)
     small = shrink(net, random_keep(net, 0.4))
     x = images(small, 2)
-    return small, x, gluon.predict(small, x)
+    return small, x, blocks.predict(small, x)
 
 
 def imported(symbol_path, params_path):
@@ -50,7 +51,7 @@ def test_a_network_says_what_its_gluoncv_block_says(name):
     block.initialize(mx.init.MSRAPrelu())
     x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     expected = block(mx.nd.array(x)).asnumpy()
-    net = gluon.from_gluoncv(name, (3, 32, 32), expected.shape[1], seed=1)
+    net = zoo.from_gluoncv(name, (3, 32, 32), expected.shape[1], seed=1)
     own = {k[len(block.prefix) :]: p.data().asnumpy() for k, p in block.collect_params().items()}
     # Batch norms without a scale hold ones, whatever their unused array says.
     own.update(
@@ -61,17 +62,17 @@ def test_a_network_says_what_its_gluoncv_block_says(name):
         }
     )
     net = net.with_arrays(own)
-    assert difference(gluon.predict(net, x), expected) < 1e-5
+    assert difference(blocks.predict(net, x), expected) < 1e-5
     assert (net.input_shape, net.n_classes, net.name) == ((3, 32, 32), expected.shape[1], name)
 
 
 def test_names_do_not_depend_on_how_many_networks_came_before():
-    first, second = (gluon.from_gluoncv("mobilenet1.0", (3, 32, 32)) for _ in range(2))
+    first, second = (zoo.from_gluoncv("mobilenet1.0", (3, 32, 32)) for _ in range(2))
     assert first.nodes == second.nodes and first.widths == second.widths
 
 
 def test_weights_are_drawn_by_the_seed():
-    a, b, c = (gluon.from_gluoncv("cifar_resnet20_v1", (3, 16, 16), 4, seed=s).arrays for s in (1, 1, 2))
+    a, b, c = (zoo.from_gluoncv("cifar_resnet20_v1", (3, 16, 16), 4, seed=s).arrays for s in (1, 1, 2))
     assert all(np.array_equal(a[k], b[k]) for k in a)
     assert not np.array_equal(a["conv0_weight"], c["conv0_weight"])
     assert 0.5 < a["stage3_conv1_weight"].std() / np.sqrt(2 / (64 * 9)) < 2
@@ -80,7 +81,7 @@ def test_weights_are_drawn_by_the_seed():
 @pytest.mark.parametrize("name", ["resnet18_v1b_0.89", "resnet50_v1d_0.11", "resnet101_v1d_0.73"])
 def test_released_networks_take_any_number_of_classes(name):
     # GluonCV's own keep the dense weight of 1000 classes and cannot be run with another number.
-    net = gluon.from_gluoncv(name, (3, 64, 64), 256)
+    net = zoo.from_gluoncv(name, (3, 64, 64), 256)
     assert net.n_classes == 256 and net.arrays["dense0_weight"].shape[0] == 256
     assert net.widths == shape_only(name).widths
 
@@ -95,7 +96,7 @@ def test_released_networks_take_any_number_of_classes(name):
 )
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(UserError, match=near):
-        gluon.open_network(name)
+        zoo.open_network(name)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_an_unknown_name_gets_the_nearest(name, near):
 )
 def test_an_input_the_network_cannot_take(name, shape, capsys):
     with pytest.raises(UserError, match=f"'{name}' cannot take an input of {'x'.join(map(str, shape))}") as error:
-        gluon.from_gluoncv(name, shape)
+        zoo.from_gluoncv(name, shape)
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""  # MXNet prints the arguments, which would spoil --json
 
@@ -117,7 +118,7 @@ def test_an_input_the_network_cannot_take(name, shape, capsys):
 @pytest.mark.parametrize("name", ["resnet50_v1b_gn", "siamrpn_alexnet_v2_otb15"])
 def test_a_network_that_gives_no_graph(name):
     with pytest.raises(UserError, match=f"'{name}' has no graph"):
-        gluon.from_gluoncv(name, (3, 64, 64))
+        zoo.from_gluoncv(name, (3, 64, 64))
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -125,16 +126,16 @@ def test_a_network_that_gives_no_graph(name):
 
 def test_a_saved_network_loads_in_plain_mxnet(pruned, tmp_path):
     net, x, expected = pruned
-    block = imported(*gluon.save(net, tmp_path / "deep" / "er.v1"))
+    block = imported(*files.save(net, tmp_path / "deep" / "er.v1"))
     assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["er.v1-0000.params", "er.v1-symbol.json"]
 
 
 def test_a_saved_network_loads_here(pruned, tmp_path):
     net, x, expected = pruned
-    gluon.save(net, tmp_path / "net")
-    for again in (gluon.load(tmp_path / "net"), gluon.open_network(str(tmp_path / "net-0000.params"))):
-        assert np.array_equal(gluon.predict(again, x), expected)
+    files.save(net, tmp_path / "net")
+    for again in (files.load(tmp_path / "net"), zoo.open_network(str(tmp_path / "net-0000.params"))):
+        assert np.array_equal(blocks.predict(again, x), expected)
         assert (again.nodes, again.shapes, again.output, again.name) == (net.nodes, net.shapes, net.output, net.name)
         assert again.groups == net.groups and again.streams == net.streams
         assert all(np.array_equal(again.arrays[k], v) for k, v in net.arrays.items())
@@ -142,8 +143,8 @@ def test_a_saved_network_loads_here(pruned, tmp_path):
 
 def test_a_saved_network_loads_in_gluoncvs_pruned_form(pruned, tmp_path):
     net, x, expected = pruned
-    json_path, _ = gluon.save_gluoncv(net, tmp_path / "net")
-    block = gluon.load_gluoncv(net.name, tmp_path / "net", net.n_classes)
+    json_path, _ = zoo.save_gluoncv(net, tmp_path / "net")
+    block = zoo.load_gluoncv(net.name, tmp_path / "net", net.n_classes)
     assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
     shapes = json.loads(json_path.read_text(encoding="utf-8"))
     assert all(key.startswith("resnetv1d_") for key in shapes)
@@ -152,7 +153,7 @@ def test_a_saved_network_loads_in_gluoncvs_pruned_form(pruned, tmp_path):
 def test_gluoncvs_form_is_that_of_the_released_files(tmp_path):
     released = json.loads((Path(pruned_resnet.__file__).parent / "resnet50_v1d_8.8x.json").read_text())
     net = random_network("resnet50_v1d_0.11", n_classes=1000)
-    json_path, _ = gluon.save_gluoncv(net, tmp_path / "net")
+    json_path, _ = zoo.save_gluoncv(net, tmp_path / "net")
     written = json.loads(json_path.read_text(encoding="utf-8"))
     assert {k: v for k, v in released.items() if k in written} == written
     assert {k for k in released if k.endswith("_weight")} <= set(written)
@@ -170,7 +171,7 @@ def test_gluoncvs_form_is_that_of_the_released_files(tmp_path):
 )
 def test_networks_that_gluoncvs_form_cannot_hold(name, said, tmp_path):
     with pytest.raises(UserError) as error:
-        gluon.save_gluoncv(shape_only(name, (3, 32, 32)), tmp_path / "net")
+        zoo.save_gluoncv(shape_only(name, (3, 32, 32)), tmp_path / "net")
     assert said in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -179,12 +180,12 @@ def test_networks_that_gluoncvs_form_cannot_hold(name, said, tmp_path):
 def test_other_families_survive_files_and_a_second_pruning(name, tmp_path):
     net = centre_taps(random_network(name))
     small = shrink(net, random_keep(net, 0.5))
-    block = imported(*gluon.save(small, tmp_path / "net"))
-    again, x = gluon.load(tmp_path / "net"), images(small, 2)
-    expected = gluon.predict(small, x)
+    block = imported(*files.save(small, tmp_path / "net"))
+    again, x = files.load(tmp_path / "net"), images(small, 2)
+    expected = blocks.predict(small, x)
     assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
     keep = random_keep(again, 0.5, seed=2)
-    assert difference(gluon.predict(shrink(again, keep), x), gluon.predict(mask(small, keep), x)) < 1e-5
+    assert difference(blocks.predict(shrink(again, keep), x), blocks.predict(mask(small, keep), x)) < 1e-5
 
 
 def test_gluons_own_export_is_read(tmp_path):
@@ -197,21 +198,21 @@ def test_gluons_own_export_is_read(tmp_path):
     expected = block(mx.nd.array(x)).asnumpy()
     block.export(str(tmp_path / "net"))
     with pytest.raises(UserError, match="does not say its input shape"):
-        gluon.load(tmp_path / "net")
-    net = gluon.load(tmp_path / "net", (3, 16, 16))
-    np.testing.assert_allclose(gluon.predict(net, x), expected, rtol=1e-4, atol=1e-6)
+        files.load(tmp_path / "net")
+    net = files.load(tmp_path / "net", (3, 16, 16))
+    np.testing.assert_allclose(blocks.predict(net, x), expected, rtol=1e-4, atol=1e-6)
     assert len(net.groups) == 12
 
 
 @pytest.fixture()
 def saved(tmp_path):
     """A small saved network's two files."""
-    return gluon.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
+    return files.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
 
 
 def refused(prefix, *said, input_shape=None):
     with pytest.raises(UserError) as error:
-        gluon.load(prefix, input_shape)
+        files.load(prefix, input_shape)
     assert "\n" not in str(error.value)
     for words in said:
         assert words in str(error.value)
@@ -254,7 +255,7 @@ def test_binary_rubbish(saved):
     rng = np.random.default_rng(0)
     saved[0].write_bytes(rng.bytes(500))
     refused(str(saved[0])[: -len("-symbol.json")], "net-symbol.json")
-    saved = gluon.save(random_network("cifar_resnet20_v1"), str(saved[0])[: -len("-symbol.json")])
+    saved = files.save(random_network("cifar_resnet20_v1"), str(saved[0])[: -len("-symbol.json")])
     saved[1].write_bytes(rng.bytes(500))
     refused(str(saved[0])[: -len("-symbol.json")], "net-0000.params")
 
@@ -267,7 +268,7 @@ def test_a_missing_half(saved, which):
 
 def test_parameters_of_another_network(saved, tmp_path):
     net = random_network("cifar_resnet20_v1")
-    other = gluon.save(shrink(net, random_keep(net)), tmp_path / "other")
+    other = files.save(shrink(net, random_keep(net)), tmp_path / "other")
     saved[1].write_bytes(other[1].read_bytes())
     refused(tmp_path / "net", "has shape", "needs", "net-0000.params")
     mx.nd.save(str(saved[1]), {"arg:conv0_weight": mx.nd.zeros((16, 3, 3, 3))})
@@ -280,7 +281,7 @@ def test_parameters_of_another_network(saved, tmp_path):
 
 
 def test_an_input_that_the_saved_network_cannot_take(tmp_path):
-    gluon.save(random_network("resnet50_v1d_0.11"), tmp_path / "net")
+    files.save(random_network("resnet50_v1d_0.11"), tmp_path / "net")
     refused(tmp_path / "net", "cannot take an input of 3x2x2", input_shape=(3, 2, 2))
     refused(
         tmp_path / "net",
@@ -298,7 +299,7 @@ def test_a_failed_write_leaves_the_saved_network_as_it_was(saved, tmp_path, monk
 
     monkeypatch.setattr(mx.nd, "save", full)
     with pytest.raises((UserError, OSError)):
-        gluon.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
+        files.save(random_network("cifar_resnet20_v1"), tmp_path / "net")
     assert [path.read_bytes() for path in saved] == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net-0000.params", "net-symbol.json"]
 
@@ -308,35 +309,35 @@ def test_a_failed_write_leaves_the_saved_network_as_it_was(saved, tmp_path, monk
 
 def test_a_block_gives_its_values_back():
     net = random_network("cifar_resnet20_v1")
-    again = gluon.from_block(net, gluon.to_block(net))
+    again = blocks.from_block(net, blocks.to_block(net))
     assert all(np.array_equal(again.arrays[k], v) for k, v in net.arrays.items())
 
 
 def test_frozen_statistics_stay_and_are_used_in_training():
     net, x = random_network("resnet18_v2"), mx.nd.array(images(random_network("resnet18_v2")))
-    block = gluon.to_block(net, frozen_statistics=True)
+    block = blocks.to_block(net, frozen_statistics=True)
     with autograd.record():
         y = block(x)
     y.backward()
     trained = y.asnumpy()
-    assert difference(trained, gluon.predict(net, x.asnumpy())) < 1e-5
-    assert all(np.array_equal(gluon.from_block(net, block).arrays[k], net.arrays[k]) for k in gluon.auxiliary(net))
-    block = gluon.to_block(net)
+    assert difference(trained, blocks.predict(net, x.asnumpy())) < 1e-5
+    assert all(np.array_equal(blocks.from_block(net, block).arrays[k], net.arrays[k]) for k in network.auxiliary(net))
+    block = blocks.to_block(net)
     with autograd.record():
         y = block(x)
     y.backward()
     assert not np.allclose(y.asnumpy(), trained, atol=1e-2)
-    after = gluon.from_block(net, block).arrays
-    assert any(not np.array_equal(after[k], net.arrays[k]) for k in gluon.auxiliary(net))
+    after = blocks.from_block(net, block).arrays
+    assert any(not np.array_equal(after[k], net.arrays[k]) for k in network.auxiliary(net))
 
 
 def test_only_what_is_trainable_gets_gradients():
     net = random_network("resnet18_v2")
-    aux = gluon.auxiliary(net)
-    held = {k for k, p in gluon.to_block(net).collect_params().items() if p.grad_req == "null"}
+    aux = network.auxiliary(net)
+    held = {k for k, p in blocks.to_block(net).collect_params().items() if p.grad_req == "null"}
     assert held == aux | {"batchnorm0_gamma", "batchnorm0_beta"}
     chosen = {"batchnorm1_gamma", "dense0_weight"}
-    block = gluon.to_block(net, trainable=chosen | {"batchnorm0_gamma"})
+    block = blocks.to_block(net, trainable=chosen | {"batchnorm0_gamma"})
     assert {k for k, p in block.collect_params().items() if p.grad_req != "null"} == chosen
 
 
@@ -351,9 +352,9 @@ def test_norm_and_relu_in_one_change_no_bit_of_training(name, width, frozen):
     x = mx.nd.array(images(net, 4))
 
     def trained(fused: bool) -> tuple:
-        block = gluon.to_block(net, frozen_statistics=frozen, fused=fused)
+        block = blocks.to_block(net, frozen_statistics=frozen, fused=fused)
         graph = json.loads(block._cached_graph[1].tojson())
-        assert any(n["op"] == gluon.NORM_RELU for n in graph["nodes"]) is fused
+        assert any(n["op"] == blocks.NORM_RELU for n in graph["nodes"]) is fused
         with autograd.record():
             output = block(x)
         output.backward()
@@ -369,7 +370,7 @@ def test_norm_and_relu_in_one_change_no_bit_of_training(name, width, frozen):
 
 def test_which_norms_and_relus_become_one():
     net = shape_only("resnet50_v1b")
-    pairs = {net.nodes[relu].name: net.nodes[norm].name for relu, norm in gluon._norms_before_relu(net)}
+    pairs = {net.nodes[relu].name: net.nodes[norm].name for relu, norm in blocks._norms_before_relu(net)}
     # Stem, and two in each of 16 blocks but for the three whose second conv is strided; none behind an addition.
     assert len(pairs) == 1 + 2 * 16 - 3
     assert all("batchnorm" in norm and "relu" in relu for relu, norm in pairs.items())
@@ -377,13 +378,13 @@ def test_which_norms_and_relus_become_one():
 
 def test_a_new_output_layer(tmp_path):
     net = random_network("resnet18_v1b")
-    gluon.save(net, tmp_path / "final")
+    files.save(net, tmp_path / "final")
     with pytest.raises(UserError, match="has 7 classes, 5 are needed; set model.new_head"):
-        gluon.open_network(str(tmp_path / "final"), None, 5)
+        zoo.open_network(str(tmp_path / "final"), None, 5)
     new, same, other = (
-        gluon.open_network(str(tmp_path / "final"), None, 5, seed=seed, new_head=True) for seed in (3, 3, 4)
+        zoo.open_network(str(tmp_path / "final"), None, 5, seed=seed, new_head=True) for seed in (3, 3, 4)
     )
-    assert new.n_classes == 5 and gluon.predict(new, images(net)).shape == (3, 5)
+    assert new.n_classes == 5 and blocks.predict(new, images(net)).shape == (3, 5)
     head = {net.weight("dense0_fwd"), net.bias("dense0_fwd")}
     for name, value in new.arrays.items():
         if name not in head:
@@ -394,14 +395,14 @@ def test_a_new_output_layer(tmp_path):
     # Variance 2 / (1 + 0.25^2) over the mean of 512 inputs and 5 outputs, from 2560 draws.
     assert new.arrays[weight].std() == pytest.approx((2 / 1.0625 / 258.5) ** 0.5, rel=0.05)
     assert not new.arrays[net.bias("dense0_fwd")].any()
-    gluon.save(new, tmp_path / "new")
-    again = gluon.load(tmp_path / "new")
-    assert np.array_equal(gluon.predict(again, images(net)), gluon.predict(new, images(net)))
+    files.save(new, tmp_path / "new")
+    again = files.load(tmp_path / "new")
+    assert np.array_equal(blocks.predict(again, images(net)), blocks.predict(new, images(net)))
 
 
 def test_a_new_output_layer_needs_a_dense_one():
     with pytest.raises(UserError, match="only a dense output layer"):
-        gluon.with_new_head(random_network("mobilenetv2_0.25"), 5, 0)
+        zoo.with_new_head(random_network("mobilenetv2_0.25"), 5, 0)
 
 
 # ---- published weights from a file ------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ def test_a_new_output_layer_needs_a_dense_one():
 def published(tmp_path, monkeypatch):
     """A file of weights of resnet18_v1b_0.89 whose hash is, for this test, the one that GluonCV has published."""
     net = random_network("resnet18_v1b_0.89", n_classes=1000)
-    _, path = gluon.save_gluoncv(net, tmp_path / "any name")
+    _, path = zoo.save_gluoncv(net, tmp_path / "any name")
     sha1 = hashlib.sha1(path.read_bytes()).hexdigest()
     monkeypatch.setitem(model_store._model_sha1, "resnet18_v1b_2.6x", sha1)
     return net, path, sha1
@@ -422,7 +423,7 @@ def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
     net, path, _ = published
     if home:  # where GluonCV would look in place of any other folder
         monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
-    read = gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
+    read = zoo.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
     assert read.arrays.keys() == net.arrays.keys()
     for name, value in net.arrays.items():
         np.testing.assert_array_equal(read.arrays[name], value, err_msg=name)
@@ -439,7 +440,7 @@ def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head
     block(mx.nd.zeros((1, 3, 32, 32)))
     block.save_parameters(str(path))
     monkeypatch.setitem(model_store._model_sha1, name, hashlib.sha1(path.read_bytes()).hexdigest())
-    one, two, other = (gluon.open_network(name, (3, 32, 32), 4, True, seed, path) for seed in (1, 1, 2))
+    one, two, other = (zoo.open_network(name, (3, 32, 32), 4, True, seed, path) for seed in (1, 1, 2))
     own = {k[len(block.prefix) :]: p.data().asnumpy() for k, p in block.collect_params().items()}
     assert one.n_classes == 4
     for k, v in one.arrays.items():
@@ -452,16 +453,16 @@ def test_other_weights_are_refused(published, tmp_path):
     _, path, sha1 = published
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError) as caught:
-        gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
+        zoo.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=path)
     for part in (
         f"'{path}' is not resnet18_v1b_2.6x-{sha1[:8]}.params, whose sha1 is {sha1}",
         f"amazonaws.com/gluon/models/resnet18_v1b_2.6x-{sha1[:8]}.zip",
     ):
         assert part in str(caught.value)
     with pytest.raises(UserError, match="absent.params': the weights of 'resnet18_v1b_0.89' are not there: get http"):
-        gluon.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=tmp_path / "absent.params")
+        zoo.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=tmp_path / "absent.params")
     with pytest.raises(UserError, match="no weights of 'nasnet_4_1056' are published"):
-        gluon.open_network("nasnet_4_1056", (3, 331, 331), None, True, weights=path)
+        zoo.open_network("nasnet_4_1056", (3, 331, 331), None, True, weights=path)
 
 
 @pytest.mark.parametrize(
@@ -476,9 +477,9 @@ def test_without_a_network_the_message_says_which_file_to_get(monkeypatch, name,
     def unreachable(name, **how):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(gluon, "get_model", unreachable)
+    monkeypatch.setattr(zoo, "get_model", unreachable)
     with pytest.raises(UserError) as caught:
-        gluon.open_network(name, (3, 224, 224), None, True)
+        zoo.open_network(name, (3, 224, 224), None, True)
     assert str(caught.value) == (
         f"the published weights of '{name}' cannot be had (no route): get https://apache-mxnet.s3-accelerate.dualstack."
         f"amazonaws.com/gluon/models/{file_name}.zip where there is a network, unzip it, and put {file_name}.params "

@@ -8,7 +8,8 @@ import pytest
 from networks import random_network, shape_only
 
 from gcp.cost import latency, sampling
-from gcp.cost.base import Budget, least_widths, macs, meet
+from gcp.cost.analytic import macs
+from gcp.cost.base import Budget, least_widths, meet
 from gcp.cost.latency import Steps
 from gcp.errors import UserError
 

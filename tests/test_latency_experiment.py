@@ -7,7 +7,7 @@ from networks import random_network
 
 from gcp.backend import clock
 from gcp.cost import latency, sampling
-from gcp.cost.base import macs
+from gcp.cost.analytic import macs
 from gcp.errors import UserError
 from gcp.experiment import config
 from gcp.experiment import run as experiment_run

@@ -8,7 +8,7 @@ import pytest
 from gluoncv.model_zoo import get_model
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
-from gcp.backend import gluon
+from gcp.backend import blocks, files, zoo
 from gcp.errors import UserError
 from gcp.graph.network import (
     Node,
@@ -166,7 +166,7 @@ def from_symbol(symbol, arrays, tmp_path, input_shape):
         str(tmp_path / "net-0000.params"),
         {("aux:" if k in aux else "arg:") + k: mx.nd.array(v) for k, v in arrays.items()},
     )
-    return gluon.load(tmp_path / "net", input_shape)
+    return files.load(tmp_path / "net", input_shape)
 
 
 def drawn(symbol, input_shape, seed=0):
@@ -227,10 +227,10 @@ def test_masked_and_shrunk_agree_where_no_border_matters(name):
     keep = random_keep(net)
     small = shrink(net, keep)
     x = images(net)
-    assert difference(gluon.predict(small, x), gluon.predict(mask(net, keep), x)) < 1e-5
+    assert difference(blocks.predict(small, x), blocks.predict(mask(net, keep), x)) < 1e-5
     assert small.widths == {g: len(keep[g]) for g in net.widths}
     # The graph's own shapes, kept up by hand, are those that MXNet infers for it.
-    assert small.shapes == gluon._node_shapes(gluon.to_symbol(small), small.input_shape, name)
+    assert small.shapes == files._node_shapes(blocks.to_symbol(small), small.input_shape, name)
 
 
 @pytest.mark.parametrize("name", ["mobilenet1.0", "mobilenetv2_1.0"])
@@ -238,7 +238,7 @@ def test_mobilenets_have_no_border_error(name):
     # Only depthwise convs are padded, and these pass dropped channels on to a norm of their own group.
     net = random_network(name)
     keep, x = random_keep(net), images(net)
-    assert difference(gluon.predict(shrink(net, keep), x), gluon.predict(mask(net, keep), x)) < 1e-5
+    assert difference(blocks.predict(shrink(net, keep), x), blocks.predict(mask(net, keep), x)) < 1e-5
 
 
 def silent(net, keep):
@@ -258,9 +258,9 @@ def test_border_error_of_an_ordinary_resnet(name, bound):
     # measured against the largest output, and is what is left of the error that losing the constants would make.
     net = random_network(name)
     keep, x = random_keep(net), images(net)
-    masked = gluon.predict(mask(net, keep), x)
-    border = difference(gluon.predict(shrink(net, keep), x), masked)
-    lost = difference(gluon.predict(silent(net, keep), x), masked)
+    masked = blocks.predict(mask(net, keep), x)
+    border = difference(blocks.predict(shrink(net, keep), x), masked)
+    lost = difference(blocks.predict(silent(net, keep), x), masked)
     assert 1e-5 < border < bound
     assert border < 0.7 * lost
 
@@ -274,8 +274,8 @@ def test_border_error_is_at_the_border_only(tmp_path):
     net = from_symbol(x, drawn(x, (3, 16, 16)), tmp_path, (3, 16, 16))
     assert list(net.widths) == ["conv0", "conv1"]  # the last one is the output
     keep, x = random_keep(net), images(net)
-    masked = gluon.predict(mask(net, keep), x)
-    error = np.abs(gluon.predict(shrink(net, keep), x) - masked) / np.abs(masked).max()
+    masked = blocks.predict(mask(net, keep), x)
+    error = np.abs(blocks.predict(shrink(net, keep), x) - masked) / np.abs(masked).max()
     # conv1 and conv2 read dropped constants: two pixels of reach.
     assert error[:, :, 2:-2, 2:-2].max() < 1e-5
     assert error[:, :, 0, 0].max() > 1e-2
@@ -296,7 +296,7 @@ def test_constants_pass_through_every_known_activation(activation, tmp_path):
     net = from_symbol(x, drawn(x, (3, 8, 8)), tmp_path, (3, 8, 8))
     keep, x = {"conv0": np.array([1, 4]), "conv1": np.array([0, 2, 3])}, images(net)
     small = shrink(net, keep)
-    assert difference(gluon.predict(small, x), gluon.predict(mask(net, keep), x)) < 1e-5
+    assert difference(blocks.predict(small, x), blocks.predict(mask(net, keep), x)) < 1e-5
     assert small.bias("conv1") is not None and net.bias("conv1") is None
     assert small.arrays["conv1_weight"].shape == (3, 2, 1, 1)
     assert small.arrays["dense_weight"].shape == (3, 3 * 9)
@@ -310,7 +310,7 @@ def test_removal_keeps_its_argument_and_can_be_repeated():
     second = random_keep(once, 0.5, seed=1)
     both = {g: first[g][second[g]] for g in first}
     x = images(net)
-    assert difference(gluon.predict(shrink(once, second), x), gluon.predict(mask(net, both), x)) < 1e-5
+    assert difference(blocks.predict(shrink(once, second), x), blocks.predict(mask(net, both), x)) < 1e-5
     assert all(np.array_equal(net.arrays[k], v) for k, v in before.items())
     assert net.nodes == random_network("cifar_resnet20_v1").nodes
     same = shrink(net, {g.name: np.arange(g.size) for g in net.groups})
@@ -323,7 +323,7 @@ def test_one_channel_a_group_is_the_least(name):
     keep = random_keep(net, 0.0)
     assert set(map(len, keep.values())) == {1}
     small, x = shrink(net, keep), images(net)
-    assert np.abs(gluon.predict(small, x) - gluon.predict(mask(net, keep), x)).max() < 1e-4
+    assert np.abs(blocks.predict(small, x) - blocks.predict(mask(net, keep), x)).max() < 1e-4
     with pytest.raises(ValueError, match="would be emptied"):
         shrink(net, {**keep, list(keep)[0]: np.array([], int)})
 
@@ -342,7 +342,7 @@ def test_with_arrays_holds_shapes():
 def test_rescaling_keeps_the_function_and_gives_unit_norms(name):
     net = with_masks(random_network(name))
     scaled, x = rescale(net), images(net)
-    assert difference(gluon.predict(scaled, x), gluon.predict(net, x)) < 1e-5
+    assert difference(blocks.predict(scaled, x), blocks.predict(net, x)) < 1e-5
     streams = [s for s in scaled.streams if s.rescalable]
     for stream in streams:
         np.testing.assert_allclose(reader_norms(scaled, stream), 1, rtol=1e-5)
@@ -383,25 +383,25 @@ def test_streams_of_a_residual_stage():
 def test_masks_for_bare_layers_keep_the_function_and_fold_away(tmp_path):
     net = random_network("vgg16_bn")
     masked, x = with_masks(net), images(net)
-    expected = gluon.predict(net, x)
+    expected = blocks.predict(net, x)
     assert [g.norms for g in masked.groups][-2:] == [("dense0_mask_fwd",), ("dense1_mask_fwd",)]
-    assert difference(gluon.predict(masked, x), expected) < 1e-6
+    assert difference(blocks.predict(masked, x), expected) < 1e-6
     folded = fold_masks(masked)
     assert folded.nodes == net.nodes and folded.shapes == net.shapes and set(folded.arrays) == set(net.arrays)
 
     rng = np.random.default_rng(0)
     value = rng.uniform(0.5, 2, masked.arrays["dense0_mask"].shape).astype(np.float32)
     masked = masked.with_arrays({"dense0_mask": value})
-    expected = gluon.predict(masked, x)
-    assert difference(gluon.predict(fold_masks(masked), x), expected) < 1e-5
+    expected = blocks.predict(masked, x)
+    assert difference(blocks.predict(fold_masks(masked), x), expected) < 1e-5
     keep = random_keep(masked, 0.25)
     small = shrink(centre_taps(masked), keep)
-    assert difference(gluon.predict(small, x), gluon.predict(mask(centre_taps(masked), keep), x)) < 1e-5
-    gluon.save(small, tmp_path / "masked")
-    again = gluon.load(tmp_path / "masked")
+    assert difference(blocks.predict(small, x), blocks.predict(mask(centre_taps(masked), keep), x)) < 1e-5
+    files.save(small, tmp_path / "masked")
+    again = files.load(tmp_path / "masked")
     assert again.widths == small.widths and again.shapes == small.shapes
-    assert np.array_equal(gluon.predict(again, x), gluon.predict(small, x))
-    assert difference(gluon.predict(fold_masks(again), x), gluon.predict(small, x)) < 1e-5
+    assert np.array_equal(blocks.predict(again, x), blocks.predict(small, x))
+    assert difference(blocks.predict(fold_masks(again), x), blocks.predict(small, x)) < 1e-5
 
 
 def test_a_network_with_norms_everywhere_gets_no_masks():
@@ -437,7 +437,7 @@ def test_literals_of_attributes():
 def test_last_gamma_zero_is_gluoncvs(name):
     """The same scales are zero as under GluonCV's own `last_gamma`, and nothing else has changed."""
     plain = name.split("_0.")[0]  # the PruneNets take no such argument
-    net = gluon.from_gluoncv(name, (3, 32, 32), seed=0)
+    net = zoo.from_gluoncv(name, (3, 32, 32), seed=0)
     zeroed = with_zero_residuals(net)
     ours = {k for k in net.arrays if not np.array_equal(net.arrays[k], zeroed.arrays[k])}
     assert all((zeroed.arrays[k] == 0).all() and k.endswith("gamma") for k in ours)
@@ -468,8 +468,8 @@ def test_zero_residuals_make_blocks_their_shortcuts():
             if n.op == "Convolution" and n.name.startswith("stage") and net.index[n.name] not in _shortcuts(net)
         }
     )
-    np.testing.assert_array_equal(gluon.predict(silent, images(net)), gluon.predict(other, images(net)))
-    assert difference(gluon.predict(silent, images(net)), gluon.predict(net, images(net))) > 1e-2
+    np.testing.assert_array_equal(blocks.predict(silent, images(net)), blocks.predict(other, images(net)))
+    assert difference(blocks.predict(silent, images(net)), blocks.predict(net, images(net))) > 1e-2
 
 
 def _shortcuts(net) -> set:

@@ -16,7 +16,8 @@ import parallel_job as job
 import pytest
 from mxnet import autograd
 
-from gcp.backend.gluon import auxiliary, to_block
+from gcp.backend.blocks import to_block
+from gcp.graph.network import auxiliary
 from gcp.train import distributed
 from tests.test_experiment import REPO, TINY, numbers
 

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from gcp.backend.gluon import auxiliary, from_gluoncv, to_block
-from gcp.cost.base import Budget, Products, macs
+from gcp.backend.blocks import to_block
+from gcp.backend.zoo import from_gluoncv
+from gcp.cost.analytic import macs
+from gcp.cost.base import Budget, Products
 from gcp.errors import UserError
-from gcp.graph.network import mask, rescale, shrink, with_masks
+from gcp.graph import network
+from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
+from gcp.methods import criteria, select
 from gcp.methods import gcp as gcp_method
-from gcp.train import training
+from gcp.train import loop, losses, proximal, schedules
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def images(n=8, seed=0):
 
 def gradients(block, x, y):
     with autograd.record():
-        loss = training.smoothed_loss(block(x), y, 0.0)
+        loss = losses.smoothed_loss(block(x), y, 0.0)
     loss.backward()
     return {
         k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items() if p.grad_req != "null"
@@ -50,10 +54,10 @@ def gradients(block, x, y):
 
 def test_a_proximal_step_is_the_obvious_one(net):
     net = rescale(with_masks(net))
-    variables, penalties = gcp_method.scale_arrays(net), gcp_method.channel_penalties(net, macs(net))
+    variables, penalties = network.scale_arrays(net), gcp_method.channel_penalties(net, macs(net))
     lr, lam, momentum, (x, y) = 0.05, 0.4, 0.9, images()
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = gcp_method.ProximalSGD(net, block, lam, penalties, momentum)
+    optimiser = proximal.ProximalSGD(net, block, lam, penalties, momentum)
 
     value = {k: net.arrays[k].astype(np.float64) for k in variables}
     for g in net.groups:  # tied groups: factor every scale and shift into mask and rest
@@ -93,9 +97,9 @@ def test_a_proximal_step_is_the_obvious_one(net):
 
 
 def test_a_penalty_beyond_every_scale_silences_all_channels(net):
-    variables = gcp_method.scale_arrays(net)
+    variables = network.scale_arrays(net)
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = gcp_method.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
+    optimiser = proximal.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
     gradients(block, *images())
     optimiser.step(0.1, 8)
     for g in net.groups:
@@ -113,13 +117,13 @@ def test_penalties_have_mean_one_and_follow_the_cost(net):
 
 
 def test_variables_are_scales_shifts_and_the_output_layer(net):
-    variables = gcp_method.scale_arrays(net)
+    variables = network.scale_arrays(net)
     assert {"dense0_weight", "dense0_bias"} <= variables
     assert all(k.endswith(("gamma", "beta")) for k in variables - {"dense0_weight", "dense0_bias"})
     assert not variables & auxiliary(net)
     masked = with_masks(from_gluoncv("vgg11_bn", (3, 32, 32), 4))
-    assert {"dense0_mask", "dense1_mask"} <= gcp_method.scale_arrays(masked)
-    assert "dense0_weight" not in gcp_method.scale_arrays(masked)
+    assert {"dense0_mask", "dense1_mask"} <= network.scale_arrays(masked)
+    assert "dense0_weight" not in network.scale_arrays(masked)
 
 
 def test_relative_lambda_brings_a_free_channel_of_mean_scale_to_zero(net):
@@ -137,26 +141,26 @@ def test_paper_score_by_hand(net):
     gamma = net.arrays[net.norm_arrays(g.norms[0])[0]]
     w = net.arrays[net.weight(g.consumers[0])]
     by_hand = [float(gamma[j]) ** 2 * float((w[:, j].astype(float) ** 2).sum()) for j in range(g.size)]
-    np.testing.assert_allclose(gcp_method.paper_scores(net)[g.name], by_hand, rtol=1e-6)
+    np.testing.assert_allclose(criteria.paper_scores(net)[g.name], by_hand, rtol=1e-6)
 
 
 def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
-    for scores in (gcp_method.paper_scores, lambda n: gcp_method.relative_scores(n, macs(n))):
+    for scores in (criteria.paper_scores, lambda n: criteria.relative_scores(n, macs(n))):
         before, after = scores(net), scores(rescale(net))
         for g in before:
             np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
 
 
 def test_how_many_images_the_taylor_score_looks_at():
-    assert [gcp_method.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
+    assert [criteria.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
 
 
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
     cost, split, e = macs(net), Noise(16), 2e-3
-    scores = gcp_method.taylor_scores(net, cost, split.batches(8, seed=0))
+    scores = criteria.taylor_scores(net, cost, split.batches(8, seed=0))
 
-    def losses(factor: float, group, channel: int) -> np.ndarray:
+    def losses_at(factor: float, group, channel: int) -> np.ndarray:
         arrays = {}
         for norm in group.norms:
             for name in net.norm_arrays(norm):
@@ -165,14 +169,14 @@ def test_taylor_score_is_the_squared_slope_of_the_loss(net):
         block = to_block(net.with_arrays(arrays), frozen_statistics=True)
         return np.array(
             [
-                training.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
+                losses.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
                 for x, y, _ in split.batches(8, seed=0)
             ]
         )
 
     for group in net.groups:
         best = int(scores[group.name].argmax())
-        slope = (losses(1 + e, group, best) - losses(1 - e, group, best)) / (2 * e)
+        slope = (losses_at(1 + e, group, best) - losses_at(1 - e, group, best)) / (2 * e)
         by_hand = (slope**2).mean() / cost.marginal(net.widths)[group.name]
         assert scores[group.name][best] == pytest.approx(by_hand, rel=0.05), group.name
 
@@ -183,7 +187,7 @@ def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
     gamma, weight = net.norm_arrays(g.norms[0])[0], net.weight(g.consumers[0])
     same = net.with_arrays({gamma: np.ones(g.size, np.float32), weight: np.ones_like(net.arrays[weight])})
     cost = macs(net)
-    scores = np.sort(gcp_method.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
+    scores = np.sort(criteria.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
     np.testing.assert_allclose(scores, [1 / (g.size - r) for r in range(g.size)], rtol=1e-6)
 
 
@@ -197,7 +201,7 @@ def test_selection_drops_the_lowest_until_the_cost_is_met():
     rng = np.random.default_rng(0)
     for limit in (200, 120, 60, 20, 11):
         scores = {"a": rng.uniform(size=16), "b": rng.uniform(size=8)}
-        keep = gcp_method.select(scores, COST, limit)
+        keep = select.select(scores, COST, limit)
         left = {g: set(range(len(s))) for g, s in scores.items()}
         for _value, g, j in sorted((v, g, j) for g, s in scores.items() for j, v in enumerate(s)):
             if COST({k: len(v) for k, v in left.items()}) <= limit:
@@ -218,7 +222,7 @@ def test_rounded_widths_are_multiples_or_whole(round_to):
     scores = {"a": np.random.default_rng(1).uniform(size=16), "b": np.random.default_rng(2).uniform(size=7)}
     for limit in (180, 120, 90, 75):
         try:
-            widths = {g: len(k) for g, k in gcp_method.select(scores, COST, limit, round_to).items()}
+            widths = {g: len(k) for g, k in select.select(scores, COST, limit, round_to).items()}
         except UserError as error:
             assert "cannot be reached" in str(error)
             least = {"a": min(16, round_to), "b": min(7, round_to)}
@@ -232,14 +236,14 @@ def test_rounded_widths_are_multiples_or_whole(round_to):
 def test_no_group_loses_more_than_max_cut_before_all_have():
     scores = {"a": np.arange(16.0), "b": 100 + np.arange(8.0)}  # all of b is above all of a
     everything = COST({"a": 16, "b": 8})
-    assert len(gcp_method.select(scores, COST, 0.5 * everything)["a"]) < 8
+    assert len(select.select(scores, COST, 0.5 * everything)["a"]) < 8
     for fraction in (0.9, 0.6, 0.4, COST({"a": 8, "b": 4}) / everything):
-        widths = {g: len(k) for g, k in gcp_method.select(scores, COST, fraction * everything, max_cut=0.5).items()}
+        widths = {g: len(k) for g, k in select.select(scores, COST, fraction * everything, max_cut=0.5).items()}
         assert COST(widths) <= fraction * everything
         assert widths["a"] >= 8, "b has more to give"
-    widths = {g: len(k) for g, k in gcp_method.select(scores, COST, 0.2 * everything, max_cut=0.5).items()}
+    widths = {g: len(k) for g, k in select.select(scores, COST, 0.2 * everything, max_cut=0.5).items()}
     assert widths["a"] < 8, "when the limit asks for more, the rule gives way"
-    kept = gcp_method.select(scores, COST, 0.4 * everything, max_cut=0.5)["a"]
+    kept = select.select(scores, COST, 0.4 * everything, max_cut=0.5)["a"]
     assert kept.tolist() == list(range(16 - len(kept), 16)), "the lowest go first"
 
 
@@ -251,7 +255,7 @@ def test_channels_that_cost_no_time_stay():
             return sum(-(-n // 4) * 4 + (2 if n % 4 else 0) for n in widths.values())
 
     scores = {"a": np.arange(16.0), "b": np.arange(16.0) + 0.5}
-    widths = {g: len(k) for g, k in gcp_method.select(scores, Stairs(), 22).items()}
+    widths = {g: len(k) for g, k in select.select(scores, Stairs(), 22).items()}
     assert all(n % 4 == 0 for n in widths.values()) and Stairs()(widths) <= 22
 
 
@@ -335,20 +339,20 @@ def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
 
 def test_regularising_leaves_statistics_and_convs_bit_identical(net):
     net = rescale(net)
-    trained, _ = training.fit(
+    trained, _ = loop.fit(
         net,
         Noise(24),
         name="t",
         n_steps=6,
         batch=8,
         seed=1,
-        lr=training.constant(0.01),
+        lr=schedules.constant(0.01),
         frozen_statistics=True,
-        trainable=gcp_method.scale_arrays(net),
-        optimiser=lambda block: gcp_method.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9),
+        trainable=network.scale_arrays(net),
+        optimiser=lambda block: proximal.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9),
     )
     for k, v in net.arrays.items():
-        assert np.array_equal(v, trained.arrays[k]) == (k not in gcp_method.scale_arrays(net)), k
+        assert np.array_equal(v, trained.arrays[k]) == (k not in network.scale_arrays(net)), k
 
 
 def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
@@ -370,6 +374,6 @@ def test_masks_stand_in_where_no_norm_follows(tmp_path):
     keep = {g.name: np.arange(g.size) for g in w.groups}
     keep["dense0"] = np.arange(0, dense.size, 64)
     x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
-    from gcp.backend.gluon import predict
+    from gcp.backend.blocks import predict
 
     np.testing.assert_allclose(predict(mask(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)

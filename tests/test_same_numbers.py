@@ -1,7 +1,7 @@
 """The first house's numbers: its configurations, run by this one, give what it gave (tests/golden/first_house).
 
-Expected numbers are those of commit 69833b1, one thread. Another processor rounds otherwise, so accuracies may differ by
-a few images and losses in the third digit; widths and costs are exact.
+Expected numbers are those of commit 69833b1, one thread. Another processor rounds otherwise, so accuracies may
+differ by a few images and losses in the third digit; widths and costs are exact.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gcp.backend import clock
-from gcp.cost.base import macs
+from gcp.cost.analytic import macs
 from gcp.experiment import config
 from gcp.experiment import run as experiment_run
 

@@ -7,9 +7,9 @@ import pytest
 from networks import random_network, shape_only
 
 from gcp.backend import clock
-from gcp.backend.gluon import predict
+from gcp.backend.blocks import predict
 from gcp.cost import sampling
-from gcp.cost.base import macs
+from gcp.cost.analytic import macs
 from gcp.errors import UserError
 from gcp.graph.network import resized
 

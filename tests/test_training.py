@@ -8,10 +8,11 @@ import pytest
 from mxnet import autograd
 from networks import images, random_network
 
-from gcp.backend.gluon import from_gluoncv, predict, to_block
+from gcp.backend.blocks import predict, to_block
+from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, shrink
-from gcp.train import training
+from gcp.train import checkpoints, evaluation, loop, losses, optimisers, schedules
 from tests.test_prune import Noise
 
 
@@ -21,24 +22,24 @@ def net():
 
 
 def fit(net, n_steps=7, checkpoint=None, **how):
-    how = {"lr": training.cosine(0.05, n_steps, 2), "optimiser": lambda block: training.SGD(block, 0.9, 1e-4), **how}
-    return training.fit(net, Noise(20), name="t", n_steps=n_steps, batch=8, seed=1, checkpoint=checkpoint, **how)
+    how = {"lr": schedules.cosine(0.05, n_steps, 2), "optimiser": lambda block: optimisers.SGD(block, 0.9, 1e-4), **how}
+    return loop.fit(net, Noise(20), name="t", n_steps=n_steps, batch=8, seed=1, checkpoint=checkpoint, **how)
 
 
 def test_cosine_by_hand():
-    lr = training.cosine(0.4, 12, 2)
+    lr = schedules.cosine(0.4, 12, 2)
     assert [lr(0), lr(1), lr(2)] == pytest.approx([0.2, 0.4, 0.4])
     assert lr(7) == pytest.approx(0.2) and lr(11) < 0.02
 
 
 def test_steps_by_hand():
-    lr = training.steps(0.4, [4, 6], 0.1, 2)
+    lr = schedules.steps(0.4, [4, 6], 0.1, 2)
     assert [lr(i) for i in range(8)] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
 
 
 def test_evaluation_counts_the_short_last_batch_once(net):
     split = Noise(13)
-    got = training.evaluate(net, split, batch=5)
+    got = evaluation.evaluate(net, split, batch=5)
     out = predict(net, split.x).astype(np.float64)
     log_p = out - out.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -51,21 +52,21 @@ def test_evaluation_counts_the_short_last_batch_once(net):
 def test_equal_outputs_count_once(net):
     """A network that says the same for every class is right for class 0 only, as argmax would have it."""
     flat = net.with_arrays({k: np.zeros_like(net.arrays[k]) for k in ("dense0_weight", "dense0_bias")})
-    assert training.evaluate(flat, Noise(20))["top1"] == 0.25
+    assert evaluation.evaluate(flat, Noise(20))["top1"] == 0.25
 
 
 def test_training_is_sgd_with_momentum_and_decay_on_weights(net):
     """Two steps of the loop against two steps written out."""
     split = Noise(16)
-    trained, _ = training.fit(
+    trained, _ = loop.fit(
         net,
         split,
         name="t",
         n_steps=2,
         batch=8,
         seed=0,
-        lr=training.constant(0.1),
-        optimiser=lambda block: training.SGD(block, 0.9, 0.01),
+        lr=schedules.constant(0.1),
+        optimiser=lambda block: optimisers.SGD(block, 0.9, 0.01),
     )
     block = to_block(net)
     value = {k: p.data().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
@@ -90,16 +91,16 @@ def test_label_smoothing_by_hand():
     out, y = mx.nd.array([[1.0, 2.0, 0.0]]), mx.nd.array([1])
     p = np.exp([1, 2, 0]) / np.exp([1, 2, 0]).sum()
     by_hand = -0.9 * np.log(p[1]) - 0.1 * np.log(p).mean()
-    assert training.smoothed_loss(out, y, 0.1).asscalar() == pytest.approx(by_hand, rel=1e-5)
+    assert losses.smoothed_loss(out, y, 0.1).asscalar() == pytest.approx(by_hand, rel=1e-5)
 
 
 RECIPES = {
     "plain": lambda net: {},
     "all": lambda net: {
-        "lr": training.steps(0.05, [4], 0.1, 2),
+        "lr": schedules.steps(0.05, [4], 0.1, 2),
         "mixup": 0.2,
         "label_smoothing": 0.1,
-        "teacher": training.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0),
+        "teacher": losses.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0),
     },
 }
 
@@ -107,12 +108,12 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, recipe):
     """And each epoch is told, with the same loss and rate, however often some of them were run."""
-    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(training, "FLUSH", 2)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "FLUSH", 2)
     how, told, again = RECIPES[recipe](net), [], []
     whole, loss = fit(net, on_epoch=lambda **facts: told.append(facts), **how)
     checkpoint = tmp_path / "c"
-    step = training.SGD.step
+    step = optimisers.SGD.step
     for fatal in (5, 3):  # killed twice, the second time in another epoch than the first
         count = [0]
 
@@ -122,11 +123,11 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, re
                 raise KeyboardInterrupt
             step(self, lr, batch)
 
-        monkeypatch.setattr(training.SGD, "step", dying)
+        monkeypatch.setattr(optimisers.SGD, "step", dying)
         with pytest.raises(KeyboardInterrupt):
             fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
         assert checkpoint.exists()
-    monkeypatch.setattr(training.SGD, "step", step)
+    monkeypatch.setattr(optimisers.SGD, "step", step)
     resumed, resumed_loss = fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
     assert loss == resumed_loss
     assert all(np.array_equal(whole.arrays[k], resumed.arrays[k]) for k in whole.arrays)
@@ -140,7 +141,7 @@ def test_a_block_trains_whatever_kernels_there_are(tied, single):
     """Widths of 8 and 16 in turns have no fused backward on AVX-512: the block does without, and nothing has moved."""
     dense = random_network("resnet18_v1b")
     net = shrink(dense, {g.name: np.arange(tied if len(g.norms) > 1 else single) for g in dense.groups})
-    x, blocks = mx.nd.array(images(net, 4)), [training.trained_block(net, mx.cpu()), to_block(net)]
+    x, blocks = mx.nd.array(images(net, 4)), [optimisers.trained_block(net, mx.cpu()), to_block(net)]
     for name, value in net.arrays.items():
         np.testing.assert_array_equal(blocks[0].collect_params()[name].data().asnumpy(), value)
     for block in blocks:
@@ -162,15 +163,15 @@ def test_dropout_is_reproducible():
                 yield x.repeat(4, 2).repeat(4, 3), y, n
 
     def once():
-        return training.fit(
+        return loop.fit(
             vgg,
             Large(8),
             name="t",
             n_steps=2,
             batch=4,
             seed=1,
-            lr=training.constant(0.01),
-            optimiser=lambda block: training.SGD(block),
+            lr=schedules.constant(0.01),
+            optimiser=lambda block: optimisers.SGD(block),
         )[0]
 
     a, b = once(), once()
@@ -178,43 +179,43 @@ def test_dropout_is_reproducible():
 
 
 def test_an_infinite_loss_names_its_step(net, monkeypatch):
-    monkeypatch.setattr(training, "FLUSH", 4)
-    loss, calls = training.smoothed_loss, []
+    monkeypatch.setattr(loop, "FLUSH", 4)
+    loss, calls = losses.smoothed_loss, []
 
     def third_is_infinite(*args):
         calls.append(1)
         return loss(*args) * (np.inf if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(training, "smoothed_loss", third_is_infinite)
-    with pytest.raises(training.DivergedError, match=r"^t: the loss is inf at step 3 of 6;"):
-        training.fit(
+    monkeypatch.setattr(losses, "smoothed_loss", third_is_infinite)
+    with pytest.raises(optimisers.DivergedError, match=r"^t: the loss is inf at step 3 of 6;"):
+        loop.fit(
             net,
             Noise(48),
             name="t",
             n_steps=6,
             batch=8,
             seed=0,
-            lr=training.constant(0.01),
-            optimiser=lambda block: training.SGD(block),
+            lr=schedules.constant(0.01),
+            optimiser=lambda block: optimisers.SGD(block),
         )
 
 
 def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(training, "FLUSH", 2)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "FLUSH", 2)
     poisoned = Noise(48)
     poisoned.x[41] = np.nan  # in the sixth batch of 8
     checkpoint = tmp_path / "c"
-    with pytest.raises(training.DivergedError, match=r"t: weights are no longer finite after step 6 of 6"):
-        training.fit(
+    with pytest.raises(optimisers.DivergedError, match=r"t: weights are no longer finite after step 6 of 6"):
+        loop.fit(
             net,
             poisoned,
             name="t",
             n_steps=6,
             batch=8,
             seed=0,
-            lr=training.constant(0.01),
-            optimiser=lambda block: training.SGD(block),
+            lr=schedules.constant(0.01),
+            optimiser=lambda block: optimisers.SGD(block),
             checkpoint=checkpoint,
         )
     assert checkpoint.exists()
@@ -228,7 +229,7 @@ def test_a_stage_is_done_once(net, tmp_path):
         calls.append(1)
         return net, {"a": 1}
 
-    first, second = training.stage(tmp_path / "s", compute), training.stage(tmp_path / "s", compute)
+    first, second = checkpoints.stage(tmp_path / "s", compute), checkpoints.stage(tmp_path / "s", compute)
     assert calls == [1] and first[1] == second[1] == {"a": 1}
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
@@ -251,9 +252,9 @@ def cross_entropy(output, labels, smoothing):
 
 def test_mixed_images_have_mixed_labels():
     split = Noise(5)
-    objective = training.Objective(mx.cpu(), 3, label_smoothing=0.1, mixup=0.5)
+    objective = losses.Objective(mx.cpu(), 3, label_smoothing=0.1, mixup=0.5)
     got = objective(first_pixels, mx.nd.array(split.x), mx.nd.array(split.y), 7).asnumpy()
-    lam, partner = training.mixup_share(0.5, 3, 7), np.array([1, 0, 3, 2, 4])
+    lam, partner = losses.mixup_share(0.5, 3, 7), np.array([1, 0, 3, 2, 4])
     output = (lam * split.x + (1 - lam) * split.x[partner]).reshape(5, -1)[:, :4]
     by_hand = lam * cross_entropy(output, split.y, 0.1) + (1 - lam) * cross_entropy(output, split.y[partner], 0.1)
     np.testing.assert_allclose(got, by_hand, rtol=1e-5)
@@ -261,18 +262,18 @@ def test_mixed_images_have_mixed_labels():
 
 def test_a_divided_batch_is_mixed_as_a_whole_one():
     x, y = mx.nd.array(Noise(8).x), mx.nd.array(Noise(8).y)
-    objective = training.Objective(mx.cpu(), 0, mixup=1.0)
+    objective = losses.Objective(mx.cpu(), 0, mixup=1.0)
     whole = objective(first_pixels, x, y, 5).asnumpy()
     parts = [objective(first_pixels, x[half], y[half], 5).asnumpy() for half in (slice(0, 4), slice(4, 8))]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_shares_come_from_beta_by_seed_and_step():
-    shares = np.array([training.mixup_share(0.2, 1, step) for step in range(2000)])
-    assert shares[3] == training.mixup_share(0.2, 1, 3) != training.mixup_share(0.2, 2, 3)
+    shares = np.array([losses.mixup_share(0.2, 1, step) for step in range(2000)])
+    assert shares[3] == losses.mixup_share(0.2, 1, 3) != losses.mixup_share(0.2, 2, 3)
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(0.25 / 1.4, abs=0.01)  # 1 / (4 (2 alpha + 1))
-    assert training.mixup_share(0.0, 1, 3) == 1.0
+    assert losses.mixup_share(0.0, 1, 3) == 1.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -282,23 +283,23 @@ def test_distillation_by_hand(temperature):
     output = mx.nd.array(z)
     output.attach_grad()
     with autograd.record():
-        loss = training.distilled_loss(output, mx.nd.array(t), temperature)
+        loss = losses.distilled_loss(output, mx.nd.array(t), temperature)
     loss.backward()
     q, p = (np.exp(a / temperature) / np.exp(a / temperature).sum(1, keepdims=True) for a in (z, t))
     np.testing.assert_allclose(loss.asnumpy(), temperature**2 * (p * np.log(p / q)).sum(1), rtol=1e-3)
     np.testing.assert_allclose(output.grad.asnumpy(), temperature * (q - p), rtol=1e-4, atol=1e-6)
-    assert np.abs(training.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
+    assert np.abs(losses.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
 
 
 def test_the_teacher_predicts_on_the_mixed_images_and_learns_nothing():
     teacher = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     before = {k: v.copy() for k, v in teacher.arrays.items()}
     x, y = Noise(6).x, Noise(6).y
-    objective = training.Objective(mx.cpu(), 3, mixup=0.5, teacher=training.Teacher(teacher, 1.0, 2.0))
+    objective = losses.Objective(mx.cpu(), 3, mixup=0.5, teacher=losses.Teacher(teacher, 1.0, 2.0))
     got = objective(first_pixels, mx.nd.array(x), mx.nd.array(y), 7).asnumpy()
-    lam = training.mixup_share(0.5, 3, 7)
+    lam = losses.mixup_share(0.5, 3, 7)
     mixed = (lam * x + (1 - lam) * x[[1, 0, 3, 2, 5, 4]]).astype(np.float32)
-    wanted = training.distilled_loss(first_pixels(mx.nd.array(mixed)), mx.nd.array(predict(teacher, mixed)), 2.0)
+    wanted = losses.distilled_loss(first_pixels(mx.nd.array(mixed)), mx.nd.array(predict(teacher, mixed)), 2.0)
     np.testing.assert_allclose(got, wanted.asnumpy(), rtol=1e-3)
     held = objective._teacher_block.collect_params()
     assert all(np.array_equal(held[k].data().asnumpy(), v) for k, v in before.items())
@@ -351,7 +352,7 @@ def test_masters_are_updated_in_float32():
     """Steps too small for float16 near 1, against numpy; the scale of the loss is divided out, only weights decay."""
     w, gamma = np.array([1.0001, -1.0002], np.float32), np.array([1.0], np.float32)
     block = Held(w_weight=w.astype(np.float16), gamma=gamma)
-    opt = training.MixedSGD(block, 0.9, 0.01)
+    opt = optimisers.MixedSGD(block, 0.9, 0.01)
     opt.masters["w_weight"][:] = w
     v_w, v_gamma = np.zeros(2), np.zeros(1)
     for _ in range(9):
@@ -372,7 +373,7 @@ def test_nesterov_by_hand(half):
     """Momentum is looked ahead along: w + m v' - lr g, where plain momentum gives w + v'."""
     w, v = np.array([1.0, -2.0]), np.zeros(2)
     block = Held(w_weight=w.astype(np.float16 if half else np.float32))
-    opt = (training.MixedSGD if half else training.SGD)(block, 0.9, nesterov=True)
+    opt = (optimisers.MixedSGD if half else optimisers.SGD)(block, 0.9, nesterov=True)
     scale = opt.loss_scale if half else 1
     for g in ([0.5, -0.25], [1.0, 0.5], [0.0, 0.25]):
         block.give(w_weight=4 * scale * np.array(g))
@@ -385,7 +386,7 @@ def test_nesterov_by_hand(half):
 
 def test_a_step_that_overflows_is_left_out(monkeypatch):
     block = Held(w_weight=np.ones(2, np.float16), gamma=np.ones(1, np.float32))
-    opt = training.MixedSGD(block)
+    opt = optimisers.MixedSGD(block)
     monkeypatch.setattr(opt, "GROWTH", 2)
     before, gradients = block.values(), {"w_weight": [1.0, 1.0], "gamma": [1.0]}
     for bad in ({"w_weight": [1.0, np.inf]}, {"gamma": [np.nan]}):
@@ -399,7 +400,7 @@ def test_a_step_that_overflows_is_left_out(monkeypatch):
     opt.step(0.1, 1)
     assert opt.loss_scale == 64, "doubled after GROWTH good steps"
     block.give(gamma=[np.inf])
-    with pytest.raises(training.DivergedError, match="beyond float16 at every loss scale"):
+    with pytest.raises(optimisers.DivergedError, match="beyond float16 at every loss scale"):
         for _ in range(100):
             opt.step(0.1, 1)
 
@@ -433,27 +434,27 @@ def without_layers():
 
 
 def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(training, "FLUSH", 2)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "FLUSH", 2)
     net, checkpoint = without_layers(), tmp_path / "c"
 
     def train(**how):
         split = Noise(24)
         split.y = split.y % 3
-        return training.fit(
+        return loop.fit(
             net,
             split,
             name="t",
             n_steps=6,
             batch=8,
             seed=1,
-            lr=training.constant(0.02),
+            lr=schedules.constant(0.02),
             dtype="float16",
-            optimiser=lambda block: training.MixedSGD(block, 0.9, 1e-4),
+            optimiser=lambda block: optimisers.MixedSGD(block, 0.9, 1e-4),
             **how,
         )[0]
 
-    whole, step, count = train(), training.MixedSGD.step, [0]
+    whole, step, count = train(), optimisers.MixedSGD.step, [0]
 
     def dying(self, lr, batch):
         count[0] += 1
@@ -461,10 +462,10 @@ def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         step(self, lr, batch)
 
-    monkeypatch.setattr(training.MixedSGD, "step", dying)
+    monkeypatch.setattr(optimisers.MixedSGD, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint=checkpoint)
-    monkeypatch.setattr(training.MixedSGD, "step", step)
+    monkeypatch.setattr(optimisers.MixedSGD, "step", step)
     resumed = train(checkpoint=checkpoint)
     for name, value in whole.arrays.items():
         assert value.dtype == np.float32 and not np.array_equal(value, net.arrays[name])
@@ -473,10 +474,10 @@ def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_float16_is_refused_where_there_is_no_gpu():
-    training.check_dtype("float32")
+    optimisers.check_dtype("float32")
     if not mx.context.num_gpus():
         with pytest.raises(UserError, match="dtype: float16 needs a GPU, and there is none here"):
-            training.check_dtype("float16")
+            optimisers.check_dtype("float16")
 
 
 @pytest.mark.parametrize("bad", [None, 0, 199, 200, 450])
@@ -485,4 +486,4 @@ def test_all_finite_of_more_arrays_than_the_operator_has_room_for(bad):
     arrays = [mx.nd.ones((3,)) for _ in range(451)]
     if bad is not None:
         arrays[bad][1] = np.nan
-    assert training.all_finite(arrays) == (bad is None)
+    assert optimisers.all_finite(arrays) == (bad is None)

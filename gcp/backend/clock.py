@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
 
-import mxnet as mx
 import numpy as np
 
 from gcp.backend import export
-from gcp.backend.gluon import to_block
+from gcp.backend.blocks import to_block
+from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.runtime import environment, n_threads

@@ -14,17 +14,14 @@ import warnings
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Tuple
 
-from gcp.backend.gluon import auxiliary, load_arrays, predict, save_arrays, to_symbol
+import numpy as np
+
+from gcp.backend.blocks import predict, to_symbol
+from gcp.backend.engine import gluon, mx
+from gcp.backend.files import load_arrays, save_arrays
 from gcp.errors import UserError
-from gcp.graph.network import Network
+from gcp.graph.network import Network, auxiliary
 from gcp.storage import replacing
-
-os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # else each calibration prints a line of MXNet's internals
-
-import mxnet as mx  # noqa: E402
-import numpy as np  # noqa: E402
-from mxnet import gluon  # noqa: E402
-from mxnet.contrib.quantization import quantize_model_mkldnn  # noqa: E402
 
 OPSET, IR = 13, 8  # the newest operators that MXNet's exporter writes; a file format that older runtimes read
 TOLERANCE = 1e-5  # largest difference between ONNX and MXNet, relative to the largest output
@@ -72,7 +69,7 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
 def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Write the file, and give it as a function from images to outputs, in onnxruntime."""
     import onnx  # with onnxruntime a third of a second, and int8 does without
-    from mxnet.onnx import export_model
+    from mxnet.onnx import export_model  # noqa: TID251
 
     with warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # the exporter uses what onnx has deprecated
@@ -157,7 +154,7 @@ def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
     arrays = {k: mx.nd.array(v) for k, v in net.arrays.items()}
     aux = {k: arrays.pop(k) for k in auxiliary(net)}
     try:
-        symbol, args, aux = quantize_model_mkldnn(
+        symbol, args, aux = mx.contrib.quantization.quantize_model_mkldnn(
             to_symbol(net),
             arrays,
             aux,

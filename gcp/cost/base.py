@@ -12,7 +12,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 import numpy as np
 
 from gcp.errors import UserError
-from gcp.graph.network import NORM, Network, Widths, has_weight, is_depthwise, is_mask, layer_name
+from gcp.graph.network import Network, Widths
 
 TOLERANCE = 0.02  # a measured cost further than this from its target is corrected
 CORRECTIONS = 4
@@ -55,58 +55,6 @@ class Products:
         both = self._a == self._b  # w^2 - (w-1)^2 = 2w - 1
         np.add.at(drop, self._a[both], -self._coefficient[both])
         return dict(zip(self.groups, drop[:-1].tolist()))
-
-
-def macs(net: Network) -> Products:
-    """Multiply-accumulates of the convs and dense layers for one image at the network's input size."""
-    terms = []
-    for i, node in enumerate(net.nodes):
-        if not has_weight(node):
-            continue
-        sites = int(np.prod(net.shapes[i][1:], dtype=np.int64))
-        terms.append(_weight_term(net, i, sites))
-    return Products(terms, tuple(net.widths))
-
-
-def params(net: Network) -> Products:
-    """Trainable parameters: weights, biases, scales and shifts. Running statistics are not among them."""
-    terms = []
-    for i, node in enumerate(net.nodes):
-        if has_weight(node):
-            terms.append(_weight_term(net, i, 1))
-            if net.bias(node.name) is not None:
-                terms.append(_per_channel(net, i, 1))
-        elif node.op in NORM:
-            learnt = sum(net.nodes[j].attrs.get("__lr_mult__") != "0.0" for j in node.inputs[1:3])
-            terms.append(_per_channel(net, i, learnt))
-        elif node.op != "null" and is_mask(net, i):
-            terms.append(_per_channel(net, i, 1))
-    return Products(terms, tuple(net.widths))
-
-
-def running_statistics(net: Network) -> int:
-    """Number of running means and variances, which MXNet lists apart from the parameters."""
-    return sum(2 * net.shapes[i][0] for i, n in enumerate(net.nodes) if n.op in NORM)
-
-
-COSTS: Dict[str, Callable[[Network], Cost]] = {"macs": macs, "params": params}
-
-
-def _weight_term(net: Network, i: int, sites: int) -> Tuple[float, Optional[str], Optional[str]]:
-    """sites * (size of the weight of node i), as coefficient and the one or two widths it grows with."""
-    node, out = net.nodes[i], net.owner[i]
-    weight = net.shapes[node.inputs[1]]
-    read = None if is_depthwise(net, i) else net.owner[node.inputs[0]]
-    size = int(np.prod(weight, dtype=np.int64))
-    for group in (out, read):
-        if group is not None:
-            size //= net.widths[group]
-    return float(size * sites), out, read
-
-
-def _per_channel(net: Network, i: int, n: int) -> Tuple[float, Optional[str], Optional[str]]:
-    out = net.owner[i]
-    return float(n * net.shapes[i][0] // (net.widths[out] if out else 1)), out, None
 
 
 # ---- budgets ----------------------------------------------------------------------------------------------------
@@ -191,28 +139,3 @@ def meet(budget: Budget, limit: float, choose: Callable[[float], Network]) -> Tu
         if any(net.widths == other.widths for _, _, other in found):
             break
     return min(found)[2], rows
-
-
-def describe(net: Network) -> dict:
-    """Parameters, MACs and every group with what one channel of it costs, as plain JSON values."""
-    widths, costs = net.widths, {"macs": macs(net), "params": params(net)}
-    marginal = {key: cost.marginal(widths) for key, cost in costs.items()}
-    return {
-        "name": net.name,
-        "input": list(net.input_shape),
-        "classes": net.n_classes,
-        "params": int(costs["params"](widths)),
-        "running_statistics": running_statistics(net),
-        "macs": int(costs["macs"](widths)),
-        "groups": [
-            {
-                "name": g.name,
-                "size": g.size,
-                "producers": [layer_name(p) for p in g.producers],
-                "consumers": [layer_name(c) for c in g.consumers],
-                "macs_per_channel": int(marginal["macs"][g.name]),
-                "params_per_channel": int(marginal["params"][g.name]),
-            }
-            for g in net.groups
-        ],
-    }

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize, sparse, stats
 from sklearn.linear_model import LinearRegression
 
-from gcp.cost.base import macs
+from gcp.cost.analytic import macs
 from gcp.cost.sampling import Layer, Samples, header_problem, layers, width_class
 from gcp.errors import UserError
 from gcp.graph.network import Network, Widths

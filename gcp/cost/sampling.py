@@ -16,7 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from gcp.cost.base import macs
+from gcp.cost.analytic import macs
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, Widths, has_weight, is_depthwise, layer_name, resized
 

@@ -360,7 +360,7 @@ def _fashion_root(given: str | None) -> Path:
         if not lacking(folder):
             return folder
     try:
-        from mxnet.gluon.data.vision import FashionMNIST
+        from mxnet.gluon.data.vision import FashionMNIST  # noqa: TID251
 
         FashionMNIST(str(folders[-1]), train=True)
         FashionMNIST(str(folders[-1]), train=False)

@@ -12,20 +12,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-import mxnet as mx
 import numpy as np
 
-from gcp.backend.gluon import is_saved, open_network
+from gcp.backend.engine import mx
+from gcp.backend.files import is_saved
+from gcp.backend.zoo import open_network
 from gcp.cost import latency
-from gcp.cost.base import Budget, macs, params
+from gcp.cost.analytic import macs, params
+from gcp.cost.base import Budget
 from gcp.data import smoke
 from gcp.errors import UserError
 from gcp.experiment import run as experiment_run
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths, resized
-from gcp.methods import gcp as gcp_method
+from gcp.methods import criteria
 from gcp.methods.uniform import uniform_widths
-from gcp.train import training
+from gcp.train import loop, optimisers
 
 # Classes and training images of the data sets whose size is known without them. Caltech-256: 30,607 images in all, 827
 # of them clutter, which is left out; what is not for training is for testing.
@@ -139,7 +141,7 @@ def images_to_prune(cfg: Config, n_train: int) -> int:
         return 0
     per_epoch = -(-n_train // batch)
     steps = max(1, round(p.regularise_epochs * per_epoch)) + round(p.recover_epochs * per_epoch)
-    scored = gcp_method.scoring_batches(n_train) * gcp_method.SCORING_BATCH if p.score == "taylor" else 0
+    scored = criteria.scoring_batches(n_train) * criteria.SCORING_BATCH if p.score == "taylor" else 0
     return (p.iterations + len(p.lam) - 1) * (steps * batch + scored)
 
 
@@ -191,7 +193,7 @@ class Stopwatch:
     def __init__(self, show: Callable[[str], None] = lambda text: None) -> None:
         self._seen: Dict[tuple, float] = {}
         self._show = show
-        self.device = training.device().device_type
+        self.device = loop.device().device_type
         self.batches = set()
 
     def __call__(self, net: Network, batch: int) -> float:
@@ -203,7 +205,7 @@ class Stopwatch:
                 f"timing {net.name}, {'x'.join(map(str, net.input_shape))}, batch {batch}, "
                 f"{int(macs(net)(net.widths)) / 1e6:,.0f} MMACs ..."
             )
-            step = training.random_step(net, batch)
+            step = optimisers.random_step(net, batch)
             seconds = []
             for _ in range(N_STEPS + 1):
                 began = time.perf_counter()

@@ -14,8 +14,8 @@ from typing import Dict, List, Mapping, Tuple
 
 import pandas as pd
 
-from gcp.backend.gluon import GLUONCV_PREFIX, open_network
-from gcp.cost.base import macs, params
+from gcp.backend.zoo import GLUONCV_PREFIX, open_network
+from gcp.cost.analytic import macs, params
 from gcp.errors import UserError
 from gcp.graph.network import NORM, Network, has_weight, is_depthwise
 

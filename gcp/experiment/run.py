@@ -9,9 +9,12 @@ from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from gcp import runtime, storage
 from gcp.backend import clock, export
-from gcp.backend.gluon import is_saved, load, open_network, to_block
+from gcp.backend.blocks import to_block
+from gcp.backend.files import is_saved, load
+from gcp.backend.zoo import open_network
 from gcp.cost import latency, sampling
-from gcp.cost.base import COSTS, Budget, macs, params
+from gcp.cost.analytic import COSTS, macs, params
+from gcp.cost.base import Budget
 from gcp.data.base import Dataset
 from gcp.data.base import load as open_data
 from gcp.data.options import Data
@@ -22,7 +25,7 @@ from gcp.graph.network import Network, with_zero_residuals
 from gcp.methods.gcp import gcp
 from gcp.methods.options import Prune
 from gcp.methods.uniform import none, uniform
-from gcp.train import training
+from gcp.train import checkpoints, evaluation, loop, losses, optimisers, schedules
 from gcp.train.distributed import check_gpus, workers
 from gcp.train.options import Recipe
 
@@ -49,10 +52,10 @@ def run(cfg: Config) -> dict:
         budget, start = plan(cfg, data)
         check_training(cfg, data)
         dense, dense_facts = dense_network(cfg, data, start)
-        net, pruned_facts = training.stage(
+        net, pruned_facts = checkpoints.stage(
             folder.path / PRUNED, lambda checkpoint: prune(dense, budget, data, cfg, folder)
         )
-        tuned, tuned_facts = training.stage(
+        tuned, tuned_facts = checkpoints.stage(
             folder.path / FINAL,
             lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint, folder.log, dense),
         )
@@ -149,7 +152,7 @@ def quantize(
         )
         for form, block in forms.items():
             rows[-1][form] = {
-                **training.evaluate_outputs(export.outputs(block), images.test, batch),
+                **evaluation.evaluate_outputs(export.outputs(block), images.test, batch),
                 "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values()),
             }
             blocks.append(block)
@@ -192,7 +195,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
                 else "finish the run that makes it first"
             )
         )
-    start = training.same_network(
+    start = checkpoints.same_network(
         lambda: open_network(
             cfg.model.name,
             data.shape,
@@ -281,7 +284,9 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, 
     prefix = _dense_prefix(cfg)
     with storage.turn(prefix.parent):  # another experiment may be training it: then wait, and read it
         with records.Log(prefix.parent / "log.jsonl", cfg.tensorboard) as log:
-            return training.stage(prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint, log.add))
+            return checkpoints.stage(
+                prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint, log.add)
+            )
 
 
 def _dense_prefix(cfg: Config) -> Path:
@@ -304,12 +309,12 @@ def prune(net: Network, budget: Budget, data: Dataset, cfg: Config, folder) -> T
 def check_training(cfg: Config, data: Dataset) -> None:
     """UserError where a teacher is not there or does not fit, or the device cannot train as it should."""
     for how in (cfg.train, cfg.finetune):
-        training.check_dtype(how.dtype)
+        optimisers.check_dtype(how.dtype)
         if how.teacher != "dense":
             teacher(how, data)
 
 
-def teacher(how: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[training.Teacher]:
+def teacher(how: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[losses.Teacher]:
     """The recipe's teacher, if it has one. UserError: there is no such network, or it knows other classes."""
     if how.teacher is None:
         return None
@@ -321,7 +326,7 @@ def teacher(how: Recipe, data: Dataset, dense: Optional[Network] = None) -> Opti
             f"teacher: '{how.teacher}' has {net.n_classes} classes, data '{data.name}' has "
             f"{len(data.classes)}; name a network that was trained on these data"
         )
-    return training.Teacher(net, how.teacher_weight, how.teacher_temperature)
+    return losses.Teacher(net, how.teacher_weight, how.teacher_temperature)
 
 
 def train(
@@ -343,8 +348,8 @@ def train(
     stage = DENSE if phase == 0 else FINAL
     loss: Optional[float] = None
     if epochs:
-        optimiser = training.MixedSGD if how.dtype == "float16" else training.SGD
-        net, loss = training.fit(
+        optimiser = optimisers.MixedSGD if how.dtype == "float16" else optimisers.SGD
+        net, loss = loop.fit(
             net,
             data.train,
             name="train" if phase == 0 else "fine-tune",
@@ -352,7 +357,7 @@ def train(
             batch=batch,
             lr=schedule(how, per_epoch),
             optimiser=lambda block: optimiser(block, how.momentum, how.wd, how.nesterov),
-            seed=training.hash_seed(cfg.seed, 0, phase),
+            seed=runtime.hash_seed(cfg.seed, 0, phase),
             augment=cfg.data.augment,
             label_smoothing=how.label_smoothing,
             mixup=how.mixup,
@@ -361,7 +366,7 @@ def train(
             checkpoint=checkpoint,
             on_epoch=lambda **facts: log("epoch", stage=stage, **facts),
         )
-    validation = training.evaluate(net, data.validation)
+    validation = evaluation.evaluate(net, data.validation)
     facts = {
         "epochs": epochs,
         "images": epochs * per_epoch * batch,
@@ -379,8 +384,8 @@ def schedule(how: Recipe, per_epoch: int) -> Callable[[int], float]:
     """The recipe's learning rate by step, with `per_epoch` steps an epoch."""
     n_warmup = round(how.warmup_epochs * per_epoch)
     if how.schedule == "step":
-        return training.steps(how.lr, [n * per_epoch for n in how.step_epochs], how.step_factor, n_warmup)
-    return training.cosine(how.lr, how.all_epochs * per_epoch, n_warmup)
+        return schedules.steps(how.lr, [n * per_epoch for n in how.step_epochs], how.step_factor, n_warmup)
+    return schedules.cosine(how.lr, how.all_epochs * per_epoch, n_warmup)
 
 
 def _first(batches: Iterable, n: int) -> Iterator:
@@ -395,7 +400,7 @@ def _first(batches: Iterable, n: int) -> Iterator:
 def _measure(net: Network, data: Dataset) -> dict:
     """Accuracy on the test set, and cost."""
     return {
-        **training.evaluate(net, data.test),
+        **evaluation.evaluate(net, data.test),
         "macs": int(macs(net)(net.widths)),
         "params": int(params(net)(net.widths)),
     }

@@ -13,7 +13,7 @@ import ast
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -791,3 +791,22 @@ def _absorb_constants(net: Network, keep: Mapping[str, Sequence[int]]) -> Dict[s
             c = np.clip(c, float(node.attrs["a_min"]), float(node.attrs["a_max"]))
         constant[i], missing[i] = c, d
     return arrays
+
+
+FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
+
+
+def auxiliary(net: Network) -> set:
+    """Names of the arrays that MXNet calls auxiliary: running means and variances."""
+    return {net.nodes[j].name for n in net.nodes if n.op in NORM for j in n.inputs[3:]}
+
+
+def scale_arrays(net: Network) -> Set[str]:
+    """Names of all scales, shifts and masks, and of the output layer: the variables of eqs. 6 and 7."""
+    aux = auxiliary(net)
+    names = {net.nodes[j].name for n in net.nodes if n.op in NORM for j in n.inputs[1:3]}
+    names |= {net.norm_arrays(n)[0] for g in net.groups for n in g.norms}
+    last = max(i for i, n in enumerate(net.nodes) if has_weight(n))
+    layer = net.nodes[last].name
+    names |= {net.weight(layer)} | ({net.bias(layer)} if net.bias(layer) is not None else set())
+    return names - aux

@@ -18,10 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-import mxnet as mx
 import numpy as np
-from mxnet.base import _LIB, check_call
 
+from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.train.launch import job
 
@@ -129,7 +128,7 @@ class Workers:
         self.part = (rank, n)
         self._store = mx.kv.create("dist_sync")
         # A worker that fails has to end at once, not to wait in its last lines for workers that wait for it.
-        check_call(_LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
+        mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
         atexit.register(self._leave)
         if self._store.num_workers != n:
             raise UserError(

@@ -1,0 +1,157 @@
+"""Saved networks: MXNet's own `-symbol.json` + `-0000.params`, which plain MXNet loads without this project."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+
+from gcp.backend.engine import mx
+from gcp.errors import UserError
+from gcp.graph.network import FROZEN, NORM, Network, auxiliary, parse_nodes
+from gcp.storage import replacing, write_text
+
+INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
+
+
+def _with_free_scales(net: Network) -> Network:
+    """The same function with `fix_gamma` off: MXNet overwrites the scale of such a batch norm, here it is kept at 1."""
+    nodes, arrays = list(net.nodes), dict(net.arrays)
+    for i, node in enumerate(net.nodes):
+        if node.op in NORM and node.literal("fix_gamma", True):
+            nodes[i] = replace(node, attrs={**node.attrs, "fix_gamma": "False"})
+            gamma = node.inputs[1]
+            nodes[gamma] = replace(nodes[gamma], attrs={**nodes[gamma].attrs, FROZEN: "0.0"})
+            arrays[nodes[gamma].name] = np.ones(net.shapes[gamma], np.float32)
+    return replace(net, nodes=tuple(nodes), arrays=arrays)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _infer(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> dict:
+    """Shapes of all variables and of all first outputs, for a batch of one."""
+    internals = symbol.get_internals()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises
+            warnings.simplefilter("ignore")
+            args, outs, auxs = internals.infer_shape(data=(1,) + tuple(input_shape))
+    except mx.MXNetError as error:
+        raise UserError(
+            f"network '{name}' cannot take an input of {'x'.join(map(str, input_shape))}: {_first_line(error)}"
+        ) from error
+    variables = dict(zip(internals.list_arguments(), args))
+    variables.update(zip(internals.list_auxiliary_states(), auxs))
+    if any(shape is None or 0 in shape for shape in variables.values()) or any(0 in s for s in outs):
+        raise UserError(
+            f"network '{name}' cannot take an input of {'x'.join(map(str, input_shape))}: some layer would be empty"
+        )
+    return {"variables": variables, "outputs": dict(zip(internals.list_outputs(), outs))}
+
+
+def _node_shapes(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> Tuple[Tuple[int, ...], ...]:
+    """Per node of the graph, the shape without batch (of its array, for a variable that holds one)."""
+    shapes = _infer(symbol, input_shape, name)
+    result = []
+    for raw in json.loads(symbol.tojson())["nodes"]:
+        if raw["op"] == "null":
+            shape = shapes["variables"][raw["name"]]
+            result.append(tuple(shape[1:]) if raw["name"] == "data" else tuple(shape))
+        else:
+            key = raw["name"] + "_output"
+            result.append(tuple(shapes["outputs"][key][1:]))
+    return tuple(result)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def save(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
+    """Write `<prefix>-symbol.json` and `<prefix>-0000.params`, each atomically; returns both paths."""
+    symbol_path, params_path = paths(prefix)
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    nodes = list(net.nodes)
+    attrs = {INPUT_SHAPE: str((0,) + tuple(net.input_shape)), SOURCE: net.name}
+    nodes[net.data] = replace(nodes[net.data], attrs=attrs)
+    save_arrays(params_path, {f"{'aux' if n in auxiliary(net) else 'arg'}:{n}": v for n, v in net.arrays.items()})
+    write_text(symbol_path, replace(net, nodes=tuple(nodes)).to_json())
+    return symbol_path, params_path
+
+
+def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Network:
+    """Read what `save` or Gluon's `export` wrote. `input_shape` is needed where the file does not say.
+
+    Raises UserError, naming the file, for one that is missing, truncated, or of another network's shapes.
+    """
+    symbol_path, params_path = paths(prefix)
+    for path in (symbol_path, params_path):
+        if not path.is_file():
+            raise UserError(f"saved network '{prefix}': file '{path}' is missing")
+    try:
+        nodes, output = parse_nodes(symbol_path.read_text())
+        symbol = mx.sym.load_json(symbol_path.read_text())
+    except (ValueError, KeyError, TypeError, IndexError, mx.MXNetError) as error:
+        raise UserError(f"'{symbol_path}' is not a whole MXNet Symbol JSON: {_first_line(error)}") from error
+    arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
+    free = [n for n in nodes if n.op == "null" and n.name not in arrays]
+    if len(free) != 1 or free[0].name != "data":
+        raise UserError(
+            f"'{params_path}' lacks {', '.join(n.name for n in free if n.name != 'data') or 'data'}; "
+            f"it does not belong to '{symbol_path}'"
+        )
+    if input_shape is None:
+        shape = free[0].literal(INPUT_SHAPE)
+        if not isinstance(shape, tuple) or len(shape) != 4:
+            raise UserError(f"'{symbol_path}' does not say its input shape; give one (channels,height,width)")
+        input_shape = shape[1:]
+    name = free[0].attrs.get(SOURCE, Path(prefix).name)
+    wanted = _infer(symbol, input_shape, str(prefix))["variables"]
+    for key, value in arrays.items():
+        if key not in wanted:
+            raise UserError(f"'{params_path}' holds '{key}', which '{symbol_path}' does not know")
+        if tuple(wanted[key]) != value.shape:
+            raise UserError(
+                f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' "
+                f"needs {tuple(wanted[key])} for an input of {'x'.join(map(str, input_shape))}"
+            )
+    nodes = tuple(replace(n, attrs={}) if n.name == "data" and n.op == "null" else n for n in nodes)
+    return _with_free_scales(Network(name, nodes, output, _node_shapes(symbol, input_shape, str(prefix)), arrays))
+
+
+def is_saved(prefix: str) -> bool:
+    """Whether a saved network of this prefix is there (or half of one)."""
+    return any(path.exists() for path in paths(prefix))
+
+
+def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
+    text = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(prefix))
+    return Path(text + "-symbol.json"), Path(text + "-0000.params")
+
+
+def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
+    """Write arrays in MXNet's parameter format, whole or not at all. UserError where the disk is full."""
+    with replacing(path) as temporary:
+        try:
+            mx.nd.save(str(temporary), {k: mx.nd.array(v, dtype=v.dtype) for k, v in arrays.items()})
+        except mx.MXNetError as error:  # MXNet's own streams report a full disk this way
+            raise OSError(_first_line(error)) from error
+
+
+def load_arrays(path: Path) -> Dict[str, np.ndarray]:
+    """Read arrays in MXNet's parameter format; UserError for a file that is truncated or no such file."""
+    try:
+        loaded = mx.nd.load(str(path))
+    except (mx.MXNetError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"'{path}' is not a whole MXNet parameter file: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"'{path}' holds arrays without names; it is not a saved network")
+    return {k: v.asnumpy() for k, v in loaded.items()}

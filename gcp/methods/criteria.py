@@ -1,0 +1,106 @@
+"""What a channel is worth: one score per channel of every group, from the weights alone or from the loss."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterable
+
+import numpy as np
+
+from gcp.backend.blocks import to_block
+from gcp.backend.engine import autograd, mx
+from gcp.cost.base import Cost
+from gcp.graph.network import Network, is_depthwise, scale_arrays, squared_input_norms
+from gcp.train import loop, losses
+from gcp.train.distributed import workers
+
+# Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
+SCORING_BATCH = 16
+
+
+# ---- importance ---------------------------------------------------------------------------------------------------
+
+
+def _variances(net: Network, sources) -> np.ndarray:
+    """Sum of squared scales of the sources, per channel, float64."""
+    return sum(net.arrays[net.norm_arrays(s)[0]].reshape(-1).astype(np.float64) ** 2 for s in sources)
+
+
+def paper_scores(net: Network) -> Dict[str, np.ndarray]:
+    """Eq. 3: `gamma_j^2 * ||W[:, j]||_F^2` per channel of each group.
+
+    A tied group's producers are summed, and so are its readers; the score is the product of the two sums. Depthwise
+    kernels scale a channel but do not spread it, so only convs and dense layers count as readers.
+    """
+    scores = {g.name: np.zeros(g.size) for g in net.groups}
+    for stream in net.streams:
+        readers = [r for r in stream.readers if not is_depthwise(net, net.index[r])]
+        if readers:
+            read = sum(squared_input_norms(net, r) for r in readers)
+            scores[stream.group] += _variances(net, stream.sources) * read
+    return scores
+
+
+def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
+    """Variance that the readers lose with a channel, as a share of what they would have left, per unit of cost.
+
+    For output k of a reader, channel j carries `v_j ||W[k,j]||^2 / sum_i v_i ||W[k,i]||^2` of its variance, with `v`
+    the summed squared scales that arrive there. Shares are averaged over k and summed over the readers; unlike eq.
+    3's product of sums they grow with the number of readers only as the cost of a tied group does. A share is
+    then taken of what remains once the group's lower channels are gone (so the last channel of a group counts for
+    all of it: ranking by plain shares, which sum to 1 in every layer, emptied whole layers at once), and divided
+    by what one channel of the group costs.
+    """
+    shares = {g.name: np.zeros(g.size) for g in net.groups}
+    n_readers = dict.fromkeys(shares, 0)
+    for stream in net.streams:
+        for reader in stream.readers:
+            if is_depthwise(net, net.index[reader]):
+                continue
+            w = net.arrays[net.weight(reader)].astype(np.float64)
+            v = _variances(net, stream.reach[reader])
+            part = (w.reshape(len(w), len(v), -1) ** 2).sum(2) * v
+            total = part.sum(1, keepdims=True)
+            shares[stream.group] += (part / np.where(total > 0, total, 1.0)).mean(0)
+            n_readers[stream.group] += 1
+    per_channel = cost.marginal(net.widths)
+    scores = {}
+    for name, share in shares.items():
+        order = np.argsort(share, kind="stable")
+        left = np.cumsum(share[order][::-1])[::-1]
+        scores[name] = np.empty_like(share)
+        scores[name][order] = n_readers[name] * share[order] / np.where(left > 0, left, 1.0) / per_channel[name]
+    return scores
+
+
+def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.ndarray]:
+    """What the loss would change without a channel, to first order and squared, per unit of cost.
+
+    With a factor m on a channel (on scale and shift of all norms of its group), `dL/dm` at m = 1 is
+    `sum gamma dL/dgamma + beta dL/dbeta`: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
+    2019, eq. 8, with gates behind batch norm. Its square is averaged over the batches (x, y, n), statistics frozen, and
+    divided by what one channel of the group costs. Eq. 3 sees the layers next to a channel; this sees what the loss
+    makes of them: a narrow stem starves all that follows. Several workers each bring batches of their own.
+    """
+    ctx = loop.device()
+    block = to_block(net, ctx, frozen_statistics=True, trainable=scale_arrays(net))
+    params, sums, n_batches = block.collect_params(), {g.name: np.zeros(g.size) for g in net.groups}, 0
+    for x, y, _ in batches:
+        with autograd.record():
+            loss = losses.smoothed_loss(block(mx.nd.array(x, ctx)), mx.nd.array(y, ctx), 0.0).mean()
+        loss.backward()
+        for g in net.groups:
+            arrays = [params[name] for norm in g.norms for name in net.norm_arrays(norm) if name is not None]
+            by_mask = sum((p.data() * p.grad()).reshape(-1) for p in arrays)
+            sums[g.name] += by_mask.asnumpy().astype(np.float64) ** 2
+        n_batches += 1
+    n_batches, *flat = workers().total([n_batches, *np.concatenate(list(sums.values()))])
+    ends = np.cumsum([g.size for g in net.groups])
+    totals = dict(zip(sums, np.split(np.array(flat), ends[:-1])))
+    per_channel = cost.marginal(net.widths)
+    return {name: total / max(1, n_batches) / per_channel[name] for name, total in totals.items()}
+
+
+def scoring_batches(n_images: int) -> int:
+    """How many batches `taylor_scores` looks at: a tenth of the images, 20 batches at least, or all there are."""
+    n_all = -(-n_images // SCORING_BATCH)
+    return min(n_all, max(20, n_all // 10))

@@ -1,0 +1,71 @@
+"""Scores in, the channels that stay out: all groups ranked together under a budget."""
+
+from __future__ import annotations
+
+from typing import List, Mapping, Tuple
+
+import numpy as np
+
+from gcp.cost.base import Cost, allowed
+from gcp.errors import UserError
+from gcp.graph.network import Keep, Widths
+
+
+def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:
+    """Rank the channels of all groups together and drop the lowest until `cost(widths) <= limit`.
+
+    With `round_to` > 1 channels go in blocks, so that every width stays a multiple of it (or the whole group) and
+    never falls below it; a block ranks by its mean score. The last block may overshoot: dropped blocks that still
+    fit come back, best first. No group is emptied. No group loses more than `max_cut` of its channels, unless all have
+    lost that much and the limit is not reached. UserError if it cannot be reached at all.
+    """
+    order = {name: np.argsort(-s, kind="stable") for name, s in scores.items()}
+    sizes = {name: len(s) for name, s in scores.items()}
+    blocks: List[Tuple[float, int, str, int]] = []  # mean score, tie-break, group, width once the block is gone
+    for number, (name, s) in enumerate(scores.items()):
+        width = sizes[name]
+        while width > min(round_to, sizes[name]):
+            smaller = allowed(width - 1, sizes[name], round_to)
+            value = float(s[order[name][smaller:width]].mean())
+            blocks.append((value, number, name, smaller))
+            width = smaller
+    # A block can only go after the blocks below it in its own group; sorted scores see to that, except in ties. What
+    # is beyond `max_cut` goes last.
+    blocks.sort(key=lambda b: (b[3] < (1 - max_cut) * sizes[b[2]], b[0], b[1], -b[3]))
+
+    def widths_after(n: int) -> Widths:
+        widths = dict(sizes)
+        for _, _, name, smaller in blocks[:n]:
+            widths[name] = smaller
+        return widths
+
+    low, high = 0, len(blocks)
+    while low < high:  # the cost falls with every block: bisect the number of blocks to drop
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(widths_after(middle)) <= limit else (middle + 1, high)
+    widths = widths_after(low)
+    if cost(widths) > limit * (1 + 1e-12):
+        raise UserError(
+            f"a cost of {limit:.6g} cannot be reached: {cost(widths):.6g} is left with every group at its "
+            f"smallest width (round_to {round_to})"
+        )
+
+    def larger(name: str) -> Widths:
+        width = widths[name] + round_to if widths[name] % round_to == 0 else sizes[name]
+        return {**widths, name: min(width, sizes[name])}
+
+    held = set()
+    for _, _, name, smaller in reversed(blocks[:low]):
+        if name in held:
+            continue
+        if smaller == widths[name] and cost(larger(name)) <= limit:
+            widths = larger(name)
+        else:
+            held.add(name)
+    grown = True
+    while grown:  # more channels in no more time, which only a latency can have: a number of blocks that divides well
+        grown = False
+        for name in sizes:
+            if widths[name] < sizes[name] and cost(larger(name)) <= cost(widths):
+                widths, grown = larger(name), True
+    return {name: np.sort(order[name][: widths[name]]) for name in sizes}

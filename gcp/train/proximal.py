@@ -1,0 +1,155 @@
+"""The regularise step of GCP (eq. 6): proximal gradient on scales, shifts and the output layer."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, Tuple
+
+import numpy as np
+
+from gcp.backend.engine import autograd, mx
+from gcp.graph.network import Network
+from gcp.train import optimisers
+
+
+class ProximalSGD:
+    """Proximal gradient on scales and masks (eq. 6), plain SGD on everything else that is trainable.
+
+    After each momentum step, `gamma <- sign(gamma) max(|gamma| - lr lam c_g, 0)`. A tied group has one mask m for
+    its norms, `gamma_p = m gamma^_p`, `beta_p = m beta^_p`; m takes gamma's place in the penalty. It starts at the
+    root of the summed squared scales, so that m^2 is the group's score where the readers have unit norm, and
+    masks and scales are in the same units. All scales are one flat vector, all shifts another, all masks a third:
+    a step costs some 30 small operators whatever the depth of the network.
+    """
+
+    def __init__(self, net: Network, block, lam: float, penalties: Mapping[str, float], momentum: float) -> None:
+        params = block.collect_params()
+        norms = [(g, net.norm_arrays(n)) for g in net.groups for n in g.norms]
+        self._gammas = [params[gamma] for _, (gamma, _) in norms]
+        self._betas = [params[beta] for _, (_, beta) in norms if beta is not None]
+        self._momentum = momentum
+        own = {name for _, pair in norms for name in pair}
+        self._rest = optimisers.SGD(block, momentum, only=set(params.keys()) - own)
+        ctx = self._gammas[0].list_ctx()[0]
+        self._outer = {"gamma": _joined_gradients(self._gammas)}
+        if self._betas:  # none where every norm is a mask
+            self._outer["beta"] = _joined_gradients(self._betas)
+
+        # Each entry of the flat vectors names its mask; slot 0 is a constant 1 for channels of untied groups.
+        first, n_slots, mask_threshold = {}, 1, [np.zeros(1)]
+        for g in net.groups:
+            if len(g.norms) > 1:
+                first[g.name] = n_slots + np.arange(g.size)
+                n_slots += g.size
+                mask_threshold.append(np.full(g.size, lam * penalties[g.name]))
+        slots = [first.get(g.name, np.zeros(g.size)).astype(np.int64) for g, _ in norms]
+        threshold = [np.full(g.size, 0.0 if g.name in first else lam * penalties[g.name]) for g, _ in norms]
+        beta_slots = [s for s, (_, (_, beta)) in zip(slots, norms) if beta is not None]
+        gamma, of_gamma = _joined(self._gammas), np.concatenate(slots)
+        m = np.zeros(n_slots)
+        np.add.at(m, of_gamma, gamma**2)
+        m = np.where(m > 0, np.sqrt(m), 1.0)
+        m[0] = 1.0
+
+        def to_device(values: np.ndarray, dtype: str = "float32") -> mx.nd.NDArray:
+            return mx.nd.array(values, ctx, dtype=dtype)
+
+        self._vectors = {"gamma": to_device(gamma / m[of_gamma]), "mask": to_device(m)}
+        self._slots = {"gamma": to_device(of_gamma, "int32")}
+        self._threshold = {
+            "gamma": to_device(np.concatenate(threshold)),
+            "mask": to_device(np.concatenate(mask_threshold)),
+        }
+        if self._betas:
+            of_beta = np.concatenate(beta_slots)
+            self._vectors["beta"] = to_device(_joined(self._betas) / m[of_beta])
+            self._slots["beta"] = to_device(of_beta, "int32")
+        self._velocity = {k: mx.nd.zeros_like(v) for k, v in self._vectors.items()}
+        self._written = {"gamma": _flat_views(self._gammas), "beta": _flat_views(self._betas)}
+        self._tied = bool(first)
+        if self._tied:
+            for v in self._vectors.values():
+                v.attach_grad()
+
+    def step(self, lr: float, batch: int) -> None:
+        """One proximal-gradient update of scales, shifts and masks, one SGD update of the rest."""
+        outer = self._outer
+        if self._tied:  # the chain rule through gamma = m gamma^, beta = m beta^
+            with autograd.record():
+                products = [self._vectors[k] * mx.nd.take(self._vectors["mask"], self._slots[k]) for k in outer]
+            autograd.backward(products, list(outer.values()))
+            gradients = {k: v.grad for k, v in self._vectors.items()}
+        else:
+            gradients = outer
+        for key, gradient in gradients.items():
+            value = self._vectors[key]
+            mx.nd.sgd_mom_update(
+                value,
+                gradient,
+                self._velocity[key],
+                out=value,
+                lr=lr,
+                momentum=self._momentum,
+                rescale_grad=1.0 / batch,
+            )
+            if key in self._threshold:
+                shrunk = mx.nd.relu(mx.nd.abs(value) - lr * self._threshold[key])
+                mx.nd.elemwise_mul(mx.nd.sign(value), shrunk, out=value)
+        if self._tied:
+            self._vectors["mask"][0:1] = 1.0
+        self._write()
+        self._rest.step(lr, batch)
+
+    def gradients(self) -> List[mx.nd.NDArray]:
+        """One flat array of all scales' gradients, one of all shifts', and those of the rest."""
+        return [*self._outer.values(), *self._rest.gradients()]
+
+    def _write(self) -> None:
+        """Put scales and shifts, masks multiplied in, back into the block's parameters."""
+        for key in self._outer:
+            value, (starts, outputs) = self._vectors[key], self._written[key]
+            if self._tied:
+                value = value * mx.nd.take(self._vectors["mask"], self._slots[key])
+            if len(outputs) == 1:
+                value.copyto(outputs[0])
+            else:
+                mx.nd._internal._split_v2(value, indices=starts, axis=0, out=outputs)
+
+    def state(self) -> Dict[str, mx.nd.NDArray]:
+        """Vectors, their velocities and the velocities of the rest."""
+        return {
+            **{f"value:{k}": v for k, v in self._vectors.items()},
+            **{f"velocity:{k}": v for k, v in self._velocity.items()},
+            **{f"rest:{k}": v for k, v in self._rest.state().items()},
+        }
+
+    def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
+        """Take over what `state` gave."""
+        for k in self._vectors:
+            self._vectors[k][:] = state[f"value:{k}"]
+            self._velocity[k][:] = state[f"velocity:{k}"]
+        self._rest.restore({k[len("rest:") :]: v for k, v in state.items() if k.startswith("rest:")})
+
+
+def _flat_views(params) -> Tuple[Tuple[int, ...], List[mx.nd.NDArray]]:
+    """Where each parameter starts in their flat vector, and each one's memory as a vector."""
+    starts = np.cumsum([0] + [int(np.prod(p.shape)) for p in params[:-1]])
+    return tuple(starts.tolist()), [p.data().reshape(-1) for p in params]
+
+
+def _joined_gradients(params) -> mx.nd.NDArray:
+    """One flat vector that backward writes the gradients of all `params` into, in place of their own arrays.
+
+    To be called before the block's first backward, which binds a static graph to the arrays it finds. Joining them in
+    each step took 4.5 of 176 ms (ResNet-50, 64 px, batch 16). `p.data().grad` is a part of it; `p.grad()` is the array
+    of before, which nothing writes any more.
+    """
+    sizes = [int(np.prod(p.shape)) for p in params]
+    flat = mx.nd.zeros(sum(sizes), params[0].list_ctx()[0])
+    ends = np.cumsum(sizes).tolist()
+    parts = [flat[end - size : end].reshape(p.shape) for p, size, end in zip(params, sizes, ends)]
+    autograd.mark_variables([p.data() for p in params], parts, "write")
+    return flat
+
+
+def _joined(params) -> np.ndarray:
+    return np.concatenate([p.data().asnumpy().reshape(-1) for p in params]).astype(np.float64)
