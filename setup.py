@@ -27,6 +27,7 @@ setup(
         # Lets pydantic read annotations such as `int | None` under Python 3.9.
         "eval-type-backport>=0.2; python_version < '3.10'",
         "pyyaml>=6.0,<7",
+        "filelock>=3.12,<5",
         "tqdm>=4.66,<5",
         "tabulate>=0.9,<1",
         "jinja2>=3.1,<4",

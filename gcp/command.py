@@ -25,7 +25,7 @@ def main(function: Callable[[list[str]], None]) -> NoReturn:
     try:
         function(sys.argv[1:])
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to resume", file=sys.stderr)
@@ -65,7 +65,3 @@ def seeds(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"--seeds {text}: should be whole numbers such as 0,1,2")
     return [int(p) for p in text.split(",")]
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines())

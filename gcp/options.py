@@ -47,9 +47,26 @@ def section(kind: type[Options], values: dict) -> Any:
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise UserError(f"{where + ': ' if where else ''}{shown(first['input'])}: {first['msg']}") from None
+        raise UserError(explained(error), key="option.value") from None
+
+
+def explained(error: ValidationError) -> str:
+    """The first thing that is wrong, in words: the key, the value, what it should be."""
+    first = error.errors()[0]
+    where = ".".join(str(key) for key in first["loc"])
+    if first["type"] in ("missing", "extra_forbidden"):
+        return f"{where} is missing" if first["type"] == "missing" else f"{where}: no such key"
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # a combination; it says the values
+        words = [where, str(first["ctx"]["error"])]
+    else:
+        words = [where, f"{shown(first['input'])} {_should(first)}"]
+    return ": ".join(word for word in words if word)
+
+
+def _should(error: Any) -> str:
+    """What pydantic says that the value should be."""
+    should = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"].replace("Input ", "")
+    return should[:1].lower() + should[1:]
 
 
 def shown(value: Any) -> str:

@@ -1,19 +1,35 @@
-"""Files that a kill, a full disk or a second process cannot leave half-written: atomic writes, JSON, locks."""
+"""Files: written whole or not at all, whatever is killed or full; read within bounds and by a schema; locked.
+
+Whatever is wrong with a file that is read ends in one `UserError` line: the file, the place in it, and what to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import math
 import os
+import re
+import stat
+import sys
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator, List, Tuple
+
+import filelock
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from gcp.errors import UserError
+from gcp.options import explained
 
-# Writing files so that a kill or a full disk leaves the old file or the new one, never half of one
+JSON_BYTES = 2**28  # of a file that is read whole; the largest of ours, a saved network's graph, has a few megabytes
+YAML_BYTES = 10**5  # PyYAML reads about 100 kB in a second
+DEPTH = 50  # lists and sections within one another
+YAML_NODES = 10**4  # with every alias written out
+DIGITS = 25  # of a whole number
+
+# Writing
 
 
 @contextlib.contextmanager
@@ -42,19 +58,25 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
     UserError: as `replacing`. ValueError, naming the place: a number that is not finite (write None instead).
     """
-    text = json.dumps(plain(obj, finite=True), indent=1, allow_nan=False) + "\n"
+    write_text(path, json.dumps(plain(obj, finite=True), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error}; make room or set `output` to "
-            "another folder, then run the command again: finished records are kept"
+            "another folder, then run the command again: finished records are kept",
+            key="file.write",
         ) from error
 
 
@@ -85,19 +107,6 @@ def plain(value: Any, *, finite: bool, place: str = "") -> Any:
     return value
 
 
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this folder's turn, then have it; the folder is made if need be."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a kill or a full disk left unfinished: the next one shall start on its own."""
     if not path.exists():
@@ -109,10 +118,222 @@ def drop_torn_line(path: Path) -> None:
 
 
 def now() -> str:
+    """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def write_text(path: os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+# Locks
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str = "lock", wait: bool = True) -> Iterator[None]:
+    """Hold the file lock `name` of a folder, which is made if need be, until the block or the process ends.
+
+    While another process holds it this one waits, and says so on stderr; with `wait` False it is refused. For a single
+    file, lock its folder under a name made from the file's. UserError: refused, or the folder cannot be written.
+    """
+    lock = filelock.FileLock(str(folder / name))
+    with contextlib.ExitStack() as held:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(lock.acquire(timeout=1 if wait else 0))
+            except filelock.Timeout:
+                if not wait:
+                    raise UserError(
+                        f"{folder}: another process is at work here; wait for it or stop it, then run the same "
+                        "command again",
+                        key="file.locked",
+                    ) from None
+                print(f"waiting for another process that is at work in {folder}", file=sys.stderr, flush=True)
+                held.enter_context(lock.acquire(timeout=-1))
+        yield
+
+
+def turn(folder: Path) -> contextlib.AbstractContextManager:
+    """`locked(folder)`, by its former name."""
+    return locked(folder)
+
+
+# Reading
+
+REPLACE = "give another file, or remove it and make it anew"
+
+
+def read_text(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> str:
+    """A UTF-8 text file of at most `limit` bytes; `fix` ends the messages: what the user can do about the file."""
+    return _decoded(read_bytes(path, fix, limit), str(path), fix)
+
+
+def read_bytes(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> bytes:
+    """A file's content. UserError: longer than `limit`, or no ordinary file (a pipe could keep us waiting for ever)."""
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no ordinary file"
+            raise UserError(f"{path}: is {kind}; {fix}", key="file.kind")
+        if about.st_size > limit:
+            raise UserError(f"{path}: has {about.st_size:,} bytes, {limit:,} at most are read; {fix}", key="file.size")
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {fix}", key="file.read") from None
+    except ValueError as error:  # a null byte in the path, or characters that this system's names cannot hold
+        raise UserError(f"{str(path)!r}: no path ({error}); {fix}", key="file.read") from None
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """The path with `~` and `~user` filled in. UserError: there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user on this machine; give the folder's path", "file.user") from None
+
+
+def read_json(path: str | os.PathLike, schema: Any, fix: str = REPLACE, limit: int = JSON_BYTES) -> Any:
+    """The content of a JSON file as `schema`, a pydantic model or any type that pydantic knows (`Dict[str, int]`).
+
+    UserError: the file is not there, too long, not UTF-8, not JSON, or not what the schema says. Strictly JSON: no NaN
+    or Infinity, no key twice, no whole number of more than `DIGITS` digits, no more than `DEPTH` levels.
+    """
+    return parse_json(read_bytes(path, fix, limit), schema, str(path), fix)
+
+
+def parse_json(content: str | bytes, schema: Any, place: str, fix: str = REPLACE) -> Any:
+    """As `read_json`, from text, such as one line of a file; `place` begins the messages."""
+    text = _decoded(content, place, fix) if isinstance(content, bytes) else content
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_short_int, parse_float=_finite
+        )
+        _check(value)
+    except RecursionError:
+        raise UserError(f"{place}: has more than {DEPTH} levels; {fix}", key="json.syntax") from None
+    except ValueError as error:
+        raise UserError(f"{place}: not valid JSON: {error}; {fix}", key="json.syntax") from None
+    try:
+        return TypeAdapter(schema).validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{place}: {explained(error)}; {fix}", key="json.schema") from None
+
+
+def read_yaml(path: str | os.PathLike, fix: str = "give the path of a YAML file") -> Any:
+    """The content of a YAML file: sections, lists, text, numbers, true and false, within bounds. UserError: not so."""
+    return parse_yaml(read_text(path, fix, YAML_BYTES), str(path))
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """As `read_yaml`, from text; `place` begins the messages."""
+    try:
+        value = yaml.load(text, _Loader)
+        _check(value)
+        return value
+    except RecursionError:
+        raise UserError(f"{place}: not valid YAML: more than {DEPTH} levels", key="yaml.syntax") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{place}{line}: not valid YAML: {problem}", key="yaml.syntax") from None
+
+
+def _decoded(content: bytes, place: str, fix: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not a text file in UTF-8; {fix}", key="file.encoding") from None
+
+
+def _check(value: Any, depth: int = 0) -> None:
+    """ValueError: more than `DEPTH` levels, or text that can be neither printed nor part of a file's name."""
+    if depth > DEPTH:
+        raise ValueError(f"more than {DEPTH} levels")
+    if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
+        raise ValueError(f"{value!r:.60} holds a null or half a character")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check(key, depth + 1)
+            _check(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, depth + 1)
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} is given twice")
+    return values
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def _short_int(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text:.30} is more than a number can be")
+    return float(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads text), a key given twice is an error, no dates."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and self._size(node, {}) > YAML_NODES:
+            raise yaml.composer.ComposerError(None, None, f"holds more than {YAML_NODES} values", node.start_mark)
+        return node
+
+    def _size(self, node: yaml.Node, known: Dict[yaml.Node, float]) -> float:
+        """The number of values with every alias written out; infinite where one contains itself."""
+        if node not in known:
+            known[node] = math.inf
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            children = [child for part in parts for child in (part if pairs else (part,))]
+            known[node] = 1 + sum(self._size(child, known) for child in children)
+        return known[node]
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            if node.tag.endswith(":int") and len(str(node.value)) > DIGITS:
+                raise ValueError("too many digits")
+            return super().construct_object(node, deep)
+        except (ValueError, IndexError, KeyError, AttributeError):  # what PyYAML's own constructors raise
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{str(node.value)!r:.60} is no value of the kind '{kind}'"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: function
+    for tag, function in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _KINDS
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

@@ -111,7 +111,7 @@ def test_opening_again_leaves_the_checkpoints(cfg):
 
 def test_a_run_is_open_once(cfg):
     with records.open_run(cfg):
-        with pytest.raises(UserError, match="another process is working on this run"):
+        with pytest.raises(UserError, match="another process is at work here"):
             records.open_run(cfg)
     records.open_run(cfg).close()
 

@@ -17,7 +17,6 @@ from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
 from typing import Annotated, Any, ClassVar, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from gcp import runtime
@@ -25,6 +24,7 @@ from gcp.data.options import Data
 from gcp.errors import UserError
 from gcp.methods.options import Prune
 from gcp.options import Options, listed, shown
+from gcp.storage import parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
 
 
@@ -263,50 +263,16 @@ def load_all(
     ]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads text), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{source}{place}: not valid YAML: {problem}") from None
-
-
 def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     """The file at `path` as a layer, preceded by those of its bases; `above` are the files that led here."""
-    here = path.resolve()
+    here = Path(os.path.realpath(path))
     if here in above:
         circle = " -> ".join(p.name for p in (*above, here))
-        raise UserError(f"{path}: its base files form a circle: {circle}")
+        raise UserError(f"{path}: its base files form a circle: {circle}", key="config.base")
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; a configuration is a YAML file in UTF-8") from None
-    except OSError as error:
-        led_here = f" (the base of {above[-1]})" if above else ""
-        raise UserError(f"{path}{led_here}: cannot be read: {error.strerror}; give the path of a YAML file") from None
-    values = _parse_yaml(text, str(path))
+        values = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{above[-1]}: base: {error}" if above else str(error), key=error.key) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -326,7 +292,7 @@ def _parse_override(text: str) -> dict:
         raise UserError(f"--set {text}: should look like section.key=value, such as prune.target=0.5")
     if keys == ["base"]:
         raise UserError(f"--set {text}: base belongs in a file; give that file as the configuration instead")
-    nested = _parse_yaml(value, f"--set {text}")
+    nested = parse_yaml(value, f"--set {text}")
     for key in reversed(keys):
         nested = {key: nested}
     return nested

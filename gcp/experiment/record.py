@@ -6,7 +6,7 @@ and, written last and atomically, `record.json`: its presence means that the run
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import time
@@ -17,7 +17,7 @@ import yaml
 
 from gcp.errors import UserError
 from gcp.experiment.config import Config
-from gcp.storage import drop_torn_line, now, plain, replacing, write_json, writing
+from gcp.storage import drop_torn_line, locked, now, plain, replacing, write_json, writing
 
 RECORD = "record.json"
 
@@ -161,10 +161,10 @@ def check_tensorboard() -> None:
 class Run:
     """One run's folder, locked for this process from `open_run` to `close` or the end of a `with` block."""
 
-    def __init__(self, path: Path, record: dict | None, lock: int, log: Log):
+    def __init__(self, path: Path, record: dict | None, lock: contextlib.ExitStack, log: Log):
         self.path = path
         self.record = record
-        self._lock: int | None = lock
+        self._lock = lock
         self._log = log
 
     def __repr__(self) -> str:
@@ -197,9 +197,7 @@ class Run:
     def close(self) -> None:
         """Let other processes open the run."""
         self._log.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.close()
 
 
 def run_path(cfg: Config) -> Path:
@@ -223,25 +221,15 @@ def open_run(cfg: Config) -> Run:
     UserError: another process has it open, the folder cannot be written, or a record in it cannot be read.
     """
     path = run_path(cfg)
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        # The system drops the lock with the process, however that ends; a file that merely exists would stay.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(path, wait=False))
         if not (path / "config.yaml").exists():
             text = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
             with replacing(path / "config.yaml") as temporary:
                 temporary.write_text(text, encoding="utf-8")
         record = _read_record(path / RECORD) if (path / RECORD).exists() else None
         log = Log(path / "log.jsonl", cfg.tensorboard)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(f"{path}: another process is working on this run; wait for it or stop it") from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return Run(path, record, lock, log)
+        return Run(path, record, stack.pop_all(), log)
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:
