@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Callable, Dict, Generic, Iterator, Type, TypeVar
+from typing import Any, Callable, Dict, Generic, Iterator, Type, TypeVar
 
 from gcp.errors import UserError
 from gcp.options import Options
@@ -23,13 +23,15 @@ class Registry(Generic[T]):
         self._entries: Dict[str, T] = {}
         self.options: Dict[str, Type[Options]] = {}
 
-    def register(self, name: str, options: Type[Options] = Options) -> Callable[[T], T]:
-        """A decorator that adds an entry. ValueError: the name is taken."""
+    def register(self, name: str, options: Type[Options] = Options, **facts: Any) -> Callable[[T], T]:
+        """A decorator that adds an entry, `facts` as its attributes. ValueError: the name is taken."""
         if name in self._entries:
             raise ValueError(f"the {self.kind} '{name}' is registered twice")
 
         def add(entry: T) -> T:
             self._entries[name], self.options[name] = entry, options
+            for key, value in facts.items():
+                setattr(entry, key, value)
             return entry
 
         return add

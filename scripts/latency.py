@@ -225,20 +225,20 @@ def table(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> None:
     """Predict latencies."""
     from gcp.backend.zoo import open_network
-    from gcp.cost import latency
+    from gcp.cost import latency, sampling
 
     table = latency.load(Path(args.model))
     rows = []
     for name in args.network:
         net = open_network(name, table.header["input"], None)
-        cost = table.cost(net)
+        cost, layers = table.cost(net), sampling.layers(net)
         rows.append(
             {
                 "network": name,
                 "latency_s": cost(net.widths),
                 "images_per_second": table.header["setup"]["batch"] / cost(net.widths),
-                "layers": len(cost.layers),
-                "layers_by_regression": sum(not table.knows(k) for k in cost.layers),
+                "layers": len(layers),
+                "layers_by_regression": sum(not table.knows(k) for k in layers),
             }
         )
     facts = {key: table.header[key] for key in ("setup", "hardware")}

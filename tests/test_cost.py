@@ -16,8 +16,8 @@ from networks import random_keep, random_network, shape_only
 from test_network import LISTED
 
 from gcp.backend.files import load, save
-from gcp.cost.analytic import COSTS, describe, macs, params, running_statistics
-from gcp.cost.base import Budget, allowed, least_widths
+from gcp.cost.analytic import describe, macs, params, running_statistics
+from gcp.cost.base import COSTS, Budget, minimum_widths, round_width
 from gcp.errors import UserError
 from gcp.graph.network import shrink, with_masks
 
@@ -118,7 +118,7 @@ def test_params_kept_of_the_released_networks(row):
     assert params(base)(net.widths) == params(net)(net.widths) and macs(base)(net.widths) == macs(net)(net.widths)
 
 
-@pytest.mark.parametrize("objective", COSTS)
+@pytest.mark.parametrize("objective", ["macs", "params"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -181,11 +181,11 @@ def test_a_fixed_scale_stays_fixed_in_a_saved_network(tmp_path):
 
 
 def test_allowed_widths():
-    assert [allowed(w, 64, 8) for w in (64, 63, 56, 9, 8, 7, 0)] == [64, 56, 56, 8, 8, 8, 8]
-    assert [allowed(w, 20, 8) for w in (20, 19, 16, 3)] == [20, 16, 16, 8]  # all of a group is allowed too
-    assert [allowed(w, 5, 8) for w in (5, 4, 1)] == [5, 5, 5]
-    assert [allowed(w, 5, 1) for w in (5, 4, 1, 0)] == [5, 4, 1, 1]
-    assert least_widths({"a": 64, "b": 5}, 8) == {"a": 8, "b": 5}
+    assert [round_width(w, 64, 8) for w in (64, 63, 56, 9, 8, 7, 0)] == [64, 56, 56, 8, 8, 8, 8]
+    assert [round_width(w, 20, 8) for w in (20, 19, 16, 3)] == [20, 16, 16, 8]  # all of a group is allowed too
+    assert [round_width(w, 5, 8) for w in (5, 4, 1)] == [5, 5, 5]
+    assert [round_width(w, 5, 1) for w in (5, 4, 1, 0)] == [5, 4, 1, 1]
+    assert minimum_widths({"a": 64, "b": 5}, 8) == {"a": 8, "b": 5}
 
 
 def test_a_budget_says_the_lowest_target_it_can_reach():

@@ -11,7 +11,7 @@ from networks import shape_only
 
 from gcp import errors
 from gcp.backend import zoo
-from gcp.cost.analytic import COSTS
+from gcp.cost.base import COSTS
 from gcp.experiment import config, estimate
 from gcp.report import estimate as report_estimate
 

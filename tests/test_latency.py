@@ -9,7 +9,7 @@ from networks import random_network, shape_only
 
 from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs
-from gcp.cost.base import Budget, least_widths, meet
+from gcp.cost.base import Budget, fit_to_measured_budget, minimum_widths
 from gcp.cost.latency import Steps
 from gcp.errors import UserError
 
@@ -136,10 +136,10 @@ def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitte
 def test_a_layer_that_was_never_timed_is_predicted_by_its_operator(net, fitted):
     other = shape_only("resnet34_v1b", (3, 64, 64))
     cost = fitted.cost(other)
-    assert all(fitted.knows(layer) for layer in cost.layers), "ResNet-34 repeats ResNet-18's layers"
+    assert all(fitted.knows(layer) for layer in sampling.layers(other)), "ResNet-34 repeats ResNet-18's layers"
     larger = shape_only("resnet18_v1b", (3, 96, 96))
     cost = fitted.cost(larger)
-    assert not all(fitted.knows(layer) for layer in cost.layers)
+    assert not all(fitted.knows(layer) for layer in sampling.layers(larger))
     assert cost(larger.widths) == pytest.approx(truth(larger)(larger.widths), rel=0.1)
     with pytest.raises(UserError, match="has seen no 'depthwise 3x3', only conv 7x7"):
         mobile = shape_only("mobilenet1.0", (3, 64, 64))
@@ -240,7 +240,7 @@ def halved(net):
 
 def test_a_model_that_is_off_is_corrected_by_the_clock():
     net, budget = budget_of(lambda n: 1.25 * macs(n)(n.widths))
-    found, rows = meet(budget, 0.5 * budget.original, halved(net))
+    found, rows = fit_to_measured_budget(budget, 0.5 * budget.original, halved(net))
     assert abs(rows[-1]["measured"] / 0.5 - 1) < 0.05 and len(rows) >= 2
     assert rows[0]["measured"] == pytest.approx(1.25 * rows[0]["predicted"])
     measured = 1.25 * macs(net)(found.widths) / budget.original
@@ -249,24 +249,24 @@ def test_a_model_that_is_off_is_corrected_by_the_clock():
 
 def test_a_model_that_is_right_is_measured_once():
     net, budget = budget_of(None)
-    _, rows = meet(budget, 0.5 * budget.original, halved(net))
+    _, rows = fit_to_measured_budget(budget, 0.5 * budget.original, halved(net))
     assert rows == []
     calls = []
     net, budget = budget_of(lambda n: calls.append(1) or 0.5 * budget.original)
-    _, rows = meet(budget, 0.5 * budget.original, halved(net))
+    _, rows = fit_to_measured_budget(budget, 0.5 * budget.original, halved(net))
     assert len(calls) == len(rows) == 1
 
 
 def test_a_correction_that_no_width_reaches_ends_with_the_nearest():
     net, budget = budget_of(lambda n: budget.original)  # nothing helps
-    found, rows = meet(budget, 0.5 * budget.original, halved(net))
+    found, rows = fit_to_measured_budget(budget, 0.5 * budget.original, halved(net))
     assert found is not None and 1 <= len(rows) <= 5
 
 
 def test_an_unreachable_latency_says_the_lowest(net, fitted):
     cost = fitted.cost(net)
     budget = Budget(cost, cost(net.widths), 0.001, 16, None, lambda n: 1.0)
-    least = cost(least_widths(net.widths, 16))
+    least = cost(minimum_widths(net.widths, 16))
     with pytest.raises(UserError, match=f"a latency of {1e3 * least:.3g} ms"):
         budget.check(net.widths)
 

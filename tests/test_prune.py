@@ -10,7 +10,7 @@ from mxnet import autograd
 from gcp.backend.blocks import to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs
-from gcp.cost.base import Budget, Products
+from gcp.cost.base import Budget, Cost, product
 from gcp.errors import UserError
 from gcp.graph import network
 from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
@@ -194,7 +194,7 @@ def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
 # ---- selection -------------------------------------------------------------------------------------------------
 
 
-COST = Products([(3.0, "a", None), (1.0, "a", "b"), (2.0, "b", None), (5.0, None, None)], ("a", "b"))
+COST = Cost([product(3.0, "a"), product(1.0, "a", "b"), product(2.0, "b"), product(5.0)])
 
 
 def test_selection_drops_the_lowest_until_the_cost_is_met():

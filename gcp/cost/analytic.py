@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional, Tuple
+from typing import Optional
 
 import numpy as np
 
-from gcp.cost.base import Cost, Products
+from gcp.cost.base import COSTS, Cost, Term, product
 from gcp.graph.network import NORM, Network, has_weight, is_depthwise, is_mask, layer_name
+from gcp.options import Options
 
 
-def macs(net: Network) -> Products:
+@COSTS.register("macs", label="MACs", method="GCP-f", paper_label="FLOPs", unit="multiply-accumulates")
+def macs(net: Network, options: Optional[Options] = None) -> Cost:
     """Multiply-accumulates of the convs and dense layers for one image at the network's input size."""
     terms = []
     for i, node in enumerate(net.nodes):
@@ -18,10 +20,11 @@ def macs(net: Network) -> Products:
             continue
         sites = int(np.prod(net.shapes[i][1:], dtype=np.int64))
         terms.append(_weight_term(net, i, sites))
-    return Products(terms, tuple(net.widths))
+    return Cost(terms)
 
 
-def params(net: Network) -> Products:
+@COSTS.register("params", label="Params", method="GCP-p", paper_label="params", unit="parameters")
+def params(net: Network, options: Optional[Options] = None) -> Cost:
     """Trainable parameters: weights, biases, scales and shifts. Running statistics are not among them."""
     terms = []
     for i, node in enumerate(net.nodes):
@@ -34,7 +37,7 @@ def params(net: Network) -> Products:
             terms.append(_per_channel(net, i, learnt))
         elif node.op != "null" and is_mask(net, i):
             terms.append(_per_channel(net, i, 1))
-    return Products(terms, tuple(net.widths))
+    return Cost(terms)
 
 
 def running_statistics(net: Network) -> int:
@@ -42,11 +45,8 @@ def running_statistics(net: Network) -> int:
     return sum(2 * net.shapes[i][0] for i, n in enumerate(net.nodes) if n.op in NORM)
 
 
-COSTS: Dict[str, Callable[[Network], Cost]] = {"macs": macs, "params": params}
-
-
-def _weight_term(net: Network, i: int, sites: int) -> Tuple[float, Optional[str], Optional[str]]:
-    """sites * (size of the weight of node i), as coefficient and the one or two widths it grows with."""
+def _weight_term(net: Network, i: int, sites: int) -> Term:
+    """sites * (size of the weight of node i)."""
     node, out = net.nodes[i], net.owner[i]
     weight = net.shapes[node.inputs[1]]
     read = None if is_depthwise(net, i) else net.owner[node.inputs[0]]
@@ -54,12 +54,12 @@ def _weight_term(net: Network, i: int, sites: int) -> Tuple[float, Optional[str]
     for group in (out, read):
         if group is not None:
             size //= net.widths[group]
-    return float(size * sites), out, read
+    return product(float(size * sites), out, read)
 
 
-def _per_channel(net: Network, i: int, n: int) -> Tuple[float, Optional[str], Optional[str]]:
+def _per_channel(net: Network, i: int, n: int) -> Term:
     out = net.owner[i]
-    return float(n * net.shapes[i][0] // (net.widths[out] if out else 1)), out, None
+    return product(float(n * net.shapes[i][0] // (net.widths[out] if out else 1)), out)
 
 
 def describe(net: Network) -> dict:

@@ -1,71 +1,134 @@
-"""Widths -> multiply-accumulates or parameters, what one channel costs, and which budgets can be reached.
+"""What a choice of widths costs: a sum or a maximum of terms over few groups, and the budgets that can be met.
 
-Both costs are sums of products of at most two widths, read off the same nodes and shapes that are pruned, so they
-are exact and cheap: a cost of a whole ResNet-101 takes microseconds.
+Marginal prices, the selection of channels and exact solvers all read `Cost.terms`; nothing else knows whether a cost
+counts multiply-accumulates, parameters or bytes, or predicts seconds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Mapping, Optional, Protocol, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
+from gcp.registry import Registry
 
-TOLERANCE = 0.02  # a measured cost further than this from its target is corrected
-CORRECTIONS = 4
+MEASUREMENT_TOLERANCE = 0.02  # relative: a measured cost further than this from its target is corrected
+MAX_CORRECTIONS = 4
 
 
-class Cost(Protocol):
-    """Anything that prices widths: MACs, parameters, or a latency model."""
+class Term(NamedTuple):
+    """One part of a cost: `value(*widths)` of the groups `names`, which are all different.
+
+    At most two groups, as a rule: that is what keeps exact solvers fast. None: a constant.
+    """
+
+    names: Tuple[str, ...]
+    value: Callable[..., float]
+
+
+def product(coefficient: float, first: Optional[str] = None, second: Optional[str] = None) -> Term:
+    """The term coefficient * width * width; None stands for a width of 1, and both may be the same group."""
+    factors = [name for name in (first, second) if name is not None]
+    if not factors:
+        return Term((), lambda: coefficient)
+    if len(factors) == 1:
+        return Term(tuple(factors), lambda a: coefficient * a)
+    if factors[0] == factors[1]:
+        return Term((factors[0],), lambda a: coefficient * a * a)
+    return Term(tuple(factors), lambda a, b: coefficient * a * b)
+
+
+class Cost:
+    """Prices widths: the sum or the maximum of `terms`.
+
+    `granularity`: None where every channel counts. Else the device works in blocks of about so many channels, which
+    makes the cost a staircase, whose slope `marginal` gives. `setup`: what a clock needs in order to measure the cost
+    of a real network, None where there is nothing to measure. `reference`: the cost of the whole network in that setup.
+
+    The values of the last call are kept, and only the terms of groups that have changed since are evaluated again.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        combine: str = "sum",
+        granularity: Optional[int] = None,
+        setup: Optional[dict] = None,
+        reference: Optional[float] = None,
+    ) -> None:
+        self.terms, self.combine = tuple(terms), combine
+        self.granularity, self.setup, self.reference = granularity, setup, reference
+        self._combined = {"sum": sum, "max": max}[combine]
+        self._terms_of: Dict[str, List[int]] = {}
+        for k, term in enumerate(self.terms):
+            for name in term.names:
+                self._terms_of.setdefault(name, []).append(k)
+        self._widths: Dict[str, int] = {}  # of the last call
+        self._values: List[float] = [0.0 if term.names else term.value() for term in self.terms]
+
+    def _value(self, k: int, widths: Mapping[str, int]) -> float:
+        names, value = self.terms[k]
+        return value(*[widths[name] for name in names])
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The whole network's cost at these widths."""
+        changed = [name for name in self._terms_of if self._widths.get(name) != widths[name]]
+        for k in {k for name in changed for k in self._terms_of[name]}:
+            self._values[k] = self._value(k, widths)
+        self._widths.update((name, widths[name]) for name in changed)
+        return float(self._combined(self._values))
 
     def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
-        """Per group, the drop in the whole network's cost when one of its channels goes."""
+        """Per group, the drop in the whole network's cost when one of its channels goes.
+
+        On a staircase most single channels are free, and a block that leaves an odd number of blocks can cost more than
+        it saves; so there it is the slope of the least-squares line through all multiples of the granularity from half
+        the width on (the next smaller one at least). Where a channel can be free (a staircase, a maximum), a group
+        counts with a thousandth of the mean at least, so that nothing divides by zero.
+        """
+        drops = {name: self._drop(name, widths) for name in widths}
+        if self.granularity is None and self.combine == "sum":
+            return drops
+        least = 1e-3 * max(float(np.mean(list(drops.values()))), 1e-12)
+        return {name: max(drop, least) for name, drop in drops.items()}
+
+    def _drop(self, name: str, widths: Mapping[str, int]) -> float:
+        now, of_group = widths[name], self._terms_of.get(name, ())
+        others = []  # what stays as it is cancels out of a difference of sums, but not of one of maxima
+        if self.combine == "max":
+            self(widths)
+            others = [max((v for k, v in enumerate(self._values) if k not in of_group), default=0.0)]
+
+        def cost_at(n: int) -> float:
+            return self._combined(others + [self._value(k, {**widths, name: n}) for k in of_group])
+
+        if self.granularity is None:
+            return float(cost_at(now) - cost_at(now - 1))
+        points = {now} | set(range(-(-now // (2 * self.granularity)) * self.granularity, now, self.granularity))
+        if len(points) == 1:
+            points.add(max(1, now - self.granularity) if now > 1 else 2)
+        x = np.array(sorted(points), np.float64)
+        return float(np.polyfit(x - x.mean(), [cost_at(int(n)) for n in x], 1)[0])
 
 
-class Products:
-    """A cost that is a sum of coefficient * width * width; `None` stands for a width of 1."""
-
-    def __init__(self, terms: List[Tuple[float, Optional[str], Optional[str]]], groups: Tuple[str, ...]) -> None:
-        self.groups = groups
-        at = {name: i for i, name in enumerate(groups)}
-        at[None] = len(groups)
-        self._coefficient = np.array([t[0] for t in terms], np.float64)
-        self._a = np.array([at[t[1]] for t in terms])
-        self._b = np.array([at[t[2]] for t in terms])
-
-    def _vector(self, widths: Mapping[str, int]) -> np.ndarray:
-        return np.array([widths[g] for g in self.groups] + [1], np.float64)
-
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        w = self._vector(widths)
-        return float((self._coefficient * w[self._a] * w[self._b]).sum())
-
-    def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
-        """Per group, the drop in cost when one of its channels goes."""
-        w = self._vector(widths)
-        drop = np.zeros(len(w))
-        np.add.at(drop, self._a, self._coefficient * w[self._b])
-        np.add.at(drop, self._b, self._coefficient * w[self._a])
-        both = self._a == self._b  # w^2 - (w-1)^2 = 2w - 1
-        np.add.at(drop, self._a[both], -self._coefficient[both])
-        return dict(zip(self.groups, drop[:-1].tolist()))
+# A cost is registered as a function (network, options) -> Cost. What tables and figures say of it are attributes of
+# that function: `label`, `method` (what the paper calls GCP with this cost), `paper_label` (what it calls the cost) and
+# `unit`.
+COSTS: Registry[Callable[..., Cost]] = Registry("cost")
 
 
 # ---- budgets ----------------------------------------------------------------------------------------------------
 
 
-def least_widths(widths: Widths, round_to: int) -> Widths:
+def minimum_widths(widths: Widths, round_to: int) -> Widths:
     """The smallest widths that pruning may leave: one block of `round_to` channels, or all of a smaller group."""
     return {name: min(n, round_to) for name, n in widths.items()}
 
 
-def allowed(width: int, size: int, round_to: int) -> int:
+def round_width(width: int, size: int, round_to: int) -> int:
     """The largest width <= `width` that a group of `size` channels may have: a multiple of `round_to`, or `size`."""
     if width >= size:
         return size
@@ -94,7 +157,7 @@ class Budget:
 
     def lowest(self, widths: Widths) -> float:
         """The smallest fraction of the original cost that pruning from `widths` can leave."""
-        return self.cost(least_widths(widths, self.round_to)) / self.original
+        return self.cost(minimum_widths(widths, self.round_to)) / self.original
 
     def check(self, widths: Widths) -> None:
         """UserError unless pruning from `widths` can meet the target."""
@@ -108,28 +171,26 @@ class Budget:
             )
 
 
-def meet(budget: Budget, limit: float, choose: Callable[[float], Network]) -> Tuple[Network, List[dict]]:
-    """The network of `choose(limit)`; where costs can be measured, another limit is asked for until it really meets it.
+def fit_to_measured_budget(
+    budget: Budget, limit: float, choose: Callable[[float], Network]
+) -> Tuple[Network, List[dict]]:
+    """The network of `choose(limit)`; where the cost can be measured, corrected until the measured cost is `limit`.
 
-    `choose(aim)` gives a network of at most that cost by the budget's model. A measured cost more than `TOLERANCE` off
-    the limit corrects the aim by as much, up to `CORRECTIONS` times; the nearest network is taken. Returns a row per
-    measurement: aim, predicted and measured cost, as fractions of the original.
+    `choose(aim)` gives a network of at most that cost by the budget's model. A measured cost that is more than
+    `MEASUREMENT_TOLERANCE` off the limit scales the aim by as much, up to `MAX_CORRECTIONS` times; the network nearest
+    to the limit is returned, and a row for each measurement: aim, predicted and measured cost, as fractions of the
+    original.
     """
     net = choose(limit)
     if budget.measure is None:
         return net, []
     rows, found, aim = [], [], limit
-    for _ in range(CORRECTIONS + 1):
+    for _ in range(MAX_CORRECTIONS + 1):
         measured = budget.measure(net)
-        rows.append(
-            {
-                "aim": aim / budget.original,
-                "predicted": budget.cost(net.widths) / budget.original,
-                "measured": measured / budget.original,
-            }
-        )
+        costs = {"aim": aim, "predicted": budget.cost(net.widths), "measured": measured}
+        rows.append({key: value / budget.original for key, value in costs.items()})
         found.append((abs(measured / limit - 1), len(found), net))
-        if found[-1][0] <= TOLERANCE:
+        if found[-1][0] <= MEASUREMENT_TOLERANCE:
             break
         aim *= limit / measured
         try:

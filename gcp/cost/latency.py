@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy import optimize, sparse, stats
 from sklearn.linear_model import LinearRegression
 
 from gcp.cost.analytic import macs
+from gcp.cost.base import COSTS, Cost, Term
 from gcp.cost.sampling import Layer, Samples, header_problem, layers, width_class
 from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
+from gcp.options import Options
 from gcp.storage import write_json
 
 # The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
@@ -158,9 +161,21 @@ class Table:
         values = self.seconds[layer.kind].reshape(-1)
         return factor * sum(w * values[k] for k, w in _corners(self.axes[layer.kind], read, made))
 
-    def cost(self, net: Network) -> "Latency":
-        """The model as the cost of this network's widths."""
-        return Latency(self, layers(net), tuple(net.widths))
+    def cost(self, net: Network) -> Cost:
+        """Seconds of a forward pass of this network by its widths: a term for each layer."""
+        return self._cost(layers(net))
+
+    def _cost(self, kinds: Sequence[Layer]) -> Cost:
+        header = self.header
+        terms = [Term(layer.groups, self._seconds_of(layer)) for layer in kinds]
+        return Cost(terms, "sum", self.steps.granularity, header.get("setup"), header.get("reference_s"))
+
+    def _seconds_of(self, layer: Layer) -> Callable[..., float]:
+        @lru_cache(maxsize=None)  # a search asks for the same few widths again and again
+        def seconds(*widths: int) -> float:
+            return self.layer(layer, *layer.widths(dict(zip(layer.groups, widths))))
+
+        return seconds
 
 
 def _factor(layer: Layer, steps: Steps, extras: Mapping[str, np.ndarray], read: int, made: int) -> float:
@@ -189,47 +204,6 @@ def _corners(axes: Tuple[np.ndarray, np.ndarray], read: float, made: float) -> L
         share = (at - axis[k - 1]) / (axis[k] - axis[k - 1])
         sides.append([(k, share)] if share == 1.0 else [(k - 1, 1 - share), (k, share)])
     return [(i * len(axes[1]) + j, a * b) for i, a in sides[0] for j, b in sides[1]]
-
-
-class Latency:
-    """Seconds of one network by its widths: a `Cost`."""
-
-    def __init__(self, table: Table, kinds: Sequence[Layer], groups: Sequence[str]) -> None:
-        self.table, self.layers = table, tuple(kinds)
-        self._seen: Dict[tuple, float] = {}
-        self._of_group: Dict[str, List[int]] = {
-            g: [k for k, layer in enumerate(kinds) if g in (layer.reads, layer.makes)] for g in groups
-        }
-
-    def _layer(self, k: int, widths: Mapping[str, int]) -> float:
-        key = (k, *self.layers[k].widths(widths))
-        if key not in self._seen:
-            self._seen[key] = self.table.layer(self.layers[k], *key[1:])
-        return self._seen[key]
-
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        """Seconds of the whole network."""
-        return sum(self._layer(k, widths) for k in range(len(self.layers)))
-
-    def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
-        """Per group, the seconds that go with one channel: the slope of the cost over the upper half of its widths.
-
-        The staircase makes most single channels free, and a block that leaves an odd number of blocks can cost more
-        than it saves; so the slope is that of the least-squares line through all multiples of the granularity from half
-        the width on (the next smaller one at least). A group that gets no faster counts with a thousandth of the
-        mean, so that nothing divides by zero.
-        """
-        block, drops = self.table.steps.granularity, {}
-        for group, of_group in self._of_group.items():
-            now = widths[group]
-            points = {now} | set(range(-(-now // (2 * block)) * block, now, block))
-            if len(points) == 1:
-                points.add(max(1, now - block) if now > 1 else 2)
-            x = np.array(sorted(points), np.float64)
-            y = [sum(self._layer(k, {**widths, group: int(n)}) for k in of_group) for n in x]
-            drops[group] = float(np.polyfit(x - x.mean(), y, 1)[0])
-        least = 1e-3 * max(float(np.mean(list(drops.values()))), 1e-12)
-        return {group: max(drop, least) for group, drop in drops.items()}
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
@@ -269,7 +243,7 @@ def fit(net: Network, samples: Samples) -> Table:
 
     def error(weights: Tuple[float, float]) -> float:
         table = _fitted(kinds, net.widths, *trained, steps, *weights)
-        cost = Latency(table, kinds, ())
+        cost = table._cost(kinds)
         return nrmse(np.array([cost(w) for w in held[0]]), held[1])
 
     smooth, monotone = min(((s, 1.0) for s in SMOOTHNESS), key=error)
@@ -568,3 +542,15 @@ def load(path: Path) -> Table:
             f"{path}: is no latency model ({type(error).__name__}: {error}); give one that `latency.py fit` wrote"
         ) from error
     return Table(header, steps, axes, seconds, extras, regression)
+
+
+class LatencyOptions(Options):
+    """Where the model is."""
+
+    latency_model: str
+
+
+@COSTS.register("latency", LatencyOptions, label="Latency", method="GCP-latency", paper_label="latency", unit="s")
+def predicted(net: Network, options: LatencyOptions) -> Cost:
+    """Seconds of a forward pass, by a model that was fitted to timed networks."""
+    return load(Path(options.latency_model)).cost(net)

@@ -53,6 +53,11 @@ class Layer:
     made_sites: int
     depthwise: bool
 
+    @property
+    def groups(self) -> Tuple[str, ...]:
+        """The groups whose widths it depends on."""
+        return tuple(dict.fromkeys(group for group in (self.reads, self.makes) if group is not None))
+
     def widths(self, widths: Mapping[str, int]) -> Tuple[int, int]:
         """(width read, width made); a depthwise conv has one width, which is both."""
         made = self.n_made if self.makes is None else widths[self.makes]

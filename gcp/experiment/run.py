@@ -13,7 +13,7 @@ from gcp.backend.blocks import to_block
 from gcp.backend.files import is_saved, load
 from gcp.backend.zoo import open_network
 from gcp.cost import latency, sampling
-from gcp.cost.analytic import COSTS, macs, params
+from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
 from gcp.data.base import Dataset
 from gcp.data.base import load as open_data
@@ -216,7 +216,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
 
 def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None) -> Budget:
     """What the configured target means for a network; `table` is the latency model, where the config names one."""
-    how, costs = cfg.prune, {kind: cost(start) for kind, cost in COSTS.items()}
+    how, costs = cfg.prune, {"macs": macs(start), "params": params(start)}
     if table is not None:
         costs["latency"] = table.cost(start)
     cost, timed = costs[how.counted], how.counted == "latency"

@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, Tuple
 import numpy as np
 
 from gcp import runtime
-from gcp.cost.base import Budget, Cost, meet
+from gcp.cost.base import Budget, Cost, fit_to_measured_budget
 from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
 from gcp.methods.criteria import (
     SCORING_BATCH,
@@ -146,7 +146,7 @@ def _iteration(
         scores, n_scored = taylor_scores(net, budget.price, own), n_batches * SCORING_BATCH
 
     def cut(_: Path) -> Tuple[Network, dict]:
-        small, timings = meet(
+        small, timings = fit_to_measured_budget(
             budget, limit, lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0))
         )
         return small, {"timings": timings}

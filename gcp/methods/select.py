@@ -6,7 +6,7 @@ from typing import List, Mapping, Tuple
 
 import numpy as np
 
-from gcp.cost.base import Cost, allowed
+from gcp.cost.base import Cost, round_width
 from gcp.errors import UserError
 from gcp.graph.network import Keep, Widths
 
@@ -25,7 +25,7 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
     for number, (name, s) in enumerate(scores.items()):
         width = sizes[name]
         while width > min(round_to, sizes[name]):
-            smaller = allowed(width - 1, sizes[name], round_to)
+            smaller = round_width(width - 1, sizes[name], round_to)
             value = float(s[order[name][smaller:width]].mean())
             blocks.append((value, number, name, smaller))
             width = smaller

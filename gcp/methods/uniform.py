@@ -8,7 +8,7 @@ from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 
-from gcp.cost.base import Budget, allowed, meet
+from gcp.cost.base import Budget, fit_to_measured_budget, round_width
 from gcp.graph.network import Keep, Network, Widths, shrink
 
 
@@ -28,7 +28,7 @@ def uniform(
         keep: Keep = {g: np.sort(np.argsort(-rank[g], kind="stable")[:n]) for g, n in widths.items()}
         return shrink(net, keep)
 
-    small, timings = meet(budget, budget.target * budget.original, choose)
+    small, timings = fit_to_measured_budget(budget, budget.target * budget.original, choose)
     if timings:
         log("timed", timings=timings)
     return small, []
@@ -44,7 +44,7 @@ def uniform_widths(sizes: Widths, budget: Budget) -> Widths:
     limit = budget.target * budget.original
 
     def at(fraction: float) -> Widths:
-        return {g: allowed(max(1, int(fraction * n + 1e-9)), n, budget.round_to) for g, n in sizes.items()}
+        return {g: round_width(max(1, int(fraction * n + 1e-9)), n, budget.round_to) for g, n in sizes.items()}
 
     # The widths change only where fraction * size is a whole number.
     steps = np.unique(np.concatenate([np.arange(n + 1) / n for n in set(sizes.values())]))
