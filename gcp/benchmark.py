@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import cv2
@@ -36,6 +37,7 @@ from gcp.experiment.config import Config
 from gcp.graph import network
 from gcp.graph.network import Network, mask, shrink
 from gcp.methods import gcp as gcp_method
+from gcp.methods.base import Problem
 from gcp.runtime import physical_cores
 from gcp.train import loop, losses, optimisers, proximal, schedules
 
@@ -314,7 +316,7 @@ def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
 
 def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
     """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
-    net = gcp_method.rescale(gcp_method.with_masks(net))
+    net = network.rescale(network.with_masks(net))
     block = optimisers.trained_block(net, x.context, True, network.scale_arrays(net))
     penalties = gcp_method.channel_penalties(net, macs(net))
     return _step(block, proximal.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
@@ -411,14 +413,10 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
             "prune": {
                 "method": "gcp",
                 "target": 0.2,
-                "iterations": 4,
                 "round_to": round_to,
-                "regularise_epochs": 1.0,
-                "recover_epochs": 1.0,
                 # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The
                 # penalty is relative to them, so scales shrink and channels go all the same.
-                "lr": 1e-6,
-                "recover_lr": 1e-6,
+                "gcp": {"iterations": 4, "lr": 1e-6, "recover_lr": 1e-6},
             },
         }
     )
@@ -451,12 +449,15 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
     budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
     with tempfile.TemporaryDirectory() as folder:
         start = clock()
-        small, iterations = gcp_method.gcp(dense, budget, data, cfg, Path(folder), lambda event, **values: None)
+        problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment)
+        run = SimpleNamespace(path=Path(folder), log=lambda event, **values: None)
+        outcome = gcp_method.gcp(problem, cfg.prune.gcp, run)
+        small, iterations = outcome.network, outcome.history
         mx.nd.waitall()
         seconds = clock() - start
     after = epoch(2)
     setting = (
-        f"{case}, {n_images} images, T={cfg.prune.iterations}, to {cfg.prune.target:g} of the MACs, "
+        f"{case}, {n_images} images, T={cfg.prune.gcp.iterations}, to {cfg.prune.target:g} of the MACs, "
         f"widths multiples of {round_to}"
     )
     row = Row(

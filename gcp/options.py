@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Dict, Set
+from typing import Any, ClassVar, Set
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,26 +15,18 @@ from gcp.errors import UserError
 class Options(BaseModel):
     # Strict: `seed: "1"` or `pretrained: 1` is a mistake to report, not something to convert.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    # Keys younger than the first records: at their defaults, fingerprints are those from before.
-    YOUNGER: ClassVar[Set[str]] = set()
     # Keys that decide no number: in no fingerprint, whatever they say.
     UNCOUNTED: ClassVar[Set[str]] = set()
+    # Keys that name files, or saved networks by their prefix: their contents are in the fingerprint, not their names.
+    FILES: ClassVar[Set[str]] = set()
 
-    def unset(self) -> Dict[str, Any]:
-        """What fingerprints leave out, of this section and those in it, as pydantic's `exclude` wants it.
+    def uncounted(self) -> Set[str]:
+        """The keys that decide no number."""
+        return self.UNCOUNTED
 
-        That is: the younger keys at their defaults, and the keys that decide no number.
-        """
-        fields = type(self).model_fields
-        found: Dict[str, Any] = {
-            key: True
-            for key in fields
-            if key in self.UNCOUNTED or key in self.YOUNGER and getattr(self, key) == fields[key].default
-        }
-        for key in fields.keys() - found.keys():
-            if isinstance(getattr(self, key), Options):
-                found[key] = getattr(self, key).unset()
-        return found
+    def is_file(self, key: str) -> bool:
+        """Whether the value of a key of `FILES` names a file."""
+        return getattr(self, key) is not None
 
 
 def listed(value: Any) -> Any:

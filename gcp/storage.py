@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -120,6 +121,21 @@ def drop_torn_line(path: Path) -> None:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def content_hash(name: str, key: str) -> str:
+    """SHA-256 of a file, or of a saved network's two files where `name` is their prefix.
+
+    `key` is what names it in a configuration. UserError: it is not there.
+    """
+    paths = [Path(name)] if Path(name).is_file() else [Path(f"{name}-symbol.json"), Path(f"{name}-0000.params")]
+    sha = hashlib.sha256()
+    try:
+        for path in paths:
+            sha.update(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{key}: '{name}' cannot be read ({error.strerror}); make it first, or name another") from error
+    return sha.hexdigest()
 
 
 # Locks

@@ -1,5 +1,7 @@
 """Uniform pruning against its obvious version."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
 from gcp.methods import uniform as uniform_method
+from gcp.methods.criteria import CRITERIA
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,9 @@ def test_rounded_uniform_widths(net):
 def test_l1_keeps_the_largest_producers(net):
     g = next(g for g in net.groups if len(g.producers) > 1)
     by_hand = [sum(float(np.abs(net.arrays[net.weight(p)][j]).sum()) for p in g.producers) for j in range(g.size)]
-    np.testing.assert_allclose(uniform_method.l1_norms(net)[g.name], by_hand, rtol=1e-5)
+    np.testing.assert_allclose(CRITERIA["l1"](SimpleNamespace(net=net))[g.name], by_hand, rtol=1e-5)
 
 
 def test_random_is_seeded(net):
-    a, b, c = (uniform_method.random_scores(net, s) for s in (1, 1, 2))
+    a, b, c = (CRITERIA["random"](SimpleNamespace(net=net, seed=s)) for s in (1, 1, 2))
     assert all(np.array_equal(a[g], b[g]) for g in a) and any(not np.array_equal(a[g], c[g]) for g in a)

@@ -72,7 +72,7 @@ def test_a_row_and_its_smoke_differ_in_size_only():
             continue
         small = TABLES[REPO / "configs" / "smoke" / path.parent.name / path.name]
         assert (small.scale, cfg.scale) == ("smoke", "paper")
-        for key in ("method", "objective", "target", "round_to", "score", "schedule"):
+        for key in ("method", "objective", "target", "round_to"):
             assert getattr(small.prune, key) == getattr(cfg.prune, key)
         assert (small.paper.level, small.paper.chosen) == (cfg.paper.level, cfg.paper.chosen)
         assert small.finetune.mixup == cfg.finetune.mixup and small.data.augment == cfg.data.augment

@@ -19,15 +19,15 @@ threads: 1
 model: {name: cifar_resnet20_v1}
 data: {name: digits, input: [3, 8, 8], batch: 16, n_train: 500}
 train: {epochs: 4, lr: 0.05}
-prune: {iterations: 2, round_to: 4}
+prune: {round_to: 4, gcp: {iterations: 2}}
 finetune: {epochs: 4, lr: 0.05}
 throughput: {batch: 8, repeats: 2}
 """
 METHODS = {
     "gcp-macs": "{method: gcp, objective: macs, target: 0.4}",
-    "gcp-params": "{method: gcp, objective: params, target: 0.4, score: paper}",
+    "gcp-params": "{method: gcp, objective: params, target: 0.4, gcp: {score: paper}}",
     "uniform-macs": "{method: uniform, objective: macs, target: 0.4}",
-    "uniform-random": "{method: uniform, objective: macs, target: 0.4, criterion: random}",
+    "uniform-random": "{method: uniform, objective: macs, target: 0.4, uniform: {criterion: random}}",
     "none": "{method: none}",
 }
 

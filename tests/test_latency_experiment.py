@@ -18,7 +18,7 @@ threads: {threads}
 model: {{name: cifar_resnet20_v1}}
 data: {{name: digits, input: [3, 8, 8], batch: 16, n_train: 300}}
 train: {{epochs: 2, lr: 0.02}}
-prune: {{method: gcp, iterations: 2, lr: 0.001, recover_lr: 0.001, latency_model: {model}}}
+prune: {{method: gcp, latency_model: {model}, gcp: {{iterations: 2, lr: 0.001, recover_lr: 0.001}}}}
 finetune: {{epochs: 1, lr: 0.05}}
 throughput: {{batch: 8, repeats: 2}}
 """
@@ -122,7 +122,7 @@ def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_mode
         ),
         (
             ["prune.objective=latency", "prune.target=0.5", "prune.latency_model=absent.json"],
-            "absent.json: cannot be read",
+            "prune.latency_model: 'absent.json' cannot be read",
         ),
     ],
 )

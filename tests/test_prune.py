@@ -16,6 +16,7 @@ from gcp.graph import network
 from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
 from gcp.methods import criteria, select
 from gcp.methods import gcp as gcp_method
+from gcp.methods.base import METHODS, Problem
 from gcp.train import loop, losses, proximal, schedules
 
 
@@ -295,45 +296,32 @@ class Noise:
             yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
 
 
-def config(**keys):
-    p = dict(
-        method="gcp",
-        objective="macs",
-        target=0.3,
-        score="relative",
-        round_to=1,
-        iterations=2,
-        schedule="equal",
-        regularise_epochs=1.0,
-        recover_epochs=1.0,
-        lr=0.01,
-        recover_lr=0.01,
-        momentum=0.9,
-        lam=(0.1,),
-        max_cut=None,
-    )
-    return SimpleNamespace(
-        prune=SimpleNamespace(**{**p, **keys}), seed=0, data=SimpleNamespace(batch=8, augment="none")
-    )
+def prune(net, target, data, folder, seen=None, **options):
+    """GCP by the contract of methods: the small network and its history; `seen` gets the rows that are logged."""
+
+    def log(event, **row):
+        if seen is not None and event == "iteration":
+            seen.append(row)
+
+    cost = macs(net)
+    problem = Problem(net, Budget(cost, cost(net.widths), target), data, seed=0, batch=8)
+    options = {"score": "relative", "iterations": 2, "schedule": "equal", **options}
+    outcome = METHODS["gcp"](problem, gcp_method.GcpOptions(**options), SimpleNamespace(path=folder, log=log))
+    assert sum(outcome.images.values()) == sum(row["images"] for row in outcome.history)
+    assert sum(outcome.images.values()) == gcp_method.GcpOptions(**options).n_images(len(data.train), 8)
+    return outcome.network, outcome.history
 
 
 @pytest.mark.parametrize("score", ["paper", "relative", "taylor"])
 def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     data, cost, seen = SimpleNamespace(train=Noise(24), validation=Noise(20)), macs(net), []
     budget = Budget(cost, cost(net.widths), 0.3)
-    small, rows = gcp_method.gcp(
-        net,
-        budget,
-        data,
-        config(score=score),
-        tmp_path,
-        lambda event, **row: seen.append(row) if event == "iteration" else None,
-    )
+    small, rows = prune(net, 0.3, data, tmp_path, seen, score=score)
     assert cost(small.widths) <= 0.3 * budget.original
     assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
     assert rows == seen and rows[0]["images"] == 2 * 24 + (2 * 16 if score == "taylor" else 0)
     assert macs(small)(small.widths) == cost(small.widths)
-    again, _ = gcp_method.gcp(net, budget, data, config(score=score), tmp_path, lambda event, **row: None)
+    again, _ = prune(net, 0.3, data, tmp_path, score=score)
     assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)
 
 
@@ -357,10 +345,7 @@ def test_regularising_leaves_statistics_and_convs_bit_identical(net):
 
 def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     data = SimpleNamespace(train=Noise(16), validation=Noise(20))
-    cost = macs(net)
-    _, rows = gcp_method.gcp(
-        net, Budget(cost, cost(net.widths), 0.5), data, config(lam=(0.01, 3.0)), tmp_path, lambda event, **row: None
-    )
+    _, rows = prune(net, 0.5, data, tmp_path, lam=(0.01, 3.0))
     best = min(rows[0]["tried"], key=lambda row: row["loss_recovered"])
     assert [len(r["tried"]) for r in rows] == [2, 1] and {r["lam"] for r in rows} == {best["lam"]}
     assert rows[0]["images"] == 2 * rows[1]["images"]

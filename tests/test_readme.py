@@ -8,7 +8,7 @@ import pytest
 
 from gcp import errors
 from gcp.experiment import config
-from gcp.methods import options as methods_options
+from gcp.experiment.config import Prune
 from gcp.report import report
 
 REPO = Path(__file__).resolve().parents[1]
@@ -52,5 +52,5 @@ def test_the_example_config_is_one(tmp_path):
 
 
 def test_the_defaults_that_readme_states():
-    prune = methods_options.Prune()
-    assert (prune.score, prune.schedule, prune.round_to) == ("taylor", "geometric", 8)
+    prune = Prune()
+    assert (prune.gcp.score, prune.gcp.schedule, prune.round_to) == ("taylor", "geometric", 8)

@@ -19,8 +19,6 @@ class Data(Options):
         "imagenet": "what holds train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/",
         "caltech256": "256_ObjectCategories.tar, or the folder that it unpacks to",
     }
-    YOUNGER: ClassVar[Set[str]] = {"per_class", "split_file", "on_bad_image"}
-    UNCOUNTED: ClassVar[Set[str]] = {"workers"}
 
     name: Annotated[
         Literal["digits", "fashion_mnist", "folder", "imagenet", "caltech256"], Field(description="the data set")
@@ -57,6 +55,10 @@ class Data(Options):
         Literal["error", "skip"], Field(description="images that cannot be decoded: an error, or left out and counted")
     ] = "error"
     workers: Annotated[int, Field(ge=0, description="threads that decode images; 0: one per physical core")] = 0
+
+    def uncounted(self) -> Set[str]:
+        """Where the files of a well-known data set lie decides nothing; what a folder holds only its path says."""
+        return {"workers"} if self.name == "folder" else {"workers", "root"}
 
     _lists = field_validator("input", mode="before")(listed)
 

@@ -15,21 +15,35 @@ import re
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, ClassVar, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
+from typing import Annotated, Any, ClassVar, Dict, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
-from gcp import runtime
+from gcp import runtime, storage
+from gcp.cost.base import COSTS
 from gcp.data.options import Data
 from gcp.errors import UserError
-from gcp.methods.options import Prune
+from gcp.methods.base import METHODS, MethodOptions
 from gcp.options import Options, listed, shown
+from gcp.registry import Registry
 from gcp.storage import parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
+
+SCHEMA = 2  # of fingerprints: raised when a default or the meaning of a key changes
+
+
+def _names(registry: Registry) -> Any:
+    """The type of a key that names an entry of a registry."""
+    return Literal[tuple(registry)]
+
+
+Costs = _names(COSTS)
 
 
 class Model(Options):
     """Which network to start from."""
+
+    FILES: ClassVar[Set[str]] = {"name"}
 
     name: Annotated[str, Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
     pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
@@ -46,7 +60,6 @@ class Model(Options):
         bool, Field(description="true: a saved network gets a new output layer, of as many classes as the data have")
     ] = False
 
-    YOUNGER: ClassVar[Set[str]] = {"new_head"}
     # Where the file lies decides nothing: its hash has to be the published one.
     UNCOUNTED: ClassVar[Set[str]] = {"weights"}
 
@@ -54,6 +67,10 @@ class Model(Options):
     def is_saved(self) -> bool:
         """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
         return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
+
+    def is_file(self, key: str) -> bool:
+        """A GluonCV name is no file."""
+        return self.is_saved
 
     @property
     def is_pattern(self) -> bool:
@@ -78,6 +95,91 @@ class Model(Options):
                 "output layer follows the data anyway; set model.new_head to false"
             )
         return self
+
+
+class _Prune(Options):
+    """Which channels go, and how. Every method's own options are in a section of its name; one's are those in use."""
+
+    method: Annotated[_names(METHODS), Field(description="the pruning method")] = "none"
+    objective: Annotated[
+        Costs, Field(description="the cost that a channel is weighed against, and that the target is about")
+    ] = "macs"
+    budget: Annotated[
+        Optional[Costs], Field(description="the cost that the target is about, where that is not the objective")
+    ] = None
+    target: Annotated[float, Field(gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
+    target_ms: Annotated[
+        Optional[float], Field(gt=0, description="in place of target, for latency: milliseconds for a batch")
+    ] = None
+    target_images_per_second: Annotated[
+        Optional[float], Field(gt=0, description="in place of target, for latency: throughput")
+    ] = None
+    latency_model: Annotated[
+        Optional[str], Field(min_length=1, description="a model that `scripts/latency.py fit` wrote")
+    ] = None
+    round_to: Annotated[
+        Optional[int],
+        Field(ge=1, description="every final width is a multiple of this, 1 or more; auto: the model's granularity"),
+    ] = 8
+
+    FILES: ClassVar[Set[str]] = {"latency_model"}
+
+    @field_validator("round_to", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @property
+    def counted(self) -> str:
+        """The cost that the target is about."""
+        return self.budget or self.objective
+
+    @property
+    def options(self) -> MethodOptions:
+        """The options of the method in use."""
+        return getattr(self, self.method)
+
+    @model_validator(mode="after")
+    def _check(self) -> _Prune:
+        targets = {
+            key
+            for key in ("target", "target_ms", "target_images_per_second")
+            if key in self.model_fields_set and getattr(self, key) is not None
+        }
+        if self.counted != "latency" and targets - {"target"}:
+            raise ValueError(
+                f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; "
+                "set prune.objective or prune.budget to latency"
+            )
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them")
+        if self.latency_model is None and "latency" in (self.objective, self.budget):
+            raise ValueError(
+                "latency needs a model of it; set prune.latency_model to a file that `scripts/latency.py fit` wrote"
+            )
+        if self.latency_model is None and self.round_to is None:
+            raise ValueError(
+                "round_to: auto is a latency model's granularity; set prune.latency_model to a file that "
+                "`scripts/latency.py fit` wrote, or prune.round_to to a number"
+            )
+        prunes = self.options.PRUNES
+        if not prunes and self.target != 1:
+            others = " or ".join(name for name in METHODS if METHODS.options[name].PRUNES)
+            raise ValueError(
+                f"target: {self.target:g} cannot be met by method: {self.method}; set prune.method to {others}"
+            )
+        if prunes and not targets:
+            raise ValueError(
+                f"method: {self.method} needs a target; set prune.target to the fraction of the cost to keep"
+            )
+        return self
+
+
+Prune = create_model(
+    "Prune",
+    __base__=_Prune,
+    **{name: (kind, Field(default=kind(), description=f"options of {name}")) for name, kind in METHODS.options.items()},
+)
 
 
 class Throughput(Options):
@@ -107,7 +209,7 @@ class Paper(Options):
 class Config(Options):
     """One experiment: everything that decides its numbers, and where they go."""
 
-    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper"}  # `_hash` adds the number of workers
+    UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper", "throughput"}
 
     name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
     scale: Annotated[
@@ -176,26 +278,42 @@ class Config(Options):
         return self
 
     def fingerprint(self) -> str:
-        """12 hex digits that change with any key that decides a number: not `name`, `output`, other methods' keys."""
-        others = set().union(*(keys for method, keys in Prune.ONLY_OF.items() if method != self.prune.method))
-        unset = self.unset()
-        prune = {**unset["prune"], **dict.fromkeys(others, True)}
-        apart = {"name": True, "output": True, "prune": prune}
-        return self._hash(self.model_dump(mode="json", exclude={**unset, **apart}))
+        """12 hex digits that change with everything that decides a number.
 
-    def dense_fingerprint(self) -> str:
-        """12 hex digits that two experiments share when they start from the same trained dense network."""
-        shared = {"scale", "seed", "threads", "model", "data", "train"}
-        return self._hash(self.model_dump(mode="json", include=shared, exclude=self.unset()))
+        That is: every key that is not at its default, but for names, places and other methods' options, and the
+        contents of the files that the configuration names. UserError: one of these is not there.
+        """
+        others = {name: True for name in METHODS if name != self.prune.method}
+        return self._hash({"name": True, "output": True, "prune": others})
 
-    def _hash(self, values: dict) -> str:
-        # However they were asked for; those of one process have the fingerprints from before there were several.
-        return _hash(values if self.n_workers == 1 else {**values, "workers": self.n_workers})
+    def dense_fingerprint(self, contents: bool = True) -> str:
+        """12 hex digits that two experiments share when they start from the same trained dense network.
+
+        Without `contents`, files that are not there yet count by their names.
+        """
+        apart = {"name", "output", "prune", "finetune", "throughput"}
+        return self._hash(dict.fromkeys(apart, True), contents)
+
+    def _hash(self, apart: Dict[str, Any], contents: bool = True) -> str:
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
+        values = {"schema": SCHEMA, "workers": self.n_workers, **_counted(self, values, contents)}
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _hash(values: dict) -> str:
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+def _counted(section: Options, values: Dict[str, Any], contents: bool, place: str = "") -> Dict[str, Any]:
+    """A dumped section without the keys that decide no number, and with the contents of files in place of names."""
+    found = {}
+    for key, value in values.items():
+        own = getattr(section, key)
+        if key in section.uncounted():
+            continue
+        if isinstance(own, Options):
+            value = _counted(own, value, contents, f"{place}{key}.")
+        elif key in section.FILES and contents and section.is_file(key):
+            value = storage.content_hash(own, f"{place}{key}")
+        found[key] = value
+    return found
 
 
 # Loading

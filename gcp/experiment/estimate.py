@@ -25,7 +25,6 @@ from gcp.errors import UserError
 from gcp.experiment import run as experiment_run
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths, resized
-from gcp.methods import criteria
 from gcp.methods.uniform import uniform_widths
 from gcp.train import loop, optimisers
 
@@ -134,17 +133,6 @@ def small_widths(net: Network, widths: Widths, budget: Budget) -> Widths:
     return widths if budget.target >= 1 else uniform_widths(net.widths, budget)
 
 
-def images_to_prune(cfg: Config, n_train: int) -> int:
-    """Images that the pruning method trains on or looks at, as the record will count them."""
-    p, batch = cfg.prune, cfg.data.batch
-    if p.method != "gcp":
-        return 0
-    per_epoch = -(-n_train // batch)
-    steps = max(1, round(p.regularise_epochs * per_epoch)) + round(p.recover_epochs * per_epoch)
-    scored = criteria.scoring_batches(n_train) * criteria.SCORING_BATCH if p.score == "taylor" else 0
-    return (p.iterations + len(p.lam) - 1) * (steps * batch + scored)
-
-
 def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
     """A row for each configuration; with a `speed`, how long it will take. UserError: a network or data are unknown."""
     rows, trained = [], set()
@@ -152,13 +140,13 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
         n_classes, n_train = sizes(cfg)
         net, widths, stand_in = start_network(cfg, n_classes)
         table = latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None
-        budget, is_cut = experiment_run.budget_of(cfg, net, table), cfg.prune.method != "none"
+        budget, is_cut = experiment_run.budget_of(cfg, net, table), cfg.prune.options.PRUNES
         small = small_widths(net, widths, budget) if is_cut else widths
         per_epoch = -(-n_train // cfg.data.batch) * cfg.data.batch
-        dense = (cfg.output, cfg.dense_fingerprint())
+        dense = (cfg.output, cfg.dense_fingerprint(contents=False))
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,
-            images_to_prune(cfg, n_train),
+            cfg.prune.options.n_images(n_train, cfg.data.batch),
             (cfg.finetune.epochs + cfg.finetune.extra_epochs) * per_epoch,
         )
         trained.add(dense)

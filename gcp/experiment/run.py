@@ -20,16 +20,13 @@ from gcp.data.base import load as open_data
 from gcp.data.options import Data
 from gcp.errors import UserError
 from gcp.experiment import record as records
-from gcp.experiment.config import Config
+from gcp.experiment.config import Config, Prune
 from gcp.graph.network import Network, with_zero_residuals
-from gcp.methods.gcp import gcp
-from gcp.methods.options import Prune
-from gcp.methods.uniform import none, uniform
+from gcp.methods.base import METHODS, Problem
 from gcp.train import checkpoints, evaluation, loop, losses, optimisers, schedules
 from gcp.train.distributed import check_gpus, workers
 from gcp.train.options import Recipe
 
-METHODS = {"none": none, "gcp": gcp, "uniform": uniform}
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 SHOWN = 10  # skipped images that are named
 
@@ -209,7 +206,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
     budget = budget_of(cfg, start, latency_model(cfg, start) if cfg.prune.latency_model else None)
-    if cfg.prune.method != "none":
+    if cfg.prune.options.PRUNES:
         budget.check(start.widths)
     return budget, start
 
@@ -296,10 +293,11 @@ def _dense_prefix(cfg: Config) -> Path:
 def prune(net: Network, budget: Budget, data: Dataset, cfg: Config, folder) -> Tuple[Network, dict]:
     """The configured method's small network, and what it took."""
     began = time.monotonic()
-    small, rows = METHODS[cfg.prune.method](net, budget, data, cfg, folder.path, folder.log)
-    images = sum(row["images"] for row in rows)
-    return small, {
-        "iterations": rows,
+    problem = Problem(net, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment)
+    outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
+    images = sum(outcome.images.values())
+    return outcome.network, {
+        "iterations": outcome.history,
         "images": images,
         "epochs": images / len(data.train),
         "seconds": time.monotonic() - began,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable
+from itertools import islice
+from typing import Callable, Dict, Iterable
 
 import numpy as np
 
-from gcp.backend.blocks import to_block
-from gcp.backend.engine import autograd, mx
+from gcp import runtime
 from gcp.cost.base import Cost
 from gcp.graph.network import Network, is_depthwise, scale_arrays, squared_input_norms
-from gcp.train import loop, losses
-from gcp.train.distributed import workers
+from gcp.methods.base import Problem
+from gcp.registry import Registry
+
+Scores = Dict[str, np.ndarray]  # per group, one number per channel; the lowest go first
+CRITERIA: Registry[Callable[[Problem], Scores]] = Registry("criterion")
 
 # Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
 SCORING_BATCH = 16
@@ -81,7 +84,12 @@ def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.n
     divided by what one channel of the group costs. Eq. 3 sees the layers next to a channel; this sees what the loss
     makes of them: a narrow stem starves all that follows. Several workers each bring batches of their own.
     """
-    ctx = loop.device()
+    from gcp.backend.blocks import to_block
+    from gcp.backend.engine import autograd, mx
+    from gcp.train import losses
+    from gcp.train.distributed import device, workers
+
+    ctx = device()
     block = to_block(net, ctx, frozen_statistics=True, trainable=scale_arrays(net))
     params, sums, n_batches = block.collect_params(), {g.name: np.zeros(g.size) for g in net.groups}, 0
     for x, y, _ in batches:
@@ -104,3 +112,54 @@ def scoring_batches(n_images: int) -> int:
     """How many batches `taylor_scores` looks at: a tenth of the images, 20 batches at least, or all there are."""
     n_all = -(-n_images // SCORING_BATCH)
     return min(n_all, max(20, n_all // 10))
+
+
+# ---- the registry --------------------------------------------------------------------------------------------------
+
+
+@CRITERIA.register("l1")
+def l1(problem: Problem) -> Scores:
+    """Per channel, the L1 norm of the weights that produce it, over all producers (Li et al. 2017)."""
+    net = problem.net
+    return {
+        g.name: sum(
+            np.abs(net.arrays[net.weight(p)].astype(np.float64)).reshape(g.size, -1).sum(1) for p in g.producers
+        )
+        for g in net.groups
+    }
+
+
+@CRITERIA.register("random")
+def at_random(problem: Problem) -> Scores:
+    """A random rank for every channel, from the seed."""
+    rng = np.random.default_rng(problem.seed)
+    return {g.name: rng.permutation(g.size).astype(np.float64) for g in problem.net.groups}
+
+
+@CRITERIA.register("paper")
+def paper(problem: Problem) -> Scores:
+    """Eq. 3: see `paper_scores`."""
+    return paper_scores(problem.net)
+
+
+@CRITERIA.register("relative")
+def relative(problem: Problem) -> Scores:
+    """The share of what the readers see: see `relative_scores`."""
+    return relative_scores(problem.net, problem.budget.price)
+
+
+@CRITERIA.register("taylor", n_images=lambda n_train: scoring_batches(n_train) * SCORING_BATCH)
+def taylor(problem: Problem) -> Scores:
+    """The squared first-order change of the loss, over training images: see `taylor_scores`."""
+    from gcp.train.distributed import workers
+
+    rank, n = workers().part  # batch k is that of worker k mod n
+    train, n_batches = problem.data.train, scoring_batches(len(problem.data.train))
+    seed = (runtime.hash_seed(problem.seed, problem.iteration, 3), 0)
+    own = islice(train.batches(n * SCORING_BATCH, seed=seed, part=(rank, n)), len(range(rank, n_batches, n)))
+    return taylor_scores(problem.net, problem.budget.price, own)
+
+
+def images_to_score(criterion: str, n_train: int) -> int:
+    """Training images that a criterion looks at."""
+    return getattr(CRITERIA[criterion], "n_images", lambda n_train: 0)(n_train)

@@ -6,27 +6,67 @@ weights are fine-tuned elsewhere. Also here: ranking channels of all groups toge
 
 from __future__ import annotations
 
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Annotated, Dict, Literal, Optional, Tuple
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from gcp import runtime
-from gcp.cost.base import Budget, Cost, fit_to_measured_budget
+from gcp.cost.base import Cost, fit_to_measured_budget
 from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
-from gcp.methods.criteria import (
-    SCORING_BATCH,
-    _variances,
-    paper_scores,
-    relative_scores,
-    scoring_batches,
-    taylor_scores,
-)
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
+from gcp.methods.criteria import CRITERIA, _variances, images_to_score
 from gcp.methods.select import select
-from gcp.train import checkpoints, evaluation, loop, optimisers, schedules
-from gcp.train.distributed import workers
-from gcp.train.proximal import ProximalSGD
+from gcp.options import listed
+
+PAPER_NAMES = {"macs": "GCP-f", "params": "GCP-p"}  # by what a channel is weighed against
+
+
+class GcpOptions(MethodOptions):
+    """The schedule of regularise, prune, recover."""
+
+    score: Annotated[Literal["paper", "relative", "taylor"], Field(description="what a channel is ranked by")] = (
+        "taylor"
+    )
+    iterations: Annotated[int, Field(ge=1, description="number of steps to the target, 1 or more")] = 4
+    schedule: Annotated[
+        Literal["equal", "geometric"], Field(description="steps of equal cost (the paper's) or of equal ratio")
+    ] = "geometric"
+    max_cut: Annotated[
+        Optional[float],
+        Field(gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"),
+    ] = None
+    regularise_epochs: Annotated[float, Field(gt=0, description="epochs with penalty per iteration, above 0")] = 1.0
+    recover_epochs: Annotated[float, Field(ge=0, description="epochs without penalty per iteration, 0 or more")] = 1.0
+    lr: Annotated[float, Field(gt=0, description="learning rate with penalty, above 0")] = 0.01
+    recover_lr: Annotated[float, Field(gt=0, description="learning rate without penalty, above 0")] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
+    lam: Annotated[
+        Tuple[Annotated[float, Field(ge=0)], ...],
+        Field(min_length=1, description="a list of penalties, such as [0.1]; the best on validation loss is taken"),
+    ] = (0.1,)
+
+    _lists = field_validator("lam", mode="before")(listed)
+
+    def label(self, cost: str) -> str:
+        """The paper's names, by what a channel is weighed against."""
+        return PAPER_NAMES.get(cost, f"GCP-{cost}")
+
+    def variant(self) -> Dict[str, str]:
+        """What GCP ranks by."""
+        return {"score": self.score}
+
+    def n_steps(self, n_batches: int) -> Tuple[int, int]:
+        """Steps of one iteration's regularise and recover phases, with `n_batches` batches an epoch."""
+        return max(1, round(self.regularise_epochs * n_batches)), round(self.recover_epochs * n_batches)
+
+    def n_images(self, n_train: int, batch: int) -> int:
+        """All iterations, and the first one once for every further penalty that is tried."""
+        one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train)
+        return (self.iterations + len(self.lam) - 1) * one
+
 
 # ---- regularise: proximal gradient ---------------------------------------------------------------------------------
 
@@ -47,7 +87,7 @@ def fraction_kept(t: int, n: int, target: float, schedule: str) -> float:
 
 
 def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float:
-    """The lambda of eq. 6 for a relative one, so that one value of `prune.lam` means the same on every network.
+    """The lambda of eq. 6 for a relative one, so that one value of `prune.gcp.lam` means the same on every network.
 
     At `lam` = 1 a channel of mean scale and mean cost, with no gradient to hold it, just reaches zero in `n_steps`.
     """
@@ -55,26 +95,29 @@ def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float
     return lam * float(scales.mean()) / (lr * n_steps)
 
 
-def gcp(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..., None]) -> Tuple[Network, List[dict]]:
-    """Prune by T iterations of regularise, prune, recover; returns the small network and a row per iteration.
+@METHODS.register("gcp", GcpOptions)
+def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
+    """Prune by T iterations of regularise, prune, recover (Khetan & Karnin 2020, section 4).
 
-    `cfg` is the whole configuration; `folder` takes the networks and checkpoints of the phases (one that is there
-    is not run again); `log(event, **values)` gets one call per epoch and per iteration. With several values of
-    `prune.lam` the first iteration is run with each, and the lowest validation loss after recovering decides.
+    The run's folder takes the networks and checkpoints of the phases (one that is there is not computed again); its log
+    gets a line per epoch and per iteration. With several values of `lam` the first iteration is run with each, and
+    the lowest validation loss after recovering decides.
     """
-    lams, rows = list(cfg.prune.lam), []
-    for t in range(1, cfg.prune.iterations + 1):
+    from gcp.train.optimisers import DivergedError
+
+    lams, rows = list(options.lam), []
+    for t in range(1, options.iterations + 1):
         tried = []
         for lam in lams:
             try:
-                tried.append(_iteration(net, t, lam, budget, data, cfg, folder / f"gcp-{t}-lam{lam:g}", log))
-            except optimisers.DivergedError:
+                tried.append(_iteration(replace(problem, iteration=t), lam, options, run))
+            except DivergedError:
                 if len(lams) == 1:
                     raise
         if not tried:
-            raise optimisers.DivergedError(
-                f"GCP iteration {t}: the loss diverged for every prune.lam of {lams}; give "
-                "smaller ones, or a smaller prune.lr"
+            raise DivergedError(
+                f"GCP iteration {t}: the loss diverged for every prune.gcp.lam of {lams}; give "
+                "smaller ones, or a smaller prune.gcp.lr"
             )
         net, row = min(tried, key=lambda item: item[1]["loss_recovered"])
         row = {
@@ -82,21 +125,22 @@ def gcp(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[...
             "images": sum(r["images"] for _, r in tried),
             "tried": [{"lam": r["lam"], "loss_recovered": r["loss_recovered"]} for _, r in tried],
         }
-        lams = [row["lam"]]
+        lams, problem = [row["lam"]], replace(problem, net=net)
         rows.append(row)
-        log("iteration", **row)
-    return net, rows
+        run.log("iteration", **row)
+    return Outcome(problem.net, {"pruning": sum(row["images"] for row in rows)}, rows)
 
 
-def _iteration(
-    net: Network, t: int, lam: float, budget: Budget, data, cfg, prefix: Path, log: Callable[..., None]
-) -> Tuple[Network, dict]:
+def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> Tuple[Network, dict]:
     """One regularise, prune, recover (sections 4.3 and 4.4)."""
-    p, batch = cfg.prune, cfg.data.batch
+    from gcp.train import checkpoints, evaluation, loop, optimisers, schedules
+    from gcp.train.proximal import ProximalSGD
+
+    p, t, budget, data, batch = options, problem.iteration, problem.budget, problem.data, problem.batch
+    prefix = run.path / f"gcp-{t}-lam{lam:g}"
     limit = fraction_kept(t, p.iterations, budget.target, p.schedule) * budget.original
-    n_regularise, n_recover = (round(n * data.train.n_batches(batch)) for n in (p.regularise_epochs, p.recover_epochs))
-    n_regularise = max(1, n_regularise)
-    net = rescale(with_masks(net))
+    n_regularise, n_recover = p.n_steps(data.train.n_batches(batch))
+    net = rescale(with_masks(problem.net))
     variables, penalties = scale_arrays(net), channel_penalties(net, budget.price)
     strength = absolute_penalty(net, lam, p.lr, n_regularise)
 
@@ -112,10 +156,10 @@ def _iteration(
                     name=f"GCP {t}/{p.iterations} {name}",
                     batch=batch,
                     trainable=variables,
-                    seed=runtime.hash_seed(cfg.seed, t, number),
-                    augment=cfg.data.augment,
+                    seed=runtime.hash_seed(problem.seed, t, number),
+                    augment=problem.augment,
                     checkpoint=checkpoint,
-                    on_epoch=lambda **facts: log("epoch", stage=f"{prefix.name}-{name}", **facts),
+                    on_epoch=lambda **facts: run.log("epoch", stage=f"{prefix.name}-{name}", **facts),
                     **how,
                 )[0],
                 {},
@@ -133,17 +177,7 @@ def _iteration(
         optimiser=lambda block: ProximalSGD(dense, block, strength, penalties, p.momentum),
     )
     regularised = evaluation.evaluate(net, data.validation)
-    n_scored = 0
-    if p.score == "paper":
-        scores = paper_scores(net)
-    elif p.score == "relative":
-        scores = relative_scores(net, budget.price)
-    else:
-        n_batches = scoring_batches(len(data.train))
-        rank, n = workers().part  # batch k is worker k mod n's
-        shuffled = data.train.batches(n * SCORING_BATCH, seed=(runtime.hash_seed(cfg.seed, t, 3), 0), part=(rank, n))
-        own = islice(shuffled, len(range(rank, n_batches, n)))
-        scores, n_scored = taylor_scores(net, budget.price, own), n_batches * SCORING_BATCH
+    scores = CRITERIA[p.score](replace(problem, net=net))
 
     def cut(_: Path) -> Tuple[Network, dict]:
         small, timings = fit_to_measured_budget(
@@ -177,7 +211,7 @@ def _iteration(
         "loss_recovered": recovered["loss"],
         "top1_recovered": recovered["top1"],
         "widths": net.widths,
-        "images": (n_regularise + n_recover) * batch + n_scored,
+        "images": (n_regularise + n_recover) * batch + images_to_score(p.score, len(data.train)),
         **({} if budget.measure is None else found),
     }
     return net, row

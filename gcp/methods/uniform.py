@@ -1,37 +1,60 @@
-"""What GCP is compared with: each baseline is a short function with GCP's signature."""
+"""Uniform pruning, which every other method is compared with, and no pruning at all."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from gcp.cost.base import Budget, fit_to_measured_budget, round_width
 from gcp.graph.network import Keep, Network, Widths, shrink
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
+from gcp.methods.criteria import CRITERIA
 
 
-def none(net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..., None]) -> Tuple[Network, List[dict]]:
+class NoneOptions(MethodOptions):
+    """No pruning has no options."""
+
+    PRUNES: ClassVar[bool] = False
+
+    def label(self, cost: str) -> str:
+        """The dense network."""
+        return "Dense"
+
+
+@METHODS.register("none", NoneOptions)
+def none(problem: Problem, options: NoneOptions, run: Run) -> Outcome:
     """Prune nothing: the dense network with the same fine-tuning."""
-    return net, []
+    return Outcome(problem.net)
 
 
-def uniform(
-    net: Network, budget: Budget, data, cfg, folder: Path, log: Callable[..., None]
-) -> Tuple[Network, List[dict]]:
-    """Keep the same fraction of every group, chosen by L1 norm or at random, at the budget's cost."""
-    rank = {"l1": lambda: l1_norms(net), "random": lambda: random_scores(net, cfg.seed)}[cfg.prune.criterion]()
+class UniformOptions(MethodOptions):
+    """Which channels of a group go."""
+
+    criterion: Annotated[Literal["l1", "random"], Field(description="which channels of a group go")] = "l1"
+
+    def label(self, cost: str) -> str:
+        """With the criterion."""
+        return f"Uniform ({'L1' if self.criterion == 'l1' else self.criterion})"
+
+
+@METHODS.register("uniform", UniformOptions)
+def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
+    """Keep the same fraction of every group at the budget's cost, its channels chosen by a criterion."""
+    net, budget = problem.net, problem.budget
+    scores = CRITERIA[options.criterion](problem)
 
     def choose(aim: float) -> Network:
         widths = uniform_widths(net.widths, replace(budget, target=aim / budget.original))
-        keep: Keep = {g: np.sort(np.argsort(-rank[g], kind="stable")[:n]) for g, n in widths.items()}
+        keep: Keep = {g: np.sort(np.argsort(-scores[g], kind="stable")[:n]) for g, n in widths.items()}
         return shrink(net, keep)
 
     small, timings = fit_to_measured_budget(budget, budget.target * budget.original, choose)
     if timings:
-        log("timed", timings=timings)
-    return small, []
+        run.log("timed", timings=timings)
+    return Outcome(small)
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:
@@ -60,19 +83,3 @@ def uniform_widths(sizes: Widths, budget: Budget) -> Widths:
             continue
         widths = larger
     return widths
-
-
-def l1_norms(net: Network) -> Dict[str, np.ndarray]:
-    """Per channel, the L1 norm of the weights that produce it, over all producers (Li et al. 2017)."""
-    return {
-        g.name: sum(
-            np.abs(net.arrays[net.weight(p)].astype(np.float64)).reshape(g.size, -1).sum(1) for p in g.producers
-        )
-        for g in net.groups
-    }
-
-
-def random_scores(net: Network, seed: int) -> Dict[str, np.ndarray]:
-    """A random rank for every channel, from the seed."""
-    rng = np.random.default_rng(seed)
-    return {g.name: rng.permutation(g.size).astype(np.float64) for g in net.groups}

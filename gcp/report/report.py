@@ -283,8 +283,15 @@ def varying(configs: list[dict], places: list[tuple], wanted) -> list[tuple[str,
 
 
 def options_of(record: dict) -> dict[str, Any]:
-    """The record's configuration with dotted keys. A saved network that it starts from is named without its seed."""
-    flat = flatten(record.get("config") or {})
+    """The record's configuration with dotted keys. A saved network that it starts from is named without its seed.
+
+    Of the sections of methods only that of the record's own counts, and its keys follow `prune.` directly.
+    """
+    config = dict(record.get("config") or {})
+    prune = config.get("prune") or {}
+    own = prune.get(record.get("method")) or {}
+    config["prune"] = {**{key: value for key, value in prune.items() if not isinstance(value, dict)}, **own}
+    flat = flatten(config)
     if isinstance(flat.get("model.name"), str):
         flat["model.name"] = re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", flat["model.name"])
     return flat

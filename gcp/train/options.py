@@ -13,17 +13,7 @@ from gcp.options import Options, listed
 class Recipe(Options):
     """How all weights are trained: SGD, the learning rate warmed up linearly, then a cosine to zero or steps down."""
 
-    YOUNGER: ClassVar[Set[str]] = {
-        "nesterov",
-        "schedule",
-        "step_epochs",
-        "step_factor",
-        "mixup",
-        "dtype",
-        "teacher",
-        "teacher_weight",
-        "teacher_temperature",
-    }
+    FILES: ClassVar[Set[str]] = {"teacher"}
 
     epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
@@ -65,6 +55,10 @@ class Recipe(Options):
 
     _lists = field_validator("step_epochs", mode="before")(listed)
 
+    def is_file(self, key: str) -> bool:
+        """A teacher may also be a GluonCV name, or `dense`."""
+        return self.teacher is not None and "/" in self.teacher
+
     @property
     def all_epochs(self) -> int:
         """The length of the training in epochs."""
@@ -101,8 +95,6 @@ class Recipe(Options):
 
 class Train(Recipe):
     """Training of the dense network."""
-
-    YOUNGER: ClassVar[Set[str]] = Recipe.YOUNGER | {"last_gamma_zero"}
 
     last_gamma_zero: Annotated[
         bool, Field(description="true: the last batch norm of every residual branch starts with scales of 0")

@@ -1,0 +1,74 @@
+"""What every pruning method is given and gives back, and the registry of methods.
+
+A method is `def name(problem, options, run) -> Outcome` with the class of its options beside it. Configurations are
+read before MXNet is imported, so the modules of this room import `gcp.train` and `gcp.backend` inside functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Dict, List, Protocol
+
+from gcp.cost.base import Budget
+from gcp.data.base import Dataset
+from gcp.graph.network import Network
+from gcp.options import Options
+from gcp.registry import Registry
+
+
+class MethodOptions(Options):
+    """The options of a method, and what a table and an estimate have to know of it."""
+
+    PRUNES: ClassVar[bool] = True  # whether it needs a target
+
+    def label(self, cost: str) -> str:
+        """What tables call the method when `cost` is what channels are weighed against."""
+        raise NotImplementedError
+
+    def variant(self) -> Dict[str, str]:
+        """Options by which tables tell rows of this method apart even where only one value is there."""
+        return {}
+
+    def n_images(self, n_train: int, batch: int) -> int:
+        """Images that pruning will train on or look at, with `n_train` training images in batches of `batch`."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A trained network to make smaller, the budget, and the data to decide by.
+
+    Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
+    that of a schedule which asks a criterion again and again, 0 elsewhere.
+    """
+
+    net: Network
+    budget: Budget
+    data: Dataset
+    seed: int
+    batch: int
+    augment: str = "none"
+    iteration: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The small network; images that it took, by purpose; a row per step of the method, as plain JSON values."""
+
+    network: Network
+    images: Dict[str, int] = field(default_factory=dict)
+    history: List[Dict[str, Any]] = field(default_factory=list)
+
+
+class Run(Protocol):
+    """Where a method may keep what it has computed, and say what it does."""
+
+    path: Path
+
+    def log(self, event: str, **values: Any) -> None:
+        """Add an event to the run's log."""
+
+
+Method = Callable[[Problem, Any, Run], Outcome]
+METHODS: Registry[Method] = Registry("pruning method")
