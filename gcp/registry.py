@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries by name, in the order of registration; `kind` is what an entry is called in messages.
 
-    `options[name]` is the class of the entry's own options, where it has some. What a table, a figure or an estimate has
-    to know about an entry is an attribute of the entry.
+    `options[name]` is the class of the entry's own options, where it has some. What a table, a figure or an estimate
+    has to know about an entry is an attribute of the entry.
     """
 
     def __init__(self, kind: str) -> None:

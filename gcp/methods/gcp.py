@@ -14,14 +14,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from gcp import runtime
-from gcp.cost.base import Cost, fit_to_measured_budget
+from gcp.cost.base import COSTS, Cost, fit_to_measured_budget
 from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
 from gcp.methods.criteria import CRITERIA, _variances, images_to_score
 from gcp.methods.select import select
 from gcp.options import listed
-
-PAPER_NAMES = {"macs": "GCP-f", "params": "GCP-p"}  # by what a channel is weighed against
 
 
 class GcpOptions(MethodOptions):
@@ -52,7 +50,7 @@ class GcpOptions(MethodOptions):
 
     def label(self, cost: str) -> str:
         """The paper's names, by what a channel is weighed against."""
-        return PAPER_NAMES.get(cost, f"GCP-{cost}")
+        return COSTS[cost].method
 
     def variant(self) -> Dict[str, str]:
         """What GCP ranks by."""
