@@ -1,15 +1,28 @@
-"""What every script's command line shares: its parser, the types of its options, and the one line on a mistake."""
+"""What every script's command line shares: its parser, the types of its options, and how it ends.
+
+A user's mistake, a file that cannot be read, too little memory or a signal end a script with one line on stderr and an
+exit status; only a mistake of the program shows a traceback.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import math
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from typing import Any, Callable, NoReturn
 
 from gcp.errors import UserError
+
+GUARDED = "GCP_GUARDED"  # set for a process that ends with its parent, which then says what there is to say
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_S = 15.0  # after a signal, for what Python cannot interrupt
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,51 +30,174 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """UserError instead of usage and exit."""
-        raise UserError(f"{message}; `{self.prog} --help` says what it takes")
+        if len(message) > 300:
+            message = message[:300] + "..."
+        raise UserError(f"{message}; `{self.prog} --help` says what it takes", key="option.value")
+
+
+class Told(KeyboardInterrupt):
+    """A signal has told the process to end; its argument is the signal's number."""
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:
-    """Run a script's `function` on the command line's arguments and exit: 0; 2 user error; 130 Ctrl-C."""
+    """Run a script's `function` on the command line's arguments and exit with its `status`."""
+    _open_streams()
+    _end_on_signals()
+    code = status(function, sys.argv[1:])
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at exit, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    sys.exit(code)
+
+
+def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
+    """The exit status of a script's `function` on these arguments, after its one line on stderr where it did not work.
+
+    0: done. 1: not done, and not by the user's mistake. 2: a mistake that the user can put right. 128 + n: ended by
+    signal n, which is 13 where nobody reads the output any more. Another number: the function's own.
+    """
     try:
-        function(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        function(argv)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        code, line = _answer(error)
+        with contextlib.suppress(OSError):
+            if line:
+                print(line, file=sys.stderr, flush=True)
+        return code
 
 
-def shape(text: str) -> tuple[int, int, int]:
-    """`3,224,224` from a command line as (channels, height, width). UserError: anything else."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise UserError(f"--input {text}: should be channels,height,width such as 3,224,224")
-    return tuple(int(p) for p in parts)
+def _answer(error: BaseException) -> tuple[int, str]:
+    """Exit status and line for whatever is no mistake of the program; raises the rest."""
+    told = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
+    if told is not None:
+        number = told.args[0] if isinstance(told, Told) else signal.SIGINT
+        again = "\ninterrupted: run the same command again to resume"
+        return 128 + number, "" if GUARDED in os.environ else again
+    if isinstance(error, UserError):
+        return error.exit_status, f"error: {error}"
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""
+    words = " ".join(str(error).split())[:300]
+    # MXNet has its own exception for everything, and cannot be imported here.
+    no_memory = type(error).__name__ == "MXNetError" and re.search(r"out of memory|failed to allocate", words, re.I)
+    if no_memory or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return 1, f"error: not enough memory ({words}); take smaller images, batches or networks, or another machine"
+    if isinstance(error, RecursionError):
+        return 1, f"error: something is nested too deeply ({words}); give a simpler file or network"
+    if isinstance(error, UnicodeDecodeError):
+        return 2, f"error: a file that should be text in UTF-8 is not ({words}); convert it or name another"
+    if isinstance(error, UnicodeEncodeError):
+        return 2, f"error: this system's encoding cannot hold a name or text ({words}); set LC_ALL=C.UTF-8"
+    if isinstance(error, OSError):
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _unnamed()
+        what = error.strerror or words
+        return 2, f"error: {where}: {what}; put it right or name another, then run the same command again"
+    raise error
 
 
-def positive(kind: type) -> Callable[[str], Any]:
-    """For a command line: reads an int or a float above 0; the parser reports anything else with the option's name."""
+def _unnamed() -> str:
+    """What an error of the system is about that names no file."""
+    try:
+        sys.stdout.flush()
+        return "a file or connection"
+    except OSError:
+        return "standard output"
 
-    def number(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if 0 < kind(text) < math.inf:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"'{text}' should be a {'whole ' * (kind is int)}number above 0")
+
+def _open_streams() -> None:
+    """Have all three standard streams, able to print any text.
+
+    Without, the next file that is opened would get a closed one's number, and what is printed would go into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _end_on_signals() -> None:
+    """Have the first signal raise `Told`, and end the process `END_S` later if that has not.
+
+    Python runs a signal's handler between two of its own instructions: not while MXNet computes, for one. And where
+    nobody can catch it, in a destructor for one, the exception is dropped.
+    """
+
+    def tell(number: int, _: Any) -> NoReturn:
+        for each in SIGNALS:  # impatience does not interrupt the cleaning up
+            signal.signal(each, signal.SIG_IGN)
+        raise Told(number)
+
+    def watch() -> None:
+        number = os.read(reads, 1)[0]
+        time.sleep(END_S)
+        os._exit(128 + number)
+
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes)
+    threading.Thread(target=watch, daemon=True).start()
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # under nohup, for one
+            signal.signal(number, tell)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda caught: None if issubclass(caught.exc_type, KeyboardInterrupt) else hook(caught)
+
+
+# Types of options
+
+
+def whole(least: int = 0, most: int = 10**9 - 1) -> Callable[[str], int]:
+    """For a command line: reads a whole number within bounds; the parser reports anything else with the option."""
+
+    def number(text: str) -> int:
+        if re.fullmatch(r"\+?[0-9]{1,15}", text) and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"'{text:.40}' should be a whole number, {least} to {most:,}")
 
     return number
 
 
-def natural(text: str) -> int:
-    """For a command line: reads a whole number, 0 or more; the parser reports anything else with the option's name."""
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' should be a whole number, 0 or more")
-    return int(text)
+def positive(kind: type, most: float = 10**6) -> Callable[[str], Any]:
+    """For a command line: reads an int or a float above 0; the parser reports anything else with the option's name."""
+
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if len(text) < 40 and 0 < float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"'{text:.40}' should be a number above 0, at most {most:,}")
+
+    return whole(1, int(most)) if kind is int else number
+
+
+natural = whole()
+threads = whole(0, 1024)  # 0: as many as there are cores, as a rule
+batch = whole(1, 65536)
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """For a command line: reads `3,224,224` as (channels, height, width)."""
+    parts = text.split(",")
+    if len(parts) == 3 and all(re.fullmatch(r"\s*[0-9]{1,5}\s*", p) and 1 <= int(p) <= 8192 for p in parts):
+        return tuple(int(p) for p in parts)
+    raise argparse.ArgumentTypeError(f"'{text:.40}' should be channels,height,width such as 3,224,224, each 1 to 8,192")
 
 
 def seeds(text: str) -> list[int]:
-    """`0,1,2` from a command line as numbers. UserError: anything else."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--seeds {text}: should be whole numbers such as 0,1,2")
-    return [int(p) for p in text.split(",")]
+    """For a command line: reads `0,1,2` as numbers, each once and below 2**31."""
+    found = [int(p) for p in text.split(",")] if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text) else []
+    if not found or len(found) > 1000 or max(found) >= 2**31 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"'{text:.40}' should be whole numbers such as 0,1,2: each once, below {2**31:,}, at most 1,000"
+        )
+    return found

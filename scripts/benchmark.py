@@ -19,7 +19,7 @@ def run(argv: list) -> None:
         help="some of resnet18-32, resnet50-64, resnet50-224, recipe, schedule, describe, memory, borders, loader",
     )
     parser.add_argument(
-        "--repeats", type=command_line.positive(int), default=11, help="rounds of steps, of which the median counts"
+        "--repeats", type=command_line.whole(1, 10**5), default=11, help="rounds of steps, of which the median counts"
     )
     parser.add_argument(
         "--json",

@@ -15,7 +15,7 @@ def run(argv: list) -> None:
     parser.add_argument("--root", help="folder that holds the data set's files")
     parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--batch", type=command_line.positive(int), default=64)
+    parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)
     from gcp.backend import files
     from gcp.experiment import run as experiment_run

@@ -43,9 +43,9 @@ def run(argv: list) -> None:
         metavar="N",
         help="training images for int8's ranges",
     )
-    parser.add_argument("--batch", type=command_line.positive(int), default=64)
+    parser.add_argument("--batch", type=command_line.batch, default=64)
     parser.add_argument(
-        "--repeats", type=command_line.positive(int), default=20, help="timed batches, of which the median counts"
+        "--repeats", type=command_line.whole(1, 10**5), default=20, help="timed batches, of which the median counts"
     )
     parser.add_argument("--json", metavar="FILE", help="write the printed JSON to this file, too")
     args = parser.parse_args(argv)

@@ -23,14 +23,14 @@ def run(argv: list[str]) -> None:
         help="time what DIR/measured.json does not hold yet; without, only draw what is there",
     )
     parser.add_argument(
-        "--batch", type=command_line.positive(int), help="images in a forward pass (default: the published data's)"
+        "--batch", type=command_line.batch, help="images in a forward pass (default: the published data's)"
     )
     parser.add_argument(
-        "--threads", type=command_line.natural, help="default: OMP_NUM_THREADS, or one per physical core"
+        "--threads", type=command_line.threads, help="default: OMP_NUM_THREADS, or one per physical core"
     )
     parser.add_argument(
         "--repeats",
-        type=command_line.positive(int),
+        type=command_line.whole(1, 10**5),
         help="forward passes, at least, of which the median counts (default 5)",
     )
     parser.add_argument(

@@ -54,7 +54,7 @@ def run(argv: list) -> None:
         "since no model can do better than the clock repeats itself",
     )
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
-    sub.add_argument("--repeats", type=command_line.positive(int), default=7)
+    sub.add_argument("--repeats", type=command_line.whole(1, 10**5), default=7)
     sub.add_argument(
         "--seed", type=command_line.natural, default=1, help="another than that of the samples (default 1)"
     )
@@ -81,13 +81,13 @@ def add_setup(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--runtime", default="mxnet", help="mxnet (default), mxnet-int8, onnxruntime")
     sub.add_argument("--device", default="cpu", help="cpu (default), gpu(0), ...")
     sub.add_argument("--dtype", help="default: the runtime's own")
-    sub.add_argument("--batch", type=command_line.positive(int), default=1, help="images in a forward pass (default 1)")
+    sub.add_argument("--batch", type=command_line.batch, default=1, help="images in a forward pass (default 1)")
     sub.add_argument(
-        "--threads", type=command_line.natural, default=0, help="default: OMP_NUM_THREADS, or one per physical core"
+        "--threads", type=command_line.threads, default=0, help="default: OMP_NUM_THREADS, or one per physical core"
     )
     sub.add_argument(
         "--repeats",
-        type=command_line.positive(int),
+        type=command_line.whole(1, 10**5),
         default=7,
         help="forward passes, at least, of which the median counts",
     )

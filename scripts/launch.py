@@ -11,7 +11,7 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
         "--workers",
-        type=command_line.positive(int),
+        type=command_line.whole(1, 1024),
         default=1,
         help="on this machine, or on each of the hosts (default 1)",
     )
@@ -19,13 +19,13 @@ def run(argv: list) -> None:
     parser.add_argument("--ssh", default=launch.SSH, help="default: %(default)s")
     parser.add_argument(
         "--restarts",
-        type=command_line.natural,
+        type=command_line.whole(0, 1000),
         default=3,
         help="how often a job that broke down is started again from its last checkpoint (default 3)",
     )
     parser.add_argument(
         "--timeout",
-        type=command_line.positive(float),
+        type=command_line.positive(float, 10**7),
         metavar="SECONDS",
         help="also start again when worker 0 has said nothing for so long",
     )

@@ -23,21 +23,21 @@ def run(argv: list) -> None:
     )
     args = parser.parse_args(argv)
     cfg, job = config.load(args.config, args.set), launch.job()
-    if job.n == 1 and cfg.n_workers == max(1, len(cfg.gpus)) > 1:  # one worker for each GPU of this machine
+    if job.world_size == 1 and cfg.n_workers == max(1, len(cfg.gpus)) > 1:  # one worker for each GPU of this machine
         sys.exit(launch.supervise([__file__, *argv], cfg.n_workers))
-    if cfg.n_workers != job.n:
-        if cfg.workers is not None or job.n == 1:
+    if cfg.n_workers != job.world_size:
+        if cfg.workers is not None or job.world_size == 1:
             raise errors.UserError(
-                f"workers: {cfg.n_workers} are asked for, and {job.n} started; start this with "
+                f"workers: {cfg.n_workers} are asked for, and {job.world_size} started; start this with "
                 "scripts/launch.py, its --workers times its --hosts as many"
             )
-        cfg = config.load(args.config, [*args.set, f"workers={job.n}"])
-    if cfg.gpus and len(cfg.gpus) != job.local_n:
+        cfg = config.load(args.config, [*args.set, f"workers={job.world_size}"])
+    if cfg.gpus and len(cfg.gpus) != job.local_size:
         raise errors.UserError(
-            f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_n} are started on each "
+            f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_size} are started on each "
             f"machine; give scripts/launch.py --workers {len(cfg.gpus)}"
         )
-    runtime.use_threads(cfg.threads, job.local_n)
+    runtime.use_threads(cfg.threads, job.local_size)
     runtime.use_gpu(cfg.gpus, job.local_rank)
     from gcp.experiment import run as experiment_run  # imports MXNet, which reads the threads and GPUs as it loads
 

@@ -20,7 +20,7 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("--weights", action="store_true", help="GluonCV's published weights, for accuracies")
     parser.add_argument("--imagenet", metavar="ROOT", help="ImageNet, as data.root of a config: its validation images")
-    parser.add_argument("--batch", type=command_line.positive(int), default=64)
+    parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)
     if args.weights != bool(args.imagenet):
         raise errors.UserError("--weights and --imagenet ROOT go together: accuracy needs both")

@@ -14,6 +14,7 @@ import pytest
 from gcp import errors
 from gcp.train import launch
 
+ROOT = Path(launch.__file__).parents[2]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -70,10 +71,11 @@ def test_a_server_that_dies_ends_the_job(tmp_path, capfd, monkeypatch):
 
 def test_ctrl_c_ends_all_processes_of_a_job(tmp_path):
     command = worker(tmp_path, "open(f'{folder}/pid-{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
-    code = f"import sys; from gcp import launch; launch.SERVE = {SLEEP!r}; sys.exit(launch.supervise({command!r}, 2))"
-    job = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=Path(launch.__file__).parents[1], stderr=subprocess.PIPE, text=True
+    code = (
+        f"import sys; from gcp import command; from gcp.train import launch; launch.SERVE = {SLEEP!r}; "
+        f"command.main(lambda argv: sys.exit(launch.supervise({command!r}, 2)))"
     )
+    job = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(pids := [path.read_text() for path in tmp_path.glob("pid-*")]) < 2 or not all(pids):
         time.sleep(0.02)
     job.send_signal(signal.SIGINT)
@@ -102,7 +104,7 @@ def test_commands_reach_another_machine_word_by_word(tmp_path, monkeypatch):
     )  # nothing of here is there
     fake.chmod(0o755)
     monkeypatch.setenv("DMLC_INTERFACE", "lo")
-    monkeypatch.setenv("PYTHONPATH", str(Path(launch.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script = tmp_path / "it's $HOME.py"
     script.write_text(
         "import os, sys\nopen(sys.argv[1] + os.environ['GCP_RANK'], 'w').write(repr((sys.argv[2:], "
@@ -140,13 +142,9 @@ def test_a_guard_ends_with_its_input(tmp_path):
         "print(os.getpid(), child.pid, flush=True); [time.sleep(1) for _ in range(60)]"
     )
     command = [sys.executable, "-c", text]
-    code = f"import sys; from gcp import guard; guard.GRACE_S = 0.2; sys.exit(guard.run({command!r}))"
+    code = f"import sys; from gcp.train import guard; guard.GRACE_S = 0.2; sys.exit(guard.run({command!r}))"
     guard = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(launch.__file__).parents[1],
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     pids = guard.stdout.readline().split()
     guard.stdin.close()

@@ -68,7 +68,7 @@ def check_gpus(gpus: Sequence[int]) -> None:
 @lru_cache(maxsize=None)
 def workers() -> Workers | Lone:
     """The workers of this process's job, joined at the first call."""
-    return Lone() if job().n == 1 else Workers(job().rank, job().n)
+    return Lone() if job().world_size == 1 else Workers(job().rank, job().world_size)
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -1,16 +1,14 @@
 """Starting and watching the processes of a job: a scheduler, servers and workers, here or on other machines over ssh.
 
 A dead worker leaves the others waiting for ever: so one process watches them all, ends the whole group when one ends
-badly, and starts it again; the workers go on from worker 0's last checkpoint. MXNet's own launcher does not run on
+badly, and starts it again; the workers resume from the last checkpoint of rank 0. MXNet's own launcher does not run on
 Python 3.9 and younger. Also here: what the environment tells a worker about itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -18,27 +16,27 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence
 
 from gcp.errors import UserError
+from gcp.train import guard
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
 SERVE = [sys.executable, "-c", "import mxnet"]  # which does not return in a scheduler or server
-FINAL = (0, UserError.exit_status, 130)  # exit codes after which there is no point in starting again
+FINAL = (0, UserError.exit_status, 130, 143)  # exit codes after which there is no point in starting again
 SILENT = -1
-END_S = 10.0  # for a process to end once its guard was told to end it
 # What a process on another machine takes over from this one's environment.
 PASSED = ("DMLC_", "MXNET_", "PS_", "OMP_", "PYTHONPATH")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Which of `n` workers this process is, and which of the `local_n` workers on its machine."""
+    """This worker's rank among the `world_size` workers, and among the `local_size` workers on its machine."""
 
     rank: int = 0
-    n: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_n: int = 1
+    local_size: int = 1
 
 
 def job() -> Job:
@@ -49,40 +47,29 @@ def job() -> Job:
 
 
 class Member:
-    """One process of a job, under a guard that ends it with this process, on whatever machine it is."""
+    """One process of a job, under a guard, and the last lines that it printed where they are not shown."""
 
     def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        environment: Dict[str, str],
-        host: Optional[str],
-        ssh: str,
-        shown: bool,
-        observed: bool,
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], host: Optional[str], ssh: str
     ) -> None:
-        guarded = [sys.executable, "-m", "gcp.train.guard", *command]
+        self.name = name if host is None else f"{name} on {host}"
+        self.command, self.environment = guard.guarded(command), {**os.environ, **environment}
         if host is not None:
             passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED)}
             words = [f"{k}={v}" for k, v in {**passed, **environment}.items()]
-            script = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join(words)} {shlex.join(guarded)}"
-            guarded = [*shlex.split(ssh), host, script]
-        self.name = name if host is None else f"{name} on {host}"
+            script = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join(words)} {shlex.join(self.command)}"
+            self.command = [*shlex.split(ssh), host, script]
         self.spoke_at = time.monotonic()
-        self.tail: Deque[str] = deque(maxlen=20)
-        piped = not shown or observed
-        self.process = subprocess.Popen(
-            guarded,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            stdout=subprocess.PIPE if piped else None,
-            stderr=subprocess.PIPE if shown and observed else (subprocess.STDOUT if piped else None),
-        )
-        pipes = ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
+        self.tail: deque[str] = deque(maxlen=20)
+
+    def start(self, shown: bool, observed: bool) -> None:
+        """Start it. `shown`: it has this process's output; `observed`: `spoke_at` says when it last wrote there."""
+        pipe = subprocess.PIPE if observed else None
+        out, err = (pipe, pipe) if shown else (subprocess.PIPE, subprocess.STDOUT)
+        self.process = guard.start(self.command, env=self.environment, stdout=out, stderr=err)
         self._readers = [
             threading.Thread(target=self._pass_on if shown else self._keep, args=pair, daemon=True)
-            for pair in pipes
+            for pair in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
             if pair[0] is not None
         ]
         for reader in self._readers:
@@ -95,28 +82,16 @@ class Member:
 
     def _pass_on(self, pipe, target) -> None:
         with pipe:
-            while True:  # not by lines: a progress bar has none
-                content = os.read(pipe.fileno(), 65536)
-                if not content:
-                    return
+            while content := os.read(pipe.fileno(), 65536):  # not by lines: a progress bar has none
                 self.spoke_at = time.monotonic()
                 target.write(content.decode(errors="replace"))
                 target.flush()
 
-    def end(self) -> None:
-        """Tell the guard to end the process; `wait` waits for it."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-    def wait(self, until: float) -> None:
-        """Wait until that time, then kill what is left on this machine; then for its last words."""
-        try:
-            self.process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+    def last_words(self) -> list[str]:
+        """The last lines of a process that has ended."""
         for reader in self._readers:
             reader.join(1.0)
+        return list(self.tail)
 
 
 def supervise(
@@ -129,35 +104,26 @@ def supervise(
 ) -> int:
     """Run a command as `per_host` workers on this machine, or on each of `hosts`; its exit code.
 
-    When a worker, a server or the scheduler ends badly, or worker 0 says nothing for `timeout_s`, all are ended and
-    started again, up to `restarts` times; not after a user's mistake (2) or Ctrl-C (130). Worker 0 has the terminal;
-    of another one that fails, the last lines are shown. The hosts need this working directory, this Python and the data
-    at the same paths; the run's folder is only on worker 0's, which is the first.
+    When a worker, a server or the scheduler ends badly, or rank 0 says nothing for `timeout_s`, all are ended and
+    started again, up to `restarts` times; not after a user's mistake (2) or a signal. Rank 0 has the terminal; of
+    another one that fails, the last lines are shown. The hosts need this working directory, this Python and the data at
+    the same paths; the run's folder is only on rank 0's, which is the first.
     """
     command = [sys.executable, *command] if command[0].endswith(".py") else list(command)
-    stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for left in range(restarts, -1, -1):
-            code, who, tail = _attempt(command, per_host, hosts, ssh, timeout_s)
-            if code:
-                _say(*(f"[{who}] {line}" for line in tail))
-            if code in FINAL:
-                return code
-            what = f"has said nothing for {timeout_s:g} s" if code == SILENT else f"ended with {code}"
-            _say(
-                f"launch: {who} {what}; "
-                + (
-                    f"starting again from the last checkpoint (at most {left} times more)"
-                    if left
-                    else "run the same command again to go on from the last one"
-                )
-            )
-        return 1 if code == SILENT else code
-    except KeyboardInterrupt:
-        _say("\ninterrupted: run the same command again to resume")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, stop)
+    for left in range(restarts, -1, -1):
+        code, who, tail = _attempt(_members(command, per_host, hosts, ssh), timeout_s)
+        if code:
+            _say(*(f"[{who}] {line}" for line in tail))
+        if code in FINAL:
+            return code
+        what = f"has said nothing for {timeout_s:g} s" if code == SILENT else f"ended with {code}"
+        then = (
+            f"starting again from the last checkpoint (at most {left} times more)"
+            if left
+            else "run the same command again to resume from the last checkpoint"
+        )
+        _say(f"launch: {who} {what}; {then}")
+    return 1 if code == SILENT else code
 
 
 def _say(*lines: str) -> None:
@@ -165,88 +131,85 @@ def _say(*lines: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _attempt(
-    command: List[str], per_host: int, hosts: Sequence[str], ssh: str, timeout_s: Optional[float]
-) -> Tuple[int, str, List[str]]:
-    """Start everything, wait for the end, end what is left: exit code (or SILENT), whose, its last lines if unseen."""
+def _members(command: Sequence[str], per_host: int, hosts: Sequence[str], ssh: str) -> list[Member]:
+    """The workers by rank, then the scheduler, then a server for each machine."""
     places: Sequence[Optional[str]] = hosts or (None,)
-    n = len(places) * per_host
     common = {
-        "DMLC_PS_ROOT_URI": _address(hosts),
+        "DMLC_PS_ROOT_URI": address(hosts),
         "DMLC_PS_ROOT_PORT": str(_free_port()),
-        "DMLC_NUM_WORKER": str(n),
+        "DMLC_NUM_WORKER": str(len(places) * per_host),
         "DMLC_NUM_SERVER": str(len(places)),
         **({} if hosts else {"DMLC_NODE_HOST": "127.0.0.1"}),
     }
-    members: List[Member] = []
 
-    def start(name: str, what: Sequence[str], host: Optional[str], **environment: str) -> Member:
-        members.append(
-            Member(name, what, {**common, **environment}, host, ssh, name == "worker 0", timeout_s is not None)
-        )
-        return members[-1]
+    def worker(rank: int) -> Member:
+        own = {"GCP_RANK": str(rank), "GCP_LOCAL_RANK": str(rank % per_host), "GCP_LOCAL_N": str(per_host)}
+        environment = {**common, "DMLC_ROLE": "worker", **own}
+        return Member(f"worker {rank}", command, environment, places[rank // per_host], ssh)
+
+    server = {**common, "DMLC_ROLE": "server", "OMP_NUM_THREADS": "1"}
+    return [
+        *(worker(rank) for rank in range(len(places) * per_host)),
+        Member("scheduler", SERVE, {**common, "DMLC_ROLE": "scheduler"}, None, ssh),
+        *(Member(f"server {n}", SERVE, server, host, ssh) for n, host in enumerate(places)),
+    ]
+
+
+def _attempt(members: list[Member], timeout_s: Optional[float]) -> tuple[int, str, list[str]]:
+    """Start everything, wait for the end, end what is left: exit code (or SILENT), whose, its last lines if unseen."""
+    workers = [m for m in members if m.environment["DMLC_ROLE"] == "worker"]
+    started: list[Member] = []
+
+    def failed() -> Optional[Member]:
+        ended = (m for m in members if m.process.poll() or (m not in workers and m.process.poll() is not None))
+        return next(ended, None)
 
     try:
-        workers = [
-            start(
-                f"worker {h * per_host + k}",
-                command,
-                host,
-                DMLC_ROLE="worker",
-                GCP_RANK=str(h * per_host + k),
-                GCP_LOCAL_RANK=str(k),
-                GCP_LOCAL_N=str(per_host),
-            )
-            for h, host in enumerate(places)
-            for k in range(per_host)
-        ]
-        others = [
-            start("scheduler", SERVE, None, DMLC_ROLE="scheduler"),
-            *(
-                start(f"server {number}", SERVE, host, DMLC_ROLE="server", OMP_NUM_THREADS="1")
-                for number, host in enumerate(places)
-            ),
-        ]
-
-        def failed() -> List[Member]:
-            return [m for m in workers if m.process.poll()] + [m for m in others if m.process.poll() is not None]
-
-        while not failed():
+        for member in members:
+            member.start(member is workers[0], timeout_s is not None)
+            started.append(member)
+        while failed() is None:
             if all(w.process.poll() == 0 for w in workers):
                 return 0, "", []
             if timeout_s is not None and time.monotonic() - workers[0].spoke_at > timeout_s:
                 return SILENT, workers[0].name, []
             time.sleep(0.05)
-        time.sleep(0.5)  # what is wrong for all soon ends all, and worker 0 has shown it already
-        first = failed()[0]
-        first.wait(time.monotonic())
-        return first.process.returncode or 1, first.name, list(first.tail)
+        time.sleep(0.5)  # what is wrong for all soon ends all, and rank 0 has shown it already
+        first = failed()
+        return first.process.returncode or 1, first.name, first.last_words()
     finally:
-        _end(members)
+        guard.end([m.process for m in started])
 
 
-def _end(members: List[Member]) -> None:
-    """Have all guards end their processes, at once; kill what is still here after `END_S`."""
-    for member in members:
-        member.end()
-    until = time.monotonic() + END_S
-    for member in members:
-        member.wait(until)
+def address(hosts: Sequence[str]) -> str:
+    """The address of this machine that all the hosts can reach: none of its loopback's, if one of them is another.
+
+    UserError: a host's name is not known, or there is only a loopback address for what may be other machines.
+    """
+    names = [host.rpartition("@")[2] for host in hosts]
+    found = [_address_towards(name) for name in names]
+    outside = [address for address in found if not address.startswith("127.")]
+    here = {"localhost", socket.gethostname(), socket.getfqdn()}
+    unsure = [name for name in names if name not in here and not name.startswith("127.")]
+    if len(names) > 1 and unsure and not outside:
+        raise UserError(
+            f"--hosts: {', '.join(names)} all mean this machine itself here, by a loopback address that no other can "
+            f"reach; give {unsure[0]} an address of the network in /etc/hosts, or give addresses instead of names",
+            key="launch.loopback",
+        )
+    return outside[0] if outside else "127.0.0.1"
 
 
-def _address(hosts: Sequence[str]) -> str:
-    """This machine's address as the hosts see it. UserError: the first host's name is not known."""
-    if not hosts:
-        return "127.0.0.1"
-    name = hosts[0].rpartition("@")[2]
+def _address_towards(name: str) -> str:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing: only the route is looked up
             probe.connect((socket.gethostbyname(name), 9))
             return probe.getsockname()[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--hosts: '{name}' is not known here or cannot be reached ({error.strerror or error}); give "
-            "names or addresses that ssh and this machine know"
+            f"--hosts: '{name}' is not known here or cannot be reached ({getattr(error, 'strerror', None) or error}); "
+            "give names or addresses that ssh and this machine know",
+            key="launch.unknown-host",
         ) from None
 
 
