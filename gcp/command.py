@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import math
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from gcp.errors import UserError
 
 GUARDED = "GCP_GUARDED"  # set for a process that ends with its parent, which then says what there is to say
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 END_S = 15.0  # after a signal, for what Python cannot interrupt
 
 
@@ -95,19 +95,11 @@ def _answer(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UnicodeEncodeError):
         return 2, f"error: this system's encoding cannot hold a name or text ({words}); set LC_ALL=C.UTF-8"
     if isinstance(error, OSError):
-        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _unnamed()
+        where = "the output" if error.errno in UNWRITABLE else "a file or connection"  # which names no file
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else where
         what = error.strerror or words
         return 2, f"error: {where}: {what}; put it right or name another, then run the same command again"
     raise error
-
-
-def _unnamed() -> str:
-    """What an error of the system is about that names no file."""
-    try:
-        sys.stdout.flush()
-        return "a file or connection"
-    except OSError:
-        return "standard output"
 
 
 def _open_streams() -> None:

@@ -7,7 +7,6 @@ import sys
 import pytest
 import yaml
 
-from gcp import command as command_line
 from gcp import errors, options, runtime
 from gcp.errors import UserError
 from gcp.experiment import config
@@ -65,6 +64,17 @@ def test_override_wins_over_file_over_base(write):
     cfg = config.load(top, ["seed=3", "finetune.lr=0.25"])
     assert (cfg.threads, cfg.seed, cfg.prune.target) == (1, 3, 0.2)
     assert (cfg.finetune.epochs, cfg.finetune.lr) == (4, 0.25)
+
+
+def test_one_target_replaces_another_of_a_layer_below(write):
+    latency = {"method": "uniform", "objective": "latency", "latency_model": "m.json"}
+    write({**MINIMAL, "prune": {**latency, "target": 0.5}}, "base.yaml")
+    path = write({"base": "base.yaml", "prune": {"target_ms": 3.5}})
+    assert config.load(path).prune.target_ms == 3.5
+    prune = config.load(path, ["prune.target_images_per_second=9"]).prune
+    assert (prune.target, prune.target_ms, prune.target_images_per_second) == (1, None, 9)
+    assert config.load(path, ["prune.target=0.25"]).prune.target == 0.25
+    assert "said twice" in mistake(path, "prune={target: 0.5, target_ms: 2}")
 
 
 def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
@@ -395,53 +405,8 @@ def test_override_of_base(write):
     assert "base belongs in a file" in mistake(write(MINIMAL), "base=other.yaml")
 
 
-# The end of a script
-
-
-@pytest.mark.parametrize(
-    "outcome, code, said",
-    [
-        (None, 0, ""),
-        (UserError("a.yaml: seed: 'x'\n  is no number"), 2, "error: a.yaml: seed: 'x' is no number\n"),
-        (KeyboardInterrupt(), 130, "\ninterrupted: run the same command again to resume\n"),
-    ],
-)
-def test_main_turns_the_outcome_into_an_exit_status(capsys, monkeypatch, outcome, code, said):
-    def run(argv):
-        assert argv == ["a", "b"]
-        if outcome is not None:
-            raise outcome
-
-    monkeypatch.setattr("sys.argv", ["script", "a", "b"])
-    with pytest.raises(SystemExit) as ended:
-        command_line.main(run)
-    assert (ended.value.code, capsys.readouterr().err) == (code, said)
-
-
-def test_main_does_not_hide_a_bug():
-    with pytest.raises(ZeroDivisionError):
-        command_line.main(lambda argv: 1 / 0)
-
-
 def test_physical_cores_of_this_machine():
     assert 1 <= runtime.physical_cores() <= (config.os.cpu_count() or 1)
-
-
-@pytest.mark.parametrize(
-    "option, kind, bad",
-    [
-        ("--n", command_line.positive(int), ["0", "-1", "1.5", "x"]),
-        ("--spread", command_line.positive(float), ["0", "-0.1", "nan", "inf", "x"]),
-        ("--seed", command_line.natural, ["-1", "1.5", "x", "9999999999"]),
-    ],
-)
-def test_numbers_of_a_command_line(option, kind, bad):
-    parser = command_line.Parser(prog="p")
-    parser.add_argument(option, type=kind)
-    assert vars(parser.parse_args([option, "7"])) == {option[2:]: 7}
-    for text in bad:
-        with pytest.raises(UserError, match=f"argument {option}: '{text}' should be a (whole )?number"):
-            parser.parse_args([f"{option}={text}"])
 
 
 def test_a_key_that_decides_no_number_leaves_the_fingerprints_alone(write):

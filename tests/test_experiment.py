@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -202,14 +203,37 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
         experiment_run.teacher(other, data)
 
 
-def test_ctrl_c_says_how_to_resume(configs, tmp_path):
-    process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "train.epochs=50")
-    while not list(tmp_path.glob("none-*/lock")):
-        time.sleep(0.02)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_how_to_resume(configs, tmp_path, number):
+    process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "train.epochs=5000")
+    until(lambda: list(tmp_path.glob("none-*/lock")), process)
+    process.send_signal(number)
     code, _, err = finish(process)
-    assert code == 130 and "run the same command again to resume" in err and "Traceback" not in err
+    assert code == 128 + number and "run the same command again to resume" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_child_outlives_a_reproduction(configs, tmp_path, number):
+    """Also where nobody is left to end them. The second process waits for the dense network that the first trains."""
+    process = script(
+        "reproduce.py", configs, "--jobs", 2, "--set", f"output={tmp_path}", "train.epochs=5000", start_new_session=True
+    )
+    until(lambda: len(list(tmp_path.glob("[gnu]*/lock"))) == 2, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 4, "two guards and two experiments"
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert "Traceback" not in err
+    if number == signal.SIGTERM:
+        assert code == 143 and err.count("run the same command again to resume") == 1
+
+
+def until(happens, process):
+    """Wait for something that a process does."""
+    while not happens():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
 
 
 def test_saved_networks_evaluate_to_the_record(reproduced):
@@ -239,7 +263,7 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
         ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
         ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
         ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
-        ("describe.py", ["resnet18_v1b", "--input", "3,32"], "--input 3,32"),
+        ("describe.py", ["resnet18_v1b", "--input", "3,32"], "argument --input: '3,32' should be"),
         ("describe.py", ["resnet18_v1b", "--classes", "ten"], "--classes"),
         ("reproduce.py", [], "configs"),
         ("reproduce.py", ["{configs}/absent"], "absent"),

@@ -123,8 +123,40 @@ def test_commands_reach_another_machine_word_by_word(tmp_path, monkeypatch):
 
 
 def test_an_unknown_host_is_a_users_mistake():
-    with pytest.raises(errors.UserError, match="no-such-host.invalid"):
+    with pytest.raises(errors.UserError, match="no-such-host.invalid") as caught:
         launch.supervise(["x.py"], 1, ["no-such-host.invalid"])
+    assert caught.value.key == "launch.unknown-host"
+
+
+@pytest.mark.parametrize(
+    "known, address",
+    [
+        ({"here": "127.0.1.1", "b": "192.0.2.7"}, "192.0.2.1"),  # the first one is this machine
+        ({"b": "192.0.2.7", "here": "127.0.1.1"}, "192.0.2.1"),
+        ({"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1"}, "127.0.0.1"),
+        ({"here": "127.0.1.1"}, "127.0.0.1"),
+        ({"here": "127.0.1.1", "b": "127.0.0.1"}, None),
+    ],
+)
+def test_the_address_is_one_that_every_host_can_reach(monkeypatch, known, address):
+    def towards(name):
+        return "192.0.2.1" if known[name].startswith("192.") else "127.0.0.1"
+
+    monkeypatch.setattr(launch, "_address_towards", towards)
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(launch.socket, "getfqdn", lambda: "here.example")
+    hosts = [f"me@{name}" for name in known]
+    if address is not None:
+        assert launch.address(hosts) == address
+        return
+    with pytest.raises(errors.UserError) as caught:
+        launch.address(hosts)
+    assert caught.value.key == "launch.loopback"
+
+
+def test_a_command_that_cannot_be_started(capfd):
+    assert launch.supervise(["/no/such"], 1) == 2
+    assert "error: /no/such: cannot be started" in capfd.readouterr().err
 
 
 def test_what_a_worker_knows_of_itself(monkeypatch):

@@ -97,6 +97,9 @@ class Model(Options):
         return self
 
 
+TARGETS = ("target", "target_ms", "target_images_per_second")  # ways to say the same thing
+
+
 class _Prune(Options):
     """Which channels go, and how. Every method's own options are in a section of its name; one's are those in use."""
 
@@ -141,11 +144,7 @@ class _Prune(Options):
 
     @model_validator(mode="after")
     def _check(self) -> _Prune:
-        targets = {
-            key
-            for key in ("target", "target_ms", "target_images_per_second")
-            if key in self.model_fields_set and getattr(self, key) is not None
-        }
+        targets = {key for key in TARGETS if key in self.model_fields_set and getattr(self, key) is not None}
         if self.counted != "latency" and targets - {"target"}:
             raise ValueError(
                 f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; "
@@ -417,10 +416,12 @@ def _parse_override(text: str) -> dict:
 
 
 def _merged(under: Any, over: Any) -> Any:
-    """`over` laid on `under`: sections merge key by key, everything else is replaced."""
+    """`over` laid on `under`: sections merge key by key, else `over` counts; one kind of target replaces another."""
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
-    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
+    replaced = set(TARGETS) if any(over.get(key) is not None for key in TARGETS) else set()
+    kept = {key: value for key, value in under.items() if key not in replaced}
+    return {**kept, **{key: _merged(under.get(key), value) for key, value in over.items()}}
 
 
 # Explaining what is wrong

@@ -1,0 +1,183 @@
+"""How scripts end: a mistake, a signal, a closed or full output; and the types of their options."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gcp import command
+from gcp.errors import UserError
+
+ROOT = Path(command.__file__).parents[1]
+
+
+def script(text, *shell, **how):
+    """A script whose `run(argv)` does what `text` says."""
+    lines = "\n".join(f"    {line}" for line in text.splitlines())
+    code = f"import sys, time\nfrom gcp import command\ndef run(argv):\n{lines}\ncommand.main(run)\n"
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
+    return subprocess.Popen([*shell, sys.executable, "-c", code], text=True, cwd=ROOT, **how)
+
+
+def status(capsys, error):
+    def fail(argv):
+        raise error
+
+    code = command.status(fail, [])
+    return code, capsys.readouterr().err
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (UserError("a.yaml: seed: 'x'\n  is no number"), 2, "error: a.yaml: seed: 'x' is no number\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted: run the same command again to resume\n"),
+        (command.Told(15), 143, "\ninterrupted: run the same command again to resume\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 9), 2, "error: aaaaaaaaa: File name too long; "),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", b"b"), 2, "error: b: Too many levels"),
+        (OSError("nothing more is known"), 2, "error: a file or connection: nothing more is known; "),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: not enough memory"),
+        (MemoryError("9 TiB"), 1, "error: not enough memory (9 TiB)"),
+        (RecursionError("too deep"), 1, "error: something is nested too deeply"),
+        (UnicodeEncodeError("ascii", "\xe9", 0, 1, "no"), 2, "error: this system's encoding"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), 2, "error: a file that should be text"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (SystemExit(7), 7, ""),
+        (SystemExit(), 0, ""),
+    ],
+)
+def test_whatever_is_no_bug_ends_in_one_line(capsys, error, code, said):
+    assert status(capsys, error)[0] == code
+    line = status(capsys, error)[1]
+    assert line.startswith(said) and bool(line) == bool(said) and "\n" not in line.strip("\n")
+
+
+def test_what_breaks_while_a_signal_is_answered_is_no_bug(capsys):
+    def fail(argv):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ImportError("half a module")
+
+    assert command.status(fail, []) == 130 and "resume" in capsys.readouterr().err
+
+
+def test_a_bug_is_shown():
+    with pytest.raises(ZeroDivisionError):
+        command.status(lambda argv: 1 / 0, [])
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_script_with_a_line_and_its_cleaning_up(number, tmp_path):
+    process = script(f"""
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+finally:
+    print("impatient", flush=True)
+    sys.stdin.readline()
+    open({str(tmp_path / "clean")!r}, "w")""", stdin=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "impatient\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate("go\n", timeout=20)
+    assert (process.returncode, err) == (128 + number, "\ninterrupted: run the same command again to resume\n")
+    assert (tmp_path / "clean").exists()
+
+
+def test_a_signal_that_nobody_heeds_ends_a_script_too():
+    process = script(
+        "command.END_S = 0.1\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(60)"
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143 and "Traceback" not in err
+
+
+def test_a_signal_in_a_destructor_makes_no_noise():
+    process = script(
+        "command.END_S = 0.1\nclass A:\n    def __del__(self):\n        print('ready', flush=True)\n"
+        "        time.sleep(60)\na = A()\ndel a\ntime.sleep(60)"
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err and "ignored" not in err
+
+
+# Output
+
+
+@pytest.mark.parametrize("text", ["print('x')", "print('x' * 10**6)", "print('x', flush=True)"])
+def test_a_closed_pipe_ends_quietly(text):
+    process = script(f"sys.stdin.readline()\n{text}", stdin=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    assert process.wait(20) == 141 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("text", ["print('x')", "print('x' * 10**6)"])
+def test_a_full_output_is_said_once(text):
+    with open("/dev/full", "w") as full:
+        process = script(text, stdout=full)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 2 and err.startswith("error: the output: ") and err.count("\n") == 1
+
+
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
+    path = tmp_path / "a"
+    for close in (">&-", "2>&-", "<&- >&- 2>&-"):
+        text = f"with open({str(path)!r}, 'w') as file:\n    print(file.fileno())\n    file.write('whole')"
+        process = script(f"{text}\n    import os\n    os.write(1, b'1')\n    os.write(2, b'2')", "sh", "-c",
+                         f'exec "$0" "$@" {close}')  # fmt: skip
+        process.communicate(timeout=20)
+        assert process.returncode == 0 and path.read_text() == "whole"
+
+
+def test_any_text_can_be_printed_in_any_locale():
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    out, err = script("print('\\xe9 \\udcff'); raise command.UserError('\\xe9')", env=plain).communicate(timeout=20)
+    assert (out, err) == ("\\xe9 \\udcff\n", "error: \\xe9\n")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (command.positive(int), {"7": 7}, ["0", "-1", "1.5", "x", "9" * 5000, "1000001", "\u00b2", "1_0"]),
+        (command.positive(float), {"7": 7, ".5": 0.5}, ["0", "-0.1", "nan", "inf", "x", "1e99", "9" * 5000]),
+        (command.natural, {"0": 0}, ["-1", "1.5", "x", "9999999999", "9" * 5000]),
+        (command.threads, {"0": 0, "64": 64}, ["1025"]),
+        (command.shape, {"3,8, 9": (3, 8, 9)}, ["3,8", "0,8,8", "3,99999999999999999999,3", "3,9999,3", "\u00b2,8,8"]),
+        (command.seeds, {"0,1": [0, 1], "2147483647": [2**31 - 1]}, ["", "0,", "0,0", "2147483648", "9" * 5000]),
+    ],
+)
+def test_numbers_of_a_command_line(kind, good, bad):
+    parser = command.Parser(prog="p")
+    parser.add_argument("--n", type=kind)
+    for text, value in good.items():
+        assert parser.parse_args([f"--n={text}"]).n == value
+    for text in bad:
+        with pytest.raises(UserError, match="argument --n: .* should be ") as caught:
+            parser.parse_args([f"--n={text}"])
+        assert caught.value.key == "option.value" and len(str(caught.value)) < 250
