@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Set
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from gcp.errors import UserError
+
+MOST, LONGEST = 2**31, 1000  # for what has no narrower bounds of its own
 
 # Sections. Each description doubles as the hint in the error message about its key.
 
@@ -15,6 +17,17 @@ from gcp.errors import UserError
 class Options(BaseModel):
     # Strict: `seed: "1"` or `pretrained: 1` is a mistake to report, not something to convert.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _within_reason(cls, value: Any) -> Any:
+        """No count, text or list that nothing here could mean: before anything is allocated or started."""
+        if isinstance(value, (int, float)) and abs(value) >= MOST:
+            raise ValueError(f"should be less than {MOST:,}")
+        if isinstance(value, (str, list, tuple)) and len(value) > LONGEST:
+            raise ValueError(f"should have at most {LONGEST:,} {'characters' if isinstance(value, str) else 'items'}")
+        return value
+
     # Keys that decide no number: in no fingerprint, whatever they say.
     UNCOUNTED: ClassVar[Set[str]] = set()
     # Keys that name files, or saved networks by their prefix: their contents are in the fingerprint, not their names.

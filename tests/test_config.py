@@ -347,6 +347,31 @@ def test_saved_network_is_told_from_a_gluoncv_name(tmp_path, monkeypatch):
     assert not config.Model(name="resnet18_v1b").is_saved
 
 
+@pytest.mark.parametrize(
+    "key, value, bound",
+    [
+        ("train.epochs", "10000000000000000000000", "2,147,483,648"),
+        ("train.epochs", "100001", "100000"),
+        ("finetune.extra_epochs", "100001", "100000"),
+        ("data.n_train", "9999999999", "2,147,483,648"),
+        ("threads", "1025", "1024"),
+        ("workers", "1025", "1024"),
+        ("gpus", "[1024]", "1023"),
+        ("throughput.batch", "65537", "65536"),
+        ("throughput.repeats", "100001", "100000"),
+        ("prune.gcp.iterations", "10001", "10000"),
+        ("prune.gcp.regularise_epochs", "10001", "10000"),
+        ("prune.round_to", "65537", "65536"),
+        ("output", "x" * 1001, "1,000 characters"),
+        ("gpus", str([0] * 1001), "1,000 items"),
+        ("train.lr", "1e30", "2,147,483,648"),
+    ],
+)
+def test_absurd_counts_are_refused_before_anything_starts(write, key, value, bound):
+    message = mistake(write(MINIMAL), f"{key}={value}")
+    assert f": {key}" in message and " should " in message and bound in message and len(message) < 450
+
+
 # Mistakes in files and overrides
 
 

@@ -112,17 +112,21 @@ class _Prune(Options):
     ] = None
     target: Annotated[float, Field(gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
     target_ms: Annotated[
-        Optional[float], Field(gt=0, description="in place of target, for latency: milliseconds for a batch")
+        Optional[float], Field(gt=0, le=1e6, description="in place of target, for latency: milliseconds for a batch")
     ] = None
     target_images_per_second: Annotated[
-        Optional[float], Field(gt=0, description="in place of target, for latency: throughput")
+        Optional[float], Field(gt=0, le=1e9, description="in place of target, for latency: throughput")
     ] = None
     latency_model: Annotated[
         Optional[str], Field(min_length=1, description="a model that `scripts/latency.py fit` wrote")
     ] = None
     round_to: Annotated[
         Optional[int],
-        Field(ge=1, description="every final width is a multiple of this, 1 or more; auto: the model's granularity"),
+        Field(
+            ge=1,
+            le=65536,
+            description="every final width is a multiple of this, 1 or more; auto: the model's granularity",
+        ),
     ] = 8
 
     FILES: ClassVar[Set[str]] = {"latency_model"}
@@ -184,8 +188,8 @@ Prune = create_model(
 class Throughput(Options):
     """How inference speed is measured."""
 
-    batch: Annotated[int, Field(ge=1, description="images in a batch")] = 64
-    repeats: Annotated[int, Field(ge=1, description="timed batches, of which the median counts")] = 20
+    batch: Annotated[int, Field(ge=1, le=65536, description="images in a batch")] = 64
+    repeats: Annotated[int, Field(ge=1, le=10**5, description="timed batches, of which the median counts")] = 20
 
 
 class Paper(Options):
@@ -197,7 +201,11 @@ class Paper(Options):
     ] = None
     level: Annotated[
         int,
-        Field(ge=0, description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with"),
+        Field(
+            ge=0,
+            le=100,
+            description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with",
+        ),
     ] = 0
     chosen: Annotated[bool, Field(description="true: the level's target is not published; we chose it")] = False
     starts_from: Annotated[
@@ -216,12 +224,13 @@ class Config(Options):
         Field(description="how near the experiment is to the paper's: paper, reduced or smoke"),
     ]
     seed: Annotated[int, Field(ge=0, lt=2**31, description="0 or more")] = 0
-    threads: Annotated[int, Field(ge=0, description="processor threads; 0: one per physical core")] = 0
+    threads: Annotated[int, Field(ge=0, le=1024, description="processor threads; 0: one per physical core")] = 0
     workers: Annotated[
-        Optional[int], Field(ge=1, description="processes that share every batch; by default one for each of gpus")
+        Optional[int],
+        Field(ge=1, le=1024, description="processes that share every batch; by default one for each of gpus"),
     ] = None
     gpus: Annotated[
-        Tuple[Annotated[int, Field(ge=0)], ...],
+        Tuple[Annotated[int, Field(ge=0, le=1023)], ...],
         Field(description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU"),
     ] = ()
     output: Annotated[str, Field(min_length=1, description="the folder in which run folders are made")] = "results/runs"
@@ -327,7 +336,7 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
-    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    layers += [(_said(text), _parse_override(text)) for text in overrides]
     values: dict = {}
     for _, layer in layers:
         values = _merged(values, layer)
@@ -406,13 +415,17 @@ def _parse_override(text: str) -> dict:
     dotted, equals, value = text.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
-        raise UserError(f"--set {text}: should look like section.key=value, such as prune.target=0.5")
+        raise UserError(f"{_said(text)}: should look like section.key=value, such as prune.target=0.5")
     if keys == ["base"]:
-        raise UserError(f"--set {text}: base belongs in a file; give that file as the configuration instead")
-    nested = parse_yaml(value, f"--set {text}")
+        raise UserError(f"{_said(text)}: base belongs in a file; give that file as the configuration instead")
+    nested = parse_yaml(value, _said(text))
     for key in reversed(keys):
         nested = {key: nested}
     return nested
+
+
+def _said(override: str) -> str:
+    return f"--set {override if len(override) <= 200 else override[:200] + '...'}"
 
 
 def _merged(under: Any, over: Any) -> Any:

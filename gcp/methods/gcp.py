@@ -28,7 +28,7 @@ class GcpOptions(MethodOptions):
     score: Annotated[Literal["paper", "relative", "taylor"], Field(description="what a channel is ranked by")] = (
         "taylor"
     )
-    iterations: Annotated[int, Field(ge=1, description="number of steps to the target, 1 or more")] = 4
+    iterations: Annotated[int, Field(ge=1, le=10**4, description="number of steps to the target, 1 or more")] = 4
     schedule: Annotated[
         Literal["equal", "geometric"], Field(description="steps of equal cost (the paper's) or of equal ratio")
     ] = "geometric"
@@ -36,14 +36,22 @@ class GcpOptions(MethodOptions):
         Optional[float],
         Field(gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"),
     ] = None
-    regularise_epochs: Annotated[float, Field(gt=0, description="epochs with penalty per iteration, above 0")] = 1.0
-    recover_epochs: Annotated[float, Field(ge=0, description="epochs without penalty per iteration, 0 or more")] = 1.0
-    lr: Annotated[float, Field(gt=0, description="learning rate with penalty, above 0")] = 0.01
-    recover_lr: Annotated[float, Field(gt=0, description="learning rate without penalty, above 0")] = 0.01
+    regularise_epochs: Annotated[
+        float, Field(gt=0, le=10**4, description="epochs with penalty per iteration, above 0")
+    ] = 1.0
+    recover_epochs: Annotated[
+        float, Field(ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
+    ] = 1.0
+    lr: Annotated[float, Field(gt=0, le=1000, description="learning rate with penalty, above 0")] = 0.01
+    recover_lr: Annotated[float, Field(gt=0, le=1000, description="learning rate without penalty, above 0")] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
     lam: Annotated[
-        Tuple[Annotated[float, Field(ge=0)], ...],
-        Field(min_length=1, description="a list of penalties, such as [0.1]; the best on validation loss is taken"),
+        Tuple[Annotated[float, Field(ge=0, le=10**6)], ...],
+        Field(
+            min_length=1,
+            max_length=100,
+            description="a list of penalties, such as [0.1]; the best on validation loss is taken",
+        ),
     ] = (0.1,)
 
     _lists = field_validator("lam", mode="before")(listed)

@@ -15,18 +15,18 @@ class Recipe(Options):
 
     FILES: ClassVar[Set[str]] = {"teacher"}
 
-    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")]
-    lr: Annotated[float, Field(gt=0, description="highest learning rate, above 0")] = 0.1
+    epochs: Annotated[int, Field(ge=0, le=10**5, description="passes over the training images, 0 or more")]
+    lr: Annotated[float, Field(gt=0, le=1000, description="highest learning rate, above 0")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
     nesterov: Annotated[bool, Field(description="true: Nesterov's momentum, GluonCV's `nag`")] = False
-    wd: Annotated[float, Field(ge=0, description="weight decay, 0 or more")] = 1e-4
-    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up, 0 or more")] = 0.0
+    wd: Annotated[float, Field(ge=0, le=1000, description="weight decay, 0 or more")] = 1e-4
+    warmup_epochs: Annotated[float, Field(ge=0, le=10**5, description="epochs of linear warm-up, 0 or more")] = 0.0
     schedule: Annotated[
         Literal["cosine", "step"],
         Field(description="the learning rate after warm-up: half a cosine to zero, or steps down"),
     ] = "cosine"
     step_epochs: Annotated[
-        Tuple[Annotated[int, Field(ge=1)], ...],
+        Tuple[Annotated[int, Field(ge=1, le=10**5)], ...],
         Field(description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]"),
     ] = ()
     step_factor: Annotated[
@@ -34,7 +34,7 @@ class Recipe(Options):
     ] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
     mixup: Annotated[
-        float, Field(ge=0, description="alpha of the Beta distribution that images are mixed by; 0: not mixed")
+        float, Field(ge=0, le=1000, description="alpha of the Beta distribution that images are mixed by; 0: not mixed")
     ] = 0.0
     dtype: Annotated[
         Literal["float32", "float16"],
@@ -50,7 +50,7 @@ class Recipe(Options):
     ] = None
     teacher_weight: Annotated[float, Field(gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")] = 0.5
     teacher_temperature: Annotated[
-        float, Field(gt=0, description="what both networks' outputs are divided by to compare them, above 0")
+        float, Field(gt=0, le=1000, description="what both networks' outputs are divided by to compare them, above 0")
     ] = 1.0
 
     _lists = field_validator("step_epochs", mode="before")(listed)
@@ -112,9 +112,9 @@ class Train(Recipe):
 class Finetune(Recipe):
     """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
 
-    epochs: Annotated[int, Field(ge=0, description="passes over the training images, 0 or more")] = 0
+    epochs: Annotated[int, Field(ge=0, le=10**5, description="passes over the training images, 0 or more")] = 0
     extra_epochs: Annotated[
-        int, Field(ge=0, description="epochs on top of `epochs`, for a comparison at equal images")
+        int, Field(ge=0, le=10**5, description="epochs on top of `epochs`, for a comparison at equal images")
     ] = 0
 
     @property
