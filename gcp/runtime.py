@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
+import psutil
 
 from gcp.errors import UserError
 from gcp.storage import now
+
+# By these, as the system names them, MXNet, oneDNN and onnxruntime choose their kernels.
+INSTRUCTION_SETS = frozenset(
+    "sse4_1 avx avx2 f16c fma avx512f avx512bw avx512dq avx512vl avx512_vnni avx_vnni avx512_bf16 avx512_fp16 "
+    "amx_tile amx_int8 amx_bf16 asimd asimddp asimdhp sve i8mm bf16".split()
+)
 
 
 def physical_cores() -> int:
@@ -58,23 +66,29 @@ def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
     if gpus:
         if "mxnet" in sys.modules:
             raise RuntimeError("MXNet reads CUDA_VISIBLE_DEVICES as it is imported, and has been")
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        visible = _visible_gpus()
         if visible and gpus[local_rank] >= len(visible):
             raise UserError(
                 f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
                 f"numbers up to {len(visible) - 1} are"
             )
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpus[local_rank]] if visible else str(gpus[local_rank])
+
+
+def _visible_gpus() -> List[str]:
+    """What CUDA_VISIBLE_DEVICES names: numbers or identifiers; nothing where it is not set, and all are visible."""
+    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
 
 
 # Where and with what a run was made
 
 
-def environment() -> dict:
-    """git_commit, versions, device and date of this process, as they go into a record.
+def environment(device: str = "cpu") -> dict:
+    """git_commit, versions, device and date of this process, as they go into a record; `device` is what computed.
 
     git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the
-    package's files differ from that commit. device.threads is OMP_NUM_THREADS, which MXNet obeys.
+    package's files differ from that commit.
     """
     return {
         "git_commit": _git_commit(),
@@ -84,9 +98,22 @@ def environment() -> dict:
             "gluoncv": importlib.metadata.version("gluoncv"),  # its __version__ says otherwise
             "numpy": importlib.metadata.version("numpy"),
         },
-        "device": {"name": "cpu", "cpu": _cpu_model(), "threads": n_threads()},
+        "device": {
+            "name": device,
+            "cpu": _processor()["name"],
+            "cpu_model": _processor()["model"],
+            "gpu": None if device == "cpu" else _gpu_name(int(device[len("gpu(") : -1])),
+            "threads": n_threads(),
+        },
         "date": now(),
     }
+
+
+def hardware(device: str = "cpu") -> dict:
+    """Where a latency was measured, as files of latencies say it: the processor, a GPU, versions, date and commit."""
+    facts = environment(device)
+    keys = ("cpu", "cpu_model", "gpu")
+    return {**{key: facts["device"][key] for key in keys}, **{k: facts[k] for k in ("versions", "date", "git_commit")}}
 
 
 def _git(*arguments: str) -> str | None:
@@ -114,12 +141,42 @@ def _mxnet_version() -> str | None:
     return None
 
 
-def _cpu_model() -> str:
+@functools.lru_cache(maxsize=None)
+def _processor() -> Dict[str, str]:
+    """Its `name`, which many processors can share ("AMD EPYC" in a virtual machine), and its `model`.
+
+    The model tells two processors of one name apart: numbers of vendor, family, model and stepping, cores, and the
+    instruction sets by which kernels are chosen.
+    """
+    facts = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            facts[key.strip()] = value.strip()
+    # The second name of each is that of ARM processors.
+    names = {
+        "vendor": ("vendor_id", "CPU implementer"),
+        "family": ("cpu family", "CPU architecture"),
+        "model": ("model", "CPU part"),
+        "stepping": ("stepping", "CPU revision"),
+    }
+    numbers = [f"{what} {facts.get(first, facts.get(second, '?'))}" for what, (first, second) in names.items()]
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    cores = psutil.cpu_count(logical=False) or os.cpu_count()
+    return {
+        "name": facts.get("model name") or platform.processor() or platform.machine(),
+        "model": ", ".join([*numbers, f"{cores} cores", "with " + " ".join(sorted(flags & INSTRUCTION_SETS))]),
+    }
+
+
+def _gpu_name(number: int) -> str | None:
+    """The name of the GPU that this process counts as `number`; None where the driver's own tool does not tell."""
+    visible = _visible_gpus()
+    which = visible[number] if number < len(visible) else str(number)
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", which]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or None
+    return None
 
 
 def hash_seed(*parts: int) -> int:

@@ -1,12 +1,12 @@
-"""Networks in, seconds out: one forward pass on a device, by the clock, networks in turn, noise stated.
+"""Networks in, seconds out: the time of one forward pass on a device, with its noise.
 
-Everything that a number of seconds depends on is a `Setup`; every figure is a median over repeats after the device
-has finished, with its spread. Networks take turns (A B A B), so that a drift of the machine meets all alike.
+Everything that a latency depends on besides the network is a `Setup`; every latency is a median over repeats, each
+timed until the device has finished. Networks are timed alternately (A B A B), so that a drift of the machine's speed
+affects all alike.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import os
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
+import psutil
 
 from gcp.backend import export
 from gcp.backend.blocks import to_block
 from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
-from gcp.runtime import environment, n_threads
+from gcp.runtime import hardware, n_threads
 
-MAX_SPREAD = 0.1  # interquartile range over median; wider is noise that the reader should know of
-MIN_SHARE = 0.9  # processor seconds per second that this process must get: passes can be slowed evenly, unspread
-ATTEMPTS = 3  # times that a wide measurement is repeated before it is taken as it is
-REFERENCE_AGE = 20  # passes of the reference; and not under a second
+MAX_SPREAD = 0.1  # interquartile range over median; a measurement with a wider one is called noisy
+MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
+ATTEMPTS = 3  # times that a noisy measurement is made before it is taken as it is
+MAX_REFERENCE_AGE = 20  # passes of the reference network, and at least a second, until it is timed again
 WARM_UP, WARM_UP_S = 3, 0.1  # passes and seconds: the first builds the graph, the next fill caches, threads settle
 MIN_TIME_S = 0.15  # a fast network is repeated until this much has been measured
-FAST_S = 0.05  # below it, whose weights the caches hold matters: a pass ahead of the timed one brings back its own
+FAST_S = 0.05  # a pass shorter than this is timed after an untimed one, which brings its weights back into the caches
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Setup:
             )
         if self.batch < 1:
             raise UserError(f"batch {self.batch}: give 1 or more images")
+        if self.threads != n_threads():
+            raise UserError(f"a latency of {self.threads} threads is asked for, but this process has {n_threads()}")
 
     @property
     def cores(self) -> int:
@@ -82,12 +85,17 @@ def devices() -> List[str]:
     return ["cpu"] + [f"gpu({i})" for i in range(mx.context.num_gpus())]
 
 
+def default_device() -> str:
+    """The first GPU if there is one, else the processor."""
+    return devices()[:2][-1]
+
+
 def context(device: str) -> mx.Context:
     """MXNet's context of a device's name."""
     return mx.cpu() if device == "cpu" else mx.gpu(int(device[len("gpu(") : -1]))
 
 
-# ---- runtimes: how one forward pass is made ------------------------------------------------------------------------
+# ---- runtimes: how one forward pass is made --------------------------------------------------------------------------
 
 
 def _images(net: Network, batch: int) -> np.ndarray:
@@ -135,7 +143,7 @@ RUNTIMES: Dict[str, Runtime] = {
 }
 
 
-# ---- the clock -----------------------------------------------------------------------------------------------------
+# ---- the clock -------------------------------------------------------------------------------------------------------
 
 
 def measure(
@@ -146,10 +154,17 @@ def measure(
     attempts: int = ATTEMPTS,
     warn: Callable[[str], None] = lambda text: None,
 ) -> List[dict]:
-    """Latency of each network in this process: see `timed`. Keys as there, and `images_per_second`."""
+    """Latency of each network, all timed alternately: the keys of `timed`, and `images_per_second`."""
     passes = [RUNTIMES[setup.runtime].prepare(net, setup) for net in nets]
     rows = timed(passes, repeats, max_spread, attempts, warn, setup.cores)
     return [{**row, "images_per_second": setup.batch / row["latency_s"]} for row in rows]
+
+
+def throughputs(nets: Sequence[Network], batch: int, repeats: int) -> List[dict]:
+    """Inference speed of each network in MXNet, with all that it depends on, as records hold it."""
+    setup = Setup(device=default_device(), batch=batch)
+    where = {key: value for key, value in hardware(setup.device).items() if key in ("cpu", "cpu_model", "gpu")}
+    return [{**row, **setup.as_json(), **where} for row in measure(nets, setup, repeats)]
 
 
 def timed(
@@ -160,66 +175,35 @@ def timed(
     warn: Callable[[str], None] = lambda text: None,
     threads: int = 0,
 ) -> List[dict]:
-    """Per function, in turns: `latency_s` (median), `spread` (interquartile range / median), `n`, `noisy`, `attempts`.
+    """Per function: `latency_s` (median), `spread` (interquartile range / median), `n`, `noisy`, `attempts`.
 
-    At least `repeats` rounds, more where all of them are fast. A measurement whose spread is above `max_spread`, or
-    during which other processes had cores that `threads` threads need, is repeated up to `attempts` times, and the
-    calmest is taken; `noisy` says that it was still not calm. `threads` = 0: the processor does not matter.
+    The functions are called alternately, `repeats` times each, or more often where all are fast. The measurement is
+    noisy if a spread is above `max_spread`, or if other processes had cores that `threads` threads of this one need (0:
+    it does not matter what the processor does). It is then repeated, up to `attempts` times in all, and the least noisy
+    one is returned.
     """
     for run in passes:
         began, n = time.perf_counter(), 0
         while n < WARM_UP or time.perf_counter() - began < WARM_UP_S:
             run()
             n += 1
-    best: List[dict] = []
+    best, least = [], math.inf
     for attempt in range(1, attempts + 1):
-        before = _processor()
+        before = _processor_times()
         rows = _rounds(passes, repeats)
-        lost = _lost(before, _processor(), threads) if threads else 0.0
-        rows = [{**row, "noise": max(row["spread"] / max_spread, lost / (1 - MIN_SHARE))} for row in rows]
-        if not best or max(r["noise"] for r in rows) < max(r["noise"] for r in best):
-            best = rows
-        if max(row["noise"] for row in best) <= 1:
+        lost = _lost_cores(before, _processor_times(), threads) if threads else 0.0
+        spread = max(row["spread"] for row in rows)
+        noises = [max(row["spread"] / max_spread, lost / MAX_LOST_CORES) for row in rows]
+        if not best or max(noises) < least:
+            best, least = [{**row, "noisy": noise > 1} for row, noise in zip(rows, noises)], max(noises)
+        if least <= 1:
             break
         warn(
-            f"the machine is busy or its clock unsteady: a spread of {100 * max(r['spread'] for r in rows):.0f} % of "
-            f"the median, others took {100 * lost:.0f} % of a core; "
-            + (f"measuring again ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy")
+            f"the machine is busy or its speed unsteady: a spread of {100 * spread:.0f} % of the median, other "
+            f"processes took {100 * lost:.0f} % of a core; "
+            + (f"repeating ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy")
         )
-    return [
-        {
-            "latency_s": row["latency_s"],
-            "spread": row["spread"],
-            "n": row["n"],
-            "noisy": row["noise"] > 1,
-            "attempts": attempt,
-        }
-        for row in best
-    ]
-
-
-def _processor() -> Tuple[float, float, float]:
-    """Seconds by the clock, of this process on all cores, and of all processes (0 where the system does not tell)."""
-    busy = 0.0
-    with contextlib.suppress(OSError):
-        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
-        busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), time.process_time(), busy
-
-
-def _lost(before: Tuple[float, float, float], after: Tuple[float, float, float], threads: int) -> float:
-    """Cores that others took from `threads` threads of ours between two readings of `_processor`.
-
-    Our process computes all the time, so less than one core means that it had to share; and others may use only the
-    cores that our threads leave. The system's own housekeeping, and a clock of 10 ms, may
-    come to 0.15 of a core.
-    """
-    wall, own, all_of_them = (b - a for a, b in zip(before, after))
-    lost = max(0.0, 1 - own / wall)
-    if len(os.sched_getaffinity(0)) == os.cpu_count():  # else the others may be on cores that are not ours at all
-        spare = max(0, os.cpu_count() - threads)
-        lost = max(lost, (all_of_them - own) / wall - spare - 0.15)
-    return lost
+    return [{**row, "attempts": attempt} for row in best]
 
 
 def _rounds(passes: Sequence[Callable[[], None]], repeats: int) -> List[dict]:
@@ -241,21 +225,25 @@ def _rounds(passes: Sequence[Callable[[], None]], repeats: int) -> List[dict]:
     return rows
 
 
-def throughputs(nets: Sequence[Network], batch: int, repeats: int) -> List[dict]:
-    """Inference speed of each network in MXNet, in turns, as records hold it."""
-    setup = Setup(device=devices()[1] if len(devices()) > 1 else "cpu", batch=batch)
-    return [
-        {
-            "images_per_second": row["images_per_second"],
-            "latency_s": row["latency_s"],
-            "spread": row["spread"],
-            "batch": batch,
-            "dtype": setup.dtype,
-            "device": setup.device,
-            "threads": setup.threads,
-        }
-        for row in measure(nets, setup, repeats)
-    ]
+def _processor_times() -> Tuple[float, float, float]:
+    """Seconds by the clock, of this process on all cores, and of all processes."""
+    times = psutil.cpu_times()  # which kinds of time there are depends on the system
+    busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+    return time.perf_counter(), time.process_time(), busy
+
+
+def _lost_cores(before: Tuple[float, float, float], after: Tuple[float, float, float], threads: int) -> float:
+    """Cores that others took from `threads` threads of ours between two readings of `_processor_times`.
+
+    Our process computes all the time, so less than one core means that it had to share; and others may use only the
+    cores that our threads leave. The system's own housekeeping, and its clock of 10 ms, may come to 0.15 of a core.
+    """
+    wall, own, all_of_them = (b - a for a, b in zip(before, after))
+    lost = max(0.0, 1 - own / wall)
+    if len(os.sched_getaffinity(0)) == os.cpu_count():  # else the others may be on cores that are not ours at all
+        spare = max(0, os.cpu_count() - threads)
+        lost = max(lost, (all_of_them - own) / wall - spare - 0.15)
+    return lost
 
 
 def against_reference(
@@ -267,30 +255,21 @@ def against_reference(
 ) -> Callable[[Network], Tuple[dict, float]]:
     """A function that times one network after another: measurement, and latency of `net` at about that time.
 
-    The reference is timed again whenever the last time is a second or `REFERENCE_AGE` of its passes ago: the speed of a
-    machine drifts.
+    The speed of a machine drifts, so the reference is timed again when the last time is a second and
+    `MAX_REFERENCE_AGE` of its passes ago.
     """
     prepare = RUNTIMES[setup.runtime].prepare
-    reference = prepare(net, setup)
-    last = {"at": -math.inf, "latency_s": 0.0}
+    reference, timed_at, reference_s = prepare(net, setup), -math.inf, 0.0
 
-    def one(network: Network) -> Tuple[dict, float]:
-        if time.monotonic() - last["at"] > max(1.0, REFERENCE_AGE * last["latency_s"]):
-            last["latency_s"] = timed([reference], repeats, max_spread, warn=warn, threads=setup.cores)[0]["latency_s"]
-            last["at"] = time.monotonic()
-        row = timed([prepare(network, setup)], repeats, max_spread, warn=warn, threads=setup.cores)[0]
+    def latency(one: Callable[[], None]) -> dict:
+        return timed([one], repeats, max_spread, warn=warn, threads=setup.cores)[0]
+
+    def measured(network: Network) -> Tuple[dict, float]:
+        nonlocal timed_at, reference_s
+        if time.monotonic() - timed_at > max(1.0, MAX_REFERENCE_AGE * reference_s):
+            reference_s, timed_at = latency(reference)["latency_s"], time.monotonic()
+        row = latency(prepare(network, setup))
         gc.collect()  # a block is full of cycles, and holds its memory
-        return row, last["latency_s"]
+        return row, reference_s
 
-    return one
-
-
-def hardware() -> dict:
-    """Where a measurement was made: processor, software versions and date."""
-    facts = environment()
-    return {
-        "cpu": facts["device"]["cpu"],
-        "versions": facts["versions"],
-        "date": facts["date"],
-        "git_commit": facts["git_commit"],
-    }
+    return measured

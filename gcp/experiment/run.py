@@ -412,7 +412,7 @@ def _record(cfg: Config, data: Dataset, budget: Budget, stages: dict, described:
         "scale": cfg.scale,
         "seed": cfg.seed,
         "config": cfg.model_dump(mode="json"),
-        **runtime.environment(),
+        **runtime.environment(clock.default_device()),
         "model": stages[DENSE][0].name,
         "data": cfg.data.name,
         "method": cfg.prune.method,
