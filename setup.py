@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="Global channel pruning of GluonCV networks with Apache MXNet",
     packages=find_packages(include=["gcp", "gcp.*"]),
+    package_data={"gcp.data": ["fashion_mnist/*"]},
     # mxnet and gluoncv import distutils, which Python 3.12 no longer has.
     python_requires=">=3.9,<3.12",
     install_requires=[

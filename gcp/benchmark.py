@@ -30,8 +30,9 @@ from gcp.backend.engine import autograd, gluon, mx
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import describe, macs
 from gcp.cost.base import Budget
-from gcp.data import images, prepare
+from gcp.data import decode, prepare
 from gcp.data.base import Dataset, Split
+from gcp.data.sources import Records
 from gcp.errors import UserError
 from gcp.experiment.config import Config
 from gcp.graph import network
@@ -595,10 +596,10 @@ def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = t
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.rec"
             prepare.write_records(path, photos(case), prepare.Encoding(None))
-            records_in = images.Records(path)
+            records_in = Records(path)
             shape = (3, case.side, case.side)
             split = Split(
-                images.Pictures(records_in, shape, workers),
+                decode.Pictures(records_in, shape, workers),
                 records_in.labels,
                 np.arange(case.n),
                 np.full(3, 127.5, np.float32),
@@ -613,7 +614,7 @@ def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = t
                         for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")
                     ],
                     "decoding": lambda: list(
-                        images.in_order(lambda c: images.decoded(c, "").shape, contents, workers, 8 * workers)
+                        decode.in_order(lambda c: decode.decoded(c, "").shape, contents, workers, 8 * workers)
                     ),
                 },
                 repeats,

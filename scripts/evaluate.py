@@ -3,8 +3,7 @@
 import json
 
 from gcp import command as command_line
-from gcp import options
-from gcp.data import options as data_options
+from gcp.data import datasets
 
 
 def run(argv: list) -> None:
@@ -21,7 +20,7 @@ def run(argv: list) -> None:
     from gcp.experiment import run as experiment_run
 
     shape = args.input or (files.load(args.network).input_shape if files.is_saved(args.network) else (3, 224, 224))
-    data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
+    data = datasets.options(name=args.data, root=args.root, input=shape)
     print(json.dumps(experiment_run.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
 
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from gcp import command as command_line
-from gcp import errors, options
-from gcp.data import options as data_options
+from gcp import errors
+from gcp.data import datasets
 
 
 def run(argv: list) -> None:
@@ -65,7 +65,7 @@ def run(argv: list) -> None:
     facts = {}
     if args.int8:
         shape = args.input or zoo.open_network(args.network[0], pretrained=args.pretrained).input_shape
-        data = options.section(data_options.Data, {"name": args.data, "root": args.root, "input": shape})
+        data = datasets.options(name=args.data, root=args.root, input=shape)
         prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
         facts["int8"] = experiment_run.quantize(
             args.network, prefixes, data, args.pretrained, args.calibration, args.batch, args.repeats

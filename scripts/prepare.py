@@ -54,7 +54,7 @@ def run(argv: list) -> None:
         "--expect-images", type=command_line.natural, default=30607, metavar="N", help="for a subset (default 30607)"
     )
 
-    sub = verbs.add_parser("smoke", help="draw the tiny image sets of configs/smoke that are not there yet")
+    sub = verbs.add_parser("smoke", help="draw the tiny image sets of configs/smoke.yaml that are not there yet")
     sub.set_defaults(function=smoke)
 
     args = parser.parse_args(argv)
@@ -128,10 +128,10 @@ def caltech256(args: argparse.Namespace) -> dict:
 
 
 def smoke(args: argparse.Namespace) -> dict:
-    """The sets of configs/smoke."""
+    """The sets of configs/smoke.yaml."""
     from gcp.data import smoke
 
-    return {"drawn": [str(folder) for folder in smoke.draw_all(smoke.ROOT)]}
+    return {"drawn": [str(folder) for folder in smoke.draw_missing()]}
 
 
 if __name__ == "__main__":

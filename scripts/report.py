@@ -1,6 +1,6 @@
 """Tables and figures of the records below a results folder: `python scripts/report.py results/demo`.
 
-Records of the paper's experiments (configs/imagenet, configs/caltech256, configs/smoke) also give the paper's tables.
+Records of the paper's experiments (configs/imagenet, configs/caltech256, also small ones) also give the paper's tables.
 """
 
 from __future__ import annotations

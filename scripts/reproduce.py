@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp import errors, runtime
+from gcp.data import smoke
 from gcp.experiment import config, reproduce
 from gcp.train import guard
 
@@ -22,6 +23,13 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
     parser.add_argument("--seeds", type=command_line.seeds, metavar="0,1,2", help="default: each config's own seed")
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="laid over every config; configs/smoke.yaml makes small versions",
+    )
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
     parser.add_argument(
         "--jobs",
@@ -40,15 +48,13 @@ def run(argv: list) -> None:
     if args.no_benchmark and not args.dry_run:
         raise errors.UserError("--no-benchmark only matters with --dry-run")
     # All are checked before the first is run: a mistake in the last one should not cost hours.
-    cfgs = config.load_all(args.configs, args.set, args.seeds)
+    cfgs = config.load_all(args.configs, args.set, args.seeds, args.overlay)
+    for folder in smoke.draw_missing([getattr(cfg.data, "root", None) for _, _, cfg in cfgs]):
+        print(f"drew {folder}", file=sys.stderr)
     if args.dry_run:
         print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark))
         return
-    from gcp.data import smoke
-
-    for folder in smoke.make_missing(cfg.data.root for _, _, cfg in cfgs):
-        print(f"drew {folder}", file=sys.stderr)
-    code = reproduce.reproduce(cfgs, SCRIPTS / "run.py", args.jobs)
+    code = reproduce.reproduce(cfgs, SCRIPTS / "run.py", args.jobs, args.overlay)
     if code:
         sys.exit(code)
     for output in sorted({cfg.output for _, _, cfg in cfgs}):

@@ -14,6 +14,9 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument(
+        "--overlay", action="append", default=[], metavar="FILE", help="laid over CONFIG, e.g. configs/smoke.yaml"
+    )
+    parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. prune.target=0.2"
     )
     parser.add_argument(
@@ -22,7 +25,7 @@ def run(argv: list) -> None:
         help="leave throughput out; run again without this when nothing else runs, to fill it in",
     )
     args = parser.parse_args(argv)
-    cfg, job = config.load(args.config, args.set), launch.job()
+    cfg, job = config.load(args.config, args.set, args.overlay), launch.job()
     if job.world_size == 1 and cfg.n_workers == max(1, len(cfg.gpus)) > 1:  # one worker for each GPU of this machine
         sys.exit(launch.supervise([__file__, *argv], cfg.n_workers))
     if cfg.n_workers != job.world_size:
@@ -31,7 +34,7 @@ def run(argv: list) -> None:
                 f"workers: {cfg.n_workers} are asked for, and {job.world_size} started; start this with "
                 "scripts/launch.py, its --workers times its --hosts as many"
             )
-        cfg = config.load(args.config, [*args.set, f"workers={job.world_size}"])
+        cfg = config.load(args.config, [*args.set, f"workers={job.world_size}"], args.overlay)
     if cfg.gpus and len(cfg.gpus) != job.local_size:
         raise errors.UserError(
             f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_size} are started on each "

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from gcp import command as command_line
-from gcp import errors, options, runtime
-from gcp.data import options as data_options
+from gcp import errors, runtime
+from gcp.data import datasets
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -33,9 +33,7 @@ def run(argv: list) -> None:
     for name, row in released.published(REFERENCE).iterrows():
         found, disagreements = released.verify(name, row, released.shapes(row["shape_json"]))
         if args.weights:
-            data = options.section(
-                data_options.Data, {"name": "imagenet", "root": args.imagenet, "input": released.INPUT}
-            )
+            data = datasets.options(name="imagenet", root=args.imagenet, input=released.INPUT)
             measured = experiment_run.evaluate(name, data, pretrained=True, batch=args.batch)
             found.update({"Top-1 %": 100 * measured["top1"], "Top-5 %": 100 * measured["top5"]})
             disagreements += released.disagreeing_accuracy(name, row, measured)

@@ -18,8 +18,7 @@ from mxnet.gluon import nn
 from gcp.backend.files import load
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs
-from gcp.data import base as data
-from gcp.data import options as data_options
+from gcp.data import datasets as data
 from gcp.graph import network
 from gcp.graph.network import Network, rescale, with_masks
 from gcp.methods import criteria
@@ -27,7 +26,7 @@ from gcp.methods import gcp as gcp_method
 from gcp.train import distributed, evaluation, loop, optimisers, proximal, schedules
 
 BATCH, N_STEPS = 16, 7
-DIGITS = data.load(data_options.Data(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
+DIGITS = data.load(data.options(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
 NET = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 10, seed=3)
 
 

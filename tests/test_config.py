@@ -83,9 +83,29 @@ def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
     assert config.load(write("base: ../base.yaml\n", "deep/child.yaml")).prune.target == 0.5
 
 
+def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):
+    top = write({**MINIMAL, "output": "results/big/a", "data": {"name": "folder", "root": "data/big"}, "seed": 1})
+    over = write(
+        {"seed": 2, "train": {"epochs": 1}, "moved": {"results/big": "results/small", "data/big": "data/small"}},
+        "over.yaml",
+    )
+    cfg = config.load(top, ["data.root=data/big"], [over])
+    assert (cfg.seed, cfg.train.epochs, cfg.prune.target, cfg.name) == (2, 1, 0.5, "digits-gcp")
+    assert (cfg.output, cfg.data.root) == ("results/small/a", "data/big")
+    assert config.load(top, [], [over]).data.root == "data/small"
+    assert config.load(top, ["output=results/bigger"], [over]).output == "results/bigger"
+    for moved in (["data"], {"data": 1}):
+        over = write({"moved": moved}, "over.yaml")
+        with pytest.raises(UserError, match="over.yaml: moved: .* should name folders"):
+            config.load(top, [], [over])
+    with pytest.raises(UserError, match="over.yaml: train.epochs: -1 should be"):
+        config.load(top, [], [write({"train": {"epochs": -1}}, "over.yaml")])
+
+
 def test_override_is_read_as_yaml(write):
     cfg = config.load(
-        write(MINIMAL), ["prune.gcp.lam=[0.1, 1e-2]", "data.root=~/a=b", "train.wd=1e-4", "model.pretrained=yes"]
+        write({**MINIMAL, "data": {"name": "fashion_mnist"}}),
+        ["prune.gcp.lam=[0.1, 1e-2]", "data.root=~/a=b", "train.wd=1e-4", "model.pretrained=yes"],
     )
     assert cfg.prune.gcp.lam == (0.1, 0.01)
     assert cfg.data.root == "~/a=b"
@@ -104,7 +124,7 @@ def test_the_dump_of_a_config_loads_as_the_same_config(write):
 
 def test_threads_that_decode_decide_no_number_and_young_keys_do(write):
     plain, *others = (
-        config.load(write(MINIMAL), overrides)
+        config.load(write({**MINIMAL, "data": {"name": "folder", "root": "x"}}), overrides)
         for overrides in ([], ["data.workers=7"], ["data.on_bad_image=error"], ["data.on_bad_image=skip"])
     )
     for fingerprint in (config.Config.fingerprint, config.Config.dense_fingerprint):
@@ -125,8 +145,10 @@ def test_fingerprint_ignores_name_and_output_only(write):
         "data.n_train=100",
     ):
         assert config.load(path, [change]).fingerprint() != print_, change
-    for change in ("throughput.batch=1", "data.root=x", "data.workers=3", "finetune.lr=0.1"):
+    for change in ("throughput.batch=1", "data.root=null", "finetune.lr=0.1"):
         assert config.load(path, [change]).fingerprint() == print_, change  # decides no number, or is the default
+    fashion = [config.load(path, ["data.name=fashion_mnist", *root]).fingerprint() for root in ([], ["data.root=a"])]
+    assert fashion[0] == fashion[1]
     folder = [config.load(path, ["data.name=folder", f"data.root={root}"]).fingerprint() for root in ("a", "b")]
     assert folder[0] != folder[1]  # only its path says what a folder holds
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gcp.data import smoke
 from gcp.experiment import config, estimate
 
 REPO = Path(__file__).resolve().parents[1]
-FILES = sorted(path for path in (REPO / "configs").rglob("*.yaml") if not path.name.startswith("_"))
+FILES = sorted(path for path in (REPO / "configs").glob("*/**/*.yaml") if not path.name.startswith("_"))
+SMOKE_ROOTS = {str(smoke.ROOT / name) for name in smoke.SETS}
 TABLES = {path: config.load(path) for path in FILES if path.parent.name.startswith(("table", "figure"))}
 
 
@@ -24,7 +26,6 @@ def test_there_are_some_of_every_table():
     for folder, names in (
         ("imagenet", ["figure1", "table1", "table2", "table3", "table4", "table5"]),
         ("caltech256", ["table6"]),
-        ("smoke", ["figure1", "table1", "table2", "table3", "table4", "table5", "table6"]),
     ):
         assert sorted({p.parent.name for p in TABLES if p.parent.parent.name == folder}) == names
 
@@ -67,17 +68,31 @@ def test_the_chosen_levels_are_the_costs_of_released_networks():
 
 
 def test_a_row_and_its_smoke_differ_in_size_only():
+    overlay = REPO / "configs" / "smoke.yaml"
     for path, cfg in TABLES.items():
-        if path.parent.parent.name == "smoke":
-            continue
-        small = TABLES[REPO / "configs" / "smoke" / path.parent.name / path.name]
+        small = config.load(path, (), [overlay])
         assert (small.scale, cfg.scale) == ("smoke", "paper")
-        for key in ("method", "objective", "target", "round_to"):
-            assert getattr(small.prune, key) == getattr(cfg.prune, key)
-        assert (small.paper.level, small.paper.chosen) == (cfg.paper.level, cfg.paper.chosen)
-        assert small.finetune.mixup == cfg.finetune.mixup and small.data.augment == cfg.data.augment
-        if not cfg.model.is_saved:
-            assert small.model.name == cfg.model.name
+        assert small.output == cfg.output.replace("results/", "results/smoke/")
+        assert small.data.root == cfg.data.root.replace("data/", "data/smoke/") and small.data.root in SMOKE_ROOTS
+        size = {
+            "data": {"root", "input", "batch", "n_train", "validation", "split_file"},
+            "model": {"pretrained", "name"},
+            "train": {"epochs", "lr", "warmup_epochs", "dtype"},
+            "finetune": {"epochs", "lr", "warmup_epochs", "dtype"},
+            "prune": {"gcp": {"iterations", "regularise_epochs", "recover_epochs", "lr", "recover_lr"}},
+            "throughput": {"batch", "repeats"},
+            "scale": True,
+            "output": True,
+        }
+        assert small.model_dump(exclude=size) == cfg.model_dump(exclude=size)
+        assert small.model.name == cfg.model.name.replace("results/", "results/smoke/")
+
+
+def test_every_configuration_has_a_small_version():
+    for path in FILES:
+        small = config.load(path, (), [REPO / "configs" / "smoke.yaml"])
+        assert small.scale == "smoke" and small.output.startswith("results/smoke/"), path
+        assert (small.data.n_train, small.train.epochs, small.data.input) == (400, 1, (3, 32, 32)), path
 
 
 def test_uniform_and_gcp_are_trained_alike():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gcp.data import base as data
-from gcp.data.options import Data
+from gcp.data import datasets as data
 from gcp.errors import UserError
 
 N_TRAIN, N_TEST = 40, 15
@@ -67,7 +66,7 @@ def write_records(folder: Path, root: Path) -> None:
 
 
 def load(name, root=None, seed=0, **keys):
-    return data.load(Data(name=name, root=None if root is None else str(root), **keys), seed)
+    return data.load(data.options(name=name, root=None if root is None else str(root), **keys), seed)
 
 
 def mistake(name, root, **keys) -> str:
@@ -419,24 +418,75 @@ def test_a_missing_idx_file(fashion):
     assert "train-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion / "nowhere")
 
 
-def test_without_a_root_the_known_folders_are_tried_in_turn(fashion, monkeypatch):
+def test_the_part_that_comes_with_the_package():
+    found = load("fashion_mnist")
+    assert (len(found.train), len(found.validation), len(found.test)) == (9000, 1000, 10000)
+    assert np.bincount(found.train.labels).tolist() == np.bincount(found.test.labels).tolist() == [1000] * 10
+    # Real clothes: the mean images of the training classes alone tell most of the test images.
+    train, labels, _ = next(found.train.batches(len(found.train)))
+    x, y, _ = next(found.test.batches(2000))
+    means = np.stack([train[labels == label].mean(0) for label in range(10)]).reshape(10, -1)
+    nearest = ((x.reshape(2000, 1, -1) - means) ** 2).sum(2).argmin(1)
+    assert (nearest == y).mean() > 0.6
+
+
+def test_the_part_is_what_the_whole_set_gives(monkeypatch):
+    """A cut of the whole set by the same rule is the part, so that numbers do not depend on where files lie."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 60000)
+    images = rng.integers(0, 256, (60000, 2, 2), np.uint8)
+    test = images[:10], labels[:10]
+    part = data.capped(labels, data.N_FASHION_PART)
+    stored = {"whole": (images, labels), "part": (images[part], labels[part])}
+    reads = []
+    monkeypatch.setattr(data, "_fashion_root", lambda given: Path("."))
+    monkeypatch.setattr(data, "_read_idx", lambda path, n_dims: reads.pop(0))
+
+    def served(kind, n_train):
+        reads[:] = [*stored[kind], *test]
+        return load("fashion_mnist", input=(3, 2, 2), n_train=n_train).train
+
+    for n_train in (50, 9999, 10000):
+        whole, cut = (served(kind, n_train) for kind in ("whole", "part"))
+        assert np.array_equal(whole.images, cut.images) and np.array_equal(whole.labels, cut.labels)
+        assert np.array_equal(whole.rows, cut.rows) and np.array_equal(whole.mean, cut.mean)
+    assert np.array_equal(served("whole", 34000).images[:, 0], images[data.capped(labels, 34000)])
+
+
+def test_more_than_the_part_is_looked_for_in_the_known_folders(fashion, monkeypatch):
     monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(fashion / "nowhere"), str(fashion)))
-    assert len(load("fashion_mnist").test) == N_TEST
+    assert len(load("fashion_mnist", n_train=10001).test) == N_TEST
+    monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(fashion / "nowhere"),))
+    message = mistake("fashion_mnist", None, n_train=10001)
+    assert "dataset-fashion-mnist" in message and "data.root" in message and "10000 at most" in message
 
 
-@pytest.mark.parametrize("error", [OSError("unreachable"), RuntimeError("status 404"), ImportError("mxnet")])
-def test_without_a_root_and_a_network(tmp_path, monkeypatch, error):
-    class Vision:
-        @staticmethod
-        def FashionMNIST(root, train):
-            raise error
+def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
+    for path in data.FASHION_PART.glob("*.gz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(data, "FASHION_PART", tmp_path)
+    assert len(load("fashion_mnist").test) == 10000
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert mistake("fashion_mnist", None).startswith(f"{path}: not the file that comes with this package")
+    path.unlink()
+    assert mistake("fashion_mnist", None).startswith(f"{path}: not the file that comes with this package")
 
-    monkeypatch.setitem(sys.modules, "mxnet.gluon.data.vision", Vision)
-    for module in ("mxnet", "mxnet.gluon", "mxnet.gluon.data"):  # MXNet itself would retry for minutes
-        monkeypatch.setitem(sys.modules, module, Vision)
-    monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(tmp_path / "a"), str(tmp_path / "b")))
-    message = mistake("fashion_mnist", None)
-    assert type(error).__name__ in message and "dataset-fashion-mnist" in message and "data.root" in message
+
+@pytest.mark.parametrize(
+    "keys, part",
+    [
+        ({"name": "digits", "root": "x"}, "root is for name: fashion_mnist or folder or imagenet or caltech256"),
+        ({"name": "fashion_mnist", "workers": 2}, "workers is for name: folder or imagenet or caltech256"),
+        ({"name": "imagenet", "root": "x", "per_class": 30}, "per_class is for name: caltech256"),
+        ({"name": "folder"}, "name: folder needs a root"),
+        ({"name": "digitz"}, "name: 'digitz' should be 'digits'"),
+        ({"name": "fashion_mnist", "n_train": 60001}, "n_train: 60001 should be less than or equal to 60000"),
+    ],
+)
+def test_a_data_set_takes_its_own_keys_only(keys, part):
+    with pytest.raises(UserError, match=re.escape(part)):
+        data.options(**keys)
 
 
 # Folders of class folders
@@ -520,7 +570,7 @@ def test_too_few_images_to_divide(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "only").mkdir(parents=True)
         cv2.imwrite(str(tmp_path / split / "only" / "0.png"), np.zeros((8, 8, 3), np.uint8))
-    assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds a single image")
+    assert mistake("folder", tmp_path).startswith(f"{tmp_path}: holds a single training image")
 
 
 def test_both_forms_at_once(folder):

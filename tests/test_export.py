@@ -19,8 +19,7 @@ import pytest
 from networks import difference, images, random_keep, random_network
 
 from gcp.backend import blocks, export, files
-from gcp.data.base import load as load_data
-from gcp.data.options import Data
+from gcp.data import datasets
 from gcp.errors import UserError
 from gcp.graph.network import Node, shrink
 from gcp.train import evaluation
@@ -52,7 +51,7 @@ def outputs(block, x):
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_data(Data(name="digits", input=(3, 16, 16), n_train=300))
+    return datasets.load(datasets.options(name="digits", input=(3, 16, 16), n_train=300))
 
 
 @pytest.fixture(scope="module")

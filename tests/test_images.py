@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gcp.data import images
+from gcp.data import decode, sources
 from gcp.errors import UserError
 
 
@@ -40,19 +40,19 @@ def test_results_come_in_order_whatever_the_threads_do():
         return -n
 
     for workers in (1, 3):
-        assert list(images.in_order(slow_when_even, range(20), workers, 5)) == [-n for n in range(20)]
+        assert list(decode.in_order(slow_when_even, range(20), workers, 5)) == [-n for n in range(20)]
 
 
 def test_threads_run_only_so_far_ahead_and_end_with_the_generator():
     begun = []
-    results = images.in_order(lambda n: begun.append(n) or n, range(1000), 2, 5)
+    results = decode.in_order(lambda n: begun.append(n) or n, range(1000), 2, 5)
     assert next(results) == 0
     results.close()
     assert len(begun) <= 6 and not [t for t in threading.enumerate() if t.name.startswith("images")]
 
 
 def test_an_error_comes_in_its_turn():
-    results = images.in_order(lambda n: 6 // (3 - n), range(10), 2, 5)
+    results = decode.in_order(lambda n: 6 // (3 - n), range(10), 2, 5)
     assert [next(results) for _ in range(3)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -72,12 +72,12 @@ def tar_of(path, **members) -> Path:
 
 def test_members_are_read_where_they_lie(tmp_path):
     path = tar_of(tmp_path / "t.tar", **{"d": tarfile.DIRTYPE, "d/a.jpg": tarfile.REGTYPE})
-    places = [images.place_of(m) for m in images.safe_members(path) if m.isfile()]
-    source = images.Members(path, places)
+    places = [sources.place_of(m) for m in sources.safe_members(path) if m.isfile()]
+    source = sources.Members(path, places)
     assert (len(source), source.name(0), source.read(0), source.size(0)) == (1, f"{path}, member d/a.jpg", b"abc", 3)
     path.write_bytes(path.read_bytes()[:1026])
-    with pytest.raises(images.BadImage, match="ends within it"):
-        images.Members(path, places).read(0)
+    with pytest.raises(sources.BadImage, match="ends within it"):
+        sources.Members(path, places).read(0)
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_members_are_read_where_they_lie(tmp_path):
 )
 def test_a_tar_that_is_not_harmless_is_refused(tmp_path, name, kind, part):
     with pytest.raises(UserError, match=part):
-        images.safe_members(tar_of(tmp_path / "t.tar", **{name: kind}))
+        sources.safe_members(tar_of(tmp_path / "t.tar", **{name: kind}))
 
 
 def test_what_is_no_tar(tmp_path):
     path = tmp_path / "t.tar"
     with pytest.raises(UserError, match="No such file"):
-        images.safe_members(path)
+        sources.safe_members(path)
     path.write_bytes(b"not a tar" * 100)
     with pytest.raises(UserError, match="not an uncompressed tar"):
-        images.safe_members(path)
+        sources.safe_members(path)
     whole = tar_of(path, a=tarfile.REGTYPE, b=tarfile.REGTYPE).read_bytes()
     for n in (512 + 512 + 512 + 1, 512 + 512 + 100, 512 + 1):  # within the second's data, its header, the first's data
         path.write_bytes(whole[:n])
         with pytest.raises(UserError, match="not all of it"):
-            images.safe_members(path)
+            sources.safe_members(path)
 
 
 # Class folders
@@ -117,7 +117,7 @@ def test_what_is_no_tar(tmp_path):
 
 def test_files_that_are_no_images_are_left_out():
     found = {"b": ["2.JPEG", "1.jpg", ".hidden.jpg", "RENAME2", "notes.txt"], "a": ["x.bmp"]}
-    assert images.classes_of(found, "root") == {"a": ["a/x.bmp"], "b": ["b/1.jpg", "b/2.JPEG"]}
+    assert sources.classes_of(found, "root") == {"a": ["a/x.bmp"], "b": ["b/1.jpg", "b/2.JPEG"]}
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_files_that_are_no_images_are_left_out():
 )
 def test_class_folders_that_cannot_be_meant(found, part):
     with pytest.raises(UserError, match=part):
-        images.classes_of(found, "root")
+        sources.classes_of(found, "root")
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
 
-    def refused(folder, scandir=images.os.scandir):  # chmod would not stop root
+    def refused(folder, scandir=sources.os.scandir):  # chmod would not stop root
         if Path(folder).name == "a":
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr(images.os, "scandir", refused)
+    monkeypatch.setattr(sources.os, "scandir", refused)
     with pytest.raises(UserError, match=f"^{tmp_path / 'a'}: folder cannot be read: Permission denied"):
-        images.class_folders(tmp_path)
+        sources.class_folders(tmp_path)
 
 
 # RecordIO
@@ -162,12 +162,12 @@ def write_records(path, contents, labels=None) -> None:
 
 
 # The last but one hold RecordIO's own mark, where the format splits a record, and where it does not.
-CONTENTS = (b"", b"a", b"abcd", b"x" * 1001, b"ab" + images.MAGIC, images.MAGIC * 3 + b"z", b"last")
+CONTENTS = (b"", b"a", b"abcd", b"x" * 1001, b"ab" + sources.MAGIC, sources.MAGIC * 3 + b"z", b"last")
 
 
 def test_records_are_what_mxnet_wrote(tmp_path):
     write_records(tmp_path / "t.rec", CONTENTS)
-    source = images.Records(tmp_path / "t.rec")
+    source = sources.Records(tmp_path / "t.rec")
     assert tuple(source.read(row) for row in range(len(source))) == CONTENTS
     assert source.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert source.name(3) == f"{tmp_path / 't.rec'}, record 13"
@@ -178,11 +178,11 @@ def test_a_list_names_records_and_must_agree(tmp_path):
     write_records(tmp_path / "t.rec", CONTENTS[:2])
     path = tmp_path / "t.lst"
     path.write_text("10\t0.000000\tcat/a.jpg\n11\t1.000000\tdog/b.jpg\n")
-    source = images.Records(tmp_path / "t.rec")
+    source = sources.Records(tmp_path / "t.rec")
     assert source.name(1) == f"{tmp_path / 't.rec'}, record 11 (dog/b.jpg)" and source.read(1) == b"a"
     path.write_text("10\t0\tcat/a.jpg\n11\t0\tdog/b.jpg\n")
     with pytest.raises(UserError, match=r"record 11 \(dog/b.jpg\): its label is not the 0 of t.lst"):
-        images.Records(tmp_path / "t.rec").read(1)
+        sources.Records(tmp_path / "t.rec").read(1)
     for text, part in (
         ("10\t0\ta\n", "lists 1 images, t.rec holds 2"),
         ("10\t0\ta\n12\t0\tb\n", "or others"),
@@ -190,14 +190,14 @@ def test_a_list_names_records_and_must_agree(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=part):
-            images.Records(tmp_path / "t.rec")
+            sources.Records(tmp_path / "t.rec")
 
 
 @pytest.mark.parametrize("label", [0.5, -1, float("nan")])
 def test_a_label_that_is_no_class(tmp_path, label):
     write_records(tmp_path / "t.rec", [b"a"], [label])
     with pytest.raises(UserError, match=r"record 10: the label .* is no class number"):
-        images.Records(tmp_path / "t.rec")
+        sources.Records(tmp_path / "t.rec")
 
 
 def test_damaged_records_and_indices(tmp_path):
@@ -207,7 +207,7 @@ def test_damaged_records_and_indices(tmp_path):
 
     def mistake() -> str:
         with pytest.raises(UserError) as caught:
-            images.Records(path)
+            sources.Records(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -233,22 +233,22 @@ def test_damage_within_the_file_is_found_when_it_is_read(tmp_path):
     write_records(tmp_path / "t.rec", CONTENTS)
     (tmp_path / "t.lst").write_text("".join(f"{k + 10}\t{k % 2}\tx{k}\n" for k in range(len(CONTENTS))))
     content = bytearray((tmp_path / "t.rec").read_bytes())
-    content[images.Records(tmp_path / "t.rec")._offsets[2]] ^= 0xFF
+    content[sources.Records(tmp_path / "t.rec")._offsets[2]] ^= 0xFF
     (tmp_path / "t.rec").write_bytes(content)
-    source = images.Records(tmp_path / "t.rec")
+    source = sources.Records(tmp_path / "t.rec")
     assert source.read(1) == b"a" and source.read(3) == CONTENTS[3]
-    with pytest.raises(images.BadImage, match=r"record 12 \(x2\): no whole record at byte 68"):
+    with pytest.raises(sources.BadImage, match=r"record 12 \(x2\): no whole record at byte 68"):
         source.read(2)
 
 
 def test_class_names(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("cat\nice cream\n")
-    assert images.read_classes(path) == ("cat", "ice cream")
+    assert sources.read_classes(path) == ("cat", "ice cream")
     for text, part in (("a\n\nb\n", "line 2: no class name"), ("a\nb\na\n", "line 3: a class twice: a"), ("", "empty")):
         path.write_text(text)
         with pytest.raises(UserError, match=part):
-            images.read_classes(path)
+            sources.read_classes(path)
 
 
 # Decoding
@@ -256,7 +256,7 @@ def test_class_names(tmp_path):
 
 def picture(tmp_path, content, shape=(3, 40, 40)) -> np.ndarray:
     (tmp_path / "picture").write_bytes(content)
-    return images.Pictures(images.Files(tmp_path, ["picture"]), shape).image(0)
+    return decode.Pictures(sources.Files(tmp_path, ["picture"]), shape).image(0)
 
 
 def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_path):
@@ -266,7 +266,7 @@ def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_pat
     cv2.imwrite(str(tmp_path / "a.png"), image)
 
     def read(*shape):
-        return images.Pictures(images.Files(tmp_path, ["a.png"]), shape).image(0)
+        return decode.Pictures(sources.Files(tmp_path, ["a.png"]), shape).image(0)
 
     pixels = read(3, 40, 40)
     assert pixels.shape == (3, 40, 40) and pixels.dtype == np.uint8
@@ -288,17 +288,17 @@ def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_pat
 def test_every_truncation_of_an_image_is_seen(suffix, options):
     image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
     content = cv2.imencode(suffix, image, options)[1].tobytes()
-    assert not images.is_truncated(content)
-    assert not images.is_truncated(content + b"\0" * 8)  # what some cameras append
+    assert not decode.is_truncated(content)
+    assert not decode.is_truncated(content + b"\0" * 8)  # what some cameras append
     for n in range(8, len(content)):
-        assert images.is_truncated(content[:n]), n
+        assert decode.is_truncated(content[:n]), n
 
 
 def test_a_thumbnail_does_not_hide_that_the_image_is_truncated():
     content = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
     whole = content[:2] + segment + content[2:]
-    assert not images.is_truncated(whole) and images.is_truncated(whole[:-2])
+    assert not decode.is_truncated(whole) and decode.is_truncated(whole[:-2])
 
 
 def test_grey_cmyk_16_bit_and_transparent_images_are_rgb(tmp_path):
@@ -324,11 +324,11 @@ def test_grey_cmyk_16_bit_and_transparent_images_are_rgb(tmp_path):
 )
 def test_a_bad_image_is_named_and_a_check_finds_it(tmp_path, damage, part):
     (tmp_path / "a.jpg").write_bytes(damage(jpeg(smooth(50, 60))))
-    pictures = images.Pictures(images.Files(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]), (3, 32, 32))
+    pictures = decode.Pictures(sources.Files(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]), (3, 32, 32))
     (tmp_path / "c.jpg").write_bytes(jpeg(smooth(50, 60)))
-    with pytest.raises(images.BadImage, match=f"^{tmp_path}/a.jpg: {part}"):
+    with pytest.raises(sources.BadImage, match=f"^{tmp_path}/a.jpg: {part}"):
         pictures.image(0)
-    with pytest.raises(images.BadImage, match=f"^{tmp_path}/a.jpg: {part}"):
+    with pytest.raises(sources.BadImage, match=f"^{tmp_path}/a.jpg: {part}"):
         pictures.varied(0, np.random.default_rng(0))
     assert pictures.problem(0).startswith(f"{tmp_path}/a.jpg: {part}")
     assert pictures.problem(1).startswith(f"{tmp_path}/b.jpg: image cannot be read: No such file")
@@ -337,15 +337,15 @@ def test_a_bad_image_is_named_and_a_check_finds_it(tmp_path, damage, part):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_the_size_in_a_jpegs_header(options):
-    assert images.jpeg_shape(jpeg(smooth(30, 50), **options)) == (30, 50, 3)
-    assert images.jpeg_shape(jpeg(smooth(30, 50)[..., 0], **options)) == (30, 50, 1)
+    assert decode.jpeg_shape(jpeg(smooth(30, 50), **options)) == (30, 50, 3)
+    assert decode.jpeg_shape(jpeg(smooth(30, 50)[..., 0], **options)) == (30, 50, 1)
     turned = Image.Exif()
     turned[0x112] = 6  # what a camera held upright writes: width is height
-    assert images.jpeg_shape(jpeg(smooth(30, 50), exif=turned, **options)) is None
-    assert images.jpeg_shape(cv2.imencode(".png", smooth(30, 50))[1].tobytes()) is None
+    assert decode.jpeg_shape(jpeg(smooth(30, 50), exif=turned, **options)) is None
+    assert decode.jpeg_shape(cv2.imencode(".png", smooth(30, 50))[1].tobytes()) is None
     content = jpeg(smooth(30, 50), **options)
     for n in range(0, len(content), 7):
-        assert images.jpeg_shape(content[:n]) in (None, (30, 50, 3))
+        assert decode.jpeg_shape(content[:n]) in (None, (30, 50, 3))
 
 
 # Augmentation
@@ -355,8 +355,8 @@ def test_the_size_in_a_jpegs_header(options):
 def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
     numbered = np.arange(1, side * side + 1).reshape(1, 1, side, side).astype(np.uint16)
     batch = np.repeat(numbered, 400, axis=0)
-    moves = images.shifts(400, (side, side), False, np.random.default_rng(0))
-    shifted = images.shifted(batch, moves)
+    moves = decode.shifts(400, (side, side), False, np.random.default_rng(0))
+    shifted = decode.shifted(batch, moves)
     padded = np.pad(numbered[0, 0], shift)
     shifts = range(2 * shift + 1)
     every = {padded[y : y + side, x : x + side].tobytes() for y in shifts for x in shifts}
@@ -366,15 +366,15 @@ def test_crop_shifts_by_a_sixteenth_and_moves_black_in(side, shift):
 def test_crop_flip_mirrors_about_half():
     image = np.zeros((1000, 3, 16, 16), np.uint8)
     image[..., :8] = 255
-    moves = [images.shifts(1000, (16, 16), mirror, np.random.default_rng(0)) for mirror in (True, False)]
-    left = images.shifted(image, moves[0])[:, :, 8, 3].astype(bool)
+    moves = [decode.shifts(1000, (16, 16), mirror, np.random.default_rng(0)) for mirror in (True, False)]
+    left = decode.shifted(image, moves[0])[:, :, 8, 3].astype(bool)
     assert (left == left[:, :1]).all() and 400 < left[:, 0].sum() < 600
-    assert images.shifted(image, moves[1])[:, :, 8, 3].all()
+    assert decode.shifted(image, moves[1])[:, :, 8, 3].all()
 
 
 def test_random_parts_have_the_recipes_areas_and_ratios():
     rng = np.random.default_rng(0)
-    boxes = np.array([images.crop_box(375, 500, rng) for _ in range(4000)])
+    boxes = np.array([decode.crop_box(375, 500, rng) for _ in range(4000)])
     top, left, height, width = boxes.T
     assert (boxes >= 0).all() and (top + height <= 375).all() and (left + width <= 500).all()
     area, ratio = height * width / (375 * 500), width / height
@@ -386,9 +386,9 @@ def test_random_parts_have_the_recipes_areas_and_ratios():
 
 
 def test_an_image_too_long_for_any_part_gives_its_middle():
-    assert images.crop_box(10, 1000, np.random.default_rng(0)) == (0, 493, 10, 13)
-    assert images.crop_box(1000, 10, np.random.default_rng(0)) == (493, 0, 13, 10)
-    assert images.crop_box(1, 1, np.random.default_rng(0)) == (0, 0, 1, 1)
+    assert decode.crop_box(10, 1000, np.random.default_rng(0)) == (0, 493, 10, 13)
+    assert decode.crop_box(1000, 10, np.random.default_rng(0)) == (493, 0, 13, 10)
+    assert decode.crop_box(1, 1, np.random.default_rng(0)) == (0, 0, 1, 1)
 
 
 def test_colours_are_what_the_recipe_does_step_by_step():
@@ -396,7 +396,7 @@ def test_colours_are_what_the_recipe_does_step_by_step():
     rgb = np.random.default_rng(1).uniform(80, 160, (7, 9, 3))
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        matrix = images._colours(rgb.mean((0, 1)), np.random.default_rng(seed))
+        matrix = decode._colours(rgb.mean((0, 1)), np.random.default_rng(seed))
         once = rgb[..., ::-1] @ matrix[:, :3].T + matrix[:, 3]
         factors, steps = rng.uniform(0.6, 1.4, 3), rgb.copy()
         for kind in rng.permutation(3):
@@ -404,7 +404,7 @@ def test_colours_are_what_the_recipe_does_step_by_step():
             other = (0, grey.mean(), grey[..., None])[kind]  # brightness, contrast, saturation
             steps = factors[kind] * steps + (1 - factors[kind]) * other
         alpha = rng.normal(0, 0.1, 3)
-        steps += (images._EIGENVECTORS * alpha * images._EIGENVALUES).sum(1)
+        steps += (decode._EIGENVECTORS * alpha * decode._EIGENVALUES).sum(1)
         assert np.allclose(once, steps)
 
 
@@ -412,13 +412,13 @@ def test_lighting_has_the_constants_of_mxnet():
     from mxnet import image
 
     augmenter = next(a for a in image.CreateAugmenter((3, 8, 8), pca_noise=0.1) if type(a).__name__ == "LightingAug")
-    assert np.allclose(augmenter.eigval, images._EIGENVALUES) and np.allclose(augmenter.eigvec, images._EIGENVECTORS)
+    assert np.allclose(augmenter.eigval, decode._EIGENVALUES) and np.allclose(augmenter.eigvec, decode._EIGENVECTORS)
 
 
 def test_a_varied_image_is_a_part_of_the_image_often_mirrored():
     image = np.zeros((60, 80, 3), np.uint8)
     image[:, 40:] = 200  # dark left, bright right
-    brighter = [images.varied(image, (0, 0, 60, 80), (24, 32), np.random.default_rng(seed)) for seed in range(200)]
+    brighter = [decode.varied(image, (0, 0, 60, 80), (24, 32), np.random.default_rng(seed)) for seed in range(200)]
     assert all(x.shape == (3, 24, 32) and x.dtype == np.uint8 for x in brighter)
     mirrored = [x[:, :, :12].mean() > x[:, :, 20:].mean() for x in brighter]
     assert 70 < sum(mirrored) < 130
@@ -428,11 +428,11 @@ def test_a_varied_image_is_a_part_of_the_image_often_mirrored():
 def test_halving_while_decoding_gives_the_same_part(tmp_path, side):
     """A large JPEG decoded at a half or a quarter, against all of it decoded: the same box, mirroring and colours."""
     (tmp_path / "a.jpg").write_bytes(jpeg(smooth(side, side)))
-    pictures = images.Pictures(images.Files(tmp_path, ["a.jpg"]), (3, 64, 64))
-    whole = images.decoded((tmp_path / "a.jpg").read_bytes(), "a")
+    pictures = decode.Pictures(sources.Files(tmp_path, ["a.jpg"]), (3, 64, 64))
+    whole = decode.decoded((tmp_path / "a.jpg").read_bytes(), "a")
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        slow = images.varied(whole, images.crop_box(side, side, rng), (64, 64), rng)
+        slow = decode.varied(whole, decode.crop_box(side, side, rng), (64, 64), rng)
         fast = pictures.varied(0, np.random.default_rng(seed))
         apart = abs(slow.astype(int) - fast)
         assert apart.max() <= 8 and apart.mean() < 2  # the JPEG's own noise; another box or colour is far off

@@ -95,7 +95,7 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
 
 
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
-    from gcp.data.base import load
+    from gcp.data.datasets import load
 
     reference = latency.load(model).header["reference_s"]
     for key, value in (("target_ms", 500 * reference), ("target_images_per_second", 16 / reference)):

@@ -41,8 +41,8 @@ def test_pictures_scripts_and_folders_exist():
         assert (REPO / path).is_file(), path
     for path in re.findall(r"(?:python|bash) (scripts/[\w.]+\w)", README):
         assert (REPO / path).is_file(), path
-    for path in re.findall(r"\bconfigs/\w+", README):
-        assert list((REPO / path).rglob("*.yaml")), path
+    for path in re.findall(r"\bconfigs/[\w.]*\w", README):
+        assert (REPO / path).is_file() or list((REPO / path).rglob("*.yaml")), path
 
 
 def test_the_example_config_is_one(tmp_path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import cv2
 import pytest
 
-from gcp import errors, options
-from gcp.data import base as data
-from gcp.data import options as data_options
+from gcp import errors
+from gcp.data import datasets as data
 from gcp.data import smoke
 
 
@@ -16,21 +15,21 @@ def contents(folder):
 
 
 def test_digits_as_class_folders(tmp_path):
-    smoke.draw("digits", tmp_path / "digits")
+    smoke.draw("folder", tmp_path / "digits")
     files = contents(tmp_path / "digits")
     assert len(files) == 10 * (40 + 20)
     assert {p.parts[:2] for p in files} == {(split, str(n)) for split in ("train", "val") for n in range(10)}
     assert len(set(files.values())) == len(files), "every image once"
     sides = {cv2.imread(str(tmp_path / "digits" / p), cv2.IMREAD_UNCHANGED).shape for p in files}
     assert {s[:2] for s in sides} == set(smoke.SIDES) and {len(s) for s in sides} == {2, 3}, "some grey, some colour"
-    read = data.load(data_options.Data(name="folder", root=str(tmp_path / "digits"), input=(3, 32, 32)))
+    read = data.load(data.options(name="folder", root=str(tmp_path / "digits"), input=(3, 32, 32)))
     assert (len(read.train), len(read.validation), len(read.test)) == (360, 40, 200)
-    smoke.draw("digits", tmp_path / "again")
+    smoke.draw("folder", tmp_path / "again")
     assert contents(tmp_path / "again") == files
 
 
 def test_fashion_mnist_as_records(tmp_path):
-    smoke.draw("fashion_mnist", tmp_path / "f")
+    smoke.draw("imagenet", tmp_path / "f")
     assert {p.name for p in (tmp_path / "f").iterdir() if p.name != "lock"} == {
         "train.rec",
         "train.idx",
@@ -41,7 +40,7 @@ def test_fashion_mnist_as_records(tmp_path):
         "classes.txt",
         "prepared.json",
     }
-    read = data.load(data_options.Data(name="folder", root=str(tmp_path / "f"), input=(3, 32, 32)))
+    read = data.load(data.options(name="folder", root=str(tmp_path / "f"), input=(3, 32, 32)))
     assert (len(read.train), len(read.validation), len(read.test)) == (360, 40, 200)
     assert len(read.classes) == 10 and "T-shirt-top" in read.classes
 
@@ -49,30 +48,26 @@ def test_fashion_mnist_as_records(tmp_path):
 def test_digits_as_caltech256(tmp_path):
     smoke.draw("caltech256", tmp_path / "c")
     files = contents(tmp_path / "c" / "256_ObjectCategories")
-    assert len(files) == 10 * 40 + 5
+    assert len(files) == 10 * 80 + 5
     assert {str(p.parent) for p in files} == {f"{n + 1:03d}.{n}" for n in range(10)} | {"257.clutter"}
 
 
 def test_only_what_is_missing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfgs = [
-        options.section(data_options.Data, {"name": "folder", "root": root, "input": (3, 32, 32)})
-        for root in ("data/smoke/digits", "elsewhere/digits", "data/smoke/unknown")
-    ]
-    roots = [cfg.root for cfg in cfgs]
-    assert smoke.make_missing(roots) == [smoke.ROOT / "digits"]
-    assert smoke.make_missing(roots) == []
+    roots = ["data/smoke/folder", "elsewhere/folder", "data/smoke/unknown", None]
+    assert smoke.draw_missing(roots) == [smoke.ROOT / "folder"]
+    assert smoke.draw_missing(roots) == []
     with pytest.raises(errors.UserError, match="is there already"):
-        smoke.draw("digits", smoke.ROOT / "digits")
+        smoke.draw("folder", smoke.ROOT / "folder")
 
 
 def test_a_half_drawn_set_does_not_count(tmp_path):
     (tmp_path / ".partial-digits" / "train" / "old").mkdir(parents=True)
-    smoke.draw("digits", tmp_path / "digits")
+    smoke.draw("folder", tmp_path / "digits")
     assert not (tmp_path / "digits" / "train" / "old").exists() and not (tmp_path / ".partial-digits").exists()
 
 
 def test_an_unwritable_place_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match="cannot be written"):
-        smoke.draw("digits", tmp_path / "file" / "digits")
+        smoke.draw("folder", tmp_path / "file" / "digits")

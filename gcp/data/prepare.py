@@ -12,43 +12,40 @@ import io
 import json
 import os
 import re
-import struct
-import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+from pydantic import BaseModel
 
-from gcp.data.images import (
-    FIRST,
+from gcp.data.datasets import caltech_folder, caltech_tar
+from gcp.data.decode import check, decoded, in_order, jpeg_shape, progress
+from gcp.data.sources import (
     LABEL,
-    LAST,
-    MAGIC,
-    MIDDLE,
-    REDUCED,
-    WHOLE,
+    MAX_PIECE,
     BadImage,
     Files,
     Members,
+    Records,
     Source,
     class_folders,
-    classes_of,
-    decoded,
+    every_class,
     harmless,
-    in_order,
-    jpeg_shape,
+    labels_of,
+    lines_of,
+    packed,
     place_of,
-    read_text,
-    record_span,
+    read_classes,
     safe_members,
+    same_classes,
+    unpacked,
 )
 from gcp.errors import UserError
 from gcp.runtime import physical_cores
-from gcp.storage import replacing, turn, write_json
+from gcp.storage import locked, read_json, replacing, write_json, write_text, writing
 
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 # As published; sizes in bytes.
@@ -77,6 +74,10 @@ class Encoding:
 
     resize: Optional[int] = 480
     quality: int = 95
+
+    def described(self, skip: bool) -> dict:
+        """What decides the content of the files, beside the images."""
+        return {"resize": self.resize, "quality": self.quality if self.resize else None, "skip": skip}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ def prepare_imagenet(
             instead = " (or give --ground-truth)" if name == DEVKIT else ""
             raise UserError(f"{tars / name}: not there{instead}; download it from image-net.org (an account is needed)")
     sizes = {name: (tars / name).stat().st_size for name in archives}
-    job = {"data": "imagenet", "sources": sizes, **_options(how, skip)}
+    job = {"data": "imagenet", "sources": sizes, **how.described(skip)}
     with _begun(out, job) as found:
         if found is not None:
             return found
@@ -139,7 +140,7 @@ def _check_archive(path: Path, out: Path) -> None:
     if noted.exists():
         return
     digest = hashlib.md5()
-    with _progress(f"md5 of {path.name}", size, "B") as bar, open(path, "rb") as file:
+    with progress(None, f"md5 of {path.name}", size, "B") as bar, open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 24), b""):
             digest.update(block)
             bar.update(len(block))
@@ -163,7 +164,7 @@ def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
         inner[match[1]] = member
     _check_count(path, "classes", len(inner), expected.classes, "--expect-classes")
     classes, names, labels, places = sorted(inner), [], [], []
-    with tarfile.open(path, "r:") as outer, _progress(f"reading {path.name}", len(classes), "class") as bar:
+    with tarfile.open(path, "r:") as outer, progress(None, f"reading {path.name}", len(classes), "class") as bar:
         for label, name in enumerate(classes):
             where = f"{path}, {inner[name].name}"
             try:
@@ -250,8 +251,7 @@ def _devkit_truth(path: Path) -> List[str]:
 
 
 def _text_truth(path: Path) -> List[str]:
-    lines = read_text(path).split("\n")
-    lines = lines[:-1] if lines and not lines[-1] else lines
+    lines = lines_of(path)
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(r"n\d{8}", line.strip()):
             raise UserError(
@@ -273,21 +273,15 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
             f"--out {out}: the same as --root; name another folder, so that it is clear later which is meant"
         )
     files = {name: class_folders(path) for name, path in splits.items()}
-    (_, train), (other, test) = files.items()
-    for name in train.keys() ^ test.keys():
-        lacking = other if name in train else "train"
-        raise UserError(f"{splits[lacking] / name}: no such class folder; both need the same classes")
+    same_classes({splits[name]: found for name, found in files.items()})
+    images = {}
+    for name, path in splits.items():
+        names = sum(files[name].values(), [])
+        images[name] = Labelled(Files(path, names), names, labels_of(files[name]).tolist())
     listed = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    job = {"data": "folder", "sources": {str(root.resolve()): listed}, **_options(how, skip)}
+    job = {"data": "folder", "sources": {str(root.resolve()): listed}, **how.described(skip)}
     with _begun(out, job) as found:
-        if found is not None:
-            return found
-        images = {}
-        for name, path in splits.items():
-            names = sum(files[name].values(), [])
-            labels = [label for label, found in enumerate(files[name].values()) for _ in found]
-            images[name] = Labelled(Files(path, names), names, labels)
-        return _written(out, job, list(train), images, how, skip, workers)
+        return found or _written(out, job, list(files["train"]), images, how, skip, workers)
 
 
 # Caltech-256
@@ -298,83 +292,105 @@ def unpack_caltech(tar: Path, out: Path, n_images: int = 30607) -> dict:
 
     UserError: not a whole tar, a member that leads out of `out`, or other than `n_images` images (clutter included).
     """
-    members = safe_members(tar)
-    found: Dict[str, List[str]] = {}
-    for member in members:
-        parts = member.name.split("/")
-        if member.isfile() and len(parts) >= 2 and not parts[-2].startswith("."):
-            found.setdefault(parts[-2], []).append(parts[-1])
-    classes = classes_of({name: files for name, files in found.items() if name[:3].isdigit()}, str(tar))
-    _check_count(tar, "images", sum(map(len, classes.values())), n_images, "--expect-images")
-    _made(out)
-    home = out.resolve()
-    files = [member for member in members if member.isfile()]
+    found, _ = caltech_tar(tar)
+    _check_count(tar, "images", sum(map(len, found.values())), n_images, "--expect-images")
+    files = [member for member in safe_members(tar) if member.isfile()]
     source = Members(tar, [place_of(member) for member in files])
-    with _progress(f"unpacking {tar.name}", len(source), "file") as bar:
+    with locked(out), progress(None, f"unpacking {tar.name}", len(source), "file") as bar:
+        home = out.resolve()
         for row, member in enumerate(files):
             path = out / member.name
             if not path.is_file() or path.stat().st_size != member.size:
-                _made(path.parent)
+                with writing(path.parent):
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 if home not in (path.parent.resolve(), *path.parent.resolve().parents):
                     raise UserError(f"{path}: a link there leads out of {out}; remove it")
                 with replacing(path) as temporary:
                     temporary.write_bytes(source.read(row))
             bar.update()
-    return {"classes": len(classes), "images": n_images, "folder": str(out)}
-
-
-def _made(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}; name another folder") from error
+        unpacked_to = caltech_folder(out)
+        if class_folders(unpacked_to) != found:
+            raise UserError(f"{unpacked_to}: holds other images, too, than {tar}; give --out an empty folder")
+    return {"classes": len(found), "images": n_images, "folder": str(out)}
 
 
 # Writing RecordIO
 
 
-def _options(how: Encoding, skip: bool) -> dict:
-    return {"resize": how.resize, "quality": how.quality if how.resize else None, "skip": skip}
+class _Begun(BaseModel):
+    """What a folder is being prepared from."""
+
+    job: Dict[str, Any]
+
+
+class _Prepared(_Begun):
+    """What a folder holds."""
+
+    classes: int
+    images: Dict[str, int]
+    skipped: List[str]
 
 
 @contextlib.contextmanager
 def _begun(out: Path, job: dict) -> Iterator[Optional[dict]]:
     """Hold the folder for this job; gives what was done if the job is done.
 
-    UserError: the folder holds another job, done or half done.
+    UserError: the folder holds another job, done or half done, or images of other origin.
     """
-    _made(out)
-    with turn(out):
-        for path in (out / PREPARED, out / f".begun-{PREPARED}"):
+    done, begun = out / PREPARED, out / f".begun-{PREPARED}"
+    anew = "name another folder, or remove it and the .rec files to start anew"
+    with locked(out):
+        known = False
+        for path, schema in ((done, _Prepared), (begun, _Begun)):
             if path.exists():
-                found = json.loads(read_text(path))
-                if found["job"] != job:
-                    raise UserError(
-                        f"{path}: made from other files or with other options; name another folder, or "
-                        "remove it and the .rec files to start anew"
-                    )
-                if path.name == PREPARED:
-                    yield found
+                known, found = True, read_json(path, schema, anew)
+                if found.job != job:
+                    raise UserError(f"{path}: made from other files or with other options; {anew}")
+                if path == done and all((out / f"{name}.rec").exists() for name in found.images):
+                    yield found.model_dump()
                     return
-        write_json(out / f".begun-{PREPARED}", {"job": job})
+        for name in () if known else ("train", "train.rec", "val.rec", "test.rec"):
+            if (out / name).exists():
+                raise UserError(f"{out / name}: is there already, and not made by this command; name another folder")
+        write_json(begun, {"job": job})
         yield None
 
 
 def _written(
     out: Path, job: dict, classes: Sequence[str], splits: Dict[str, Labelled], how: Encoding, skip: bool, workers: int
 ) -> dict:
-    with replacing(out / "classes.txt") as temporary:
-        temporary.write_text("".join(name + "\n" for name in classes), encoding="utf-8")
+    """Write all files, and read them as training will. UserError before the first image: it could not read them."""
+    _check_names(classes)
+    for name, images in splits.items():
+        every_class(str(out / f"{name}.rec"), np.array(images.labels), classes)
+        _check_names(images.names)
+    if len(splits["train"].names) < 2:
+        raise UserError(f"{splits['train'].source.name(0)}: a single training image; two at least are needed")
+    write_text(out / "classes.txt", "".join(name + "\n" for name in classes))
     done = {name: write_records(out / f"{name}.rec", images, how, skip, workers) for name, images in splits.items()}
-    report = {
-        "job": job,
-        "classes": len(classes),
-        "images": {name: n for name, (n, _) in done.items()},
-        "skipped": [why for _, problems in done.values() for why in problems],
-    }
+    for name, (n_images, problems) in done.items():  # some may have been skipped
+        every_class(str(out / f"{name}.rec"), Records(out / f"{name}.rec").labels, read_classes(out / "classes.txt"))
+        if name == "train" and n_images < 2:
+            raise UserError(f"{out / 'train.rec'}: holds a single image, two at least are needed: {problems[0]}")
+    report = _Prepared(
+        job=job,
+        classes=len(classes),
+        images={name: n for name, (n, _) in done.items()},
+        skipped=[why for _, problems in done.values() for why in problems],
+    ).model_dump()
     write_json(out / PREPARED, report)
-    (out / f".begun-{PREPARED}").unlink()
+    (out / f".begun-{PREPARED}").unlink(missing_ok=True)
     return report
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """UserError: a name that classes.txt or a .lst file, a name a line, cannot hold."""
+    for name in names:
+        if not name.strip() or re.search("[\t\r\n\ud800-\udfff]", name):
+            raise UserError(
+                f"{name!r}: a name that is blank, holds tabs or line ends, or is not UTF-8 cannot be listed in a text "
+                "file; rename it"
+            )
 
 
 def write_records(
@@ -387,7 +403,7 @@ def write_records(
     """
     partial, index = (path.with_name(f".begun-{path.stem}{suffix}") for suffix in (".rec", ".idx"))
     if path.exists():  # it takes its place last
-        keys = {int(line.split("\t")[0]) for line in read_text(path.with_suffix(".idx")).splitlines()}
+        keys = set(Records(path).keys)
         return len(keys), _why_left_out(images, keys, len(images.names))
     places = _places_to_go_on_from(partial, index)
     first = places[-1][0] + 1 if places else 0
@@ -404,7 +420,7 @@ def write_records(
         with (
             open(partial, "ab") as file,
             open(index, "a", encoding="ascii") as lines,
-            _progress(f"writing {path.name}", len(images.names), "img", first) as bar,
+            progress(None, f"writing {path.name}", len(images.names), initial=first) as bar,
             contextlib.closing(in_order(encode, range(first, len(images.names)), workers, 8 * workers)) as found,
         ):
             for row, content, error in found:
@@ -414,7 +430,7 @@ def write_records(
                     problems.append(str(error))
                 else:
                     places.append((row, file.tell()))
-                    file.write(record(LABEL.pack(0, images.labels[row], row, 0) + content))
+                    file.write(packed(LABEL.pack(0, images.labels[row], row, 0) + content))
                     lines.write(f"{row}\t{places[-1][1]}\n")
                 bar.update()
                 if row % _FLUSH == 0:  # the index never knows more than there is
@@ -429,15 +445,17 @@ def write_records(
         ) from error
     if not places:
         raise UserError(f"{path}: none of {len(images.names)} images can be used: {problems[0]}")
-    with replacing(path.with_suffix(".idx")) as temporary:
-        temporary.write_text("".join(f"{key}\t{place}\n" for key, place in places), encoding="ascii")
-    with replacing(path.with_suffix(".lst")) as temporary:
-        temporary.write_text(
-            "".join(f"{key}\t{images.labels[key]:f}\t{images.names[key]}\n" for key, _ in places), encoding="utf-8"
-        )
+    write_text(path.with_suffix(".idx"), _index(places))
+    write_text(
+        path.with_suffix(".lst"), "".join(f"{key}\t{images.labels[key]:f}\t{images.names[key]}\n" for key, _ in places)
+    )
     os.replace(partial, path)
     index.unlink()
     return len(places), problems
+
+
+def _index(places: Sequence[Tuple[int, int]]) -> str:
+    return "".join(f"{key}\t{place}\n" for key, place in places)
 
 
 def _why_left_out(images: Labelled, keys: set, end: int) -> List[str]:
@@ -446,7 +464,7 @@ def _why_left_out(images: Labelled, keys: set, end: int) -> List[str]:
     for row in range(end):
         if row not in keys:
             try:
-                decoded(images.source.read(row), images.source.name(row), REDUCED[8])
+                check(images.source.read(row), images.source.name(row))
                 problems.append(f"{images.source.name(row)}: could not be decoded when it was prepared")
             except BadImage as error:
                 problems.append(str(error))
@@ -459,46 +477,32 @@ def _places_to_go_on_from(partial: Path, index: Path) -> List[Tuple[int, int]]:
         partial.unlink(missing_ok=True)
         index.unlink(missing_ok=True)
         return []
-    lines = index.read_text(encoding="ascii").split("\n")[:-1]  # a torn line has no end
-    places = [tuple(map(int, line.split("\t"))) for line in lines]
+    lines = re.findall(rb"(\d+)\t(\d+)\n", index.read_bytes())  # a torn line has no end
+    places = [(int(key), int(place)) for key, place in lines]
     end = 0
     with open(partial, "r+b") as file:
         while places:
             file.seek(places[-1][1])
-            span = record_span(file.read())
-            if span is not None:
-                end = places[-1][1] + span
+            found = unpacked(file.read())
+            if found is not None:
+                end = places[-1][1] + found[1]
                 break
             places.pop()
         file.truncate(end)
-    index.write_text("".join(f"{key}\t{place}\n" for key, place in places), encoding="ascii")
+    index.write_text(_index(places), encoding="ascii")
     return places
 
 
-def record(content: bytes) -> bytes:
-    """Bytes as MXNet's RecordIO stores them: split where they hold its mark at a multiple of four."""
-    pieces, start, place = [], 0, content.find(MAGIC)
-    while place >= 0:
-        if place % 4 == 0:
-            pieces.append(content[start:place])
-            start = place + 4
-        place = content.find(MAGIC, place + (4 if place % 4 == 0 else 1))
-    pieces.append(content[start:])
-    kinds = [WHOLE] if len(pieces) == 1 else [FIRST] + [MIDDLE] * (len(pieces) - 2) + [LAST]
-    return b"".join(
-        MAGIC + struct.pack("<I", kind << 29 | len(piece)) + piece + bytes(-len(piece) % 4)
-        for kind, piece in zip(kinds, pieces)
-    )
-
-
 def encoded(content: bytes, name: str, how: Encoding) -> bytes:
-    """An image as it is to be stored. BadImage: it cannot be decoded.
+    """An image as it is to be stored. BadImage: it cannot be decoded, or not be stored.
 
     A colour JPEG that is small enough stays as it is: im2rec would enlarge it, and every encoding loses something.
     """
     shape = jpeg_shape(content)
     if how.resize is None or (shape is not None and shape[2] == 3 and min(shape[:2]) <= how.resize):
-        decoded(content, name, REDUCED[8])
+        check(content, name)
+        if len(content) > MAX_PIECE - LABEL.size:
+            raise BadImage(f"{name}: {len(content):,} bytes, more than a record holds; store it smaller")
         return content
     image = decoded(content, name)
     height, width = image.shape[:2]
@@ -506,17 +510,9 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
     if scale < 1:
         size = max(how.resize, round(width * scale)), max(how.resize, round(height * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, how.quality])[1].tobytes()
-
-
-def _progress(what: str, total: int, unit: str, initial: int = 0) -> tqdm:
-    return tqdm(
-        desc=what,
-        total=total,
-        unit=unit,
-        unit_scale=unit == "B",
-        initial=initial,
-        file=sys.stderr,
-        leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
-    )
+    try:
+        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, how.quality])[1].tobytes()
+    except cv2.error:
+        raise BadImage(
+            f"{name}: {image.shape[1]}x{image.shape[0]} pixels are more than a JPEG holds; cut or remove it"
+        ) from None

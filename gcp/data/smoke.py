@@ -1,6 +1,6 @@
 """Tiny image folders in the forms that the large data sets come in, drawn from scikit-learn's digits and Fashion-MNIST.
 
-The configurations in configs/smoke/ name them; a few hundred JPEG files each, made in seconds.
+configs/smoke.yaml puts them in the place of the large ones; a few hundred JPEG files each, made in seconds.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Dict, Iterable, List, NamedTuple, Optional
 import cv2
 import numpy as np
 
-from gcp.data.base import load
-from gcp.data.options import Data
+from gcp.data import datasets
+from gcp.data.base import Split
 from gcp.data.prepare import Encoding, prepare_folder
 from gcp.errors import UserError
+from gcp.storage import locked
 
 ROOT = Path("data/smoke")
 SIDES = ((48, 40), (40, 48), (44, 44))  # height, width of the files: as in real folders, not all the same
@@ -31,33 +32,21 @@ class Spec(NamedTuple):
 
 
 SETS: Dict[str, Spec] = {
-    "digits": Spec("digits", "split", 40, 20),
-    "fashion_mnist": Spec("fashion_mnist", "records", 40, 20),
-    "caltech256": Spec("digits", "caltech256", 20, 20),
+    "folder": Spec("digits", "split", 40, 20),
+    "imagenet": Spec("fashion_mnist", "records", 40, 20),
+    "caltech256": Spec("digits", "caltech256", 60, 20),
 }
-N_CLASSES = 10
 
 
-def named(root: str | None) -> str | None:
-    """The set that `data.root` means, if it means one of these."""
-    path = Path(root) if root else None
-    return path.name if path and path.parent == ROOT and path.name in SETS else None
-
-
-def make_missing(roots: Iterable[Optional[str]]) -> List[Path]:
-    """Draw the sets that these values of `data.root` name and that are not there; returns their folders."""
-    wanted = sorted({named(root) for root in roots} - {None})
-    made = [ROOT / name for name in wanted if not (ROOT / name).exists()]
-    for folder in made:
-        draw(folder.name, folder)
-    return made
-
-
-def draw_all(out: Path) -> List[Path]:
-    """Draw every set that is not there yet, each into a folder of its name in `out`; returns those drawn."""
-    drawn = [out / name for name in SETS if not (out / name).exists()]
-    for folder in drawn:
-        draw(folder.name, folder)
+def draw_missing(roots: Optional[Iterable[Optional[str]]] = None) -> List[Path]:
+    """Draw the sets that are not there yet, of all or of those that values of `data.root` name; returns the drawn."""
+    named = [ROOT / name for name in SETS if roots is None or str(ROOT / name) in roots]
+    drawn = []
+    for folder in named:
+        with locked(ROOT):  # of several processes one draws it
+            if not folder.exists():
+                draw(folder.name, folder)
+                drawn.append(folder)
     return drawn
 
 
@@ -70,7 +59,7 @@ def draw(name: str, folder: Path) -> None:
     spec = SETS[name]
     if folder.exists():
         raise UserError(f"{folder}: is there already; remove it or name another folder")
-    images = load(Data(name=spec.source, input=(3, 32, 32)))
+    images = datasets.load(datasets.options(name=spec.source, input=(3, 32, 32)))
     partial = folder.with_name(f".partial-{folder.name}")
     unfinished = partial / "images" if spec.form == "records" else partial
     try:
@@ -94,7 +83,7 @@ def draw(name: str, folder: Path) -> None:
         raise UserError(f"{error.filename or folder}: the data set cannot be written ({error.strerror})") from error
 
 
-def _write(split, label: int, n: int, folder: Path, prefix: str) -> None:
+def _write(split: Split, label: int, n: int, folder: Path, prefix: str) -> None:
     """The split's first `n` images of a class as JPEG files, resized to sides that differ."""
     rows = split.rows[split.labels[split.rows] == label][:n]
     folder.mkdir(parents=True, exist_ok=True)

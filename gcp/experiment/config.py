@@ -17,11 +17,11 @@ from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
 from typing import Annotated, Any, ClassVar, Dict, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
 
-from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator, model_validator
 
 from gcp import runtime, storage
 from gcp.cost.base import COSTS
-from gcp.data.options import Data
+from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
 from gcp.methods.base import METHODS, MethodOptions
 from gcp.options import Options, listed, shown
@@ -238,7 +238,7 @@ class Config(Options):
         bool, Field(description="true: training's curves also as TensorBoard events, beside log.jsonl")
     ] = False
     model: Annotated[Model, Field(description="at least model.name")]
-    data: Annotated[Data, Field(description="at least data.name")]
+    data: Annotated[SerializeAsAny[Data], Field(description="at least data.name")]
     train: Annotated[Train, Field(description="at least train.epochs")]
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
@@ -327,8 +327,11 @@ def _counted(section: Options, values: Dict[str, Any], contents: bool, place: st
 # Loading
 
 
-def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration file, its chain of `base:` files under it and `a.b=c` overrides over it.
+def load(path: str | os.PathLike, overrides: Sequence[str] = (), overlays: Sequence[str | os.PathLike] = ()) -> Config:
+    """Read a configuration file, its chain of `base:` files under it, overlays and `a.b=c` overrides over it.
+
+    An overlay is a file of the same form. Its section `moved` names folders and what stands in for each: paths of the
+    configuration that begin with the one begin with the other instead.
 
     `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
     `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name` (a finished run's folder
@@ -336,6 +339,9 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
+    for overlay in overlays:
+        moved, over = _read_overlay(Path(overlay))
+        layers = [(source, _moved(layer, moved)) for source, layer in layers] + over
     layers += [(_said(text), _parse_override(text)) for text in overrides]
     values: dict = {}
     for _, layer in layers:
@@ -368,7 +374,10 @@ _Layer = Tuple[str, dict]  # where it was written, and the nested keys written t
 
 
 def load_all(
-    path: str | os.PathLike, overrides: Sequence[str] = (), seeds: Optional[Sequence[int]] = None
+    path: str | os.PathLike,
+    overrides: Sequence[str] = (),
+    seeds: Optional[Sequence[int]] = None,
+    overlays: Sequence[str | os.PathLike] = (),
 ) -> list[tuple[Path, list[str], Config]]:
     """Every experiment of a file or folder, at every seed (default: its own): file, overrides, configuration.
 
@@ -382,7 +391,7 @@ def load_all(
     if not files:
         raise UserError(f"{path}: holds no configuration (*.yaml)")
     return [
-        (file, extra, load(file, extra))
+        (file, extra, load(file, extra, overlays))
         for seed in (seeds or [None])
         for file in files
         for extra in [[*overrides, *([] if seed is None else [f"seed={seed}"])]]
@@ -409,6 +418,28 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base: {shown(base)} should be the path of one configuration file")
     return [*_read_chain(path.parent / base, (*above, here)), (str(path), values)]
+
+
+def _read_overlay(path: Path) -> Tuple[Dict[str, str], list[_Layer]]:
+    """An overlay's moved folders, and its layers without them."""
+    layers = _read_chain(path, ())
+    moved = {}
+    for source, layer in layers:
+        found = layer.pop("moved", {})
+        if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
+            raise UserError(f"{source}: moved: {shown(found)} should name folders, such as `data: data/smoke`")
+        moved.update(found)
+    return moved, layers
+
+
+def _moved(value: Any, folders: Dict[str, str]) -> Any:
+    """`value` with the paths in it that begin with one of the folders moved to what stands in for it."""
+    if isinstance(value, dict):
+        return {key: _moved(item, folders) for key, item in value.items()}
+    for old, new in folders.items() if isinstance(value, str) else ():
+        if value == old or value.startswith(f"{old}/"):
+            return new + value[len(old) :]
+    return value
 
 
 def _parse_override(text: str) -> dict:
@@ -487,6 +518,8 @@ def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
         section = field.annotation if field else None
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return {}
+    if section is Data:  # what any of the data sets takes
+        return {key: field for name in DATASETS for key, field in DATASETS.options[name].model_fields.items()}
     return section.model_fields
 
 

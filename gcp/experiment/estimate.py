@@ -20,7 +20,6 @@ from gcp.backend.zoo import open_network
 from gcp.cost import latency
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
-from gcp.data import smoke
 from gcp.errors import UserError
 from gcp.experiment import run as experiment_run
 from gcp.experiment.config import Config, load
@@ -28,12 +27,6 @@ from gcp.graph.network import Network, Widths, resized
 from gcp.methods.uniform import uniform_widths
 from gcp.train import loop, optimisers
 
-# Classes and training images of the data sets whose size is known without them. Caltech-256: 30,607 images in all, 827
-# of them clutter, which is left out; what is not for training is for testing.
-IMAGENET = 1000, 1_281_167
-CALTECH = 256, 30_607 - 827
-CALTECH_PER_CLASS = 60
-KNOWN = {"imagenet": IMAGENET, "digits": (10, 1438), "fashion_mnist": (10, 60_000)}
 BENCHMARK_BATCH = {"cpu": 8, "gpu": 64}
 N_STEPS = 3
 
@@ -75,28 +68,9 @@ def sizes(cfg: Config) -> Tuple[int, int]:
 
     UserError: it is neither there nor known.
     """
-    data, root = cfg.data, Path(cfg.data.root).expanduser() if cfg.data.root else None
-    drawn = smoke.named(data.root)
-    if data.name in ("folder", "imagenet") and root is not None and (root / "train").is_dir():
-        folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
-        n_classes, n = len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
-    elif data.name in ("folder", "imagenet") and root is not None and (root / "train.idx").is_file():
-        n_classes = len((root / "classes.txt").read_text(encoding="utf-8").splitlines())
-        n = len((root / "train.idx").read_text(encoding="utf-8").splitlines())
-    elif drawn:
-        n_classes, n = smoke.N_CLASSES, smoke.N_CLASSES * smoke.SETS[drawn].n_train
-    elif data.name == "caltech256":
-        n_classes = CALTECH[0]
-        n = min(CALTECH[1], n_classes * (data.per_class or CALTECH_PER_CLASS))
-    elif data.name in KNOWN:
-        n_classes, n = KNOWN[data.name]
-    else:
-        raise UserError(
-            f"{cfg.name}: how many classes and images data '{data.name}' has cannot be known without them; "
-            f"set data.root to a folder that holds train/ (now {data.root})"
-        )
-    n = n if data.n_train is None else min(n, data.n_train)
-    return n_classes, n - max(1, round(n * data.validation))
+    n_classes, n = cfg.data.known_size()
+    n = min(n, cfg.data.n_train or n)
+    return n_classes, n - max(1, round(n * cfg.data.validation))
 
 
 def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:

@@ -16,15 +16,16 @@ from gcp.train import guard
 Item = Tuple[Path, Sequence[str], Config]  # a configuration file, its overrides, and what they give
 
 
-def reproduce(items: Sequence[Item], script: Path, n_jobs: int) -> int:
+def reproduce(items: Sequence[Item], script: Path, n_jobs: int, overlays: Sequence[str] = ()) -> int:
     """Run what is not done with `script`, `n_jobs` at a time, then measure speeds; 0, or the first failure's code.
 
     Speeds are measured at the end, one run after another, when nothing else is running.
     """
     todo = [item for item in items if not records.is_done(item[2])]
     print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr)
-    code = _run(dense_first(todo), script, n_jobs, "run", "--untimed")
-    return code or _run([item for item in items if not records.is_timed(item[2])], script, 1, "measure")
+    over = [word for overlay in overlays for word in ("--overlay", overlay)]
+    code = _run(dense_first(todo), script, n_jobs, "run", *over, "--untimed")
+    return code or _run([item for item in items if not records.is_timed(item[2])], script, 1, "measure", *over)
 
 
 def dense_first(items: Sequence[Item]) -> list[Item]:

@@ -15,9 +15,8 @@ from gcp.backend.zoo import open_network
 from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
-from gcp.data.base import Dataset
-from gcp.data.base import load as open_data
-from gcp.data.options import Data
+from gcp.data.datasets import Data, Dataset
+from gcp.data.datasets import load as open_data
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment.config import Config, Prune
@@ -187,7 +186,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Budget, Network]:
         raise UserError(
             f"model.name: no saved network fits '{cfg.model.name}' (seed {cfg.seed}); "
             + (
-                f"make it first: python scripts/run.py {source} --set seed={cfg.seed}"
+                f"make it first: python scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
                 if source
                 else "finish the run that makes it first"
             )

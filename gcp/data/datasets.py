@@ -1,0 +1,579 @@
+"""The data sets: each its options and the function that opens it, registered by name in `DATASETS`."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import math
+import os
+import re
+import struct
+import sys
+import zlib
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, Any, ClassVar, Dict, List, Literal, Optional, Sequence, Set, Tuple, Union
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+
+from gcp.data.base import DATASETS, Data, Dataset, Split, capped, from_arrays, held_out, spread
+from gcp.data.decode import Pictures, in_order, progress
+from gcp.data.sources import (
+    BadImage,
+    Files,
+    Members,
+    Records,
+    class_folders,
+    classes_of,
+    every_class,
+    labels_of,
+    lines_of,
+    place_of,
+    read_classes,
+    safe_members,
+    same_classes,
+)
+from gcp.errors import UserError
+from gcp.options import section
+from gcp.storage import expanded, locked, read_json, read_text, replacing, write_json
+
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
+_IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+_MEMORY_LIMIT = 2 * 10**9  # bytes of decoded images; a larger data set is decoded anew in every pass
+
+
+def options(**values: Any) -> Data:
+    """The options of one data set from given values; None: not given. UserError: what is wrong with them."""
+    return section(Data, values)
+
+
+def load(data: Data, seed: int = 0) -> Dataset:
+    """The data set that `data` names. `seed` only decides which training images are held out to validate.
+
+    In Caltech-256, where nobody has said which images are for training, it decides that, too.
+    UserError: files that are missing, unreadable, truncated or contradict each other, with the path.
+    """
+    return DATASETS[data.name](data, seed)
+
+
+# Grey images that fit into memory: digits and Fashion-MNIST
+
+
+class Digits(Data):
+    """scikit-learn's handwritten digits, which come with it: 8 px, a fifth of them to test."""
+
+    def known_size(self) -> Tuple[int, int]:
+        """Of 1797 images a fifth is for testing."""
+        return 10, 1438
+
+
+@DATASETS.register("digits", Digits)
+def digits(data: Digits, seed: int) -> Dataset:
+    """scikit-learn's digits."""
+    from sklearn.datasets import load_digits  # takes a second to import; only this data set needs it
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    tested = np.zeros(len(images), bool)
+    tested[spread(bunch.target, len(images) // 5, np.random.default_rng(0))] = True
+    train, test = ((images[part], bunch.target[part]) for part in (~tested, tested))
+    return from_arrays(data, seed, [str(name) for name in bunch.target_names], train, test)
+
+
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+# The names of the files, and the SHA-256 of those that come with this package.
+_FASHION_FILES = {
+    "train-images-idx3-ubyte.gz": "ce5e57baa8eaeb5f7fbd59348134bc511326106243bd0f544109fa0e86df6198",
+    "train-labels-idx1-ubyte.gz": "df4b63bba0211923d06c4632fa890b85d498757c347ee710627e9503eca9aa29",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+_FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.mxnet/datasets/fashion-mnist")
+FASHION_PART = Path(__file__).with_name("fashion_mnist")
+N_FASHION_PART, N_FASHION = 10_000, 60_000
+
+
+class FashionMnist(Data):
+    """Fashion-MNIST. Up to 10,000 training images are of the part that comes with this package, more of the whole set.
+
+    Which images `n_train` means does not depend on where the files lie.
+    """
+
+    UNCOUNTED: ClassVar[Set[str]] = {"root"}
+
+    root: Annotated[
+        Optional[str], Field(min_length=1, description="the folder with the whole set's four .gz files")
+    ] = None
+    n_train: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=N_FASHION,
+            description="training images, those held out for validation included; above 10,000 the whole set is needed",
+        ),
+    ] = N_FASHION_PART
+
+    def known_size(self) -> Tuple[int, int]:
+        """Of the whole set."""
+        return len(_FASHION_CLASSES), N_FASHION
+
+
+@DATASETS.register("fashion_mnist", FashionMnist)
+def fashion_mnist(data: FashionMnist, seed: int) -> Dataset:
+    """Fashion-MNIST from its four files."""
+    root = _fashion_root(data)
+    images, labels, *test = (_read_idx(root / name, n_dims) for name, n_dims in zip(_FASHION_FILES, (3, 1, 3, 1)))
+    for (image_name, label_name), pair in zip(
+        (list(_FASHION_FILES)[:2], list(_FASHION_FILES)[2:]), ((images, labels), test)
+    ):
+        if len(pair[0]) != len(pair[1]):
+            raise UserError(
+                f"{root / label_name}: holds {len(pair[1])} labels for the {len(pair[0])} images of {image_name}; the "
+                "two files should come from the same copy of the data set"
+            )
+        if pair[1].max() >= len(_FASHION_CLASSES):
+            raise UserError(f"{root / label_name}: holds the label {pair[1].max()}; Fashion-MNIST has labels 0 to 9")
+    if data.n_train <= N_FASHION_PART:
+        part = capped(labels, N_FASHION_PART)
+        images, labels = images[part], labels[part]
+    return from_arrays(data, seed, _FASHION_CLASSES, (images, labels), tuple(test))
+
+
+def _fashion_root(data: FashionMnist) -> Path:
+    """The folder with the four files: the given one, the package's own part where that is enough, else Debian's."""
+
+    def lacking(folder: Path) -> List[str]:
+        return [name for name in _FASHION_FILES if not (folder / name).is_file()]
+
+    if data.root is not None:
+        root = expanded(data.root)
+        if lacking(root):
+            raise UserError(
+                f"{root}: Fashion-MNIST file {lacking(root)[0]} is not there; "
+                f"data.root should hold {', '.join(_FASHION_FILES)}"
+            )
+        return root
+    if data.n_train <= N_FASHION_PART:
+        for name, digest in _FASHION_FILES.items():
+            path = FASHION_PART / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                raise UserError(f"{path}: not the file that comes with this package; install the package again")
+        return FASHION_PART
+    for folder in map(Path, map(os.path.expanduser, _FASHION_FOLDERS)):
+        if not lacking(folder):
+            return folder
+    raise UserError(
+        f"data.n_train: {data.n_train} training images of Fashion-MNIST need the whole set, which is not in "
+        f"{' or '.join(_FASHION_FOLDERS)}; install Debian's package dataset-fashion-mnist, put the four files of "
+        f"github.com/zalandoresearch/fashion-mnist into a folder and set data.root to it, or set data.n_train to "
+        f"{N_FASHION_PART} at most, for the part that comes with this package"
+    )
+
+
+def _read_idx(path: Path, n_dims: int) -> np.ndarray:
+    """The uint8 array in a gzipped IDX file: a magic number, the big-endian sizes, the bytes."""
+    try:
+        with gzip.open(path, "rb") as file:
+            header = file.read(4 + 4 * n_dims)
+            if header[:4] != bytes((0, 0, 8, n_dims)):  # 8: unsigned bytes
+                start = header[:4].hex() or "nothing"
+                raise ValueError(f"not an IDX file of {n_dims}-dimensional bytes (it starts with {start})")
+            if len(header) < 4 + 4 * n_dims:
+                raise ValueError("truncated within its header")
+            sizes = struct.unpack_from(f">{n_dims}I", header, 4)
+            n_bytes = math.prod(sizes)
+            content = file.read(min(n_bytes, _MEMORY_LIMIT) + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: truncated or not a gzip file ({error}); replace it with a whole copy") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; replace it with a whole copy") from error
+    if n_bytes == 0 or len(content) != n_bytes:
+        raise UserError(
+            f"{path}: says it holds {'x'.join(map(str, sizes))} bytes but holds "
+            f"{len(content) if len(content) < n_bytes else 'more'}; replace it with a whole copy"
+        )
+    return np.frombuffer(content, np.uint8).reshape(sizes)
+
+
+# Image files in classes: folders, RecordIO, Caltech-256
+
+
+class Encoded(Data):
+    """What data sets of image files take."""
+
+    ROOT: ClassVar[str]  # what `root` should be
+    # Where the files of a well-known data set lie decides nothing.
+    UNCOUNTED: ClassVar[Set[str]] = {"workers", "root"}
+
+    root: Annotated[
+        Optional[str],
+        Field(min_length=1, description="the folder that holds the data set's files; caltech256: or the tar"),
+    ] = None
+    on_bad_image: Annotated[
+        Literal["error", "skip"], Field(description="images that cannot be decoded: an error, or left out and counted")
+    ] = "error"
+    workers: Annotated[
+        int, Field(ge=0, le=1024, description="threads that decode images; 0: one per physical core")
+    ] = 0
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Encoded:
+        if self.root is None:
+            raise ValueError(f"name: {self.name} needs a root; set data.root to {self.ROOT}")
+        return self
+
+
+class Folder(Encoded):
+    """Images in class folders or RecordIO files."""
+
+    ROOT: ClassVar[str] = "what holds train/ and test/, or train.rec and test.rec"
+    UNCOUNTED: ClassVar[Set[str]] = {"workers"}  # which images these are is only said by `root`
+    GET: ClassVar[str] = ""  # how to get the data
+    SIZE: ClassVar[Optional[Tuple[int, int]]] = None  # where the files are not there to count
+
+    def known_size(self) -> Tuple[int, int]:
+        """Counted where the files are."""
+        root = expanded(self.root)
+        if (root / "train").is_dir():
+            folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
+            return len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
+        if (root / "train.idx").is_file() and (root / "classes.txt").is_file():
+            return len(read_classes(root / "classes.txt")), len(lines_of(root / "train.idx"))
+        if self.SIZE is None:
+            raise UserError(
+                f"{root}: how many classes and images data '{self.name}' has cannot be known without them; set "
+                f"data.root to {self.ROOT}"
+            )
+        return self.SIZE
+
+
+class ImageNet(Folder):
+    """ILSVRC2012, in the forms of `Folder`."""
+
+    ROOT: ClassVar[str] = "what holds train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/"
+    UNCOUNTED: ClassVar[Set[str]] = Encoded.UNCOUNTED
+    GET: ClassVar[str] = "; get the ILSVRC2012 archives from image-net.org and run scripts/prepare.py imagenet"
+    SIZE: ClassVar[Optional[Tuple[int, int]]] = (1000, 1_281_167)
+
+
+@DATASETS.register("imagenet", ImageNet)
+@DATASETS.register("folder", Folder)
+def folder(data: Folder, seed: int) -> Dataset:
+    """Class folders `root/train/<class>`, `root/test|val/<class>`, or RecordIO `root/train.rec`, `test.rec|val.rec`."""
+    root = expanded(data.root)
+    kinds = [suffix for suffix in ("", ".rec") if (root / f"train{suffix}").exists()]
+    if len(kinds) == 2:
+        raise UserError(
+            f"{root}: holds both train/ and train.rec; move one of them away, so that it is clear which "
+            "images are meant"
+        )
+    tests = [root / (name + suffix) for suffix in kinds for name in ("test", "val")]
+    paths = [root / f"train{kind}" for kind in kinds] + [path for path in tests if path.exists()][:1]
+    if len(paths) < 2:
+        raise UserError(
+            f"{root}: should hold the folders train and test (or val), each with one per class, or "
+            f"train.rec and test.rec (or val.rec) with their .idx{data.GET}"
+        )
+    classes, stores = (_open_records if kinds == [".rec"] else _open_folders)(data, *paths)
+    kept = capped(stores[0].labels, data.n_train)
+    return _divided(data, seed, classes, stores, kept, np.arange(len(stores[1].labels)), root)
+
+
+@dataclass(frozen=True, eq=False)
+class _Store:
+    """Images with their labels (int32), as they lie on the disk."""
+
+    pictures: Pictures
+    labels: np.ndarray
+
+
+def _open_folders(data: Encoded, train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
+    files = {split: class_folders(split) for split in (train, test)}
+    same_classes(files)
+    stores = [
+        _Store(Pictures(Files(split, sum(found.values(), [])), data.input, data.workers), labels_of(found))
+        for split, found in files.items()
+    ]
+    return tuple(files[train]), stores
+
+
+def _open_records(data: Encoded, train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
+    sources = [Records(path) for path in (train, test)]
+    named = train.with_name("classes.txt")
+    n_classes = max(int(source.labels.max()) for source in sources) + 1
+    classes = read_classes(named) if named.exists() else tuple(map(str, range(n_classes)))
+    if n_classes > len(classes):
+        raise UserError(
+            f"{named}: names {len(classes)} classes, but there are images of class {n_classes - 1} "
+            "(counted from 0); they should come from the same preparation"
+        )
+    for source in sources:
+        every_class(str(source.path), source.labels, classes)
+    return classes, [_Store(Pictures(source, data.input, data.workers), source.labels) for source in sources]
+
+
+def _divided(
+    data: Encoded,
+    seed: int,
+    classes: Sequence[str],
+    stores: Sequence[_Store],
+    kept: np.ndarray,
+    tested: np.ndarray,
+    beside: Path,
+) -> Dataset:
+    """From the rows `kept` of the first store and `tested` of the last; `beside`: the folder to note checks in.
+
+    What fits into memory is decoded now, which also finds a broken test image before the training, not hours later;
+    but augment: imagenet wants all of a training image, so these stay encoded, and are only checked.
+    """
+    if len(kept) < 2:
+        raise UserError(f"{data.root}: holds a single training image; training and validation need one each at least")
+    train, test = stores
+    fits = (len(kept) + len(tested)) * train.pictures.n_bytes < _MEMORY_LIMIT
+    skip = data.on_bad_image == "skip"
+    skipped: List[str] = []
+
+    def split(store: _Store, rows: np.ndarray, in_memory: bool) -> Split:
+        images, problems = store.pictures, {}
+        if in_memory:
+            images, problems = _in_memory(store.pictures, rows, skip)
+        elif fits or skip:
+            problems = _problems(store.pictures, rows, skip, None if fits else beside)
+        good = rows[~np.isin(rows, list(problems))]
+        if not len(good):
+            raise UserError(f"{problems[rows[0]]} (nor can any other of {len(rows)} images be used)")
+        skipped.extend(problems.values())
+        return Split(images, store.labels, good, _IMAGENET_MEAN, _IMAGENET_STD)
+
+    rows, validation = held_out(train.labels, kept, data.validation, seed)
+    splits = (
+        split(train, rows, fits and data.augment != "imagenet"),
+        split(train, validation, fits),
+        split(test, tested, fits),
+    )
+    return Dataset(data.name, data.input, tuple(classes), *splits, skipped=tuple(skipped))
+
+
+def _in_memory(pictures: Pictures, rows: np.ndarray, skip: bool) -> Tuple[np.ndarray, Dict[int, str]]:
+    """All rows decoded, and what is wrong with those that cannot be. BadImage: one cannot, and `skip` is off."""
+
+    def image(row: int) -> Union[np.ndarray, BadImage]:
+        try:
+            return pictures.image(row)
+        except BadImage as error:
+            if not skip:
+                raise
+            return error
+
+    decoded = np.zeros((len(pictures.source), *pictures.shape), np.uint8)  # rows that are not in use take no memory
+    problems = {}
+    with closing(in_order(image, rows, pictures.workers, 4 * pictures.workers)) as found:
+        for row, one in zip(rows, found):
+            if isinstance(one, BadImage):
+                problems[int(row)] = str(one)
+            else:
+                decoded[row] = one
+    return decoded, problems
+
+
+def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Optional[Path]) -> Dict[int, str]:
+    """What is wrong with the rows that cannot be decoded, after a look at all. BadImage: one, and `skip` is off.
+
+    Noted in a hidden file in `beside`, by the images' names and sizes: the next run does not look again, and of several
+    processes one does.
+    """
+
+    def look() -> Dict[int, str]:
+        problems = {}
+        with closing(in_order(pictures.problem, rows, pictures.workers, 64 * pictures.workers)) as found:
+            for row, why in zip(rows, progress(found, "check", len(rows))):
+                if why is not None:
+                    if not skip:
+                        raise BadImage(why)
+                    problems[int(row)] = why
+        return problems
+
+    if beside is None:
+        return look()
+    if not os.access(beside, os.W_OK):
+        print(f"warning: {beside}: cannot be written to, so every run checks all images anew", file=sys.stderr)
+        return look()
+    seen = hashlib.sha256()
+    for row in rows:
+        seen.update(f"{pictures.source.name(row)}\t{pictures.source.size(row)}\n".encode(errors="surrogateescape"))
+    noted = beside / f".checked-{seen.hexdigest()[:12]}.json"
+    with locked(beside):
+        if not noted.exists():
+            write_json(noted, look())
+    return read_json(noted, Dict[int, str], "remove it, and the images are checked again")
+
+
+_CALTECH_FOLDER = "256_ObjectCategories"
+_CLUTTER = re.compile(r"\d+\.clutter")  # images of nothing: no class
+
+
+class Caltech256(Encoded):
+    """Caltech-256, from its tar or the folder that it unpacks to."""
+
+    ROOT: ClassVar[str] = "256_ObjectCategories.tar, or the folder that it unpacks to"
+
+    per_class: Annotated[
+        int, Field(ge=2, description="caltech256: training images of a class, those held out for validation included")
+    ] = 60
+    split_file: Annotated[
+        Optional[str],
+        Field(
+            min_length=1,
+            description="caltech256: .json or .csv file of the split, read if there, else written; {seed} in "
+            "it stands for the seed",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_split_file(self) -> Caltech256:
+        if self.split_file is not None and not self.split_file.lower().endswith((".json", ".csv")):
+            raise ValueError(f"split_file: {self.split_file!r} should end in .json or .csv")
+        return self
+
+    def known_size(self) -> Tuple[int, int]:
+        """Of 30,607 images 827 are clutter; what is not for training is for testing."""
+        return 256, min(30_607 - 827, 256 * self.per_class)
+
+
+@DATASETS.register("caltech256", Caltech256)
+def caltech256(data: Caltech256, seed: int) -> Dataset:
+    """Caltech-256, `per_class` images of every class to train on, all others to test."""
+    root = expanded(data.root)
+    if not root.exists():
+        raise UserError(
+            f"{root}: not there; data.root should be {_CALTECH_FOLDER}.tar (1.2 GB, from "
+            "data.caltech.edu/records/nyy15-4j048), or the folder that it unpacks to"
+        )
+    if root.is_dir():
+        beside = caltech_folder(root)
+        found = class_folders(beside)
+    else:
+        beside = root.parent
+        found, places = caltech_tar(root)
+    files = {name: names for name, names in found.items() if not _CLUTTER.fullmatch(name)}
+    if not files:
+        raise UserError(f"{root}: holds no class but clutter; it should hold {_CALTECH_FOLDER}/001.ak47 and so on")
+    for name, names in files.items():
+        if len(names) <= data.per_class:
+            raise UserError(
+                f"{root}: class {name} has {len(names)} images, too few for {data.per_class} to train on "
+                "and one to test; set data.per_class lower"
+            )
+    names = sum(files.values(), [])
+    source = Files(beside, names) if root.is_dir() else Members(root, [places[name] for name in names])
+    store = _Store(Pictures(source, data.input, data.workers), labels_of(files))
+    trained = _caltech_split(data, files, seed)
+    kept = np.flatnonzero(trained)
+    kept = kept[capped(store.labels[kept], data.n_train)]
+    return _divided(data, seed, tuple(files), (store, store), kept, np.flatnonzero(~trained), beside)
+
+
+def caltech_folder(root: Path) -> Path:
+    """Where the class folders are."""
+    return root / _CALTECH_FOLDER if (root / _CALTECH_FOLDER).is_dir() else root
+
+
+def caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str, int, int]]]:
+    """Class -> `class/file` of its images, and where each lies, of a tar with or without the outermost folder."""
+    found: Dict[str, List[str]] = {}
+    places: Dict[str, Tuple[str, int, int]] = {}
+    for member in safe_members(path):
+        parts = [part for part in member.name.split("/") if part not in (".", _CALTECH_FOLDER)]
+        if member.isdir() and len(parts) == 1:
+            found.setdefault(parts[0], [])
+        elif member.isfile() and len(parts) == 2:  # deeper ones are somebody's notes
+            found.setdefault(parts[0], []).append(parts[1])
+            places["/".join(parts)] = place_of(member)
+    return classes_of({name: names for name, names in found.items() if not name.startswith(".")}, str(path)), places
+
+
+class _SplitFile(BaseModel):
+    """The content of a split file in JSON: the names of the images on each side."""
+
+    train: List[str]
+    test: List[str]
+
+
+def _caltech_split(data: Caltech256, files: Dict[str, List[str]], seed: int) -> np.ndarray:
+    """Which of all images (in order) are to train on: `per_class` of every class, by `split_file` or the seed."""
+    drawn = []
+    for label, names in enumerate(files.values()):
+        chosen = np.zeros(len(names), bool)
+        chosen[np.random.default_rng((2, seed, label)).permutation(len(names))[: data.per_class]] = True
+        drawn.append(chosen)
+    trained = np.concatenate(drawn)
+    if data.split_file is None:
+        return trained
+    path = expanded(data.split_file.replace("{seed}", str(seed)))
+    with locked(path.parent):  # of several processes one writes it
+        if not path.exists():
+            names = np.array(sum(files.values(), []))
+            split = {"train": names[trained].tolist(), "test": names[~trained].tolist()}
+            if path.suffix.lower() == ".json":
+                write_json(path, {"data": data.name, "per_class": data.per_class, "seed": seed, **split})
+            else:
+                with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+                    csv.writer(file).writerows(
+                        [("split", "name"), *((side, name) for side, found in split.items() for name in found)]
+                    )
+    return _read_split(path, files, data.per_class)
+
+
+def _read_split(path: Path, files: Dict[str, List[str]], per_class: int) -> np.ndarray:
+    """UserError: not such a file, or not a division of just these images, `per_class` of a class to train on."""
+    fix = "give the data that it was made for, or remove it to have a new one written"
+
+    def wrong(why: str) -> UserError:
+        return UserError(f"{path}: {why}; {fix}", key="data.split")
+
+    if path.suffix.lower() == ".json":
+        split = read_json(path, _SplitFile, fix)
+        rows = [(name, side) for side in ("train", "test") for name in getattr(split, side)]
+    else:
+        try:
+            rows = [
+                (row["name"], row["split"])
+                for row in csv.DictReader(io.StringIO(read_text(path, fix), newline=""), strict=True)
+            ]
+        except (csv.Error, KeyError) as error:
+            raise wrong(f"not a split file ({type(error).__name__}: {error})") from error
+    sides = dict(rows)
+    if len(rows) > len(sides):
+        raise wrong(f"names {len(rows) - len(sides)} of {len(rows)} images twice: its two sides overlap")
+    if not set(sides.values()) <= {"train", "test"}:
+        raise wrong("has a split that is neither train nor test")
+    names = sum(files.values(), [])
+    for name in sides.keys() - set(names):
+        raise wrong(f"names {name}, which is not there")
+    for name in set(names) - sides.keys():
+        raise wrong(f"does not name {name}, which is there")
+    trained = np.array([sides[name] == "train" for name in names])
+    counts = np.bincount(labels_of(files)[trained], minlength=len(files))
+    for name, n_train in zip(files, counts):
+        if n_train != per_class:
+            raise wrong(f"has {n_train} training images of class {name}, but data.per_class is {per_class}")
+    return trained

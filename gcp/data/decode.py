@@ -1,0 +1,269 @@
+"""Encoded images into arrays: decoding side by side in threads, what is broken, GluonCV's ImageNet augmentation.
+
+Not MXNet's `ImageRecordIter`: its augmentation depends on the number of threads, it cannot start in the middle of a
+pass, and a broken image ends it without a name. Grey, CMYK and 16-bit images become 8-bit RGB; alpha is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, Deque, Iterable, Iterator, Optional, Tuple, TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from gcp.data.sources import BadImage, Source
+from gcp.runtime import physical_cores
+
+# Images are decoded side by side: threads that OpenCV starts within one of them would only get in the way.
+cv2.setNumThreads(1)
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+    """`function` of every item, in order, from `workers` threads that are at most `ahead` items before the consumer.
+
+    An error comes when its item's turn does. Closing the generator leaves no thread behind.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
+    waiting: Deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        pool.shutdown()
+
+
+def progress(items: Optional[Iterable[Item]], what: str, total: int, unit: str = "img", initial: int = 0) -> tqdm:
+    """A bar on stderr over the items, or to be moved by hand where there are none."""
+    return tqdm(
+        items,
+        desc=what,
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        initial=initial,
+        file=sys.stderr,
+        leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    )
+
+
+# Decoding
+
+
+class Pictures:
+    """A source's images as a uint8 array (n, 3, H, W) would be: indexing with rows decodes them, in `workers` threads.
+
+    Resized until the short side is 8/7 of the input (256 for 224), the middle cut out. 0 workers: one per core.
+    """
+
+    def __init__(self, source: Source, shape: Tuple[int, int, int], workers: int = 0) -> None:
+        self.source = source
+        self.shape = shape
+        self.workers = workers or physical_cores()
+        self.n_bytes = shape[0] * shape[1] * shape[2]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        for place, image in enumerate(in_order(self.image, rows, self.workers, 4 * self.workers)):
+            images[place] = image
+        return images
+
+    def image(self, row: int) -> np.ndarray:
+        """One image, uint8 (3, H, W)."""
+        image = decoded(self.source.read(row), self.source.name(row))
+        height, width = self.shape[1:]
+        scale = 8 / 7 * max(height / image.shape[0], width / image.shape[1])
+        size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        return image[top : top + height, left : left + width, ::-1].transpose(2, 0, 1)
+
+    def varied(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """One image with the ImageNet recipe's changes, made from all of it: uint8 (3, H, W)."""
+        content = self.source.read(row)
+        found = jpeg_shape(content)
+        if found is None:
+            image = decoded(content, self.source.name(row))
+            return varied(image, crop_box(*image.shape[:2], rng), self.shape[1:], rng)
+        top, left, height, width = crop_box(*found[:2], rng)
+        # libjpeg can halve while it decodes: less work, and averages where picking pixels would alias.
+        by = next((by for by in (8, 4, 2) if height >= by * self.shape[1] and width >= by * self.shape[2]), 1)
+        image = decoded(content, self.source.name(row), REDUCED[by])
+        return varied(image, (top // by, left // by, height // by, width // by), self.shape[1:], rng)
+
+    def problem(self, row: int) -> Optional[str]:
+        """What is wrong with an image, by its name; None if it can be decoded."""
+        try:
+            check(self.source.read(row), self.source.name(row))
+        except BadImage as error:
+            return str(error)
+        return None
+
+
+REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def decoded(content: bytes, name: str, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """An encoded image as uint8 (height, width, 3), blue, green, red. BadImage: it is not one, or not whole."""
+    if is_truncated(content):  # OpenCV would fill the missing part with grey and say nothing
+        raise BadImage(f"{name}: truncated image; replace or remove it")
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), how) if content else None
+    except cv2.error:  # more pixels than OpenCV agrees to
+        image = None
+    if image is None:
+        raise BadImage(f"{name}: not an image that OpenCV can decode; replace or remove it")
+    return image
+
+
+def check(content: bytes, name: str) -> None:
+    """BadImage unless the image can be decoded; done at an eighth of its size, which takes a fraction of the time."""
+    decoded(content, name, REDUCED[8])
+
+
+# Neither an escaped 0xff nor a restart marker nor filling.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_END = 0xD9
+
+
+def _segments(content: bytes) -> Iterator[Tuple[int, int]]:
+    """A JPEG's segments in order: kind, and where its length field is; the end of the image has none.
+
+    From segment to segment, so that an embedded thumbnail's end is not taken for the image's.
+    """
+    position = 2
+    while content.startswith(b"\xff\xd8"):
+        marker = _JPEG_MARKER.search(content, position)
+        if marker is None:
+            return
+        yield marker.group()[1], marker.end()
+        if marker.group()[1] == _JPEG_END or len(content) < marker.end() + 2:
+            return
+        position = marker.end() + struct.unpack_from(">H", content, marker.end())[0]
+
+
+def is_truncated(content: bytes) -> bool:
+    """Whether a JPEG, PNG or BMP file ends before its own structure does."""
+    if content.startswith(b"\xff\xd8"):
+        return all(kind != _JPEG_END for kind, _ in _segments(content))
+    if content.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" not in content[-1024:]  # the last chunk with its checksum
+    if content.startswith(b"BM") and len(content) >= 6:
+        return len(content) < struct.unpack_from("<I", content, 2)[0]
+    return False
+
+
+def jpeg_shape(content: bytes) -> Optional[Tuple[int, int, int]]:
+    """A JPEG's height, width and channels from its header; None for others, and where Exif may turn the image."""
+    for kind, place in _segments(content):
+        if len(content) < place + 8 or kind == 0xE1 and content[place + 2 : place + 6] == b"Exif":
+            return None
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame, not tables
+            height, width, channels = struct.unpack_from(">HHB", content, place + 3)
+            return (height, width, channels) if height and width else None
+    return None
+
+
+# Augmenting
+
+
+def shifts(n: int, size: Tuple[int, int], mirror: bool, rng: np.random.Generator) -> np.ndarray:
+    """What `shifted` does to each of `n` images: int (n, 3) of down, right and whether it is mirrored."""
+    down, right = _reach(size)
+    y, x = rng.integers(0, 2 * down + 1, n), rng.integers(0, 2 * right + 1, n)
+    flipped = rng.random(n) < 0.5 if mirror else np.zeros(n, bool)
+    return np.stack((y, x, flipped), axis=1)
+
+
+def shifted(images: np.ndarray, how: np.ndarray) -> np.ndarray:
+    """uint8 (n, c, H, W) shifted by up to a 16th of each side, black moving in, and mirrored, as `shifts` says."""
+    n, _, height, width = images.shape
+    down, right = _reach((height, width))
+    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    moved = windows[np.arange(n), :, how[:, 0], how[:, 1]]
+    flipped = how[:, 2].astype(bool)
+    if flipped.any():
+        moved[flipped] = moved[flipped, :, :, ::-1]
+    return moved
+
+
+def _reach(size: Tuple[int, int]) -> Tuple[int, int]:
+    return max(1, size[0] // 16), max(1, size[1] // 16)
+
+
+# GluonCV's ImageNet recipe: see `get_data_loader` in its auto/estimators/image_classification/utils.py.
+_AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+_JITTER, _LIGHTING = 0.4, 0.1
+_GREY = np.array([0.299, 0.587, 0.114])
+_EIGENVALUES = np.array([55.46, 4.794, 1.148])
+_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def crop_box(height: int, width: int, rng: np.random.Generator) -> Tuple[int, int, int, int]:
+    """A random part of an image as (top, left, height, width): 8 to 100 % of its area, sides 3:4 to 4:3.
+
+    Uniform in the area and in the logarithm of the ratio. The largest allowed part in the middle, after ten that do not
+    fit.
+    """
+    draws = rng.random((_TRIES, 4))
+    for area, ratio, down, right in draws:
+        area = (_AREA[0] + area * (_AREA[1] - _AREA[0])) * height * width
+        ratio = np.exp(np.log(_RATIO[0]) + ratio * np.log(_RATIO[1] / _RATIO[0]))
+        w, h = max(1, round(np.sqrt(area * ratio))), max(1, round(np.sqrt(area / ratio)))
+        if w <= width and h <= height:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    h, w = min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def varied(
+    image: np.ndarray, box: Tuple[int, int, int, int], size: Tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """The box of an image (h, w, 3; blue, green, red) resized, half mirrored, colours changed: uint8 RGB (3, H, W)."""
+    top, left, height, width = box
+    image = cv2.resize(image[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_LINEAR)
+    mirrored = rng.random() < 0.5
+    image = cv2.transform(image, _colours(np.array(cv2.mean(image)[2::-1]), rng))
+    return (image[:, ::-1] if mirrored else image).transpose(2, 0, 1)
+
+
+def _colours(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation in random order, then lighting, as one map (3, 4) from BGR to RGB.
+
+    All four are affine in a pixel's colours, and contrast needs only the image's `mean` (RGB), so they are done at
+    once: rounded and cut off at 0 and 255 in the end, not in between as well.
+    """
+    factors = rng.uniform(1 - _JITTER, 1 + _JITTER, 3)
+    matrix, offset = np.eye(3), np.zeros(3)
+    for kind in rng.permutation(3):
+        factor = factors[kind]
+        if kind == 0:  # brightness
+            matrix, offset = factor * matrix, factor * offset
+        elif kind == 1:  # contrast: away from the mean grey
+            grey = _GREY @ (matrix @ mean + offset)
+            matrix, offset = factor * matrix, factor * offset + (1 - factor) * grey
+        else:  # saturation: away from each pixel's grey
+            mix = factor * np.eye(3) + (1 - factor) * _GREY
+            matrix, offset = mix @ matrix, mix @ offset
+    offset = offset + _EIGENVECTORS @ (rng.normal(0, _LIGHTING, 3) * _EIGENVALUES)
+    return np.column_stack((matrix[:, ::-1], offset))

@@ -1,0 +1,434 @@
+"""Encoded images where they lie: class folders, tar files, RecordIO. A source gives an image's bytes by its row.
+
+Not MXNet's own reader: it cannot start in the middle of a pass, and a broken record ends it without a name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import tarfile
+import weakref
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+import numpy as np
+
+from gcp.errors import UserError
+from gcp.storage import read_text
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+
+
+class BadImage(UserError):
+    """An image that cannot be read or decoded; the message starts with its name."""
+
+
+class Source(Protocol):
+    """Encoded images by row."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, row: int) -> str:
+        """What a message calls the image: its path, or the file that holds it and its place there."""
+
+    def read(self, row: int) -> bytes:
+        """The encoded image. BadImage: it is not there, or not whole."""
+
+    def size(self, row: int) -> int:
+        """Its number of bytes, more or less: tells whether it was replaced. -1 where there is none."""
+
+
+class Files:
+    """Image files below `root`."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        """Its path."""
+        return str(self.root / self.names[row])
+
+    def read(self, row: int) -> bytes:
+        """The file's content."""
+        try:
+            return (self.root / self.names[row]).read_bytes()
+        except OSError as error:
+            raise BadImage(f"{self.name(row)}: image cannot be read: {error.strerror}; replace or remove it") from error
+
+    def size(self, row: int) -> int:
+        """The file's size."""
+        try:
+            return (self.root / self.names[row]).stat().st_size
+        except OSError:
+            return -1
+
+
+class _Pieces:
+    """One open file, read at any place by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._file)
+        self.n_bytes = os.fstat(self._file).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Fewer bytes than `length` only at the end of the file."""
+        found = os.pread(self._file, length, offset)
+        while 0 < len(found) < length:  # a network file system may give less at a time
+            more = os.pread(self._file, length - len(found), offset + len(found))
+            if not more:
+                break
+            found += more
+        return found
+
+
+# Tar files
+
+
+class Members(_Pieces):
+    """Members of an uncompressed tar (or of tars in it), read where they lie: each its name, offset and length."""
+
+    def __init__(self, path: Path, places: Sequence[Tuple[str, int, int]]) -> None:
+        super().__init__(path)
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, row: int) -> str:
+        """The tar and the member."""
+        return f"{self.path}, member {self._places[row][0]}"
+
+    def read(self, row: int) -> bytes:
+        """The member's content."""
+        _, offset, length = self._places[row]
+        content = self.read_at(offset, length)
+        if len(content) < length:
+            raise BadImage(f"{self.name(row)}: the tar ends within it; replace the tar with a whole copy")
+        return content
+
+    def size(self, row: int) -> int:
+        """The member's size."""
+        return self._places[row][2]
+
+
+def place_of(member: tarfile.TarInfo, start: int = 0) -> Tuple[str, int, int]:
+    """What `Members` needs of a member of a tar that begins at byte `start` of the file."""
+    return member.name, start + member.offset_data, member.size
+
+
+def safe_members(path: Path) -> List[tarfile.TarInfo]:
+    """The files and folders of an uncompressed tar, in its order.
+
+    UserError: not a whole one, or a member that leads out of the folder or is neither file nor folder.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return harmless(tar, str(path))
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{path}: not an uncompressed tar file, or not all of it ({error}); replace it with a whole copy"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
+    """The members of an open tar called `where`; UserError as `safe_members`."""
+    members = tar.getmembers()
+    tar.fileobj.seek(max(0, tar.fileobj.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+    if any(tar.fileobj.read()):  # every tar ends in zeros; Python's reader does not mind when they are missing
+        raise tarfile.ReadError("it ends early")
+    for member in members:
+        name = PurePosixPath(member.name)
+        wrong = None
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+            wrong = "leads out of its folder"
+        elif not member.isfile() and not member.isdir():
+            wrong = "is a link or a device"
+        if wrong:
+            raise UserError(
+                f"{where}: member {member.name!r} {wrong}; no archive of this data set holds such a member, "
+                "get another copy"
+            )
+    return members
+
+
+# Class folders
+
+
+def class_folders(split: Path) -> Dict[str, List[str]]:
+    """Class name -> paths of its images from the folder `split` (`class/file`), both sorted.
+
+    UserError: what `classes_of` refuses, or a folder that cannot be read.
+    """
+    found: Dict[str, List[str]] = {}
+    for folder in _entries(split):
+        if folder.is_dir() and not folder.name.startswith("."):
+            found[folder.name] = [entry.name for entry in _entries(Path(folder.path)) if not entry.is_dir()]
+    return classes_of(found, str(split))
+
+
+def _entries(folder: Path) -> List[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: folder cannot be read: {error.strerror}; give yourself the right to, or remove it"
+        ) from error
+
+
+def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
+    """Class name -> `class/file` of its images, both sorted, from class name -> all its files' names.
+
+    UserError: no class, one without images, two that differ in case only, two images that differ in suffix only.
+    """
+    if not found:
+        raise UserError(f"{where}: holds no class folders")
+    folded: Dict[str, str] = {}
+    classes = {}
+    for name in sorted(found):
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(f"{where}/{name}: the same class as {other}, but for the case; make them one")
+        files = sorted(
+            file for file in found[name] if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
+        )
+        if not files:
+            raise UserError(f"{where}/{name}: class folder without images ({', '.join(sorted(SUFFIXES))})")
+        stems: Dict[str, str] = {}
+        for file in files:
+            stem = os.path.splitext(file)[0]
+            if stem in stems:
+                raise UserError(
+                    f"{where}/{name}/{file}: the same name as {stems[stem]}; remove one, or rename it if they are "
+                    "two images"
+                )
+            stems[stem] = file
+        classes[name] = [f"{name}/{file}" for file in files]
+    return classes
+
+
+def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
+    """UserError unless both folders have the same classes."""
+    for here, there in itertools.permutations(splits):
+        for name in splits[here]:
+            if name not in splits[there]:
+                raise UserError(
+                    f"{there / name}: no such class folder, but {here / name} is there; both need the same classes"
+                )
+
+
+def every_class(where: str, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """UserError unless there are images of every class."""
+    n_images = np.bincount(labels, minlength=len(classes))
+    if not n_images.all():
+        label = int(n_images.argmin())
+        raise UserError(
+            f"{where}: holds no image of class {label} ({classes[label]}); training and test images need the same "
+            "classes"
+        )
+
+
+def labels_of(classes: Dict[str, List[str]]) -> np.ndarray:
+    """The label of every image, int32, where the classes' images follow one another."""
+    return np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in classes.values()])
+
+
+# RecordIO: MXNet's format. A record is magic, kind and length, the bytes, zeros up to a multiple of four; where its
+# bytes hold the magic at such a place it is split there: whole, or first, middle, last.
+
+MAGIC = struct.pack("<I", 0xCED7230A)
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+LABEL = struct.Struct("<IfQQ")  # number of further labels, label, id, the id's high bits
+MAX_PIECE = 2**29 - 1
+
+
+def packed(content: bytes) -> bytes:
+    """Bytes as one record of MXNet's RecordIO."""
+    pieces, start, place = [], 0, content.find(MAGIC)
+    while place >= 0:
+        if place % 4 == 0:
+            pieces.append(content[start:place])
+            start = place + 4
+        place = content.find(MAGIC, place + (4 if place % 4 == 0 else 1))
+    pieces.append(content[start:])
+    kinds = [WHOLE] if len(pieces) == 1 else [FIRST] + [MIDDLE] * (len(pieces) - 2) + [LAST]
+    return b"".join(
+        MAGIC + struct.pack("<I", kind << 29 | len(piece)) + piece + bytes(-len(piece) % 4)
+        for kind, piece in zip(kinds, pieces)
+    )
+
+
+def unpacked(content: bytes) -> Optional[Tuple[bytes, int]]:
+    """The bytes of the record at the start of `content`, and how many it takes up; None where there is no whole one."""
+    pieces: List[bytes] = []
+    place, kind = 0, WHOLE
+    while not pieces or kind not in (WHOLE, LAST):
+        if content[place : place + 4] != MAGIC or len(content) < place + 8:
+            return None
+        kind, length = divmod(struct.unpack_from("<I", content, place + 4)[0], MAX_PIECE + 1)
+        pieces.append(content[place + 8 : place + 8 + length])
+        place += 8 + -(-length // 4) * 4
+        if kind not in ((WHOLE, FIRST) if len(pieces) == 1 else (MIDDLE, LAST)) or len(content) < place:
+            return None
+    return MAGIC.join(pieces), place
+
+
+class Records(_Pieces):
+    """Images in `path` (.rec) with its .idx beside it, and im2rec's .lst if that is there, which names them.
+
+    UserError: no index, or one of another file; a file that ends early; a label that is no class number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.names: Optional[List[str]] = None
+        index = path.with_suffix(".idx")
+        self.keys, self._offsets = self._read_index(index)
+        self._ends = self._find_ends(index)
+        listed = path.with_suffix(".lst")
+        if listed.exists():
+            labels, self.names = self._read_list(listed)
+        else:
+            labels = [self._label(row) for row in range(len(self.keys))]
+        numbers = np.array(labels, np.float64)
+        odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2**24) & (numbers == np.floor(numbers))))  # NaN is odd
+        if len(odd):
+            raise UserError(
+                f"{self.name(odd[0])}: the label {labels[odd[0]]:g} is no class number (0, 1, ...); make the file anew"
+            )
+        self.labels = numbers.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def name(self, row: int) -> str:
+        """The file, the record's number, and what it was made from."""
+        return f"{self.path}, record {self.keys[row]}" + (f" ({self.names[row]})" if self.names else "")
+
+    def size(self, row: int) -> int:
+        """The record's size."""
+        return int(self._ends[row] - self._offsets[row])
+
+    def read(self, row: int) -> bytes:
+        """The encoded image. UserError: its label is not the list's."""
+        found = unpacked(self.read_at(int(self._offsets[row]), self.size(row)))
+        if found is None:
+            raise self._no_record(row)
+        content, _ = found
+        if len(content) < LABEL.size:
+            raise BadImage(f"{self.name(row)}: holds no image; make the file anew")
+        if _label_of(content) != self.labels[row]:
+            raise UserError(
+                f"{self.name(row)}: its label is not the {self.labels[row]} of "
+                f"{self.path.with_suffix('.lst').name}; the list is of another file"
+            )
+        return content[LABEL.size + 4 * LABEL.unpack_from(content)[0] :]
+
+    def _read_index(self, path: Path) -> Tuple[List[int], np.ndarray]:
+        try:
+            numbers = np.array(path.read_bytes().split(), np.int64)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: not there, but {self.path.name} is; make it with MXNet's tools/rec2idx.py, or "
+                "both with scripts/prepare.py"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{path}: not an index ({error}); it should hold a number and an offset a line") from error
+        anew = "make it anew with MXNet's tools/rec2idx.py"
+        if len(numbers) == 0 or len(numbers) % 2:
+            raise UserError(f"{path}: empty or truncated; {anew}")
+        keys, offsets = numbers.reshape(-1, 2).T
+        if len(np.unique(keys)) < len(keys):
+            raise UserError(f"{path}: holds a record's number twice; {anew}")
+        return keys.tolist(), offsets
+
+    def _find_ends(self, index: Path) -> np.ndarray:
+        """Where every record ends. UserError: the last one does not end with the file."""
+        order = np.argsort(self._offsets)
+        ends = np.empty_like(self._offsets)
+        ends[order] = np.append(self._offsets[order][1:], self.n_bytes)
+        last, start = int(order[-1]), int(self._offsets.max())
+        if self._offsets.min() != 0 or start >= self.n_bytes:
+            raise UserError(
+                f"{index}: not the index of {self.path.name}, or that is truncated: the last record should "
+                f"begin at byte {start} of {self.n_bytes}"
+            )
+        found = unpacked(self.read_at(start, self.n_bytes - start))
+        if found is None:
+            raise UserError(f"{self.name(last)}: truncated record, or {index.name} is of another file; make both anew")
+        if start + found[1] < self.n_bytes:
+            raise UserError(
+                f"{index}: truncated: {self.path.name} goes on after its last record; make it anew with "
+                "MXNet's tools/rec2idx.py"
+            )
+        return ends
+
+    def _read_list(self, path: Path) -> Tuple[List[float], List[str]]:
+        found: Dict[int, Tuple[float, str]] = {}
+        for number, line in enumerate(lines_of(path), 1):
+            fields = line.split("\t")
+            try:
+                found[int(fields[0])] = float(fields[1]), fields[2]
+            except (ValueError, IndexError):
+                raise UserError(f"{path}, line {number}: should be number, label, name with tabs between") from None
+        if len(found) != len(self.keys) or any(key not in found for key in self.keys):
+            raise UserError(
+                f"{path}: lists {len(found)} images, {self.path.name} holds {len(self.keys)}, or others; "
+                "remove the list, or make both anew"
+            )
+        return [found[key][0] for key in self.keys], [found[key][1] for key in self.keys]
+
+    def _label(self, row: int) -> float:
+        content = self.read_at(int(self._offsets[row]), 8 + LABEL.size + 4)
+        if len(content) < 8 + LABEL.size or content[:4] != MAGIC:
+            raise self._no_record(row)
+        return _label_of(content[8:])
+
+    def _no_record(self, row: int) -> BadImage:
+        return BadImage(
+            f"{self.name(row)}: no whole record at byte {self._offsets[row]}; the index is of another file, or the "
+            "file was damaged: make both anew"
+        )
+
+
+def _label_of(content: bytes) -> float:
+    """The label of a record; NaN where it has several."""
+    n_more, label, _, _ = LABEL.unpack_from(content)
+    if n_more == 0:
+        return label
+    return struct.unpack_from("<f", content, LABEL.size)[0] if n_more == 1 else float("nan")
+
+
+def lines_of(path: Path) -> List[str]:
+    """The lines of a text file. UserError: not one in UTF-8, or it cannot be read."""
+    # Not str.splitlines, which would split at characters that names may hold.
+    return read_text(path).replace("\r\n", "\n").rstrip("\n").split("\n")
+
+
+def read_classes(path: Path) -> Tuple[str, ...]:
+    """The class names in a file, one a line. UserError: one is empty or there twice."""
+    names = lines_of(path)
+    if names == [""]:
+        raise UserError(f"{path}: empty; it should hold a class name a line")
+    seen = set()
+    for number, name in enumerate(names, 1):
+        if not name.strip() or name in seen:
+            raise UserError(f"{path}, line {number}: {'a class twice: ' + name if name.strip() else 'no class name'}")
+        seen.add(name)
+    return tuple(names)
