@@ -40,9 +40,15 @@ from gcp.graph.network import Network, mask, shrink
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import Problem
 from gcp.runtime import physical_cores
-from gcp.train import loop, losses, optimisers, proximal, schedules
+from gcp.train import schedules
+from gcp.train.distributed import device
+from gcp.train.loop import Batches, fit
+from gcp.train.losses import Objective, Teacher
+from gcp.train.optimisers import SGD
+from gcp.train.steps import OrdinaryStep, ProximalStep, Step
+from gcp.train.tasks import CLASSIFICATION
 
-Step = Callable[[], None]
+Run = Callable[[], None]  # one step, or whatever is timed
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # oneDNN's names; GCP's frozen convs need no weight gradients.
 CONV_KERNELS = ("forward_training", "backward_data", "backward_weights")
@@ -66,6 +72,10 @@ class Case:
     def shape(self) -> tuple:
         """(channels, height, width)."""
         return 3, self.side, self.side
+
+    def built(self) -> Network:
+        """The network, with random weights that are the same at every call."""
+        return from_gluoncv(self.network, self.shape, self.classes, seed=0)
 
     def __str__(self) -> str:
         return f"{self.network}, {self.side} px, batch {self.batch}"
@@ -200,10 +210,9 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
     A ratio is the ordinary step's seconds over the other's, in the same round.
     """
     x, y = batch(case)
-    net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
-    others: Dict[str, Callable[[], Step]] = {
-        "gcp": lambda: gcp_step(net, x, y),
-        "ours": lambda: ordinary_step(net, x, y),
+    others: Dict[str, Callable[[], Run]] = {
+        "gcp": lambda: _step_of(case, "gcp"),
+        "ours": lambda: _step_of(case, "ours"),
         "gluoncv_plain": lambda: gluoncv_step(case, x, y, static=False),
         "gluoncv_no_update": lambda: gluoncv_step(case, x, y, update=False),
     }
@@ -218,18 +227,9 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
     convs = {kind: {kernel: sum(c) for kernel, c in found.items()} for kind, found in calls.items()}
 
     def row(label: str, to: str, target: Optional[float] = None, kernels: Sequence[str] = ()) -> Row:
-        low, ratio, high = np.percentile(ratios[to], (25, 50, 75)).tolist()
-        needed = sum(convs[to][k] for k in kernels) if kernels else 0.0
-        return Row(
-            name,
-            label,
-            str(case),
-            ratio,
-            low,
-            high,
-            target=target,
-            limit=median["gluoncv"] / needed if needed else None,
-        )
+        needed = sum(convs[to][k] for k in kernels)
+        limit = median["gluoncv"] / needed if needed else None
+        return Row(name, label, str(case), *spread(ratios[to]), target=target, limit=limit)
 
     rows = [
         row("GCP regularise step / GluonCV step", "gcp", case.regularise, CONV_KERNELS[:2]),
@@ -267,25 +267,18 @@ def print_step(case: Case, kind: str, n_warmup: int = 3) -> None:
         mx.nd.waitall()
 
 
-def _step_of(case: Case, kind: str) -> Step:
-    x, y = batch(case)
+def _step_of(case: Case, kind: str) -> Run:
     if kind == "gluoncv":
-        return gluoncv_step(case, x, y)
-    make = {"gcp": gcp_step, "ours": ordinary_step}[kind]
-    return make(from_gluoncv(case.network, case.shape, case.classes, seed=0), x, y)
+        return gluoncv_step(case, *batch(case))
+    return repeated({"gcp": gcp_step, "ours": ordinary_step}[kind](case.built()), case)
 
 
 def batch(case: Case) -> tuple:
     """One random batch on the device: images (batch, 3, side, side) and labels (batch,)."""
-    rng = np.random.default_rng(0)
-    ctx = loop.device()
-    return (
-        mx.nd.array(rng.standard_normal((case.batch,) + case.shape), ctx),
-        mx.nd.array(rng.integers(0, case.classes, case.batch), ctx),
-    )
+    return CLASSIFICATION.random_batch(case.shape, case.classes, case.batch)
 
 
-def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True, update: bool = True) -> Step:
+def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True, update: bool = True) -> Run:
     """The step of GluonCV's own training script; `static` is how that script hybridizes."""
     block = get_model(case.network, classes=case.classes)
     block.initialize(mx.init.MSRAPrelu(), ctx=x.context)
@@ -309,62 +302,47 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
     return step
 
 
-def ordinary_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
-    """Our step on all weights, as `training.fit` does it."""
-    block = optimisers.trained_block(net, x.context)
-    return _step(block, optimisers.SGD(block, MOMENTUM, WD), x, y)
+def ordinary_step(net: Network, **how) -> OrdinaryStep:
+    """The step of ordinary training on all weights; `how` is its objective."""
+    return OrdinaryStep(net, Objective(**how), lambda block: SGD(block, MOMENTUM, WD))
 
 
-def gcp_step(net: Network, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
-    """GCP's regularise step, as `prune.gcp` has `training.fit` do it."""
+def gcp_step(net: Network) -> ProximalStep:
+    """The step of GCP's regularise phase."""
     net = network.rescale(network.with_masks(net))
-    block = optimisers.trained_block(net, x.context, True, network.scale_arrays(net))
-    penalties = gcp_method.channel_penalties(net, macs(net))
-    return _step(block, proximal.ProximalSGD(net, block, 1.0, penalties, MOMENTUM), x, y)
+    return ProximalStep(net, Objective(), gcp_method.channel_penalties(net, macs(net)), MOMENTUM)
 
 
-def _step(block, optimiser: optimisers.Optimiser, x: mx.nd.NDArray, y: mx.nd.NDArray) -> Step:
-    def step() -> None:
-        with autograd.record():
-            loss = losses.smoothed_loss(block(x), y, 0.0)
-        loss.backward()
-        optimiser.step(LR, len(x))
-
-    return step
+def repeated(step: Step, case: Case) -> Run:
+    """The step on the same random batch again and again."""
+    x, y = batch(case)
+    return lambda: step(x, y, 0, LR)
 
 
 def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
     """Rows and details of what mixup and a teacher (the network itself) cost: the plain step's seconds over theirs."""
-    x, y = batch(case)
-    net = from_gluoncv(case.network, case.shape, case.classes, seed=0)
-
-    def make(**how) -> Step:
-        block = optimisers.trained_block(net, x.context)
-        objective, optimiser = losses.Objective(x.context, 0, **how), optimisers.SGD(block, MOMENTUM, WD)
-
-        def step() -> None:
-            objective(block, x, y, 0).backward()
-            optimiser.step(LR, len(x))
-
-        return step
-
-    teacher, rows, details = losses.Teacher(net), [], {}
-    plain = make()
+    net, rows, details = case.built(), [], {}
+    teacher, plain = Teacher(net), repeated(ordinary_step(net), case)
     for label, how in {
         "mixup": {"mixup": 0.2},
         "teacher of its size": {"teacher": teacher},
         "both": {"mixup": 0.2, "teacher": teacher},
     }.items():
-        seconds = in_turns({"plain": plain, label: make(**how)}, repeats, clock)
-        low, ratio, high = np.percentile(seconds["plain"] / seconds[label], (25, 50, 75)).tolist()
-        rows.append(Row("recipe", f"step with {label} / plain step", str(case), ratio, low, high))
+        seconds = in_turns({"plain": plain, label: repeated(ordinary_step(net, **how), case)}, repeats, clock)
+        ratios = seconds["plain"] / seconds[label]
+        rows.append(Row("recipe", f"step with {label} / plain step", str(case), *spread(ratios)))
         details[label] = {key: case.batch / float(np.median(s)) for key, s in seconds.items()}
         gc.collect()
     return rows, {"images_per_second": details}
 
 
+def spread(ratios: np.ndarray) -> List[float]:
+    """Median and quartiles, in the order of a `Row`."""
+    return np.percentile(ratios, (50, 25, 75)).tolist()
+
+
 def in_turns(
-    things: Dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter, n_warmup: int = 2
+    things: Dict[str, Run], repeats: int, clock: Callable[[], float] = time.perf_counter, n_warmup: int = 2
 ) -> Dict[str, np.ndarray]:
     """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds, each waited for."""
     for thing in things.values():
@@ -422,7 +400,7 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
         }
     )
     step = gluoncv_step(case, *batch(case))
-    ctx = loop.device()
+    ctx = device()
 
     def epoch(number: int) -> float:
         mx.nd.waitall()
@@ -432,18 +410,10 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
         mx.nd.waitall()
         return clock() - start
 
-    dense = from_gluoncv(case.network, case.shape, case.classes, seed=0)
     # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
-    dense, _ = loop.fit(
-        dense,
-        data.train,
-        name="dense",
-        batch=case.batch,
-        seed=0,
-        lr=schedules.constant(0.01),
-        n_steps=data.train.n_batches(case.batch),
-        optimiser=lambda block: optimisers.SGD(block, MOMENTUM, WD),
-    )
+    batches, ours = Batches(data.train, case.batch, seed=0), ordinary_step(case.built())
+    fit(ours, batches, schedules.constant(0.01, batches.per_epoch))
+    dense = ours.network()
     step()  # builds the graph and its memory, once for all epochs
     before = epoch(1)
     cost = macs(dense)
@@ -610,7 +580,7 @@ def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = t
                 {
                     "ImageRecordIter": lambda: plain_pass(path, case, workers),
                     "ours": lambda: [
-                        mx.nd.array(x, loop.device()).wait_to_read()
+                        mx.nd.array(x, device()).wait_to_read()
                         for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")
                     ],
                     "decoding": lambda: list(
@@ -701,7 +671,7 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
         verbose=False,
     )
     for one in batches:
-        one.data[0].as_in_context(loop.device()).wait_to_read()
+        one.data[0].as_in_context(device()).wait_to_read()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-import numpy as np
 import psutil
 
 from gcp.errors import UserError
@@ -177,8 +176,3 @@ def _gpu_name(number: int) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or None
     return None
-
-
-def hash_seed(*parts: int) -> int:
-    """One 31-bit seed from several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)

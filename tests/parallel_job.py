@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from itertools import islice
 from pathlib import Path
 
 import mxnet as mx
@@ -19,11 +20,14 @@ from gcp.backend.files import load
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs
 from gcp.data import datasets as data
-from gcp.graph import network
 from gcp.graph.network import Network, rescale, with_masks
 from gcp.methods import criteria
 from gcp.methods import gcp as gcp_method
-from gcp.train import distributed, evaluation, loop, optimisers, proximal, schedules
+from gcp.train import distributed, loop, schedules
+from gcp.train.losses import Objective
+from gcp.train.optimisers import SGD
+from gcp.train.steps import OrdinaryStep, ProximalStep, scoring_step
+from gcp.train.tasks import CLASSIFICATION
 
 BATCH, N_STEPS = 16, 7
 DIGITS = data.load(data.options(name="digits", input=(3, 8, 8), batch=BATCH, n_train=100))  # 90 images: 6 batches
@@ -43,53 +47,44 @@ def without_norms(folder: Path) -> Network:
     return load(folder / "plain", (3, 8, 8))
 
 
-def sgd(block) -> optimisers.SGD:
+def ordinary(net: Network, **how) -> OrdinaryStep:
     """Momentum and weight decay."""
-    return optimisers.SGD(block, 0.9, 1e-3)
+    return OrdinaryStep(net, Objective(), lambda block: SGD(block, 0.9, 1e-3), 1, **how)
 
 
-def fit(net: Network, **how) -> Network:
+def fit(step: OrdinaryStep) -> Network:
     """A few steps: more than an epoch."""
-    return loop.fit(
-        net,
-        DIGITS.train,
-        name="t",
-        n_steps=N_STEPS,
-        batch=BATCH,
-        seed=1,
-        augment="crop_flip",
-        lr=schedules.constant(0.01),
-        **{"optimiser": sgd, **how},
-    )[0]
+    loop.fit(step, loop.Batches(DIGITS.train, BATCH, 1, "crop_flip"), schedules.constant(0.01, N_STEPS), name="t")
+    return step.network()
 
 
 def results(folder: Path) -> dict:
-    """Arrays that do not depend on the number of workers, but for rounding."""
+    """Arrays that do not depend on the number of ranks, but for rounding."""
     dense = rescale(with_masks(NET))
-    penalties = gcp_method.channel_penalties(dense, macs(dense))
-    regularised = fit(
-        dense,
-        trainable=network.scale_arrays(dense),
-        frozen_statistics=True,
-        optimiser=lambda block: proximal.ProximalSGD(dense, block, 0.5, penalties, 0.9),
-    )
-    batches = DIGITS.train.batches(distributed.workers().n * 8, seed=0, part=distributed.workers().part)
-    tested = evaluation.evaluate(NET, DIGITS.test, 50)
+    penalties = {g: 0.5 * c for g, c in gcp_method.channel_penalties(dense, macs(dense)).items()}
+    regularised = fit(ProximalStep(dense, Objective(), penalties, 0.9, 1))
+    frozen = scoring_step(NET, "classification")
+    group = distributed.process_group()
+    batches = enumerate(loop.Batches(DIGITS.train, group.world_size * 8, 0).since(0))
+    tested = CLASSIFICATION.evaluate(NET, DIGITS.test, 50)
     return {
         **{f"regularised:{k}": v for k, v in regularised.arrays.items()},
-        **{f"frozen:{k}": v for k, v in fit(NET, frozen_statistics=True).arrays.items()},
-        **{f"plain:{k}": v for k, v in fit(without_norms(folder)).arrays.items()},
-        **{f"score:{k}": v for k, v in criteria.taylor_scores(NET, macs(NET), batches).items()},
+        **{f"frozen:{k}": v for k, v in fit(ordinary(NET, frozen_statistics=True)).arrays.items()},
+        **{f"plain:{k}": v for k, v in fit(ordinary(without_norms(folder))).arrays.items()},
+        **{
+            f"score:{k}": v
+            for k, v in criteria.taylor_scores(frozen, macs(NET), islice(batches, 12 // group.world_size)).items()
+        },
         **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()},
     }
 
 
 def sums(n_rounds: int) -> int:
     """Sums of whole numbers, two sets of arrays in turns, in messages of 20,000: how many came out wrong."""
-    team, wrong = distributed.workers(), 0
+    group, wrong = distributed.process_group(), 0
     shapes = {"a": [(3,), (50000,), (7, 11), (1,), (19998,)], "b": [(600, 40), (5,)]}
     values = {
-        name: [np.random.default_rng(r).integers(-8, 9, s).astype(np.float32) for r in range(team.n)]
+        name: [np.random.default_rng(r).integers(-8, 9, s).astype(np.float32) for r in range(group.world_size)]
         for name, list_of in shapes.items()
         for s in [sum(int(np.prod(shape)) for shape in list_of)]
     }
@@ -97,10 +92,10 @@ def sums(n_rounds: int) -> int:
         name: [mx.nd.zeros(s, dtype="float16" if s == (19998,) else "float32") for s in list_of]
         for name, list_of in shapes.items()
     }
-    runs = {name: team.summing(list_of) for name, list_of in arrays.items()}
+    runs = {name: group.all_reducer(list_of) for name, list_of in arrays.items()}
     for number in range(1, n_rounds + 1):
         for name, list_of in arrays.items():
-            flat, start = values[name][team.rank] * (number % 7), 0
+            flat, start = values[name][group.rank] * (number % 7), 0
             for array in list_of:
                 array[:] = flat[start : start + array.size].reshape(array.shape)
                 start += array.size
@@ -108,7 +103,7 @@ def sums(n_rounds: int) -> int:
         for name, list_of in arrays.items():
             got = np.concatenate([a.asnumpy().reshape(-1) for a in list_of])
             wrong += not np.array_equal(got, sum(values[name]) * (number % 7))
-    team.check("sums")
+    group.check("sums")
     return wrong
 
 
@@ -122,11 +117,11 @@ def main(argv: list) -> None:
     distributed.CHUNK = 20000
     wrong = sums(100)
     arrays = results(folder)
-    normed = fit(NET).arrays
+    normed = fit(ordinary(NET)).arrays
     np.savez(folder / f"results-{rank}.npz", wrong=wrong, **arrays, **{f"normed:{k}": v for k, v in normed.items()})
-    distributed.workers().check("the same", lambda: arrays)
+    distributed.process_group().check("the same", lambda: arrays)
     try:
-        distributed.workers().check("t, step 7 of 7", lambda: {"a": np.array([float(rank == "1")])})
+        distributed.process_group().check("t, step 7 of 7", lambda: {"a": np.array([float(rank == "1")])})
     except distributed.UnequalError as error:
         (folder / f"unequal-{rank}").write_text(str(error))
 

@@ -16,7 +16,7 @@ from gcp.backend import blocks
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
 from gcp.graph import network
-from gcp.train import losses
+from gcp.train.tasks import CLASSIFICATION
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
         block = blocks.to_block(net, x.context, frozen, network.scale_arrays(net) if frozen else None)
         for _ in range(2):
             with autograd.record():
-                loss = losses.smoothed_loss(block(x), y, 0.0)
+                loss = CLASSIFICATION.loss(block(x), y)
             loss.backward()
         return {k: p.grad().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
 

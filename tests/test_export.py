@@ -22,7 +22,7 @@ from gcp.backend import blocks, export, files
 from gcp.data import datasets
 from gcp.errors import UserError
 from gcp.graph.network import Node, shrink
-from gcp.train import evaluation
+from gcp.train.tasks import CLASSIFICATION
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "export.py"
 SMALL = "cifar_resnet20_v1"
@@ -223,10 +223,10 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
     assert facts["onnx"][0]["bytes"] == (tmp_path / "net.onnx").stat().st_size
     (int8,), net = facts["int8"], files.load(saved)
     assert (int8["n_calibration"], int8["n_layers_int8"], int8["layers_float32"]) == (100, 22, [])
-    float32 = evaluation.evaluate(net, digits.test)
+    float32 = CLASSIFICATION.evaluate(net, digits.test)
     assert all(int8["float32"][k] == float32[k] for k in ("top1", "top5", "n_eval"))
     small = export.load_quantized(tmp_path / "int8")
-    again = evaluation.evaluate_outputs(export.outputs(small), digits.test)
+    again = CLASSIFICATION.evaluate(export.outputs(small), digits.test)
     assert all(int8["int8"][k] == again[k] for k in ("top1", "top5", "n_eval"))
     assert int8["float32"]["times_first"] == 1
     assert int8["int8"]["times_first"] == int8["float32"]["latency_s"] / int8["int8"]["latency_s"]

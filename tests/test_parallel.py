@@ -103,12 +103,13 @@ def test_with_batch_norm_each_part_has_its_own_statistics(two):
         )
 
 
-def test_a_lone_process_is_left_alone():
-    team, array = distributed.Lone(), mx.nd.array([1.0, 2.0])
-    team.summing([array])()
-    team.averaging([array])()
-    assert array.asnumpy().tolist() == [1, 2] and team.total([1, 2.5]) == [1, 2.5] and team.first(lambda: 3) == 3
-    assert isinstance(distributed.workers(), distributed.Lone)
+def test_a_single_process_is_left_alone():
+    group, array = distributed.SingleProcess(), mx.nd.array([1.0, 2.0])
+    group.all_reducer([array])()
+    group.averager([array])()
+    assert array.asnumpy().tolist() == [1, 2] and group.all_reduce_floats([1, 2.5]) == [1, 2.5]
+    assert group.broadcast(lambda: 3) == 3
+    assert isinstance(distributed.process_group(), distributed.SingleProcess)
 
 
 # ---- recovery -----------------------------------------------------------------------------------------------------

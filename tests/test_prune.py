@@ -1,5 +1,6 @@
 """GCP's parts against hand-worked numbers and slower obvious versions."""
 
+from itertools import islice
 from types import SimpleNamespace
 
 import mxnet as mx
@@ -17,7 +18,8 @@ from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
 from gcp.methods import criteria, select
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import METHODS, Problem
-from gcp.train import loop, losses, proximal, schedules
+from gcp.train import loop, losses, proximal, schedules, steps
+from gcp.train.tasks import CLASSIFICATION
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def images(n=8, seed=0):
 
 def gradients(block, x, y):
     with autograd.record():
-        loss = losses.smoothed_loss(block(x), y, 0.0)
+        loss = CLASSIFICATION.loss(block(x), y, 0.0)
     loss.backward()
     return {
         k: p.data().grad.asnumpy().astype(np.float64) for k, p in block.collect_params().items() if p.grad_req != "null"
@@ -58,7 +60,7 @@ def test_a_proximal_step_is_the_obvious_one(net):
     variables, penalties = network.scale_arrays(net), gcp_method.channel_penalties(net, macs(net))
     lr, lam, momentum, (x, y) = 0.05, 0.4, 0.9, images()
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = proximal.ProximalSGD(net, block, lam, penalties, momentum)
+    optimiser = proximal.ProximalSGD(net, block, {g: lam * c for g, c in penalties.items()}, momentum)
 
     value = {k: net.arrays[k].astype(np.float64) for k in variables}
     for g in net.groups:  # tied groups: factor every scale and shift into mask and rest
@@ -100,7 +102,7 @@ def test_a_proximal_step_is_the_obvious_one(net):
 def test_a_penalty_beyond_every_scale_silences_all_channels(net):
     variables = network.scale_arrays(net)
     block = to_block(net, frozen_statistics=True, trainable=variables)
-    optimiser = proximal.ProximalSGD(net, block, 1e6, {g.name: 1.0 for g in net.groups}, 0.9)
+    optimiser = proximal.ProximalSGD(net, block, {g.name: 1e6 for g in net.groups}, 0.9)
     gradients(block, *images())
     optimiser.step(0.1, 8)
     for g in net.groups:
@@ -159,7 +161,8 @@ def test_how_many_images_the_taylor_score_looks_at():
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
     cost, split, e = macs(net), Noise(16), 2e-3
-    scores = criteria.taylor_scores(net, cost, split.batches(8, seed=0))
+    batches = islice(enumerate(loop.Batches(split, 8, 0).since(0)), 2)
+    scores = criteria.taylor_scores(steps.scoring_step(net, "classification"), cost, batches)
 
     def losses_at(factor: float, group, channel: int) -> np.ndarray:
         arrays = {}
@@ -170,7 +173,7 @@ def test_taylor_score_is_the_squared_slope_of_the_loss(net):
         block = to_block(net.with_arrays(arrays), frozen_statistics=True)
         return np.array(
             [
-                losses.smoothed_loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
+                CLASSIFICATION.loss(block(mx.nd.array(x)), mx.nd.array(y), 0.0).mean().asscalar()
                 for x, y, _ in split.batches(8, seed=0)
             ]
         )
@@ -327,18 +330,9 @@ def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
 
 def test_regularising_leaves_statistics_and_convs_bit_identical(net):
     net = rescale(net)
-    trained, _ = loop.fit(
-        net,
-        Noise(24),
-        name="t",
-        n_steps=6,
-        batch=8,
-        seed=1,
-        lr=schedules.constant(0.01),
-        frozen_statistics=True,
-        trainable=network.scale_arrays(net),
-        optimiser=lambda block: proximal.ProximalSGD(net, block, 0.1, {g.name: 1.0 for g in net.groups}, 0.9),
-    )
+    step = steps.ProximalStep(net, losses.Objective(), {g.name: 0.1 for g in net.groups}, 0.9, seed=1)
+    loop.fit(step, loop.Batches(Noise(24), 8, 1), schedules.constant(0.01, 6))
+    trained = step.network()
     for k, v in net.arrays.items():
         assert np.array_equal(v, trained.arrays[k]) == (k not in network.scale_arrays(net)), k
 

@@ -12,7 +12,8 @@ from gcp.backend.blocks import predict, to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, shrink
-from gcp.train import checkpoints, evaluation, loop, losses, optimisers, schedules
+from gcp.train import checkpoints, loop, losses, optimisers, schedules, steps
+from gcp.train.tasks import CLASSIFICATION, Classification
 from tests.test_prune import Noise
 
 
@@ -21,9 +22,23 @@ def net():
     return from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 4, seed=3)
 
 
-def fit(net, n_steps=7, checkpoint=None, **how):
-    how = {"lr": schedules.cosine(0.05, n_steps, 2), "optimiser": lambda block: optimisers.SGD(block, 0.9, 1e-4), **how}
-    return loop.fit(net, Noise(20), name="t", n_steps=n_steps, batch=8, seed=1, checkpoint=checkpoint, **how)
+def fit(
+    net,
+    n_steps=7,
+    split=None,
+    schedule=None,
+    optimiser=lambda block: optimisers.SGD(block, 0.9, 1e-4),
+    batch=8,
+    seed=1,
+    kind=steps.OrdinaryStep,
+    objective=losses.Objective(),
+    **how,
+):
+    """A training of random images: (the network, its loss)."""
+    step = kind(net, objective, optimiser, seed)
+    batches = loop.Batches(split or Noise(20), batch, seed)
+    loss = loop.fit(step, batches, schedule or schedules.cosine(0.05, n_steps, 2), name="t", **how)
+    return step.network(), loss
 
 
 def test_cosine_by_hand():
@@ -33,13 +48,13 @@ def test_cosine_by_hand():
 
 
 def test_steps_by_hand():
-    lr = schedules.steps(0.4, [4, 6], 0.1, 2)
+    lr = schedules.steps(0.4, 8, [4, 6], 0.1, 2)
     assert [lr(i) for i in range(8)] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
 
 
 def test_evaluation_counts_the_short_last_batch_once(net):
     split = Noise(13)
-    got = evaluation.evaluate(net, split, batch=5)
+    got = CLASSIFICATION.evaluate(net, split, batch=5)
     out = predict(net, split.x).astype(np.float64)
     log_p = out - out.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -52,22 +67,13 @@ def test_evaluation_counts_the_short_last_batch_once(net):
 def test_equal_outputs_count_once(net):
     """A network that says the same for every class is right for class 0 only, as argmax would have it."""
     flat = net.with_arrays({k: np.zeros_like(net.arrays[k]) for k in ("dense0_weight", "dense0_bias")})
-    assert evaluation.evaluate(flat, Noise(20))["top1"] == 0.25
+    assert CLASSIFICATION.evaluate(flat, Noise(20))["top1"] == 0.25
 
 
 def test_training_is_sgd_with_momentum_and_decay_on_weights(net):
     """Two steps of the loop against two steps written out."""
     split = Noise(16)
-    trained, _ = loop.fit(
-        net,
-        split,
-        name="t",
-        n_steps=2,
-        batch=8,
-        seed=0,
-        lr=schedules.constant(0.1),
-        optimiser=lambda block: optimisers.SGD(block, 0.9, 0.01),
-    )
+    trained, _ = fit(net, 2, split, schedules.constant(0.1, 2), lambda block: optimisers.SGD(block, 0.9, 0.01))
     block = to_block(net)
     value = {k: p.data().asnumpy() for k, p in block.collect_params().items() if p.grad_req != "null"}
     velocity = {k: 0.0 for k in value}
@@ -91,16 +97,16 @@ def test_label_smoothing_by_hand():
     out, y = mx.nd.array([[1.0, 2.0, 0.0]]), mx.nd.array([1])
     p = np.exp([1, 2, 0]) / np.exp([1, 2, 0]).sum()
     by_hand = -0.9 * np.log(p[1]) - 0.1 * np.log(p).mean()
-    assert losses.smoothed_loss(out, y, 0.1).asscalar() == pytest.approx(by_hand, rel=1e-5)
+    assert CLASSIFICATION.loss(out, y, 0.1).asscalar() == pytest.approx(by_hand, rel=1e-5)
 
 
 RECIPES = {
     "plain": lambda net: {},
     "all": lambda net: {
-        "lr": schedules.steps(0.05, [4], 0.1, 2),
-        "mixup": 0.2,
-        "label_smoothing": 0.1,
-        "teacher": losses.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0),
+        "schedule": schedules.steps(0.05, 7, [4], 0.1, 2),
+        "objective": losses.Objective(
+            CLASSIFICATION, 0.1, 0.2, losses.Teacher(random_network("cifar_resnet20_v1", (3, 8, 8), 4), 0.5, 2.0)
+        ),
     },
 }
 
@@ -111,7 +117,7 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, re
     monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(loop, "FLUSH", 2)
     how, told, again = RECIPES[recipe](net), [], []
-    whole, loss = fit(net, on_epoch=lambda **facts: told.append(facts), **how)
+    whole, loss = fit(net, log=lambda **facts: told.append(facts), **how)
     checkpoint = tmp_path / "c"
     step = optimisers.SGD.step
     for fatal in (5, 3):  # killed twice, the second time in another epoch than the first
@@ -125,10 +131,10 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, re
 
         monkeypatch.setattr(optimisers.SGD, "step", dying)
         with pytest.raises(KeyboardInterrupt):
-            fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
+            fit(net, checkpoint=checkpoint, log=lambda **facts: again.append(facts), **how)
         assert checkpoint.exists()
     monkeypatch.setattr(optimisers.SGD, "step", step)
-    resumed, resumed_loss = fit(net, checkpoint=checkpoint, on_epoch=lambda **facts: again.append(facts), **how)
+    resumed, resumed_loss = fit(net, checkpoint=checkpoint, log=lambda **facts: again.append(facts), **how)
     assert loss == resumed_loss
     assert all(np.array_equal(whole.arrays[k], resumed.arrays[k]) for k in whole.arrays)
     assert [(f["epoch"], f["step"]) for f in told] == [(1, 3), (2, 6), (7 / 3, 7)]
@@ -141,14 +147,18 @@ def test_a_block_trains_whatever_kernels_there_are(tied, single):
     """Widths of 8 and 16 in turns have no fused backward on AVX-512: the block does without, and nothing has moved."""
     dense = random_network("resnet18_v1b")
     net = shrink(dense, {g.name: np.arange(tied if len(g.norms) > 1 else single) for g in dense.groups})
-    x, blocks = mx.nd.array(images(net, 4)), [optimisers.trained_block(net, mx.cpu()), to_block(net)]
-    for name, value in net.arrays.items():
-        np.testing.assert_array_equal(blocks[0].collect_params()[name].data().asnumpy(), value)
-    for block in blocks:
-        with autograd.record():
-            output = block(x)
-        output.backward()
-        mx.nd.waitall()
+    x, y = mx.nd.array(images(net, 4)), mx.nd.array([0, 1, 2, 3])
+    step, block = steps.OrdinaryStep(net, losses.Objective(), optimisers.SGD), to_block(net)
+    step.outputs(images(net, 2))  # a network can be looked at before it is trained
+    step.backward(x, y, 0, 0)
+    with autograd.record():
+        loss = CLASSIFICATION.loss(block(x), y)
+    loss.backward()
+    mx.nd.waitall()
+    blocks = [step.block, block]
+    for name in net.arrays:
+        values = [b.collect_params()[name].data().asnumpy() for b in blocks]
+        np.testing.assert_array_equal(*values, err_msg=name)
     one, two = ({k: p.grad().asnumpy() for k, p in b.collect_params().items() if p.grad_req != "null"} for b in blocks)
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
@@ -163,16 +173,7 @@ def test_dropout_is_reproducible():
                 yield x.repeat(4, 2).repeat(4, 3), y, n
 
     def once():
-        return loop.fit(
-            vgg,
-            Large(8),
-            name="t",
-            n_steps=2,
-            batch=4,
-            seed=1,
-            lr=schedules.constant(0.01),
-            optimiser=lambda block: optimisers.SGD(block),
-        )[0]
+        return fit(vgg, 2, Large(8), schedules.constant(0.01, 2), optimisers.SGD, batch=4)[0]
 
     a, b = once(), once()
     assert all(np.array_equal(a.arrays[k], b.arrays[k]) for k in a.arrays)
@@ -180,24 +181,16 @@ def test_dropout_is_reproducible():
 
 def test_an_infinite_loss_names_its_step(net, monkeypatch):
     monkeypatch.setattr(loop, "FLUSH", 4)
-    loss, calls = losses.smoothed_loss, []
+    loss, calls = Classification.loss, []
 
     def third_is_infinite(*args):
         calls.append(1)
         return loss(*args) * (np.inf if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(losses, "smoothed_loss", third_is_infinite)
-    with pytest.raises(optimisers.DivergedError, match=r"^t: the loss is inf at step 3 of 6;"):
-        loop.fit(
-            net,
-            Noise(48),
-            name="t",
-            n_steps=6,
-            batch=8,
-            seed=0,
-            lr=schedules.constant(0.01),
-            optimiser=lambda block: optimisers.SGD(block),
-        )
+    monkeypatch.setattr(Classification, "loss", third_is_infinite)
+    with pytest.raises(optimisers.DivergedError, match=r"^t: the loss is inf at step 3 of 6;") as caught:
+        fit(net, 6, Noise(48), schedules.constant(0.01, 6), optimisers.SGD, seed=0)
+    assert caught.value.steps == 4, "those that were made before anybody looked"
 
 
 def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monkeypatch):
@@ -207,21 +200,11 @@ def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monk
     poisoned.x[41] = np.nan  # in the sixth batch of 8
     checkpoint = tmp_path / "c"
     with pytest.raises(optimisers.DivergedError, match=r"t: weights are no longer finite after step 6 of 6"):
-        loop.fit(
-            net,
-            poisoned,
-            name="t",
-            n_steps=6,
-            batch=8,
-            seed=0,
-            lr=schedules.constant(0.01),
-            optimiser=lambda block: optimisers.SGD(block),
-            checkpoint=checkpoint,
-        )
+        fit(net, 6, poisoned, schedules.constant(0.01, 6), optimisers.SGD, seed=0, checkpoint=checkpoint)
     assert checkpoint.exists()
 
 
-def test_a_stage_is_done_once(net, tmp_path):
+def test_a_result_is_computed_once(net, tmp_path):
     calls = []
 
     def compute(checkpoint):
@@ -229,7 +212,7 @@ def test_a_stage_is_done_once(net, tmp_path):
         calls.append(1)
         return net, {"a": 1}
 
-    first, second = checkpoints.stage(tmp_path / "s", compute), checkpoints.stage(tmp_path / "s", compute)
+    first, second = checkpoints.run_once(tmp_path / "s", compute), checkpoints.run_once(tmp_path / "s", compute)
     assert calls == [1] and first[1] == second[1] == {"a": 1}
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
@@ -252,8 +235,8 @@ def cross_entropy(output, labels, smoothing):
 
 def test_mixed_images_have_mixed_labels():
     split = Noise(5)
-    objective = losses.Objective(mx.cpu(), 3, label_smoothing=0.1, mixup=0.5)
-    got = objective(first_pixels, mx.nd.array(split.x), mx.nd.array(split.y), 7).asnumpy()
+    objective = losses.Objective(label_smoothing=0.1, mixup=0.5)
+    got = objective(first_pixels, mx.nd.array(split.x), mx.nd.array(split.y), 3, 7).asnumpy()
     lam, partner = losses.mixup_share(0.5, 3, 7), np.array([1, 0, 3, 2, 4])
     output = (lam * split.x + (1 - lam) * split.x[partner]).reshape(5, -1)[:, :4]
     by_hand = lam * cross_entropy(output, split.y, 0.1) + (1 - lam) * cross_entropy(output, split.y[partner], 0.1)
@@ -262,9 +245,9 @@ def test_mixed_images_have_mixed_labels():
 
 def test_a_divided_batch_is_mixed_as_a_whole_one():
     x, y = mx.nd.array(Noise(8).x), mx.nd.array(Noise(8).y)
-    objective = losses.Objective(mx.cpu(), 0, mixup=1.0)
-    whole = objective(first_pixels, x, y, 5).asnumpy()
-    parts = [objective(first_pixels, x[half], y[half], 5).asnumpy() for half in (slice(0, 4), slice(4, 8))]
+    objective = losses.Objective(mixup=1.0)
+    whole = objective(first_pixels, x, y, 0, 5).asnumpy()
+    parts = [objective(first_pixels, x[half], y[half], 0, 5).asnumpy() for half in (slice(0, 4), slice(4, 8))]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -283,25 +266,25 @@ def test_distillation_by_hand(temperature):
     output = mx.nd.array(z)
     output.attach_grad()
     with autograd.record():
-        loss = losses.distilled_loss(output, mx.nd.array(t), temperature)
+        loss = CLASSIFICATION.distilled_loss(output, mx.nd.array(t), temperature)
     loss.backward()
     q, p = (np.exp(a / temperature) / np.exp(a / temperature).sum(1, keepdims=True) for a in (z, t))
     np.testing.assert_allclose(loss.asnumpy(), temperature**2 * (p * np.log(p / q)).sum(1), rtol=1e-3)
     np.testing.assert_allclose(output.grad.asnumpy(), temperature * (q - p), rtol=1e-4, atol=1e-6)
-    assert np.abs(losses.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
+    assert np.abs(CLASSIFICATION.distilled_loss(output, output, temperature).asnumpy()).max() < 1e-6
 
 
 def test_the_teacher_predicts_on_the_mixed_images_and_learns_nothing():
     teacher = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     before = {k: v.copy() for k, v in teacher.arrays.items()}
     x, y = Noise(6).x, Noise(6).y
-    objective = losses.Objective(mx.cpu(), 3, mixup=0.5, teacher=losses.Teacher(teacher, 1.0, 2.0))
-    got = objective(first_pixels, mx.nd.array(x), mx.nd.array(y), 7).asnumpy()
+    objective = losses.Objective(mixup=0.5, teacher=losses.Teacher(teacher, 1.0, 2.0))
+    got = objective(first_pixels, mx.nd.array(x), mx.nd.array(y), 3, 7).asnumpy()
     lam = losses.mixup_share(0.5, 3, 7)
     mixed = (lam * x + (1 - lam) * x[[1, 0, 3, 2, 5, 4]]).astype(np.float32)
-    wanted = losses.distilled_loss(first_pixels(mx.nd.array(mixed)), mx.nd.array(predict(teacher, mixed)), 2.0)
+    wanted = CLASSIFICATION.distilled_loss(first_pixels(mx.nd.array(mixed)), mx.nd.array(predict(teacher, mixed)), 2.0)
     np.testing.assert_allclose(got, wanted.asnumpy(), rtol=1e-3)
-    held = objective._teacher_block.collect_params()
+    held = objective.teacher.block.collect_params()
     assert all(np.array_equal(held[k].data().asnumpy(), v) for k, v in before.items())
 
 
@@ -441,18 +424,8 @@ def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
     def train(**how):
         split = Noise(24)
         split.y = split.y % 3
-        return loop.fit(
-            net,
-            split,
-            name="t",
-            n_steps=6,
-            batch=8,
-            seed=1,
-            lr=schedules.constant(0.02),
-            dtype="float16",
-            optimiser=lambda block: optimisers.MixedSGD(block, 0.9, 1e-4),
-            **how,
-        )[0]
+        schedule, kind = schedules.constant(0.02, 6), steps.MixedStep
+        return fit(net, 6, split, schedule, lambda b: optimisers.MixedSGD(b, 0.9, 1e-4), kind=kind, **how)[0]
 
     whole, step, count = train(), optimisers.MixedSGD.step, [0]
 

@@ -25,7 +25,8 @@ from gcp.experiment import run as experiment_run
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths, resized
 from gcp.methods.uniform import uniform_widths
-from gcp.train import loop, optimisers
+from gcp.train.distributed import device
+from gcp.train.steps import random_step
 
 BENCHMARK_BATCH = {"cpu": 8, "gpu": 64}
 N_STEPS = 3
@@ -155,7 +156,7 @@ class Stopwatch:
     def __init__(self, show: Callable[[str], None] = lambda text: None) -> None:
         self._seen: Dict[tuple, float] = {}
         self._show = show
-        self.device = loop.device().device_type
+        self.device = device().device_type
         self.batches = set()
 
     def __call__(self, net: Network, batch: int) -> float:
@@ -167,7 +168,7 @@ class Stopwatch:
                 f"timing {net.name}, {'x'.join(map(str, net.input_shape))}, batch {batch}, "
                 f"{int(macs(net)(net.widths)) / 1e6:,.0f} MMACs ..."
             )
-            step = optimisers.random_step(net, batch)
+            step = random_step(net, batch)
             seconds = []
             for _ in range(N_STEPS + 1):
                 began = time.perf_counter()

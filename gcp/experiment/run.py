@@ -22,9 +22,13 @@ from gcp.experiment import record as records
 from gcp.experiment.config import Config, Prune
 from gcp.graph.network import Network, with_zero_residuals
 from gcp.methods.base import METHODS, Problem
-from gcp.train import checkpoints, evaluation, loop, losses, optimisers, schedules
-from gcp.train.distributed import check_gpus, workers
+from gcp.seeds import Stream
+from gcp.train import checkpoints, losses, optimisers, schedules
+from gcp.train.distributed import check_gpus, process_group
+from gcp.train.loop import Batches, fit
 from gcp.train.options import Recipe
+from gcp.train.steps import MixedStep, OrdinaryStep
+from gcp.train.tasks import CLASSIFICATION
 
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 SHOWN = 10  # skipped images that are named
@@ -39,19 +43,19 @@ def run(cfg: Config) -> dict:
     check_gpus(cfg.gpus)
     if cfg.tensorboard:
         records.check_tensorboard()
-    team = workers()
-    with team.output(cfg.output) as output, records.open_run(cfg.model_copy(update={"output": output})) as folder:
+    group = process_group()
+    with group.output(cfg.output) as output, records.open_run(cfg.model_copy(update={"output": output})) as folder:
         cfg = cfg.model_copy(update={"output": output})
-        if team.first(lambda: folder.done):
+        if group.broadcast(lambda: folder.done):
             return folder.record
         data = load_data(cfg.data, cfg.seed)
         budget, start = plan(cfg, data)
         check_training(cfg, data)
         dense, dense_facts = dense_network(cfg, data, start)
-        net, pruned_facts = checkpoints.stage(
+        net, pruned_facts = checkpoints.run_once(
             folder.path / PRUNED, lambda checkpoint: prune(dense, budget, data, cfg, folder)
         )
-        tuned, tuned_facts = checkpoints.stage(
+        tuned, tuned_facts = checkpoints.run_once(
             folder.path / FINAL,
             lambda checkpoint: train(net, data, cfg, cfg.finetune, 2, checkpoint, folder.log, dense),
         )
@@ -148,7 +152,7 @@ def quantize(
         )
         for form, block in forms.items():
             rows[-1][form] = {
-                **evaluation.evaluate_outputs(export.outputs(block), images.test, batch),
+                **CLASSIFICATION.evaluate(export.outputs(block), images.test, batch),
                 "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values()),
             }
             blocks.append(block)
@@ -250,7 +254,7 @@ def _clock(start: Network, table: latency.Table, original: float) -> Callable[[N
             small, whole = clock.measure([net, start], setup, attempts=10)  # widths depend on it: wait for calm
             return small["latency_s"] / whole["latency_s"]
 
-        return workers().first(share) * original
+        return process_group().broadcast(share) * original
 
     return measure
 
@@ -280,7 +284,7 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Tuple[Network, 
     prefix = _dense_prefix(cfg)
     with storage.turn(prefix.parent):  # another experiment may be training it: then wait, and read it
         with records.Log(prefix.parent / "log.jsonl", cfg.tensorboard) as log:
-            return checkpoints.stage(
+            return checkpoints.run_once(
                 prefix, lambda checkpoint: train(start, data, cfg, cfg.train, 0, checkpoint, log.add)
             )
 
@@ -345,25 +349,22 @@ def train(
     stage = DENSE if phase == 0 else FINAL
     loss: Optional[float] = None
     if epochs:
-        optimiser = optimisers.MixedSGD if how.dtype == "float16" else optimisers.SGD
-        net, loss = loop.fit(
-            net,
-            data.train,
-            name="train" if phase == 0 else "fine-tune",
-            n_steps=epochs * per_epoch,
-            batch=batch,
-            lr=schedule(how, per_epoch),
-            optimiser=lambda block: optimiser(block, how.momentum, how.wd, how.nesterov),
-            seed=runtime.hash_seed(cfg.seed, 0, phase),
-            augment=cfg.data.augment,
-            label_smoothing=how.label_smoothing,
-            mixup=how.mixup,
-            teacher=teacher(how, data, dense),
-            dtype=how.dtype,
-            checkpoint=checkpoint,
-            on_epoch=lambda **facts: log("epoch", stage=stage, **facts),
+        half, seed = how.dtype == "float16", (Stream.DENSE if phase == 0 else Stream.FINETUNE).seed(cfg.seed)
+        objective = losses.Objective(CLASSIFICATION, how.label_smoothing, how.mixup, teacher(how, data, dense))
+        optimiser = optimisers.MixedSGD if half else optimisers.SGD
+        step = (MixedStep if half else OrdinaryStep)(
+            net, objective, lambda block: optimiser(block, how.momentum, how.wd, how.nesterov), seed
         )
-    validation = evaluation.evaluate(net, data.validation)
+        loss = fit(
+            step,
+            Batches(data.train, batch, seed, cfg.data.augment),
+            schedule(how, per_epoch),
+            name="train" if phase == 0 else "fine-tune",
+            checkpoint=checkpoint,
+            log=lambda **facts: log("epoch", stage=stage, **facts),
+        )
+        net = step.network()
+    validation = CLASSIFICATION.evaluate(net, data.validation)
     facts = {
         "epochs": epochs,
         "images": epochs * per_epoch * batch,
@@ -377,12 +378,12 @@ def train(
     return net, facts
 
 
-def schedule(how: Recipe, per_epoch: int) -> Callable[[int], float]:
+def schedule(how: Recipe, per_epoch: int) -> schedules.Schedule:
     """The recipe's learning rate by step, with `per_epoch` steps an epoch."""
-    n_warmup = round(how.warmup_epochs * per_epoch)
+    n_steps, n_warmup = how.all_epochs * per_epoch, round(how.warmup_epochs * per_epoch)
     if how.schedule == "step":
-        return schedules.steps(how.lr, [n * per_epoch for n in how.step_epochs], how.step_factor, n_warmup)
-    return schedules.cosine(how.lr, how.all_epochs * per_epoch, n_warmup)
+        return schedules.steps(how.lr, n_steps, [n * per_epoch for n in how.step_epochs], how.step_factor, n_warmup)
+    return schedules.cosine(how.lr, n_steps, n_warmup)
 
 
 def _first(batches: Iterable, n: int) -> Iterator:
@@ -397,7 +398,7 @@ def _first(batches: Iterable, n: int) -> Iterator:
 def _measure(net: Network, data: Dataset) -> dict:
     """Accuracy on the test set, and cost."""
     return {
-        **evaluation.evaluate(net, data.test),
+        **CLASSIFICATION.evaluate(net, data.test),
         "macs": int(macs(net)(net.widths)),
         "params": int(params(net)(net.widths)),
     }

@@ -40,7 +40,8 @@ class Problem:
     """A trained network to make smaller, the budget, and the data to decide by.
 
     Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
-    that of a schedule which asks a criterion again and again, 0 elsewhere.
+    that of a schedule which asks a criterion again and again, 0 elsewhere. `step`, where there is one, has a block of
+    `net` with frozen statistics, which a criterion can take gradients from without building one.
     """
 
     net: Network
@@ -50,6 +51,8 @@ class Problem:
     batch: int
     augment: str = "none"
     iteration: int = 0
+    task: str = "classification"
+    step: Any = None
 
 
 @dataclass(frozen=True)

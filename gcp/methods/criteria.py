@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Callable, Dict, Iterable
 
 import numpy as np
 
-from gcp import runtime
 from gcp.cost.base import Cost
-from gcp.graph.network import Network, is_depthwise, scale_arrays, squared_input_norms
+from gcp.graph.network import Network, is_depthwise, squared_input_norms
 from gcp.methods.base import Problem
 from gcp.registry import Registry
+from gcp.seeds import Stream
 
 Scores = Dict[str, np.ndarray]  # per group, one number per channel; the lowest go first
 CRITERIA: Registry[Callable[[Problem], Scores]] = Registry("criterion")
@@ -75,37 +74,36 @@ def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
     return scores
 
 
-def taylor_scores(net: Network, cost: Cost, batches: Iterable) -> Dict[str, np.ndarray]:
+def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     """What the loss would change without a channel, to first order and squared, per unit of cost.
 
     With a factor m on a channel (on scale and shift of all norms of its group), `dL/dm` at m = 1 is
     `sum gamma dL/dgamma + beta dL/dbeta`: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
-    2019, eq. 8, with gates behind batch norm. Its square is averaged over the batches (x, y, n), statistics frozen, and
-    divided by what one channel of the group costs. Eq. 3 sees the layers next to a channel; this sees what the loss
-    makes of them: a narrow stem starves all that follows. Several workers each bring batches of their own.
+    2019, eq. 8, with gates behind batch norm. Its square is averaged over the batches and divided by what one channel
+    of the group costs. Eq. 3 sees the layers next to a channel; this sees what the loss makes of them: a narrow stem
+    starves all that follows. `step`, whose statistics are frozen, gives the slopes; `batches` are (number of the batch,
+    (images, labels)), and dropout follows from `seed` and that number. Several ranks each bring batches of their own.
     """
-    from gcp.backend.blocks import to_block
-    from gcp.backend.engine import autograd, mx
-    from gcp.train import losses
-    from gcp.train.distributed import device, workers
+    from gcp.backend.engine import mx
+    from gcp.train.distributed import process_group
 
-    ctx = device()
-    block = to_block(net, ctx, frozen_statistics=True, trainable=scale_arrays(net))
-    params, sums, n_batches = block.collect_params(), {g.name: np.zeros(g.size) for g in net.groups}, 0
-    for x, y, _ in batches:
-        with autograd.record():
-            loss = losses.smoothed_loss(block(mx.nd.array(x, ctx)), mx.nd.array(y, ctx), 0.0).mean()
-        loss.backward()
-        for g in net.groups:
-            arrays = [params[name] for norm in g.norms for name in net.norm_arrays(norm) if name is not None]
-            by_mask = sum((p.data() * p.grad()).reshape(-1) for p in arrays)
-            sums[g.name] += by_mask.asnumpy().astype(np.float64) ** 2
+    net, params = step.network(), step.block.collect_params()
+    arrays = {
+        g.name: [params[a].data() for n in g.norms for a in net.norm_arrays(n) if a is not None] for g in net.groups
+    }
+    sums, n_batches = {g.name: 0.0 for g in net.groups}, 0
+    for i, (x, y) in batches:
+        step.backward(x, y, i, seed)
+        for name, of_group in arrays.items():
+            slope = sum((a * a.grad).reshape(-1) for a in of_group) / len(x)
+            sums[name] = sums[name] + slope**2
         n_batches += 1
-    n_batches, *flat = workers().total([n_batches, *np.concatenate(list(sums.values()))])
-    ends = np.cumsum([g.size for g in net.groups])
-    totals = dict(zip(sums, np.split(np.array(flat), ends[:-1])))
-    per_channel = cost.marginal(net.widths)
-    return {name: total / max(1, n_batches) / per_channel[name] for name, total in totals.items()}
+    # Summed where they are and read once: reading waits for the device.
+    own = mx.nd.concat(*sums.values(), dim=0).asnumpy() if n_batches else np.zeros(sum(net.widths.values()))
+    n_batches, *totals = process_group().all_reduce_floats([n_batches, *own.astype(np.float64)])
+    ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(net.widths)
+    by_group = zip(sums, np.split(np.array(totals), ends[:-1]))
+    return {name: total / max(1, n_batches) / per_channel[name] for name, total in by_group}
 
 
 def scoring_batches(n_images: int) -> int:
@@ -151,13 +149,16 @@ def relative(problem: Problem) -> Scores:
 @CRITERIA.register("taylor", n_images=lambda n_train: scoring_batches(n_train) * SCORING_BATCH)
 def taylor(problem: Problem) -> Scores:
     """The squared first-order change of the loss, over training images: see `taylor_scores`."""
-    from gcp.train.distributed import workers
+    from gcp.train.distributed import process_group
+    from gcp.train.loop import Batches
+    from gcp.train.steps import scoring_step
 
-    rank, n = workers().part  # batch k is that of worker k mod n
+    rank, n = process_group().part  # batch k is that of rank k mod n
     train, n_batches = problem.data.train, scoring_batches(len(problem.data.train))
-    seed = (runtime.hash_seed(problem.seed, problem.iteration, 3), 0)
-    own = islice(train.batches(n * SCORING_BATCH, seed=seed, part=(rank, n)), len(range(rank, n_batches, n)))
-    return taylor_scores(problem.net, problem.budget.price, own)
+    seed = Stream.SCORING.seed(problem.seed, problem.iteration)
+    own = zip(range(rank, n_batches, n), Batches(train, n * SCORING_BATCH, seed).since(0))
+    step = problem.step or scoring_step(problem.net, problem.task)
+    return taylor_scores(step, problem.budget.price, own, seed)
 
 
 def images_to_score(criterion: str, n_train: int) -> int:

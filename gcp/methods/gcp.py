@@ -13,13 +13,13 @@ from typing import Annotated, Dict, Literal, Optional, Tuple
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp import runtime
 from gcp.cost.base import COSTS, Cost, fit_to_measured_budget
 from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
 from gcp.methods.criteria import CRITERIA, _variances, images_to_score
 from gcp.methods.select import select
 from gcp.options import listed
+from gcp.seeds import Stream
 
 
 class GcpOptions(MethodOptions):
@@ -139,51 +139,40 @@ def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
 
 def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> Tuple[Network, dict]:
     """One regularise, prune, recover (sections 4.3 and 4.4)."""
-    from gcp.train import checkpoints, evaluation, loop, optimisers, schedules
-    from gcp.train.proximal import ProximalSGD
+    from gcp.train import checkpoints, loop, optimisers, schedules
+    from gcp.train.losses import Objective
+    from gcp.train.steps import OrdinaryStep, ProximalStep
+    from gcp.train.tasks import TASKS
 
     p, t, budget, data, batch = options, problem.iteration, problem.budget, problem.data, problem.batch
     prefix = run.path / f"gcp-{t}-lam{lam:g}"
     limit = fraction_kept(t, p.iterations, budget.target, p.schedule) * budget.original
     n_regularise, n_recover = p.n_steps(data.train.n_batches(batch))
-    net = rescale(with_masks(problem.net))
-    variables, penalties = scale_arrays(net), channel_penalties(net, budget.price)
+    net, task = rescale(with_masks(problem.net)), TASKS[problem.task]
+    variables, objective = scale_arrays(net), Objective(task)
     strength = absolute_penalty(net, lam, p.lr, n_regularise)
+    penalties = {name: strength * c for name, c in channel_penalties(net, budget.price).items()}
 
-    def phase(net: Network, name: str, number: int, **how) -> Network:
-        if how["n_steps"] == 0:
-            return net
-        return checkpoints.stage(
-            Path(f"{prefix}-{name}"),
-            lambda checkpoint: (
-                loop.fit(
-                    net,
-                    data.train,
-                    name=f"GCP {t}/{p.iterations} {name}",
-                    batch=batch,
-                    trainable=variables,
-                    seed=runtime.hash_seed(problem.seed, t, number),
-                    augment=problem.augment,
-                    checkpoint=checkpoint,
-                    on_epoch=lambda **facts: run.log("epoch", stage=f"{prefix.name}-{name}", **facts),
-                    **how,
-                )[0],
-                {},
-            ),
-        )[0]
+    def train(step: OrdinaryStep, name: str, seed: int, schedule: schedules.Schedule) -> None:
+        def compute(checkpoint: Path) -> Tuple[Network, dict]:
+            loop.fit(
+                step,
+                loop.Batches(data.train, batch, seed, problem.augment),
+                schedule,
+                name=f"GCP {t}/{p.iterations} {name}",
+                checkpoint=checkpoint,
+                log=lambda **facts: run.log("epoch", stage=f"{prefix.name}-{name}", **facts),
+            )
+            return step.network(), {}
 
-    dense = net
-    net = phase(
-        net,
-        "regularise",
-        1,
-        n_steps=n_regularise,
-        lr=schedules.constant(p.lr),
-        frozen_statistics=True,
-        optimiser=lambda block: ProximalSGD(dense, block, strength, penalties, p.momentum),
-    )
-    regularised = evaluation.evaluate(net, data.validation)
-    scores = CRITERIA[p.score](replace(problem, net=net))
+        if schedule.n_steps:
+            step.load(checkpoints.run_once(Path(f"{prefix}-{name}"), compute)[0])
+
+    seed = Stream.REGULARISE.seed(problem.seed, t)
+    step = ProximalStep(net, objective, penalties, p.momentum, seed)
+    train(step, "regularise", seed, schedules.constant(p.lr, n_regularise))
+    net, regularised = step.network(), task.evaluate(step.outputs, data.validation)
+    scores = CRITERIA[p.score](replace(problem, net=net, step=step))
 
     def cut(_: Path) -> Tuple[Network, dict]:
         small, timings = fit_to_measured_budget(
@@ -191,20 +180,13 @@ def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> T
         )
         return small, {"timings": timings}
 
-    # What a clock decided has to be kept: a run that goes on could decide otherwise.
-    net, found = cut(prefix) if budget.measure is None else checkpoints.stage(Path(f"{prefix}-cut"), cut)
-    pruned = evaluation.evaluate(net, data.validation)
-    net = fold_masks(
-        phase(
-            net,
-            "recover",
-            2,
-            n_steps=n_recover,
-            lr=schedules.cosine(p.recover_lr, n_recover),
-            optimiser=lambda block: optimisers.SGD(block, p.momentum),
-        )
-    )
-    recovered = evaluation.evaluate(net, data.validation)
+    # What a clock decided has to be kept: a resumed run could decide otherwise.
+    net, found = cut(prefix) if budget.measure is None else checkpoints.run_once(Path(f"{prefix}-cut"), cut)
+    seed = Stream.RECOVER.seed(problem.seed, t)
+    step = OrdinaryStep(net, objective, lambda block: optimisers.SGD(block, p.momentum), seed, variables)
+    pruned = task.evaluate(step.outputs, data.validation)
+    train(step, "recover", seed, schedules.cosine(p.recover_lr, n_recover))
+    net, recovered = fold_masks(step.network()), task.evaluate(step.outputs, data.validation)
     if recovered["loss"] is None:
         raise optimisers.DivergedError(f"GCP iteration {t}: the validation loss is not finite after recovering")
     row = {
@@ -215,7 +197,7 @@ def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> T
         "loss_regularised": regularised["loss"],
         "loss_pruned": pruned["loss"],
         "loss_recovered": recovered["loss"],
-        "top1_recovered": recovered["top1"],
+        f"{task.metric}_recovered": recovered[task.metric],
         "widths": net.widths,
         "images": (n_regularise + n_recover) * batch + images_to_score(p.score, len(data.train)),
         **({} if budget.measure is None else found),

@@ -1,4 +1,4 @@
-"""Stages that survive a kill: each is computed once, saved, and read back by the next run."""
+"""Results that survive a kill: each is computed once, saved, and read back by the next run."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Callable, Tuple
 from gcp.backend.files import load, paths, save
 from gcp.graph.network import Network
 from gcp.storage import write_text
-from gcp.train.distributed import workers
+from gcp.train.distributed import process_group
 
 
-def stage(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:
-    """Do a stage once: its network and its facts are saved under `prefix`, and read back the next time.
+def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:
+    """The network and the facts of `compute`, saved under `prefix`; where they are saved already, read back.
 
-    `compute` gets the path of a checkpoint that it may use; the checkpoint goes when the stage is saved. Of several
-    workers, worker 0 says whether it is done, and has the files; what is not done all compute, with worker 0's facts.
+    `compute` gets the path of a checkpoint that it may use; the checkpoint is deleted once the result is saved. Of
+    several ranks, rank 0 has the files and says whether they are there; if not, all compute, and rank 0's facts count.
     """
-    facts_path, checkpoint, team = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint"), workers()
-    if team.share_file(facts_path):
+    facts_path, checkpoint, group = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint"), process_group()
+    if group.broadcast_file(facts_path):
         for path in paths(prefix):
-            team.share_file(path)
+            group.broadcast_file(path)
         return load(prefix), json.loads(facts_path.read_text())
     net, facts = compute(checkpoint)
-    facts = team.first(lambda: facts)
+    facts = group.broadcast(lambda: facts)
     save(net, prefix)
     write_text(facts_path, json.dumps(facts))
     checkpoint.unlink(missing_ok=True)
@@ -33,15 +33,15 @@ def stage(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tupl
 
 
 def same_network(make: Callable[[], Network]) -> Network:
-    """The network that `make` gives worker 0; the other workers need not have the files that it comes from."""
-    team = workers()
-    if team.n == 1:
+    """The network that `make` gives on rank 0; the other ranks need not have the files that it comes from."""
+    group = process_group()
+    if group.world_size == 1:
         return make()
     with tempfile.TemporaryDirectory() as folder:
         net = None
-        if team.rank == 0:
+        if group.rank == 0:
             net = make()
             save(net, Path(folder) / "network")
         for path in paths(Path(folder) / "network"):
-            team.share_file(path)
+            group.broadcast_file(path)
         return net or load(Path(folder) / "network")

@@ -1,9 +1,9 @@
-"""The workers of a job: sums over all of them, agreement between them, and which device is whose.
+"""The process group of a job: all-reduce, broadcast, equality checks, and the device of each rank.
 
-Every worker runs the same program on its part of each batch, and makes the same updates from the same sums; worker 0
+Every rank runs the same program on its part of each batch, and makes the same updates from the same sums; rank 0
 alone decides what a clock or a file decides, and its folder is the job's. The sums go through MXNet's KVStore
 `dist_sync`. Its servers run an optimiser, as is its default; ours assigns: a push and a pull are then an all-reduce.
-`scripts/launch.py` starts the workers and says in the environment who they are; a lone process has itself, at no cost.
+`scripts/launch.py` starts the processes and tells each its rank in the environment; a single process sends nothing.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gcp.train.launch import job
 
 CHUNK = 2**19  # numbers in a message: below MXNET_KVSTORE_BIGARRAY_BOUND, so that no server has half of one
 BLOCK = 8  # chunks of a file that travel at once; a file shall not decide how much memory the servers need
-STAMPS = 1024  # sums are numbered modulo this; times the workers it has to be a whole number in float32
+STAMPS = 1024  # sums are numbered modulo this; times the world size it has to be a whole number in float32
 
 
 class UnequalError(UserError):
-    """The workers no longer agree. Not a mistake of the user's: the job may go on from its last checkpoint."""
+    """The ranks no longer agree. Not a mistake of the user's: the job can resume from its last checkpoint."""
 
     exit_status = 1
 
 
 @mx.optimizer.register
 class Assign(mx.optimizer.Optimizer):
-    """On the servers: the stored value becomes the sum of what the workers pushed.
+    """On the servers: the stored value becomes the sum of what the ranks pushed.
 
     Without any optimiser servers copy the sum by themselves, which is the mode (`update_on_kvstore=False`) in which
-    workers were seen to diverge. MXNet sends this object to the servers of the job, which import this module for it.
+    ranks were seen to diverge. MXNet sends this object to the servers of the job, which import this module for it.
     """
 
     def create_state(self, index, weight) -> None:
@@ -66,9 +66,9 @@ def check_gpus(gpus: Sequence[int]) -> None:
 
 
 @lru_cache(maxsize=None)
-def workers() -> Workers | Lone:
-    """The workers of this process's job, joined at the first call."""
-    return Lone() if job().world_size == 1 else Workers(job().rank, job().world_size)
+def process_group() -> ProcessGroup | SingleProcess:
+    """The process group of this process's job, joined at the first call."""
+    return SingleProcess() if job().world_size == 1 else ProcessGroup(job().rank, job().world_size)
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -80,59 +80,59 @@ def digest(arrays: Mapping[str, np.ndarray]) -> bytes:
     return sha.digest()
 
 
-class Lone:
-    """A process by itself: sums are what they are, and nothing is sent."""
+class SingleProcess:
+    """A group of one: sums are what they are, and nothing is sent. Its methods are those of `ProcessGroup`."""
 
-    rank, n = 0, 1
+    rank, world_size = 0, 1
     part = (0, 1)
 
-    def summing(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """As `Workers.summing`."""
+    def all_reducer(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """Nothing is to be done."""
         return lambda: None
 
-    def averaging(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """As `Workers.averaging`."""
+    def averager(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """Nothing is to be done."""
         return lambda: None
 
-    def total(self, values: Iterable[float]) -> List[float]:
-        """As `Workers.total`."""
+    def all_reduce_floats(self, values: Iterable[float]) -> List[float]:
+        """The values themselves."""
         return list(values)
 
-    def first(self, decide: Callable[[], Any]) -> Any:
-        """As `Workers.first`."""
+    def broadcast(self, decide: Callable[[], Any]) -> Any:
+        """What `decide` returns."""
         return decide()
 
-    def share_file(self, path: Path) -> bool:
-        """As `Workers.share_file`."""
+    def broadcast_file(self, path: Path) -> bool:
+        """Whether the file is there."""
         return path.exists()
 
     def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
-        """As `Workers.check`."""
+        """Nothing can differ."""
 
     @contextlib.contextmanager
     def output(self, folder: str) -> Iterator[str]:
-        """As `Workers.output`."""
+        """The folder itself."""
         yield folder
 
 
-class Workers:
-    """`n` processes in step, this one number `rank`. All have to make the same calls in the same order.
+class ProcessGroup:
+    """`world_size` processes in step, this one of number `rank`. All have to make the same calls in the same order.
 
     Everything travels in messages of `CHUNK` numbers, whatever it is: the servers then need no more memory than the
     largest sum, however many networks of other sizes a job trains. The buffers of the messages are the same for all
     sums: KVStore keeps pushes and pulls of one buffer in order, those of one key it does not.
     """
 
-    def __init__(self, rank: int, n: int) -> None:
-        self.rank, self.n = rank, n
-        self.part = (rank, n)
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.part = (rank, world_size)
         self._store = mx.kv.create("dist_sync")
-        # A worker that fails has to end at once, not to wait in its last lines for workers that wait for it.
+        # A rank that fails has to end at once, not to wait at its exit for ranks that wait for it.
         mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
         atexit.register(self._leave)
-        if self._store.num_workers != n:
+        if self._store.num_workers != world_size:
             raise UserError(
-                f"worker {rank} of {n}: the scheduler knows {self._store.num_workers} workers; start them "
+                f"worker {rank} of {world_size}: the scheduler knows {self._store.num_workers} workers; start them "
                 "with scripts/launch.py"
             )
         if rank == 0:
@@ -143,10 +143,10 @@ class Workers:
         self._n_sums = 0
         self._stamps: List[Tuple[mx.nd.NDArray, int]] = []
 
-    def summing(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """A function that replaces each of these float32 or float16 arrays by its sum over all workers.
+    def all_reducer(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """A function that replaces each of these float32 or float16 arrays by its sum over all ranks.
 
-        The sum over three workers or more depends, in its last bits, on who came first; it is the same for all.
+        The sum over three ranks or more depends, in its last bits, on which came first; it is the same on all.
         """
         if not arrays:
             return lambda: None
@@ -182,36 +182,36 @@ class Workers:
                 place.copyto(piece)
             for array, copy in cast:
                 copy.copyto(array)
-            self._stamps.append((mx.nd.concat(*ends, dim=0), self._n_sums % STAMPS * self.n))
+            self._stamps.append((mx.nd.concat(*ends, dim=0), self._n_sums % STAMPS * self.world_size))
 
         return run
 
-    def averaging(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """A function that replaces each of these arrays by its mean over all workers."""
-        run = self.summing(arrays)
+    def averager(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
+        """A function that replaces each of these arrays by its mean over all ranks."""
+        run = self.all_reducer(arrays)
 
         def average() -> None:
             mx.nd.waitall()  # reading running statistics does not wait for the backward pass that updates them
             run()
             for array in arrays:
-                array /= self.n
+                array /= self.world_size
 
         return average
 
-    def total(self, values: Iterable[float]) -> List[float]:
-        """Sums of numbers over all workers, in float64 and in the order of the workers: the same in every run."""
+    def all_reduce_floats(self, values: Iterable[float]) -> List[float]:
+        """Sums of numbers over all ranks, in float64 and in the order of the ranks: the same in every run."""
         return self._gathered(np.array(list(values), np.float64)).sum(0).tolist()
 
-    def first(self, decide: Callable[[], Any]) -> Any:
-        """What worker 0 decides, as plain JSON; the others wait for it, and do not call `decide`."""
+    def broadcast(self, decide: Callable[[], Any]) -> Any:
+        """What `decide` returns on rank 0, as plain JSON; the other ranks wait for it, and do not call `decide`."""
         text = json.dumps(decide()).encode() if self.rank == 0 else None
-        return json.loads(self._shared(text))
+        return json.loads(self._broadcast_bytes(text))
 
-    def share_file(self, path: Path) -> bool:
-        """Put worker 0's file at `path` to every worker's `path`, in its own folder; False if there is none."""
-        there = self.first(path.exists)
+    def broadcast_file(self, path: Path) -> bool:
+        """Copy rank 0's file at `path` to the `path` of every rank, in its own folder; False if there is none."""
+        there = self.broadcast(path.exists)
         if there:
-            content = self._shared(path.read_bytes() if self.rank == 0 else None)
+            content = self._broadcast_bytes(path.read_bytes() if self.rank == 0 else None)
             if self.rank:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -220,28 +220,28 @@ class Workers:
     def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
         """UnequalError, saying `where`, if any sum since the last check was not the sum of the same step of all.
 
-        With `arrays`, also if theirs are not worker 0's, bit by bit.
+        With `arrays`, also if they are not equal to rank 0's, bit by bit.
         """
         for stamps, expected in self._stamps:
             if (stamps.asnumpy() != expected).any():
                 raise UnequalError(
-                    f"{where}: worker {self.rank} of {self.n} got a sum of another step, or not of all "
-                    "workers; run again to go on from the last checkpoint"
+                    f"{where}: worker {self.rank} of {self.world_size} got a sum of another step, or not of all "
+                    "workers; run again to resume from the last checkpoint"
                 )
         self._stamps.clear()
         if arrays is not None:
             hashes = self._gathered(np.frombuffer(digest(arrays()), np.uint8).astype(np.float64))
-            unequal = [str(r) for r in range(self.n) if (hashes[r] != hashes[0]).any()]
+            unequal = [str(r) for r in range(self.world_size) if (hashes[r] != hashes[0]).any()]
             if unequal:
                 raise UnequalError(
-                    f"{where}: the parameters of worker {', '.join(unequal)} of {self.n} are not those "
-                    "of worker 0; run again to go on from the last checkpoint (the workers' processors "
+                    f"{where}: the parameters of worker {', '.join(unequal)} of {self.world_size} are not those "
+                    "of worker 0; run again to resume from the last checkpoint (the workers' processors "
                     "have to be of one kind)"
                 )
 
     @contextlib.contextmanager
     def output(self, folder: str) -> Iterator[str]:
-        """The folder that this worker writes to: for all but worker 0 one that vanishes."""
+        """The folder that this rank writes to: for all but rank 0 a temporary one."""
         if self.rank == 0:
             yield folder
         else:
@@ -258,13 +258,13 @@ class Workers:
             self._store.init(key, self._chunks[-1])
 
     def _gathered(self, values: np.ndarray) -> np.ndarray:
-        """Every worker's float64 values, shape (n, len(values)), bit by bit."""
-        words = np.zeros((self.n, 4 * len(values)), np.float32)
+        """Every rank's float64 values, shape (world_size, len(values)), bit by bit."""
+        words = np.zeros((self.world_size, 4 * len(values)), np.float32)
         words[self.rank] = values.view(np.uint16)
         return self._summed(words).astype(np.uint16).view(np.float64)
 
-    def _shared(self, content: Optional[bytes]) -> bytes:
-        """Worker 0's bytes."""
+    def _broadcast_bytes(self, content: Optional[bytes]) -> bytes:
+        """Rank 0's bytes."""
         size = int(self._gathered(np.array([len(content or b"")], np.float64))[0, 0])
         words = np.zeros(-(-size // 2), np.float32)
         if content is not None:
@@ -274,7 +274,7 @@ class Workers:
         return b"".join(part.astype(np.uint16).tobytes() for part in parts)[:size]
 
     def _summed(self, words: np.ndarray) -> np.ndarray:
-        """Sum over the workers of whole numbers below 2^16 of which all workers but one have zeros."""
+        """Sum over the ranks of whole numbers below 2^16 of which all ranks but one have zeros."""
         array = mx.nd.array(words, self._device)
-        self.summing([array])()
+        self.all_reducer([array])()
         return array.asnumpy()

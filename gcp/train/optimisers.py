@@ -1,35 +1,33 @@
-"""Updates from gradients: SGD in float32 and mixed precision, and the block that they train."""
+"""Updates from gradients: SGD in float32 and in mixed precision."""
 
 from __future__ import annotations
 
-import gc
-from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set
+from typing import Dict, List, Optional, Protocol, Sequence, Set
 
 import numpy as np
 
-from gcp.backend.blocks import to_block
-from gcp.backend.engine import autograd, mx
+from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.train.distributed import device
-from gcp.train.losses import smoothed_loss
 
 FINITE_ARRAYS = 200  # as many as `multi_all_finite` has room for
 
 
 class DivergedError(UserError):
-    """The loss was no longer a finite number."""
+    """The loss was no longer a finite number, after `steps` steps of a training."""
+
+    steps = 0
 
 
 class Optimiser(Protocol):
-    """Applies one step's gradients; its state is plain arrays, so that checkpoints need no pickle."""
+    """Applies one step's gradients to a block; its state is plain arrays, so that checkpoints need no pickle."""
 
     def step(self, lr: float, batch: int) -> None:
         """Update the parameters from their gradients, which are sums over `batch` images."""
 
     def gradients(self) -> List[mx.nd.NDArray]:
-        """The arrays that `step` reads the gradients from: where there are other workers, sums over all take theirs."""
+        """The arrays that `step` reads the gradients from; of several ranks, they are summed over all in place."""
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
         """All that the next step depends on besides the parameters' values."""
@@ -105,7 +103,7 @@ class MixedSGD(SGD):
         self.loss_scale, self._n_good = 128.0, 0
 
     def take(self, net: Network) -> None:
-        """Begin from the network's own values: the block's are rounded."""
+        """Take over the network's own values: the block's are rounded."""
         for name, value in self.masters.items():
             value[:] = net.arrays[name]
 
@@ -164,70 +162,3 @@ def check_dtype(dtype: str) -> None:
             "dtype: float16 needs a GPU, and there is none here (for CPUs MXNet has no convolution and no "
             "dense layer in float16); set it to float32"
         )
-
-
-def trained_block(
-    net: Network,
-    ctx: mx.Context,
-    frozen_statistics: bool = False,
-    trainable: Optional[Set[str]] = None,
-    dtype: str = "float32",
-):
-    """The network as a block to train: with batch norm and relu as one operator if a trial step on an image runs.
-
-    Whether oneDNN has a backward for it depends on the widths and on the kernels that it picks for the machine. The
-    results are the same bit by bit.
-    """
-    if dtype != "float32":
-        return to_block(net, ctx, frozen_statistics, trainable, dtype=dtype)
-    if _even_blocks(net):
-        return to_block(net, ctx, frozen_statistics, trainable, fused=True)
-    # The trial's block is thrown away: its running statistics have moved, its gradients are bound to their arrays.
-    trial = to_block(net, ctx, frozen_statistics, trainable, fused=True)
-    output = None
-    try:
-        with autograd.record():
-            output = trial(mx.nd.zeros((1,) + tuple(net.input_shape), ctx))
-        output.backward()
-        mx.nd.waitall()
-        works = True
-    except mx.MXNetError:
-        works = False
-    del trial, output
-    gc.collect()  # a block is full of cycles, and holds the memory of a whole step
-    return to_block(net, ctx, frozen_statistics, trainable, fused=works)
-
-
-def _even_blocks(net: Network) -> bool:
-    """Whether all kernels lay out channels in blocks of 16: AVX-512, and every conv's width a multiple. No trial then.
-
-    A trial leaves the heap in pieces: the peak memory of a ResNet-18 step was 1.2 times GluonCV's instead of 1.0.
-    """
-    cpu = Path("/proc/cpuinfo")
-    return (
-        all(net.shapes[i][0] % 16 == 0 for i, n in enumerate(net.nodes) if n.op == "Convolution")
-        and cpu.exists()
-        and "avx512f" in cpu.read_text()
-    )
-
-
-def random_step(net: Network, batch: int) -> Callable[[], None]:
-    """A function that makes one ordinary training step, on all weights, on the same random images each time."""
-    ctx, rng = device(), np.random.default_rng(0)
-    x = mx.nd.array(rng.standard_normal((batch, *net.input_shape)), ctx)
-    y = mx.nd.array(rng.integers(0, net.n_classes, batch), ctx)
-    block = trained_block(net, ctx)
-    optimiser = SGD(block, 0.9, 1e-4)
-
-    def step() -> None:
-        with autograd.record():
-            loss = smoothed_loss(block(x), y, 0.0)
-        loss.backward()
-        optimiser.step(0.1, batch)
-
-    return step
-
-
-def values_of(block) -> List[mx.nd.NDArray]:
-    """The block's parameters and running statistics."""
-    return [p.data() for p in block.collect_params().values()]

@@ -14,14 +14,14 @@ from gcp.train import optimisers
 class ProximalSGD:
     """Proximal gradient on scales and masks (eq. 6), plain SGD on everything else that is trainable.
 
-    After each momentum step, `gamma <- sign(gamma) max(|gamma| - lr lam c_g, 0)`. A tied group has one mask m for
-    its norms, `gamma_p = m gamma^_p`, `beta_p = m beta^_p`; m takes gamma's place in the penalty. It starts at the
-    root of the summed squared scales, so that m^2 is the group's score where the readers have unit norm, and
-    masks and scales are in the same units. All scales are one flat vector, all shifts another, all masks a third:
-    a step costs some 30 small operators whatever the depth of the network.
+    After each momentum step, `gamma <- sign(gamma) max(|gamma| - lr lam c_g, 0)`; `penalties` has the groups' lam c_g.
+    A tied group has one mask m for its norms, `gamma_p = m gamma^_p`, `beta_p = m beta^_p`; m takes gamma's place in
+    the penalty. It starts at the root of the summed squared scales, so that m^2 is the group's score where the readers
+    have unit norm, and masks and scales are in the same units. All scales are one flat vector, all shifts another, all
+    masks a third: a step costs some 30 small operators whatever the depth of the network.
     """
 
-    def __init__(self, net: Network, block, lam: float, penalties: Mapping[str, float], momentum: float) -> None:
+    def __init__(self, net: Network, block, penalties: Mapping[str, float], momentum: float) -> None:
         params = block.collect_params()
         norms = [(g, net.norm_arrays(n)) for g in net.groups for n in g.norms]
         self._gammas = [params[gamma] for _, (gamma, _) in norms]
@@ -40,9 +40,9 @@ class ProximalSGD:
             if len(g.norms) > 1:
                 first[g.name] = n_slots + np.arange(g.size)
                 n_slots += g.size
-                mask_threshold.append(np.full(g.size, lam * penalties[g.name]))
+                mask_threshold.append(np.full(g.size, penalties[g.name]))
         slots = [first.get(g.name, np.zeros(g.size)).astype(np.int64) for g, _ in norms]
-        threshold = [np.full(g.size, 0.0 if g.name in first else lam * penalties[g.name]) for g, _ in norms]
+        threshold = [np.full(g.size, 0.0 if g.name in first else penalties[g.name]) for g, _ in norms]
         beta_slots = [s for s, (_, (_, beta)) in zip(slots, norms) if beta is not None]
         gamma, of_gamma = _joined(self._gammas), np.concatenate(slots)
         m = np.zeros(n_slots)

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Callable, Sequence
 
 
-def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Callable[[int], float]:
-    """Learning rate of step i: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017, no restarts)."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training is, in steps, and the learning rate of each of them, counted from 0."""
 
-    def at(i: int) -> float:
-        if i < n_warmup:
-            return lr * (i + 1) / n_warmup
+    n_steps: int
+    rate: Callable[[int], float]
+
+    def __call__(self, i: int) -> float:
+        """The learning rate of step i."""
+        return self.rate(i)
+
+
+def constant(lr: float, n_steps: int) -> Schedule:
+    """The same learning rate at every step."""
+    return Schedule(n_steps, lambda i: lr)
+
+
+def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Schedule:
+    """Linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017, no restarts)."""
+
+    def after(i: int) -> float:
         return lr * 0.5 * (1 + math.cos(math.pi * (i - n_warmup) / max(1, n_steps - n_warmup)))
 
-    return at
+    return _warmed_up(lr, n_steps, n_warmup, after)
 
 
-def steps(lr: float, at: Sequence[int], factor: float, n_warmup: int = 0) -> Callable[[int], float]:
-    """Learning rate of step i: linear warm-up, then `lr`, multiplied by `factor` from each step of `at` on."""
-
-    def rate(i: int) -> float:
-        return lr * (i + 1) / n_warmup if i < n_warmup else lr * factor ** sum(i >= step for step in at)
-
-    return rate
+def steps(lr: float, n_steps: int, at: Sequence[int], factor: float, n_warmup: int = 0) -> Schedule:
+    """Linear warm-up, then `lr`, multiplied by `factor` from each step of `at` on."""
+    return _warmed_up(lr, n_steps, n_warmup, lambda i: lr * factor ** sum(i >= step for step in at))
 
 
-def constant(lr: float) -> Callable[[int], float]:
-    """The same learning rate at every step."""
-    return lambda i: lr
+def _warmed_up(lr: float, n_steps: int, n_warmup: int, after: Callable[[int], float]) -> Schedule:
+    return Schedule(n_steps, lambda i: lr * (i + 1) / n_warmup if i < n_warmup else after(i))

@@ -1,0 +1,101 @@
+"""What networks are trained for: a task is a loss, metrics and how they are measured on a split."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Protocol, Sequence, Tuple, Union
+
+import numpy as np
+
+from gcp.backend.blocks import to_block
+from gcp.backend.engine import mx
+from gcp.graph.network import Network
+from gcp.registry import Registry
+from gcp.train.distributed import device, process_group
+
+Model = Union[Network, Callable[[np.ndarray], np.ndarray]]
+
+
+class Task(Protocol):
+    """A loss and its metrics. A new task is one such class, registered by name in `TASKS`."""
+
+    metric: str  # the metric, larger is better, that stands for the quality of a network
+
+    def loss(self, output: mx.nd.NDArray, labels: mx.nd.NDArray, smoothing: float = 0.0) -> mx.nd.NDArray:
+        """The loss per image, shape (batch,)."""
+
+    def distilled_loss(self, output: mx.nd.NDArray, taught: mx.nd.NDArray, temperature: float) -> mx.nd.NDArray:
+        """The loss per image, shape (batch,), against a teacher's output."""
+
+    def evaluate(self, model: Model, split, batch: int = 100) -> dict:
+        """The metrics of a model on a split: plain numbers by name, among them `loss` and `n_eval`."""
+
+    def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Images of this shape and labels, drawn at random, for steps that are timed."""
+
+
+TASKS: Registry[Task] = Registry("task")
+
+
+class Classification:
+    """One label an image: cross entropy, top-1 and top-5 accuracy."""
+
+    metric = "top1"
+
+    def loss(self, output: mx.nd.NDArray, labels: mx.nd.NDArray, smoothing: float = 0.0) -> mx.nd.NDArray:
+        """Cross entropy per image, shape (batch,), against labels smoothed towards the uniform distribution."""
+        log_p = mx.nd.log_softmax(output)
+        loss = -mx.nd.pick(log_p, labels)
+        return loss if smoothing == 0 else (1 - smoothing) * loss - smoothing * log_p.mean(axis=1)
+
+    def distilled_loss(self, output: mx.nd.NDArray, taught: mx.nd.NDArray, temperature: float) -> mx.nd.NDArray:
+        """T^2 KL(softmax(taught / T) || softmax(output / T)) per image (Hinton et al. 2015, section 2)."""
+        log_p = mx.nd.log_softmax(taught / temperature)
+        log_q = mx.nd.log_softmax(output / temperature)
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(axis=1)
+
+    def evaluate(self, model: Model, split, batch: int = 100) -> dict:
+        """Top-1 and top-5 accuracy (fractions), mean cross entropy and the number of images of a split.
+
+        `model` is a network, or any function from images (n, 3, H, W) to logits (n, classes). Correct and seen images
+        are summed and divided once, for the last batch is short; several ranks each take a part of every batch.
+        """
+        group = process_group()
+        outputs = predictor(model) if isinstance(model, Network) else model
+        sums = np.zeros(4)  # images, those right at first and within the first five, summed cross entropy
+        for x, y, n in split.batches(batch * group.world_size, part=group.part):
+            if n:  # a part of a short batch can hold filling only
+                sums += self._sums(outputs(x)[:n].astype(np.float64), y[:n])
+        seen, top1, top5, loss = group.all_reduce_floats(sums.tolist())
+        return {
+            "top1": top1 / seen,
+            "top5": top5 / seen,
+            "loss": loss / seen if math.isfinite(loss) else None,
+            "n_eval": int(seen),
+        }
+
+    @staticmethod
+    def _sums(output: np.ndarray, y: np.ndarray) -> Tuple[int, int, int, float]:
+        top = output.max(1, keepdims=True)
+        log_z = top[:, 0] + np.log(np.exp(output - top).sum(1))
+        of_label = output[np.arange(len(y)), y]
+        # An image counts as right when fewer than k classes score above its label; ties go by class number, as argmax.
+        above = (output > of_label[:, None]).sum(1) + (
+            (output == of_label[:, None]) & (np.arange(output.shape[1]) < y[:, None])
+        ).sum(1)
+        return len(y), (above < 1).sum(), (above < 5).sum(), (log_z - of_label).sum()
+
+    def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Normal images and uniform labels, the same at every call."""
+        rng, ctx = np.random.default_rng(0), device()
+        x = mx.nd.array(rng.standard_normal((size, *shape)), ctx)
+        return x, mx.nd.array(rng.integers(0, n_classes, size), ctx)
+
+
+CLASSIFICATION = TASKS.register("classification")(Classification())
+
+
+def predictor(net: Network) -> Callable[[np.ndarray], np.ndarray]:
+    """The network as a function from images to outputs, on this process's device."""
+    block = to_block(net, device(), trainable=set())
+    return lambda x: block(mx.nd.array(x, device())).asnumpy()
