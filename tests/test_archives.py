@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -356,6 +357,93 @@ def test_folders_with_a_bad_image_and_of_other_classes(folders, tmp_path):
     assert "no such class folder" in mistake(prepare.prepare_folder, folders, tmp_path / "c", RAW)
 
 
+# What is written is read, or refused before anything is written
+
+
+@pytest.mark.parametrize("name", [" ", "a\tb", "a\nb", "a\rb", "caf\udce9"])
+def test_class_names_that_a_list_cannot_hold(folders, tmp_path, name):
+    for split in ("train", "test"):
+        (folders / split / "cat").rename(folders / split / name)
+    assert "rename it" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+    assert not list((tmp_path / "out").glob("*.rec"))
+
+
+@pytest.mark.parametrize("name", ["a b", "a\x85b", "a\u2028b", "ü", "a,b", '"a"'])
+def test_odd_class_names_are_read_again(folders, tmp_path, name):
+    for split in ("train", "test"):
+        (folders / split / "cat").rename(folders / split / name)
+        (folders / split / name / "0.jpg").rename(folders / split / name / f"{name}.jpg")
+    prepare.prepare_folder(folders, tmp_path / "out", RAW)
+    found = data.load(data.options(name="folder", root=str(tmp_path / "out"), input=(3, 16, 16)))
+    assert sorted(found.classes) == sorted((name, "dog"))
+
+
+def test_a_class_that_only_one_side_has_images_of(ilsvrc, tmp_path):
+    (ilsvrc / "truth.txt").write_text(f"{WNIDS[0]}\n{WNIDS[1]}\n" * 3)
+    args = ilsvrc, tmp_path / "out", RAW, SUBSET, ilsvrc / "truth.txt"
+    assert f"val.rec: holds no image of class 2 ({WNIDS[2]})" in mistake(prepare.prepare_imagenet, *args)
+    assert not list((tmp_path / "out").glob("*.rec"))
+
+
+def test_a_class_that_loses_all_images_by_skipping(folders, tmp_path):
+    for path in (folders / "test/dog").iterdir():
+        path.write_bytes(b"junk")
+    for _ in range(2):  # the second run finds the files of the first
+        assert "test.rec: holds no image of class 1 (dog)" in mistake(
+            prepare.prepare_folder, folders, tmp_path / "out", RAW, skip=True
+        )
+    assert not (tmp_path / "out" / prepare.PREPARED).exists()
+
+
+def test_a_single_training_image(folders, tmp_path):
+    shutil.rmtree(folders / "train/dog")
+    shutil.rmtree(folders / "test/dog")
+    for k in (1, 2):
+        (folders / f"train/cat/{k}.jpg").unlink()
+    assert "a single training image" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+
+
+@pytest.mark.parametrize("name", ["train.rec", "test.rec", "train"])
+def test_files_of_other_origin_are_not_taken_for_our_own(folders, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert f"{name}: is there already" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+
+
+def test_what_was_prepared_and_removed_is_made_again(folders, tmp_path):
+    done = prepare.prepare_folder(folders, tmp_path / "out", RAW)
+    (tmp_path / "out/train.rec").unlink()
+    assert prepare.prepare_folder(folders, tmp_path / "out", RAW) == done and (tmp_path / "out/train.rec").exists()
+    (tmp_path / "out" / prepare.PREPARED).write_text('{"job": 5}')
+    assert "prepared.json: job: 5" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+
+
+def test_images_that_cannot_be_stored(monkeypatch):
+    wide = cv2.imencode(".png", np.zeros((2, 66000, 3), np.uint8))[1].tobytes()
+    with pytest.raises(sources.BadImage, match="66000x2 pixels are more than a JPEG holds"):
+        prepare.encoded(wide, "a", Encoding(480))
+    monkeypatch.setattr(prepare, "MAX_PIECE", 100)
+    with pytest.raises(sources.BadImage, match="more than a record holds"):
+        prepare.encoded(jpeg(smooth(90, 120)), "a", RAW)
+
+
+def test_two_preparations_of_one_folder_wait_for_each_other(folders, tmp_path):
+    command = [
+        *(sys.executable, str(REPO / "scripts/prepare.py"), "folder", "--root", str(folders), "--raw"),
+        *("--out", str(tmp_path / "out")),
+    ]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPO)}) for _ in "ab"
+    ]
+    first, second = (json.loads(process.communicate()[0]) for process in both)
+    assert first == second and first["images"] == {"train": 6, "test": 6}
+    assert len(images_of(tmp_path / "out/train.rec")) == 6
+
+
+def images_of(path) -> list[bytes]:
+    records = sources.Records(path)
+    return [records.read(row) for row in range(len(records))]
+
+
 # Caltech-256
 
 CALTECH = {
@@ -377,6 +465,9 @@ def test_caltech_is_unpacked_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "replacing", lambda path, real=prepare.replacing: written.append(path) or real(path))
     prepare.unpack_caltech(tmp_path / "c.tar", out, 2)
     assert written == [out / "256_ObjectCategories/257.clutter/257_0001.jpg"] and written[0].read_bytes() == b"bc"
+    (out / "256_ObjectCategories/002.other").mkdir()
+    (out / "256_ObjectCategories/002.other/1.jpg").write_bytes(b"a")
+    assert "holds other images, too" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out, 2)
     assert "holds 2 images, should be 30607" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out)
 
 

@@ -369,6 +369,12 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def bomb(path):
+    """A header that promises more than anybody has, and gigabytes of zeros behind it."""
+    header = bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**20, 2**10, 2**10)
+    path.write_bytes(gzip.compress(header) + gzip.compress(bytes(2**24)) * 300)
+
+
 def floats(path):
     path.write_bytes(gzip.compress(bytes((0, 0, 13, 3)) + bytes(40)))
 
@@ -384,6 +390,7 @@ def floats(path):
         (garbled, ""),
         (empty, ""),
         (floats, "not an IDX file"),
+        (bomb, ""),
     ],
 )
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])

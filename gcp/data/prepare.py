@@ -510,9 +510,7 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
     if scale < 1:
         size = max(how.resize, round(width * scale)), max(how.resize, round(height * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    try:
-        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, how.quality])[1].tobytes()
-    except cv2.error:
-        raise BadImage(
-            f"{name}: {image.shape[1]}x{image.shape[0]} pixels are more than a JPEG holds; cut or remove it"
-        ) from None
+    done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, how.quality])
+    if not done:
+        raise BadImage(f"{name}: {image.shape[1]}x{image.shape[0]} pixels are more than a JPEG holds; cut or remove it")
+    return jpeg.tobytes()
