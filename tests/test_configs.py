@@ -92,7 +92,7 @@ def test_every_configuration_has_a_small_version():
     for path in FILES:
         small = config.load(path, (), [REPO / "configs" / "smoke.yaml"])
         assert small.scale == "smoke" and small.output.startswith("results/smoke/"), path
-        assert (small.data.n_train, small.train.epochs, small.data.input) == (400, 1, (3, 32, 32)), path
+        assert (small.data.n_train, small.train.epochs, small.data.input) == (400, 3, (3, 32, 32)), path
 
 
 def test_uniform_and_gcp_are_trained_alike():
