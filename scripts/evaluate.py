@@ -17,11 +17,11 @@ def run(argv: list) -> None:
     parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)
     from gcp.backend import files
-    from gcp.experiment import run as experiment_run
+    from gcp.experiment import measure
 
     shape = args.input or (files.load(args.network).input_shape if files.is_saved(args.network) else (3, 224, 224))
     data = datasets.options(name=args.data, root=args.root, input=shape)
-    print(json.dumps(experiment_run.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
+    print(json.dumps(measure.evaluate(args.network, data, args.pretrained, args.batch), indent=1))
 
 
 if __name__ == "__main__":

@@ -57,17 +57,17 @@ def run(argv: list) -> None:
         )
     from gcp import storage
     from gcp.backend import export, zoo
-    from gcp.experiment import run as experiment_run
+    from gcp.experiment import measure
     from gcp.report import report
 
     for name in args.network:
-        experiment_run.with_weights(name, args.pretrained)
+        measure.with_weights(name, args.pretrained)
     facts = {}
     if args.int8:
         shape = args.input or zoo.open_network(args.network[0], pretrained=args.pretrained).input_shape
         data = datasets.options(name=args.data, root=args.root, input=shape)
         prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
-        facts["int8"] = experiment_run.quantize(
+        facts["int8"] = measure.quantize(
             args.network, prefixes, data, args.pretrained, args.calibration, args.batch, args.repeats
         )
         if args.table:

@@ -25,7 +25,9 @@ def run(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     paths = report.write(arguments.results, arguments.output)
     output = Path(arguments.output or Path(arguments.results) / "report")
-    paths += paper.write(records.load_records(arguments.results), REFERENCE, output, arguments.paper)
+    paths += paper.write(
+        [report.as_dict(run) for run in records.load_records(arguments.results)], REFERENCE, output, arguments.paper
+    )
     for path in paths:
         if path.suffix == ".md":
             print(path.read_text(encoding="utf-8"))

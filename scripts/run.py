@@ -42,26 +42,27 @@ def run(argv: list) -> None:
         )
     runtime.use_threads(cfg.threads, job.local_size)
     runtime.use_gpu(cfg.gpus, job.local_rank)
-    from gcp.experiment import run as experiment_run  # imports MXNet, which reads the threads and GPUs as it loads
+    from gcp.experiment import measure, record  # import MXNet, which reads the threads and GPUs as it loads
+    from gcp.experiment import run as experiment_run
 
-    record = experiment_run.run(cfg)
+    done, speeds = experiment_run.run(cfg), None
     if job.rank:
         return
     if not args.untimed:
-        record = experiment_run.measure_speed(cfg)
-    final = record["stages"]["final"]
+        speeds = measure.measure_speed(cfg).speeds
+    final = done.stages.final
     print(
         json.dumps(
             {
-                "top1": final["top1"],
-                "n_eval": final["n_eval"],
-                "macs_kept": record["macs_kept"],
-                "params_kept": record["params_kept"],
-                "images_per_second": (final["throughput"] or {}).get("images_per_second"),
+                "top1": final.top1,
+                "n_eval": final.n_eval,
+                "macs_kept": done.macs_kept,
+                "params_kept": done.params_kept,
+                "images_per_second": speeds and speeds.throughput.final.images_per_second,
             }
         )
     )
-    print(f"record: {experiment_run.record_path(cfg)}")
+    print(f"record: {record.run_path(cfg) / record.RECORD}")
 
 
 if __name__ == "__main__":

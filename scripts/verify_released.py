@@ -25,8 +25,10 @@ def run(argv: list) -> None:
     if args.weights != bool(args.imagenet):
         raise errors.UserError("--weights and --imagenet ROOT go together: accuracy needs both")
     runtime.use_threads(0)
-    from gcp.experiment import released  # import MXNet, which reads the number of threads as it loads
-    from gcp.experiment import run as experiment_run
+    from gcp.experiment import (
+        measure,
+        released,  # import MXNet, which reads the number of threads as it loads
+    )
     from gcp.report import released as report_released
 
     facts, problems = [], []
@@ -34,7 +36,7 @@ def run(argv: list) -> None:
         found, disagreements = released.verify(name, row, released.shapes(row["shape_json"]))
         if args.weights:
             data = datasets.options(name="imagenet", root=args.imagenet, input=released.INPUT)
-            measured = experiment_run.evaluate(name, data, pretrained=True, batch=args.batch)
+            measured = measure.evaluate(name, data, pretrained=True, batch=args.batch)
             found.update({"Top-1 %": 100 * measured["top1"], "Top-5 %": 100 * measured["top5"]})
             disagreements += released.disagreeing_accuracy(name, row, measured)
         facts.append(found)

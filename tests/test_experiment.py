@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
+from gcp.experiment.record import load_records
+
 REPO = Path(__file__).resolve().parents[1]
 TINY = """
 scale: smoke
@@ -87,18 +89,18 @@ def reproduced(configs, tmp_path_factory):
 
 def test_every_method_gives_a_whole_record_and_the_report_shows_it(reproduced):
     output, out, _ = reproduced
-    records = {r["name"]: r for r in (json.loads(p.read_text()) for p in output.glob("*/record.json"))}
-    assert set(records) == set(METHODS)
-    assert len({json.dumps(numbers(r["stages"]["dense"])) for r in records.values()}) == 1
+    runs = {run.record.name: run for run in load_records(output)}
+    assert set(runs) == set(METHODS)
+    assert len({json.dumps(numbers(run.record.stages.dense.model_dump())) for run in runs.values()}) == 1
     assert len(list(output.glob("dense-*"))) == 1, "the shared dense network is trained once"
-    for name, r in records.items():
-        kept = r["params_kept" if "params" in name else "macs_kept"]
+    for name, (_, record, speeds) in runs.items():
+        kept = record.params_kept if "params" in name else record.macs_kept
         assert kept == 1 if name == "none" else 0.25 < kept <= 0.4
-        assert r["stages"]["final"]["n_eval"] == 359 and r["stages"]["final"]["epochs"] == 4
-        assert (r["images_before_finetune"] > 0) == name.startswith("gcp")
-        assert r["stages"]["final"]["top1"] > 0.3, "ten classes, trained"
-        assert all(n % 4 == 0 for n in r["widths"]["final"].values())
-        assert r["stages"]["final"]["throughput"]["images_per_second"] > 0
+        assert record.stages.final.n_eval == 359 and record.stages.final.epochs == 4
+        assert (record.images_before_finetune > 0) == name.startswith("gcp")
+        assert record.stages.final.top1 > 0.3, "ten classes, trained"
+        assert all(n % 4 == 0 for n in record.widths.final.values())
+        assert speeds.throughput.final.images_per_second > 0
     for word in ("GCP-f", "GCP-p", "Uniform (L1)", "Uniform (random)", "accuracy_throughput.png"):
         assert word in out
 
@@ -350,5 +352,5 @@ def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
     )
     record = experiment_run.run(cfg)
     said = capsys.readouterr().err
-    assert record["images_skipped"] == 1 and record == records.load_records(tmp_path / "runs")[0]
+    assert record.images_skipped == 1 and record == records.load_records(tmp_path / "runs")[0].record
     assert f"warning: skipped: {tmp_path}/train/b/2.png: not an image" in said and "1 images of data 'folder'" in said

@@ -9,7 +9,8 @@ from gcp.backend import clock
 from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs
 from gcp.errors import UserError
-from gcp.experiment import config
+from gcp.experiment import config, measure
+from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
 
 TINY = """
@@ -58,9 +59,9 @@ def configured(model, tmp_path):
 def test_gcp_latency_is_cut_by_the_clock(configured, model):
     cfg = configured("prune.objective=latency", "prune.target=0.7", "prune.round_to=auto")
     record = experiment_run.run(cfg)
-    assert record["objective"] == "latency" and record["round_to"] == 4
-    assert all(w % 4 == 0 for w in record["widths"]["final"].values())
-    for row in record["iterations"]:
+    assert record.objective == "latency" and record.round_to == 4
+    assert all(w % 4 == 0 for w in record.widths.final.values())
+    for row in record.history:
         assert 1 <= len(row["timings"]) <= 5
         limit = 0.7 ** (row["iteration"] / 2)
         assert row["timings"][0]["aim"] == pytest.approx(limit)
@@ -68,21 +69,21 @@ def test_gcp_latency_is_cut_by_the_clock(configured, model):
             assert abs(before["measured"] / limit - 1) > 0.02
             assert after["aim"] == pytest.approx(before["aim"] * limit / before["measured"])
     predicted = latency.load(model).cost(random_network("cifar_resnet20_v1", (3, 8, 8), 10))
-    assert record["cost_predicted"] == pytest.approx(
-        predicted(record["widths"]["final"]) / predicted(record["widths"]["dense"])
-    )
-    record = experiment_run.measure_speed(cfg)
-    assert 0 < record["latency_kept"] < 2
-    assert "latency_kept" in json.loads(experiment_run.record_path(cfg).read_text())
+    assert record.cost_predicted == pytest.approx(predicted(record.widths.final) / predicted(record.widths.dense))
+    before = (records.run_path(cfg) / records.RECORD).read_bytes()
+    done = measure.measure_speed(cfg)
+    assert 0 < done.speeds.latency_kept < 2 and done.speeds.budget.setup["batch"] == 8
+    assert records.read_speeds(done.path) == done.speeds
+    assert (records.run_path(cfg) / records.RECORD).read_bytes() == before  # nothing is written twice
 
 
 def test_a_run_that_goes_on_takes_the_cut_that_the_clock_decided(configured, monkeypatch):
     cfg = configured("prune.objective=latency", "prune.target=0.6", "prune.round_to=4")
     first = experiment_run.run(cfg)
-    experiment_run.record_path(cfg).unlink()
+    (records.run_path(cfg) / records.RECORD).unlink()
     monkeypatch.setattr(clock, "measure", lambda *a, **k: pytest.fail("the clock was asked again"))
     again = experiment_run.run(cfg)
-    assert again["widths"] == first["widths"] and again["stages"]["final"]["loss"] == first["stages"]["final"]["loss"]
+    assert again.widths == first.widths and again.stages.final.loss == first.stages.final.loss
 
 
 def test_other_objectives_can_be_cut_to_a_latency(configured):
@@ -91,7 +92,7 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
         ["prune.method=uniform", "prune.objective=latency"],
     ):
         record = experiment_run.run(configured(*overrides, "prune.target=0.8", "prune.round_to=4"))
-        assert record["cost_predicted"] < 1
+        assert record.cost_predicted < 1
 
 
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
@@ -100,7 +101,7 @@ def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_mode
     reference = latency.load(model).header["reference_s"]
     for key, value in (("target_ms", 500 * reference), ("target_images_per_second", 16 / reference)):
         cfg = configured("prune.objective=latency", f"prune.{key}={value}", "prune.round_to=4")
-        budget, _ = experiment_run.plan(cfg, load(cfg.data))
+        _, budget = experiment_run.plan(cfg, load(cfg.data))
         assert budget.target == pytest.approx(0.5)
     cfg = configured("prune.objective=latency", f"prune.target_ms={2000 * reference}")
     with pytest.raises(UserError, match="that the whole network takes; ask for less"):
@@ -140,7 +141,7 @@ def test_a_model_that_does_not_fit_is_refused(configured, overrides, message):
             "round_to: auto is a latency model's",
         ),
         (["prune.target_ms=3"], "target_ms is for latencies, but the target is about macs"),
-        (["prune.objective=latency", "prune.target_ms=3", "prune.target=0.5"], "the same thing said twice"),
+        (["prune={objective: latency, target_ms: 3, target: 0.5}"], "the same thing said twice"),
         (["prune.objective=latency"], "needs a target"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import old_records
 import pandas as pd
 import pytest
 
@@ -319,8 +320,7 @@ def test_errors(tmp_path):
 
 def test_the_script_writes_the_tables_of_the_records(tmp_path):
     for i, each in enumerate(records_of("table2")):
-        (tmp_path / f"run{i}").mkdir()
-        (tmp_path / f"run{i}" / "record.json").write_text(json.dumps(each))
+        old_records.write(tmp_path / f"run{i}", each)
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "report.py"), str(tmp_path), "--paper"], capture_output=True, text=True
     )

@@ -38,13 +38,13 @@ def test_a_configuration_of_the_first_house_gives_its_numbers(name, output, monk
     # The model is matched by processor, which is not what this test is about.
     monkeypatch.setattr(clock, "hardware", lambda: json.loads(model.read_text())["hardware"])
     record = experiment_run.run(config.load(path, [f"output={output}"]))
-    assert record["widths"]["final"] == expected["widths"]
-    assert record["images_total"] == expected["images_total"]
-    for row, said in zip(record["iterations"], expected["iterations"]):
+    assert record.widths.final == expected["widths"]
+    assert record.images_total == expected["images_total"]
+    for row, said in zip(record.history, expected["iterations"]):
         assert row["cost_kept"] == pytest.approx(said["cost_kept"]) and row["images"] == said["images"]
         assert row["loss_recovered"] == pytest.approx(said["loss_recovered"], abs=5e-3)
     for stage, said in expected["stages"].items():
-        found = record["stages"][stage]
-        assert (found["macs"], found["params"], found["n_eval"]) == (said["macs"], said["params"], said["n_eval"])
-        assert found["loss"] == pytest.approx(said["loss"], abs=5e-3)
-        assert found["top1"] == pytest.approx(said["top1"], abs=2 / said["n_eval"])
+        found = getattr(record.stages, stage)
+        assert (found.macs, found.params, found.n_eval) == (said["macs"], said["params"], said["n_eval"])
+        assert found.loss == pytest.approx(said["loss"], abs=5e-3)
+        assert found.top1 == pytest.approx(said["top1"], abs=2 / said["n_eval"])

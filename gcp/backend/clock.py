@@ -24,7 +24,7 @@ from gcp.backend.blocks import to_block
 from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
-from gcp.runtime import hardware, n_threads
+from gcp.runtime import n_threads
 
 MAX_SPREAD = 0.1  # interquartile range over median; a measurement with a wider one is called noisy
 MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
@@ -158,13 +158,6 @@ def measure(
     passes = [RUNTIMES[setup.runtime].prepare(net, setup) for net in nets]
     rows = timed(passes, repeats, max_spread, attempts, warn, setup.cores)
     return [{**row, "images_per_second": setup.batch / row["latency_s"]} for row in rows]
-
-
-def throughputs(nets: Sequence[Network], batch: int, repeats: int) -> List[dict]:
-    """Inference speed of each network in MXNet, with all that it depends on, as records hold it."""
-    setup = Setup(device=default_device(), batch=batch)
-    where = {key: value for key, value in hardware(setup.device).items() if key in ("cpu", "cpu_model", "gpu")}
-    return [{**row, **setup.as_json(), **where} for row in measure(nets, setup, repeats)]
 
 
 def timed(

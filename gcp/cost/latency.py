@@ -550,7 +550,9 @@ class LatencyOptions(Options):
     latency_model: str
 
 
-@COSTS.register("latency", LatencyOptions, label="Latency", method="GCP-latency", paper_label="latency", unit="s")
+@COSTS.register(
+    "latency", LatencyOptions, label="Latency", method="GCP-latency", paper_label="latency", unit="s", is_timed=True
+)
 def predicted(net: Network, options: LatencyOptions) -> Cost:
     """Seconds of a forward pass, by a model that was fitted to timed networks."""
     return load(Path(options.latency_model)).cost(net)

@@ -261,6 +261,7 @@ class Dataset:
     validation: Split
     test: Split
     skipped: tuple[str, ...] = ()
+    task: str = "classification"  # what networks are trained for on it: a name in `gcp.train.tasks.TASKS`
 
 
 # Dividing

@@ -142,6 +142,11 @@ class _Prune(Options):
         return self.budget or self.objective
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the target is about a cost that a clock tells."""
+        return getattr(COSTS[self.counted], "is_timed", False)
+
+    @property
     def options(self) -> MethodOptions:
         """The options of the method in use."""
         return getattr(self, self.method)
@@ -149,14 +154,15 @@ class _Prune(Options):
     @model_validator(mode="after")
     def _check(self) -> _Prune:
         targets = {key for key in TARGETS if key in self.model_fields_set and getattr(self, key) is not None}
-        if self.counted != "latency" and targets - {"target"}:
+        if not self.is_timed and targets - {"target"}:
             raise ValueError(
                 f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; "
                 "set prune.objective or prune.budget to latency"
             )
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them")
-        if self.latency_model is None and "latency" in (self.objective, self.budget):
+        needs = {key for name in (self.objective, self.counted) for key in COSTS.options[name].model_fields}
+        if self.latency_model is None and "latency_model" in needs:
             raise ValueError(
                 "latency needs a model of it; set prune.latency_model to a file that `scripts/latency.py fit` wrote"
             )

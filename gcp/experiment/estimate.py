@@ -21,7 +21,7 @@ from gcp.cost import latency
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
 from gcp.errors import UserError
-from gcp.experiment import run as experiment_run
+from gcp.experiment import plan
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths, resized
 from gcp.methods.uniform import uniform_widths
@@ -93,7 +93,7 @@ def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:
         )
     source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"])
     whole, widths, _ = start_network(source, sizes(source)[0])
-    widths = small_widths(whole, widths, experiment_run.budget_of(source, whole))
+    widths = small_widths(whole, widths, plan.budget_of(source, whole))
     return _opened(whole.name, cfg.data.input, n_classes), widths, True
 
 
@@ -115,7 +115,7 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
         n_classes, n_train = sizes(cfg)
         net, widths, stand_in = start_network(cfg, n_classes)
         table = latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None
-        budget, is_cut = experiment_run.budget_of(cfg, net, table), cfg.prune.options.PRUNES
+        budget, is_cut = plan.budget_of(cfg, net, table), cfg.prune.options.PRUNES
         small = small_widths(net, widths, budget) if is_cut else widths
         per_epoch = -(-n_train // cfg.data.batch) * cfg.data.batch
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Sequence, Tuple
 
 from gcp.experiment import record as records
-from gcp.experiment.config import Config
+from gcp.experiment.config import Config, load
 from gcp.train import guard
 
 Item = Tuple[Path, Sequence[str], Config]  # a configuration file, its overrides, and what they give
@@ -24,15 +24,21 @@ def reproduce(items: Sequence[Item], script: Path, n_jobs: int, overlays: Sequen
     todo = [item for item in items if not records.is_done(item[2])]
     print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr)
     over = [word for overlay in overlays for word in ("--overlay", overlay)]
-    code = _run(dense_first(todo), script, n_jobs, "run", *over, "--untimed")
-    return code or _run([item for item in items if not records.is_timed(item[2])], script, 1, "measure", *over)
+    # What starts from another experiment's network may have to wait for one of these, and is named by its content.
+    for late in (False, True):
+        part = [item for item in todo if item[2].model.is_pattern == late]
+        code = _run(dense_first(part), script, n_jobs, "run", *over, "--untimed")
+        if code:
+            return code
+    items = [(path, overrides, load(path, overrides, overlays)) for path, overrides, _ in items]
+    return _run([item for item in items if not records.is_timed(item[2])], script, 1, "measure", *over)
 
 
 def dense_first(items: Sequence[Item]) -> list[Item]:
     """One experiment of each dense network before all others, so that no job waits for another's dense network."""
     seen, first, rest = set(), [], []
     for item in items:
-        key = (item[2].output, item[2].dense_fingerprint())
+        key = (item[2].output, item[2].dense_fingerprint(contents=False))
         (rest if key in seen else first).append(item)
         seen.add(key)
     return first + rest

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gcp.errors import UserError
-from gcp.experiment.record import load_records
+from gcp.experiment.record import Finished, load_records
 from gcp.report import figures, tables
 from gcp.report.figures import OBJECTIVES, in_order
 from gcp.report.tables import MISSING
@@ -73,7 +73,7 @@ def write(records_folder: str | Path, output: str | Path | None = None) -> list[
     The same records give the same bytes.
     UserError: the folder is missing, holds no record or a broken one, or `output` cannot be written.
     """
-    runs = run_frame(load_records(records_folder))
+    runs = run_frame([as_dict(run) for run in load_records(records_folder)])
     output = Path(records_folder) / "report" if output is None else Path(output)
     try:
         return _write_all(runs, output)
@@ -116,6 +116,24 @@ def _write_all(runs: pd.DataFrame, output: Path) -> list[Path]:
 
 
 # Records -> one frame of runs
+
+
+def as_dict(run: Finished) -> dict:
+    """A finished run as one dict."""
+    record, throughput = run.record, run.speeds and run.speeds.throughput
+    stages = {name: {**stage, "throughput": None} for name, stage in record.stages.model_dump().items()}
+    for name in ("dense", "final") if throughput else ():
+        stages[name]["throughput"] = {**getattr(throughput, name).model_dump(), **throughput.setup}
+    return {
+        **record.model_dump(exclude={"stages", "history"}),
+        "stages": stages,
+        "iterations": record.history,
+        "macs_kept": record.macs_kept,
+        "params_kept": record.params_kept,
+        "latency_kept": run.speeds and run.speeds.latency_kept,
+        "images_before_finetune": record.images_before_finetune,
+        "images_total": record.images_total,
+    }
 
 
 def run_frame(records: list[dict]) -> pd.DataFrame:

@@ -1,0 +1,99 @@
+"""A run's log: events as JSON lines, each once, and the curves among them as TensorBoard events beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from gcp.errors import UserError
+from gcp.storage import drop_torn_line, now, plain, writing
+
+
+class Log:
+    """A JSON-lines file that events are added to, each once: a run that goes on comes by its old events again.
+
+    With `tensorboard` the curves among them are TensorBoard events too, in a folder beside it.
+    """
+
+    # What tells an event of this name from another: seconds and images per second differ each time.
+    IDENTITY = {"epoch": ("stage", "epoch"), "stage": ("stage",)}
+    CURVES = ("training_loss", "lr", "images_per_second", "validation_top1", "validation_loss")
+
+    def __init__(self, path: Path, tensorboard: bool = False) -> None:
+        drop_torn_line(path)
+        try:
+            events = read_log(path) if path.exists() else []
+        except ValueError:  # damaged by somebody: nothing depends on it, it is only added to
+            events = []
+        self._path, self._said = path, {self._key(event) for event in events}
+        self._board, self._tensorboard = None, tensorboard
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append a line: the event, the time (UTC), the values; "nan" and "inf" as strings. Not if it is there."""
+        said = json.loads(json.dumps(plain({"event": event, **values}, finite=False), allow_nan=False))
+        key = self._key(said)
+        if key in self._said:
+            return
+        if self._tensorboard and "stage" in said:
+            self._draw(said)
+        with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": now(), **said}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that comes after it is synced too: no power cut loses only this
+        self._said.add(key)
+
+    def close(self) -> None:
+        """Finish the TensorBoard events."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    @classmethod
+    def _key(cls, event: dict) -> str:
+        names = cls.IDENTITY.get(event.get("event"), ())
+        if not names or not event.keys() >= set(names):
+            names = sorted(event.keys() - {"event", "time"})
+        return json.dumps([event.get("event"), {name: event[name] for name in names}])
+
+    def _draw(self, event: dict) -> None:
+        """The event's curves as scalars, on the disk before the line is: TensorBoard bears a point given twice."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        with writing(self._path):
+            if self._board is None:
+                self._board = EventFileWriter(str(self._path.parent / "tensorboard"))
+            values = [
+                Summary.Value(tag=f"{event['stage']}/{key}", simple_value=event[key])
+                for key in self.CURVES
+                if isinstance(event.get(key), (int, float))
+            ]
+            self._board.add_event(Event(step=event["step"], wall_time=time.time(), summary=Summary(value=values)))
+            self._board.flush()
+
+
+def check_tensorboard() -> None:
+    """UserError where TensorBoard's package is not installed."""
+    try:
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"tensorboard: true needs a package that is not there ({error}); run `pip install -c "
+            "constraints.txt '.[tensorboard]'`, or set it to false"
+        ) from error
+
+
+def read_log(path: str | os.PathLike) -> list[dict]:
+    """The events of a run's `log.jsonl`, oldest first; a torn last line is left out."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,143 @@
+"""What networks are worth once they are there: accuracy, cost and speed, of finished runs and of saved networks."""
+
+from __future__ import annotations
+
+from typing import Iterable, Iterator, List, Sequence, Tuple
+
+from gcp import runtime
+from gcp.backend import clock, export
+from gcp.backend.blocks import to_block
+from gcp.backend.files import is_saved, load
+from gcp.backend.zoo import open_network
+from gcp.cost.analytic import macs, params
+from gcp.data.datasets import Data, Dataset
+from gcp.errors import UserError
+from gcp.experiment import record
+from gcp.experiment.config import Config
+from gcp.experiment.plan import latency_model, load_data
+from gcp.experiment.run import FINAL, dense_prefix, measured
+from gcp.graph.network import Network
+from gcp.storage import write_json
+from gcp.train.tasks import TASKS
+
+
+def measure_speed(cfg: Config) -> record.Finished:
+    """Time a finished run's dense and final network, in turns, into `speed.json` beside its record.
+
+    Not measured again where the file says it for the configured batch, nor where the networks are not at hand (records
+    travel without them).
+    """
+    with record.open_run(cfg) as folder:
+        speeds, prefixes = record.read_speeds(folder.path), (dense_prefix(cfg), folder.path / FINAL)
+        if not record.is_timed(cfg) and all(is_saved(str(prefix)) for prefix in prefixes):
+            nets = [load(prefix) for prefix in prefixes]
+            setup = clock.Setup(device=clock.default_device(), batch=cfg.throughput.batch)
+            speeds = record.Speeds(throughput=_timed(nets, setup, cfg), budget=_budget_latency(nets, setup, cfg))
+            write_json(folder.path / record.SPEED, speeds.model_dump(mode="json"))
+        return record.Finished(folder.path, folder.record, speeds)
+
+
+def _timed(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.Speed:
+    dense, final = clock.measure(nets, setup, cfg.throughput.repeats)
+    return record.Speed(setup=setup.as_json(), hardware=clock.hardware(setup.device), dense=dense, final=final)
+
+
+def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.BudgetLatency | None:
+    """The latency kept in the latency model's setup, for a budget that is about latency."""
+    if not cfg.prune.is_timed:
+        return None
+    setup = clock.Setup(**latency_model(cfg, nets[0]).header["setup"])
+    speed = _timed(nets, setup, cfg)
+    noisy = bool(speed.dense.noisy or speed.final.noisy)
+    return record.BudgetLatency(setup=speed.setup, hardware=speed.hardware, kept=speed.latency_kept, noisy=noisy)
+
+
+def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, repeats: int = 20) -> dict:
+    """Test accuracy, cost and speed of a saved network, or of a GluonCV network with its published weights."""
+    net, images = open_for(name, data, pretrained)
+    setup = clock.Setup(device=clock.default_device(), batch=batch)
+    timing = clock.measure([net], setup, repeats)[0]
+    return {"network": name, **measured(net, images), "throughput": {**timing, **setup.as_json()}}
+
+
+def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, Dataset]:
+    """A network with weights and a data set of as many classes. UserError: one is not there, or they do not fit."""
+    with_weights(name, pretrained)
+    images = load_data(data)
+    net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
+    if net.n_classes != len(images.classes):
+        raise UserError(f"network '{name}' has {net.n_classes} classes, data '{data.name}' has {len(images.classes)}")
+    return net, images
+
+
+def with_weights(name: str, pretrained: bool) -> None:
+    """UserError for a GluonCV name without its published weights: there would be nothing but random numbers in it."""
+    if not pretrained and not is_saved(name):
+        raise UserError(
+            f"'{name}' is no saved network (no file '{name}-symbol.json'); give the path prefix of one, "
+            "or a GluonCV name with --pretrained"
+        )
+
+
+def quantize(
+    names: Sequence[str],
+    prefixes: Sequence[str],
+    data: Data,
+    pretrained: bool = False,
+    n_images: int = 2000,
+    batch: int = 64,
+    repeats: int = 20,
+) -> List[dict]:
+    """Write the int8 form of each network; accuracy on the test set and speed of all of them, all timed in turns.
+
+    Calibrated on `n_images` of the training images. Per network: what stayed in float32, accuracy, speed and bytes of
+    the arrays of both forms, and their speeds over the first network's in float32.
+    """
+    rows, blocks = [], []
+    for name, prefix in zip(names, prefixes):
+        net, images = open_for(name, data, pretrained)
+        n_images = min(n_images, len(images.train))
+        shuffled = images.train.batches(min(batch, n_images), seed=0)
+        export.save_quantized(export.quantized(net, _first(shuffled, n_images)), prefix)
+        forms = {"float32": to_block(net, trainable=set()), "int8": export.load_quantized(prefix)}
+        in_int8, in_float32 = export.layers(forms["int8"])
+        rows.append(
+            {
+                "network": name,
+                "prefix": str(prefix),
+                "macs": int(macs(net)(net.widths)),
+                "params": int(params(net)(net.widths)),
+                "n_calibration": n_images,
+                "n_layers_int8": len(in_int8),
+                "layers_float32": in_float32,
+            }
+        )
+        for form, block in forms.items():
+            rows[-1][form] = {
+                **TASKS[images.task].evaluate(export.outputs(block), images.test, batch),
+                "bytes": sum(p.data().asnumpy().nbytes for p in block.collect_params().values()),
+            }
+            blocks.append(block)
+    x, _, _ = next(images.test.batches(batch))
+    speeds = clock.timed([clock.forward(block, x) for block in blocks], repeats)
+    for form, speed in zip((row[form] for row in rows for form in ("float32", "int8")), speeds):
+        form.update(
+            {
+                **speed,
+                "images_per_second": batch / speed["latency_s"],
+                "batch": batch,
+                "device": "cpu",
+                "threads": runtime.n_threads(),
+                "times_first": speeds[0]["latency_s"] / speed["latency_s"],
+            }
+        )
+    return rows
+
+
+def _first(batches: Iterable, n: int) -> Iterator:
+    """The batches' first `n` images."""
+    for x, y, n_valid in batches:
+        yield x, y, min(n, n_valid)
+        n -= n_valid
+        if n <= 0:
+            return

@@ -1,0 +1,162 @@
+"""What an experiment starts from: data, an untrained network and a budget, all checked before anything is run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Callable, Optional, Tuple
+
+from gcp.backend import clock
+from gcp.backend.files import is_saved
+from gcp.backend.zoo import open_network
+from gcp.cost import latency, sampling
+from gcp.cost.base import COSTS, Budget, Cost
+from gcp.data.datasets import Data, Dataset
+from gcp.data.datasets import load as open_data
+from gcp.errors import UserError
+from gcp.experiment.config import Config, Prune
+from gcp.experiment.log import check_tensorboard
+from gcp.graph.network import Network, with_zero_residuals
+from gcp.train import checkpoints, losses, optimisers
+from gcp.train.distributed import check_gpus, process_group
+from gcp.train.options import Recipe
+
+SHOWN = 10  # skipped images that are named
+
+
+def check_machine(cfg: Config) -> None:
+    """UserError where what the configuration asks of the machine is not there."""
+    check_gpus(cfg.gpus)
+    if cfg.tensorboard:
+        check_tensorboard()
+
+
+def load_data(cfg: Data, seed: int = 0) -> Dataset:
+    """The configured data set; says on stderr what had to be left out of it."""
+    data = open_data(cfg, seed)
+    for why in data.skipped[:SHOWN]:
+        print(f"warning: skipped: {why}", file=sys.stderr)
+    if data.skipped:
+        print(f"warning: {len(data.skipped)} images of data '{cfg.name}' skipped in all", file=sys.stderr)
+    return data
+
+
+def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
+    """The untrained network and the budget.
+
+    UserError: the target cannot be reached, a network or a model that the configuration names is not there or does not
+    fit, or the device cannot train as it should.
+    """
+    if cfg.model.is_pattern:
+        source = cfg.paper.starts_from
+        fix = (
+            f"make it first: python scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
+            if source
+            else ("finish the run that makes it first")
+        )
+        raise UserError(f"model.name: no saved network fits '{cfg.model.name}' (seed {cfg.seed}); {fix}")
+    model = cfg.model
+    start = checkpoints.same_network(
+        lambda: open_network(
+            model.name, data.shape, len(data.classes), model.pretrained, cfg.seed, model.weights, model.new_head
+        )
+    )
+    if cfg.train.last_gamma_zero:
+        start = with_zero_residuals(start)
+    budget = budget_of(cfg, start, latency_model(cfg, start))
+    if cfg.prune.options.PRUNES:
+        budget.check(start.widths)
+    for recipe in (cfg.train, cfg.finetune):
+        optimisers.check_dtype(recipe.dtype)
+        if recipe.teacher != "dense":
+            teacher(recipe, data)
+    return start, budget
+
+
+def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None) -> Budget:
+    """What the configured target means for a network; `table` is the latency model, where the configuration has one."""
+    how = cfg.prune
+
+    def cost_of(name: str) -> Cost:
+        kind = COSTS.options[name]
+        return COSTS[name](start, kind(**{key: getattr(how, key) for key in kind.model_fields}))
+
+    cost = cost_of(how.counted)
+    price = None if how.budget is None else cost_of(how.objective)
+    original = cost(start.widths)
+    round_to = table.steps.granularity if how.round_to is None else how.round_to
+    if not how.is_timed:
+        return Budget(cost, original, how.target, round_to, price)
+    return Budget(cost, original, _target(how, table), round_to, price, _clock(start, table, original))
+
+
+def _target(how: Prune, table: latency.Table) -> float:
+    """The fraction of the whole network's latency that was asked for, as such, in milliseconds or by throughput."""
+    whole_s, batch = table.header["reference_s"], table.header["setup"]["batch"]
+    if how.target_ms is None and how.target_images_per_second is None:
+        return how.target
+    asked_s = how.target_ms / 1e3 if how.target_ms else batch / how.target_images_per_second
+    if asked_s > whole_s:
+        raise UserError(
+            f"prune: {1e3 * asked_s:.4g} ms is more than the {1e3 * whole_s:.4g} ms that the whole network "
+            "takes; ask for less"
+        )
+    return asked_s / whole_s
+
+
+def _clock(start: Network, table: latency.Table, original: float) -> Callable[[Network], float]:
+    """A network's measured latency in the model's units: relative to the whole network's, timed in turns with it."""
+    setup = clock.Setup(**table.header["setup"])
+
+    def measure(net: Network) -> float:
+        def share() -> float:
+            # Widths depend on it, so it is measured again until the machine is quiet.
+            small, whole = clock.measure([net, start], setup, attempts=10)
+            return small["latency_s"] / whole["latency_s"]
+
+        return process_group().broadcast(share) * original
+
+    return measure
+
+
+def latency_model(cfg: Config, start: Network) -> Optional[latency.Table]:
+    """The configured latency model, if there is one.
+
+    UserError: it is about another network, data size, processor or number of threads.
+    """
+    if cfg.prune.latency_model is None:
+        return None
+    table = latency.load(Path(cfg.prune.latency_model))
+    ours = {
+        "network": start.name,
+        "input": list(start.input_shape),
+        "classes": start.n_classes,
+        "sizes": start.widths,
+        "setup": {**table.header["setup"], "threads": cfg.n_threads},
+        "hardware": clock.hardware(),
+    }
+    apart = sampling.same_subject(table.header, ours)
+    if apart:
+        raise UserError(
+            f"prune.latency_model: '{cfg.prune.latency_model}' does not fit the experiment ({apart}); "
+            "sample and fit one for it with scripts/latency.py"
+        )
+    return table
+
+
+def teacher(recipe: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[losses.Teacher]:
+    """The recipe's teacher, if it has one; `dense` is what `teacher: dense` means.
+
+    UserError: there is no such network, or it knows other classes.
+    """
+    if recipe.teacher is None:
+        return None
+    net = dense
+    if recipe.teacher != "dense":
+        net = open_network(recipe.teacher, data.shape, None, pretrained=not is_saved(recipe.teacher))
+    if net.n_classes != len(data.classes):
+        raise UserError(
+            f"teacher: '{recipe.teacher}' has {net.n_classes} classes, data '{data.name}' has "
+            f"{len(data.classes)}; name a network that was trained on these data"
+        )
+    return losses.Teacher(net, recipe.teacher_weight, recipe.teacher_temperature)

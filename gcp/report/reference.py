@@ -1,0 +1,68 @@
+"""Every key of a configuration as a Markdown page, from the schema that checks them."""
+
+from __future__ import annotations
+
+import json
+import typing
+from typing import Any, Iterator, List, Literal, Tuple, Type
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from gcp.experiment.config import Config
+
+INTRODUCTION = """# Configuration
+
+A configuration is a YAML file; `scripts/run.py FILE` runs it. Keys are in sections, as below; `--set section.key=value`
+sets one on the command line, and `base: other.yaml` builds on another file, relative to this one. A key that is not
+known, or a value that does not fit, ends in one line that says what would be right, before anything is run.
+
+This page is generated from the schema: `python scripts/docs.py`.
+"""
+
+
+def markdown() -> str:
+    """The page."""
+    sections: List[str] = [INTRODUCTION]
+    for path, model in _sections("", Config):
+        own = {key: field for key, field in model.model_fields.items() if not _is_section(field.annotation)}
+        rows = [_row(key, field) for key, field in own.items()]
+        if rows:
+            title = f"`{path}`" if path else "Top level"
+            about = " ".join((model.__doc__ or "").split())
+            head = "| key | value | default | meaning |\n|:----|:------|:--------|:--------|"
+            sections.append("\n".join([f"## {title}", "", about, "", head, *rows, ""]))
+    return "\n".join(sections)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[BaseModel]]]:
+    yield path, model
+    for key, field in model.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _sections(f"{path}.{key}" if path else key, field.annotation)
+
+
+def _row(key: str, field: Any) -> str:
+    default = "required" if field.default is PydanticUndefined else f"`{json.dumps(field.default)}`"
+    cells = (f"`{key}`", _kind(field.annotation), default, field.description or "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
+    if origin is typing.Union:
+        return " or ".join("nothing" if kind is type(None) else _kind(kind) for kind in arguments)
+    if origin is tuple:
+        return f"list of {_kind(arguments[0])}"
+    return {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}.get(
+        annotation, str(annotation)
+    )

@@ -1,0 +1,42 @@
+"""Every checked-in record is found by its configuration, and says the configuration that it was made with."""
+
+from pathlib import Path
+
+import pytest
+
+from gcp.experiment import config
+from gcp.experiment import record as records
+
+REPO = Path(__file__).parents[1]
+FOLDERS = ("configs/fashion_mnist", "configs/fashion_mnist/ablation", "configs/fashion_mnist_latency")
+
+
+@pytest.fixture(scope="module")
+def checked_in():
+    return {
+        run.path: run.record
+        for folder in ("fashion_mnist", "fashion_mnist_latency")
+        for run in records.load_records(REPO / "results" / folder)
+    }
+
+
+def test_every_record_is_found_by_a_checked_in_configuration(checked_in, monkeypatch):
+    monkeypatch.chdir(REPO)
+    cfgs = [cfg for folder in FOLDERS for _, _, cfg in config.load_all(folder, [], [0, 1, 2])]
+    found = {REPO / records.run_path(cfg) for cfg in cfgs if records.is_done(cfg)}
+    assert found == set(checked_in)
+
+
+def test_folder_fingerprint_and_configuration_agree(checked_in, monkeypatch):
+    monkeypatch.chdir(REPO)
+    for path, record in checked_in.items():
+        prune = {
+            key: "auto" if key == "round_to" and value is None else value
+            for key, value in record.config["prune"].items()
+        }
+        unset = {key for key in ("target_ms", "target_images_per_second") if prune[key] is None}
+        unset |= {"target"} if record.method == "none" else set()
+        prune = {key: value for key, value in prune.items() if key not in unset}
+        cfg = config.Config.model_validate({**record.config, "prune": prune})
+        assert path.name == f"{record.name}-seed{record.seed}-{record.fingerprint}"
+        assert cfg.fingerprint() == record.fingerprint
