@@ -24,7 +24,7 @@ from gcp.backend.blocks import to_block
 from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
-from gcp.runtime import n_threads
+from gcp.runtime import hardware, n_threads  # noqa: F401  (hardware: what a measurement was made on)
 
 MAX_SPREAD = 0.1  # interquartile range over median; a measurement with a wider one is called noisy
 MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
