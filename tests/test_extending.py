@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Annotated, Tuple
 
 import numpy as np
+from networks import random_network
 from pydantic import Field
 
+from gcp.cost.analytic import macs
+from gcp.cost.base import Budget
 from gcp.data import base, datasets
 from gcp.experiment.config import Config
+from gcp.graph.network import shrink
+from gcp.methods import base as methods
+from gcp.methods import criteria
+from gcp.methods.select import select
 
 DOCS = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -42,3 +49,27 @@ def test_a_data_set(monkeypatch):
     assert all((image[0, 0] == image[0, 0, 0]).all() == (label == 0) for image, label in zip(x, y))
     other = cfg.model_copy(update={"data": datasets.options(name="stripes", input=(3, 8, 8))})
     assert other.fingerprint() != cfg.fingerprint()
+
+
+def test_a_criterion_and_a_method(monkeypatch):
+    for registry in (criteria.CRITERIA, methods.METHODS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        monkeypatch.setattr(registry, "options", dict(registry.options))
+    code = example("A criterion")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, vars(criteria).copy())
+    net = random_network("cifar_resnet20_v1")
+    cost = macs(net)
+    problem = methods.Problem(net, Budget(cost, cost(net.widths), 0.5), data=None, seed=0, batch=1)
+    group = net.groups[0]
+    scores = criteria.CRITERIA["bn_scale"](problem)[group.name]
+    norms = [net.arrays[net.norm_arrays(norm)[0]] for norm in group.norms]
+    assert np.allclose(scores, np.abs(norms).sum(0))
+
+    code = example("A method")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, {**vars(methods), "CRITERIA": criteria.CRITERIA, "select": select, "shrink": shrink})
+    options = methods.METHODS.options["one_shot"](criterion="bn_scale")
+    outcome = methods.METHODS["one_shot"](problem, options, run=None)
+    assert macs(outcome.network)(outcome.network.widths) <= 0.5 * cost(net.widths)
+    assert options.label("macs") == "One shot (bn_scale)"

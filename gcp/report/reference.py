@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import typing
-from typing import Any, Iterator, List, Literal, Tuple, Type
+from typing import Any, Container, Iterator, List, Literal, Tuple, Type
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
+from gcp.data.base import DATASETS, Data
 from gcp.experiment.config import Config
 
 INTRODUCTION = """# Configuration
@@ -25,13 +25,12 @@ def markdown() -> str:
     """The page."""
     sections: List[str] = [INTRODUCTION]
     for path, model in _sections("", Config):
-        own = {key: field for key, field in model.model_fields.items() if not _is_section(field.annotation)}
-        rows = [_row(key, field) for key, field in own.items()]
-        if rows:
-            title = f"`{path}`" if path else "Top level"
-            about = " ".join((model.__doc__ or "").split())
-            head = "| key | value | default | meaning |\n|:----|:------|:--------|:--------|"
-            sections.append("\n".join([f"## {title}", "", about, "", head, *rows, ""]))
+        sections += _table(f"`{path}`" if path else "Top level", model, model.model_fields)
+    for name in DATASETS:
+        kind = DATASETS.options[name]
+        sections += _table(
+            f"`data`, further keys of `name: {name}`", kind, set(kind.model_fields) - set(Data.model_fields)
+        )
     return "\n".join(sections)
 
 
@@ -46,8 +45,20 @@ def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[Bas
             yield from _sections(f"{path}.{key}" if path else key, field.annotation)
 
 
+def _table(title: str, model: Type[BaseModel], keys: Container[str]) -> List[str]:
+    """A section's keys that hold values, those of `keys`; nothing where it has none."""
+    fields = {
+        key: field for key, field in model.model_fields.items() if key in keys and not _is_section(field.annotation)
+    }
+    if not fields:
+        return []
+    head = "| key | value | default | meaning |\n|:----|:------|:--------|:--------|"
+    rows = [_row(key, field) for key, field in fields.items()]
+    return ["\n".join([f"## {title}", "", " ".join((model.__doc__ or "").split()), "", head, *rows, ""])]
+
+
 def _row(key: str, field: Any) -> str:
-    default = "required" if field.default is PydanticUndefined else f"`{json.dumps(field.default)}`"
+    default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
     cells = (f"`{key}`", _kind(field.annotation), default, field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
