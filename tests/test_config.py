@@ -10,6 +10,7 @@ import yaml
 from gcp import errors, options, runtime
 from gcp.errors import UserError
 from gcp.experiment import config
+from gcp.experiment import record as records
 
 MINIMAL = {
     "scale": "smoke",
@@ -570,3 +571,23 @@ def test_workers_on_one_machine_share_its_cores(monkeypatch):
     assert runtime.n_threads(0, 3) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert runtime.n_threads(0, 3) == 5 and runtime.n_threads(4, 3) == 4
+
+
+def test_a_network_to_start_from_counts_by_its_content_wherever_it_lies(write, tmp_path):
+    """A pattern names nothing yet: no fingerprint, not done. Later the content decides, not the name of its folder."""
+    path = write({**MINIMAL, "model": {"name": f"{tmp_path}/source-seed{{seed}}-*/final", "new_head": True}})
+    pattern = config.load(path)
+    assert pattern.model.is_pattern and not records.is_done(pattern)
+    with pytest.raises(UserError, match="model.name"):
+        pattern.fingerprint()
+    prints = []
+    for name in ("source-seed0-aaaa", "source-seed0-bbbb"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "final-symbol.json").write_text("{}")
+        (folder / "final-0000.params").write_bytes(b"weights")
+        prints.append(config.load(path).fingerprint())
+        (folder / "final-0000.params").write_bytes(b"others")
+        prints.append(config.load(path).fingerprint())
+        (folder / "final-symbol.json").unlink()
+    assert prints[0] == prints[2] != prints[1] == prints[3]
