@@ -1,6 +1,6 @@
 """Prepare data sets: ImageNet from its archives or class folders of your own as RecordIO, Caltech-256, smoke sets.
 
-A killed run goes on when the same command is given again. What is written is described in README, section Data.
+A killed run goes on when the same command is given again. docs/data.md says what is written.
 """
 
 import argparse
