@@ -86,18 +86,7 @@ def digits(data: Digits, seed: int) -> Dataset:
     return from_arrays(data, seed, [str(name) for name in bunch.target_names], train, test)
 
 
-_FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_FASHION_CLASSES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot".split("|")
 # The names of the files, and the SHA-256 of those that come with this package.
 _FASHION_FILES = {
     "train-images-idx3-ubyte.gz": "ce5e57baa8eaeb5f7fbd59348134bc511326106243bd0f544109fa0e86df6198",
@@ -138,22 +127,12 @@ class FashionMnist(Data):
 @DATASETS.register("fashion_mnist", FashionMnist)
 def fashion_mnist(data: FashionMnist, seed: int) -> Dataset:
     """Fashion-MNIST from its four files."""
-    root = _fashion_root(data)
-    images, labels, *test = (_read_idx(root / name, n_dims) for name, n_dims in zip(_FASHION_FILES, (3, 1, 3, 1)))
-    for (image_name, label_name), pair in zip(
-        (list(_FASHION_FILES)[:2], list(_FASHION_FILES)[2:]), ((images, labels), test)
-    ):
-        if len(pair[0]) != len(pair[1]):
-            raise UserError(
-                f"{root / label_name}: holds {len(pair[1])} labels for the {len(pair[0])} images of {image_name}; the "
-                "two files should come from the same copy of the data set"
-            )
-        if pair[1].max() >= len(_FASHION_CLASSES):
-            raise UserError(f"{root / label_name}: holds the label {pair[1].max()}; Fashion-MNIST has labels 0 to 9")
+    root, names = _fashion_root(data), list(_FASHION_FILES)
+    (images, labels), test = (_read_pair(root / names[k], root / names[k + 1]) for k in (0, 2))
     if data.n_train <= N_FASHION_PART:
         part = capped(labels, N_FASHION_PART)
         images, labels = images[part], labels[part]
-    return from_arrays(data, seed, _FASHION_CLASSES, (images, labels), tuple(test))
+    return from_arrays(data, seed, _FASHION_CLASSES, (images, labels), test)
 
 
 def _fashion_root(data: FashionMnist) -> Path:
@@ -185,6 +164,18 @@ def _fashion_root(data: FashionMnist) -> Path:
         f"github.com/zalandoresearch/fashion-mnist into a folder and set data.root to it, or set data.n_train to "
         f"{N_FASHION_PART} at most, for the part that comes with this package"
     )
+
+
+def _read_pair(image_path: Path, label_path: Path) -> Tuple[np.ndarray, np.ndarray]:
+    images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{label_path}: holds {len(labels)} labels for the {len(images)} images of {image_path.name}; the two "
+            "files should come from the same copy of the data set"
+        )
+    if labels.max() >= len(_FASHION_CLASSES):
+        raise UserError(f"{label_path}: holds the label {labels.max()}; Fashion-MNIST has labels 0 to 9")
+    return images, labels
 
 
 def _read_idx(path: Path, n_dims: int) -> np.ndarray:
