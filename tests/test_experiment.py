@@ -97,7 +97,7 @@ def test_every_method_gives_a_whole_record_and_the_report_shows_it(reproduced):
         kept = record.params_kept if "params" in name else record.macs_kept
         assert kept == 1 if name == "none" else 0.25 < kept <= 0.4
         assert record.stages.final.n_eval == 359 and record.stages.final.epochs == 4
-        assert (record.images_before_finetune > 0) == name.startswith("gcp")
+        assert (record.images_before_finetune > 0) == (name != "none"), "statistics after the cut, at least"
         assert record.stages.final.top1 > 0.3, "ten classes, trained"
         assert all(n % 4 == 0 for n in record.widths.final.values())
         assert speeds.throughput.final.images_per_second > 0

@@ -1,5 +1,6 @@
 """GCP's parts against hand-worked numbers and slower obvious versions."""
 
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from gcp.backend.blocks import to_block
+from gcp.backend.blocks import predict, to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget, Cost, product
@@ -18,7 +19,7 @@ from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
 from gcp.methods import criteria, select
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import METHODS, Problem
-from gcp.train import loop, losses, proximal, schedules, steps
+from gcp.train import loop, losses, optimisers, proximal, schedules, steps
 from gcp.train.tasks import CLASSIFICATION
 
 
@@ -299,19 +300,27 @@ class Noise:
             yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
 
 
-def prune(net, target, data, folder, seen=None, **options):
-    """GCP by the contract of methods: the small network and its history; `seen` gets the rows that are logged."""
+def outcome_of(net, target, data, folder, seen=None, n_statistics=0, **options):
+    """GCP by the contract of methods; `seen` gets the rows that are logged."""
 
     def log(event, **row):
         if seen is not None and event == "iteration":
             seen.append(row)
 
     cost = macs(net)
-    problem = Problem(net, Budget(cost, cost(net.widths), target), data, seed=0, batch=8)
+    budget = Budget(cost, cost(net.widths), target)
+    problem = Problem(net, budget, data, seed=0, batch=8, statistics_images=n_statistics)
     options = {"score": "relative", "iterations": 2, "schedule": "equal", **options}
     outcome = METHODS["gcp"](problem, gcp_method.GcpOptions(**options), SimpleNamespace(path=folder, log=log))
     assert sum(outcome.images.values()) == sum(row["images"] for row in outcome.history)
-    assert sum(outcome.images.values()) == gcp_method.GcpOptions(**options).n_images(len(data.train), 8)
+    return outcome
+
+
+def prune(net, target, data, folder, seen=None, **options):
+    """The small network and its history; it has taken the images that the options say it will."""
+    outcome = outcome_of(net, target, data, folder, seen, **options)
+    said = gcp_method.GcpOptions(**{"score": "relative", "iterations": 2, "schedule": "equal", **options})
+    assert sum(outcome.images.values()) == said.n_images(len(data.train), 8)
     return outcome.network, outcome.history
 
 
@@ -345,6 +354,59 @@ def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     assert rows[0]["images"] == 2 * rows[1]["images"]
 
 
+def test_images_are_counted_by_purpose_and_those_of_a_penalty_that_diverged_too(net, tmp_path, monkeypatch):
+    data, fit, calls = SimpleNamespace(train=Noise(160), validation=Noise(20)), loop.fit, []
+
+    def second_try_diverges(*args, **how):
+        calls.append(how["name"])
+        if len(calls) == 3:  # regularise and recover with the first penalty, regularise with the second
+            error = optimisers.DivergedError("t: the loss is nan")
+            error.steps = 4
+            raise error
+        return fit(*args, **how)
+
+    monkeypatch.setattr(loop, "fit", second_try_diverges)
+    options = dict(iterations=1, lam=(0.01, 3.0), score="taylor", regularise_epochs=0.5, recover_epochs=0.25)
+    outcome = outcome_of(net, 0.5, data, tmp_path, n_statistics=20, **options)
+    assert outcome.images == {"regularise": 80, "recover": 40, "scoring": 160, "statistics": 24, "diverged": 32}
+    assert outcome.history[0]["images"] == 336 and len(outcome.history[0]["tried"]) == 1
+
+
+def test_statistics_are_those_of_the_network_that_was_cut(net, tmp_path):
+    """Whatever the method: uniform's network predicts better once they are recomputed, without any training."""
+    cost, data = macs(net), SimpleNamespace(train=Noise(64), validation=Noise(20))
+    problem = Problem(net, Budget(cost, cost(net.widths), 0.5), data, seed=0, batch=64)
+    options = METHODS.options["uniform"]()
+    without, with_new = (
+        METHODS["uniform"](replace(problem, statistics_images=n), options, SimpleNamespace(path=tmp_path))
+        for n in (0, 64)
+    )
+    assert with_new.images == {"statistics": 64} and without.images == {"statistics": 0}
+    x = data.train.x[:8]
+    with autograd.train_mode():
+        trained = to_block(without.network)(mx.nd.array(data.train.x)).asnumpy()[:8]
+    errors = [np.abs(predict(one.network, x) - trained).max() for one in (without, with_new)]
+    assert errors[1] < 0.01 * errors[0]
+
+
+def test_scores_of_a_network_with_dropout_are_seeded():
+    vgg = with_masks(from_gluoncv("vgg11", (3, 32, 32), 4, seed=0))
+    assert any(n.op == "Dropout" for n in vgg.nodes)
+
+    class Large(Noise):
+        def batches(self, size, **how):
+            for x, y, n in super().batches(size, **how):
+                yield x.repeat(4, 2).repeat(4, 3), y, n
+
+    cost = macs(vgg)
+    problem = Problem(vgg, Budget(cost, cost(vgg.widths), 0.5), SimpleNamespace(train=Large(16)), seed=0, batch=8)
+    scores = []
+    for state in (1, 2):
+        mx.random.seed(state)  # what a process did before decides nothing
+        scores.append(criteria.CRITERIA["taylor"](problem))
+    assert all(np.array_equal(scores[0][g], scores[1][g]) for g in scores[0])
+
+
 def test_masks_stand_in_where_no_norm_follows(tmp_path):
     """VGG's dense layers have no batch norm: GCP prunes them through masks, and none is left in the result."""
     vgg = from_gluoncv("vgg11_bn", (3, 32, 32), 4, seed=0)
@@ -353,6 +415,4 @@ def test_masks_stand_in_where_no_norm_follows(tmp_path):
     keep = {g.name: np.arange(g.size) for g in w.groups}
     keep["dense0"] = np.arange(0, dense.size, 64)
     x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
-    from gcp.backend.blocks import predict
-
     np.testing.assert_allclose(predict(mask(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """The training loop, evaluation and stages."""
 
 import json
+from dataclasses import replace
 
 import mxnet as mx
 import numpy as np
@@ -11,8 +12,8 @@ from networks import images, random_network
 from gcp.backend.blocks import predict, to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
-from gcp.graph.network import Network, Node, shrink
-from gcp.train import checkpoints, loop, losses, optimisers, schedules, steps
+from gcp.graph.network import Network, Node, auxiliary, shrink
+from gcp.train import checkpoints, loop, losses, optimisers, schedules, statistics, steps
 from gcp.train.tasks import CLASSIFICATION, Classification
 from tests.test_prune import Noise
 
@@ -217,6 +218,32 @@ def test_a_result_is_computed_once(net, tmp_path):
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
+
+
+# Statistics
+
+
+def test_statistics_of_one_batch_are_what_training_normalises_by():
+    net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+    split = Noise(16)
+    new = statistics.recompute_statistics(net, loop.Batches(split, 16, 0), 1)
+    with autograd.train_mode():
+        expected = to_block(net)(mx.nd.array(split.x)).asnumpy()
+    np.testing.assert_allclose(predict(new, split.x), expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(predict(net, split.x) - expected).max() > 0.1
+    changed = {k for k in net.arrays if not np.array_equal(net.arrays[k], new.arrays[k])}
+    assert changed and changed <= auxiliary(net), "nothing but running statistics"
+
+
+def test_statistics_of_several_batches_are_those_of_all_their_images():
+    """Exactly so at the first norm, which reads a convolution of the images alone."""
+    net, split = random_network("cifar_resnet20_v1", (3, 8, 8), 4), Noise(24)
+    new = statistics.recompute_statistics(net, loop.Batches(split, 8, 0), 3)
+    norm = next(n for n in net.nodes if n.op == "BatchNorm")
+    x = predict(replace(net, output=norm.inputs[0]), split.x).astype(np.float64)
+    mean, variance = (new.arrays[net.nodes[j].name] for j in norm.inputs[3:])
+    np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(variance, x.var((0, 2, 3)), rtol=1e-4)
 
 
 # Mixup and distillation

@@ -128,6 +128,15 @@ class _Prune(Options):
             description="every final width is a multiple of this, 1 or more; auto: the model's granularity",
         ),
     ] = 8
+    statistics_images: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**9,
+            description="training images that batch norm's running statistics are recomputed from after every cut, in "
+            "whole batches; 0: they stay those of before the cut",
+        ),
+    ] = 512
 
     FILES: ClassVar[Set[str]] = {"latency_model"}
 

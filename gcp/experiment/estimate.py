@@ -24,6 +24,7 @@ from gcp.errors import UserError
 from gcp.experiment import plan
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths, resized
+from gcp.methods.base import n_statistics
 from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
@@ -121,7 +122,9 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,
-            cfg.prune.options.n_images(n_train, cfg.data.batch),
+            cfg.prune.options.n_images(
+                n_train, cfg.data.batch, n_statistics(cfg.prune.statistics_images, n_train, cfg.data.batch)
+            ),
             (cfg.finetune.epochs + cfg.finetune.extra_epochs) * per_epoch,
         )
         trained.add(dense)

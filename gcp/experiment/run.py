@@ -72,7 +72,16 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:
     """The configured method's small network, and what it took."""
     began = time.monotonic()
-    problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, data.task)
+    problem = Problem(
+        dense,
+        budget,
+        data,
+        cfg.seed,
+        cfg.data.batch,
+        cfg.data.augment,
+        task=data.task,
+        statistics_images=cfg.prune.statistics_images,
+    )
     outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
     images = sum(outcome.images.values())
     return outcome.network, {

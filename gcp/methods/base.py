@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Protocol
+from typing import Any, Callable, ClassVar, Dict, List, Protocol, Tuple
 
 from gcp.cost.base import Budget
 from gcp.data.base import Dataset
 from gcp.graph.network import Network
 from gcp.options import Options
 from gcp.registry import Registry
+from gcp.seeds import Stream
 
 
 class MethodOptions(Options):
@@ -30,9 +31,12 @@ class MethodOptions(Options):
         """Options by which tables tell rows of this method apart even where only one value is there."""
         return {}
 
-    def n_images(self, n_train: int, batch: int) -> int:
-        """Images that pruning will train on or look at, with `n_train` training images in batches of `batch`."""
-        return 0
+    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
+        """Images that pruning will train on or look at, with `n_train` training images in batches of `batch`.
+
+        `n_statistics` of them are looked at after every cut.
+        """
+        return n_statistics
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Problem:
 
     Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
     that of a schedule which asks a criterion again and again, 0 elsewhere. `step`, where there is one, has a block of
-    `net` with frozen statistics, which a criterion can take gradients from without building one.
+    `net` with frozen statistics, which a criterion can take gradients from without building one. `statistics_images`
+    are for `with_new_statistics`, which every method calls after every cut.
     """
 
     net: Network
@@ -53,6 +58,7 @@ class Problem:
     iteration: int = 0
     task: str = "classification"
     step: Any = None
+    statistics_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,21 @@ class Run(Protocol):
 
 Method = Callable[[Problem, Any, Run], Outcome]
 METHODS: Registry[Method] = Registry("pruning method")
+
+
+def n_statistics(wanted: int, n_train: int, batch: int) -> int:
+    """Images that batch-norm statistics are recomputed from: whole batches, an epoch at most."""
+    return min(-(-wanted // batch), -(-n_train // batch)) * batch
+
+
+def with_new_statistics(problem: Problem, net: Network) -> Tuple[Network, int]:
+    """A network that was cut, with batch-norm statistics from training images; and how many images it took.
+
+    The same for every method, so that no method's networks are judged by statistics that others have renewed.
+    """
+    from gcp.train.loop import Batches
+    from gcp.train.statistics import recompute_statistics
+
+    n = n_statistics(problem.statistics_images, len(problem.data.train), problem.batch)
+    seed = Stream.STATISTICS.seed(problem.seed, problem.iteration)
+    return recompute_statistics(net, Batches(problem.data.train, problem.batch, seed), n // problem.batch), n

@@ -6,16 +6,17 @@ weights are fine-tuned elsewhere. Also here: ranking channels of all groups toge
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Dict, Literal, Optional, Tuple
+from typing import Annotated, Any, Dict, Literal, Optional, Tuple
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from gcp.cost.base import COSTS, Cost, fit_to_measured_budget
 from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
-from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.criteria import CRITERIA, _variances, images_to_score
 from gcp.methods.select import select
 from gcp.options import listed
@@ -68,9 +69,9 @@ class GcpOptions(MethodOptions):
         """Steps of one iteration's regularise and recover phases, with `n_batches` batches an epoch."""
         return max(1, round(self.regularise_epochs * n_batches)), round(self.recover_epochs * n_batches)
 
-    def n_images(self, n_train: int, batch: int) -> int:
+    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
         """All iterations, and the first one once for every further penalty that is tried."""
-        one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train)
+        one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train) + n_statistics
         return (self.iterations + len(self.lam) - 1) * one
 
 
@@ -111,15 +112,18 @@ def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
     """
     from gcp.train.optimisers import DivergedError
 
-    lams, rows = list(options.lam), []
+    lams, rows, images = list(options.lam), [], Counter()
     for t in range(1, options.iterations + 1):
-        tried = []
+        tried, before = [], sum(images.values())
         for lam in lams:
+            taken = Counter()  # also of a penalty that diverges
             try:
-                tried.append(_iteration(replace(problem, iteration=t), lam, options, run))
+                tried.append(_iteration(replace(problem, iteration=t), lam, options, run, taken))
             except DivergedError:
                 if len(lams) == 1:
                     raise
+                taken = Counter(diverged=sum(taken.values()))
+            images += taken
         if not tried:
             raise DivergedError(
                 f"GCP iteration {t}: the loss diverged for every prune.gcp.lam of {lams}; give "
@@ -128,17 +132,19 @@ def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
         net, row = min(tried, key=lambda item: item[1]["loss_recovered"])
         row = {
             **row,
-            "images": sum(r["images"] for _, r in tried),
+            "images": sum(images.values()) - before,
             "tried": [{"lam": r["lam"], "loss_recovered": r["loss_recovered"]} for _, r in tried],
         }
         lams, problem = [row["lam"]], replace(problem, net=net)
         rows.append(row)
         run.log("iteration", **row)
-    return Outcome(problem.net, {"pruning": sum(row["images"] for row in rows)}, rows)
+    return Outcome(problem.net, dict(images), rows)
 
 
-def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> Tuple[Network, dict]:
-    """One regularise, prune, recover (sections 4.3 and 4.4)."""
+def _iteration(
+    problem: Problem, lam: float, options: GcpOptions, run: Run, images: Counter
+) -> Tuple[Network, Dict[str, Any]]:
+    """One regularise, prune, recover (sections 4.3 and 4.4); `images` counts what it takes, by purpose."""
     from gcp.train import checkpoints, loop, optimisers, schedules
     from gcp.train.losses import Objective
     from gcp.train.steps import OrdinaryStep, ProximalStep
@@ -165,14 +171,20 @@ def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> T
             )
             return step.network(), {}
 
-        if schedule.n_steps:
-            step.load(checkpoints.run_once(Path(f"{prefix}-{name}"), compute)[0])
+        try:
+            if schedule.n_steps:
+                step.load(checkpoints.run_once(Path(f"{prefix}-{name}"), compute)[0])
+            images[name] += schedule.n_steps * batch
+        except optimisers.DivergedError as error:
+            images[name] += error.steps * batch
+            raise
 
     seed = Stream.REGULARISE.seed(problem.seed, t)
     step = ProximalStep(net, objective, penalties, p.momentum, seed)
     train(step, "regularise", seed, schedules.constant(p.lr, n_regularise))
     net, regularised = step.network(), task.evaluate(step.outputs, data.validation)
     scores = CRITERIA[p.score](replace(problem, net=net, step=step))
+    images["scoring"] += images_to_score(p.score, len(data.train))
 
     def cut(_: Path) -> Tuple[Network, dict]:
         small, timings = fit_to_measured_budget(
@@ -182,6 +194,8 @@ def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> T
 
     # What a clock decided has to be kept: a resumed run could decide otherwise.
     net, found = cut(prefix) if budget.measure is None else checkpoints.run_once(Path(f"{prefix}-cut"), cut)
+    net, n_statistics = with_new_statistics(problem, net)
+    images["statistics"] += n_statistics
     seed = Stream.RECOVER.seed(problem.seed, t)
     step = OrdinaryStep(net, objective, lambda block: optimisers.SGD(block, p.momentum), seed, variables)
     pruned = task.evaluate(step.outputs, data.validation)
@@ -199,7 +213,6 @@ def _iteration(problem: Problem, lam: float, options: GcpOptions, run: Run) -> T
         "loss_recovered": recovered["loss"],
         f"{task.metric}_recovered": recovered[task.metric],
         "widths": net.widths,
-        "images": (n_regularise + n_recover) * batch + images_to_score(p.score, len(data.train)),
         **({} if budget.measure is None else found),
     }
     return net, row

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gcp.cost.base import Budget, fit_to_measured_budget, round_width
 from gcp.graph.network import Keep, Network, Widths, shrink
-from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.criteria import CRITERIA
 
 
@@ -22,6 +22,10 @@ class NoneOptions(MethodOptions):
     def label(self, cost: str) -> str:
         """The dense network."""
         return "Dense"
+
+    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
+        """Nothing is cut."""
+        return 0
 
 
 @METHODS.register("none", NoneOptions)
@@ -54,7 +58,8 @@ def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
     small, timings = fit_to_measured_budget(budget, budget.target * budget.original, choose)
     if timings:
         run.log("timed", timings=timings)
-    return Outcome(small)
+    small, n_images = with_new_statistics(problem, small)
+    return Outcome(small, {"statistics": n_images})
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:

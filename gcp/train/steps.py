@@ -66,7 +66,6 @@ class OrdinaryStep:
     ) -> None:
         self.objective, self._make_optimiser, self._seed = objective, optimiser, seed
         self._trainable, self._frozen_statistics = trainable, frozen_statistics
-        self._has_dropout = any(n.op == "Dropout" for n in net.nodes)
         self._fused, self._has_run = self.dtype == "float32" and _widths(net) not in _WITHOUT_FUSED, False
         self._build(net)
 
@@ -111,9 +110,7 @@ class OrdinaryStep:
         return loss
 
     def _backward(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, seed: int) -> mx.nd.NDArray:
-        if self._has_dropout:  # the only user of MXNet's generator; seeded by step, so that a resumed run agrees
-            group = process_group()
-            mx.random.seed(seeds.step_seed(seed, i, group.rank if group.world_size > 1 else None))
+        seed_dropout(self._net, seed, i)
         loss = self.objective(self.block, x, y, seed, i)
         loss.backward(self._head_gradient(loss))
         return loss
@@ -187,6 +184,16 @@ class ProximalStep(OrdinaryStep):
             return ProximalSGD(net, block, penalties, momentum)
 
         super().__init__(net, objective, optimiser, seed, scale_arrays(net), frozen_statistics=True)
+
+
+def seed_dropout(net: Network, seed: int, i: int) -> None:
+    """Have what dropout drops in batch i follow from the seed and i, so that a resumed run agrees.
+
+    Dropout is the only user of MXNet's generator, which is left alone where there is none.
+    """
+    if any(n.op == "Dropout" for n in net.nodes):
+        group = process_group()
+        mx.random.seed(seeds.step_seed(seed, i, group.rank if group.world_size > 1 else None))
 
 
 def scoring_step(net: Network, task: str) -> OrdinaryStep:
