@@ -378,7 +378,7 @@ def random_data(case: Case, n_images: int) -> Dataset:
 def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter, round_to: int = 1) -> tuple:
     """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
 
-    Everything between the dense network and the pruned one counts: making blocks, checkpoints, the looks at
+    Everything between the dense network and the pruned one counts: making blocks, checkpoints, statistics, the looks at
     the validation images. The ordinary epoch is timed before and after; the spread is the ratios to either.
     """
     data = random_data(case, n_images)
@@ -420,7 +420,8 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
     budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
     with tempfile.TemporaryDirectory() as folder:
         start = clock()
-        problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment)
+        how = dict(augment=cfg.data.augment, statistics_images=cfg.prune.statistics_images)
+        problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, **how)
         run = SimpleNamespace(path=Path(folder), log=lambda event, **values: None)
         outcome = gcp_method.gcp(problem, cfg.prune.gcp, run)
         small, iterations = outcome.network, outcome.history
