@@ -29,6 +29,7 @@ setup(
         "eval-type-backport>=0.2; python_version < '3.10'",
         "pyyaml>=6.0,<7",
         "filelock>=3.12,<5",
+        "threadpoolctl>=3.0,<4",
         "psutil>=5.9,<8",
         "tqdm>=4.66,<5",
         "tabulate>=0.9,<1",

@@ -27,7 +27,7 @@ def run(argv: list) -> None:
     sub = verb("sample", sample, "time networks of random widths, appending to FILE until it holds N")
     add_network(sub)
     add_setup(sub)
-    sub.add_argument("--out", required=True, metavar="FILE", help="JSON lines; one that is there is gone on with")
+    sub.add_argument("--out", required=True, metavar="FILE", help="JSON lines; an existing file is continued")
     sub.add_argument(
         "--n", type=command_line.positive(int), default=250, help="networks in the file at the end (default 250)"
     )
@@ -40,7 +40,9 @@ def run(argv: list) -> None:
 
     sub = verb("validate", validate, "time networks that the model was not fitted to, and compare")
     sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--held-out", required=True, metavar="FILE", help="JSON lines of what is timed; gone on with")
+    sub.add_argument(
+        "--held-out", required=True, metavar="FILE", help="JSON lines of what is timed; an existing file is continued"
+    )
     sub.add_argument(
         "--n", type=command_line.positive(int), default=40, help="networks in that file at the end (default 40)"
     )
@@ -51,7 +53,7 @@ def run(argv: list) -> None:
         "--again",
         metavar="FILE",
         help="also time these networks once more, into this file: the limit, "
-        "since no model can do better than the clock repeats itself",
+        "since no model can predict better than a measurement repeats itself",
     )
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
     sub.add_argument("--repeats", type=command_line.whole(1, 10**5), default=7)
@@ -142,14 +144,17 @@ def sample(args: argparse.Namespace) -> None:
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
-    clock = clock.against_reference(net, setup, args.repeats, args.max_spread, _warn)
+    measured, here = (
+        clock.against_reference(net, setup, args.repeats, args.max_spread, _warn),
+        clock.hardware(args.device),
+    )
     with _bar(f"{net.name}, {setup}") as bar:
         held = sampling.sample(
-            net, Path(args.out), setup.as_json(), clock.hardware(), clock, args.n, args.seed, progress=_to(bar)
+            net, Path(args.out), setup.as_json(), here, measured, args.n, args.seed, progress=_to(bar), warn=_warn
         )
     print(
-        f"{args.out}: {len(held.lines)} networks, {sum(line['noisy'] for line in held.lines)} of them noisy; "
-        f"granularity {held.header['granularity']} channels"
+        f"{args.out}: {len(held.lines)} networks, {sum(line.noisy for line in held.lines)} of them noisy; "
+        f"granularity {held.header.granularity} channels"
     )
 
 
@@ -158,11 +163,11 @@ def fit(args: argparse.Namespace) -> None:
     from gcp.cost import latency, sampling
 
     samples = sampling.read_samples(Path(args.samples), args.skip_bad, _warn)
-    table = latency.fit(_subject(samples.header), samples)
-    latency.save(table, Path(args.out))
+    model = latency.fit(_network_of(samples.header), samples)
+    latency.save(model, Path(args.out))
     print(
-        f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * table.header['held_out_nrmse']:.1f} % on "
-        f"the quarter that choices were made on; granularity {table.steps.granularity} channels"
+        f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * model.held_out_nrmse:.1f} % on "
+        f"the quarter that choices were made on; granularity {model.granularity} channels"
     )
 
 
@@ -170,47 +175,46 @@ def validate(args: argparse.Namespace) -> None:
     """Time networks that a model was not fitted to, and compare."""
     from gcp.cost import latency
 
-    table = latency.load(Path(args.model))
-    setup = table.header["setup"]
-    runtime.use_threads(setup["threads"])
+    model = latency.load(Path(args.model))
+    runtime.use_threads(model.setup.threads)
     from gcp import storage
     from gcp.backend import clock
     from gcp.cost import sampling
     from gcp.report import figures
 
-    net, setup = _subject(table.header), clock.Setup(**setup)
-    apart = sampling.same_subject(table.header, {**table.header, "hardware": clock.hardware()})
+    net, setup, here = _network_of(model), clock.Setup(**dict(model.setup)), clock.hardware(model.setup.device)
+    apart = sampling.difference(model, sampling.Subject.of(net, setup.as_json(), here), _warn)
     if apart:
         raise errors.UserError(
             f"{args.model}: is a model of something else than this machine ({apart}); sample and fit here"
         )
-    clock = clock.against_reference(net, setup, args.repeats, warn=_warn)
+    measured = clock.against_reference(net, setup, args.repeats, warn=_warn)
 
     def drawn(path: str, n: int, text: str):
+        how = {"seed": args.seed, "slowdowns": model.slowdowns, "warn": _warn}
         with _bar(f"{net.name}, {setup}{text}") as bar:
-            return sampling.sample(
-                net, Path(path), setup.as_json(), clock.hardware(), clock, n, args.seed, table.steps.slowdowns, _to(bar)
-            )
+            return sampling.sample(net, Path(path), setup.as_json(), here, measured, n, progress=_to(bar), **how)
 
     held = drawn(args.held_out, args.n, "")
     again = drawn(args.again, len(held.lines), ", again") if args.again else None
     alone = None
     if args.layers:
         with _bar("layers alone") as bar:
-            alone = sampling.layers_alone(net, held.widths, Path(args.layers), clock, _to(bar))
-    result = latency.validate(table, net, held, alone, again)
+            alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, _to(bar))
+    result = latency.validate(model, net, held, alone, again)
     print(
-        f"{net.name}, {setup}: {len(held.lines)} networks of {result['span'][0]:.2f} to {result['span'][1]:.2f} "
-        f"times the network's own {1e3 * result['reference_s']:.3f} ms"
+        f"{net.name}, {setup}: {len(held.lines)} networks of {result.span[0]:.2f} to {result.span[1]:.2f} "
+        f"times the network's own {1e3 * result.reference_s:.3f} ms"
     )
-    for name, good in result["quality"].items():
+    for name, good in result.quality.items():
         print(
-            f"{name:<12}  RMSE {1e3 * good['rmse_s']:8.3f} ms  NRMSE {100 * good['nrmse']:6.2f} %  "
-            f"Kendall's tau {good['tau']:.3f}"
+            f"{name:<12}  RMSE {1e3 * good.rmse_s:8.3f} ms  NRMSE {100 * good.nrmse:6.2f} %  "
+            f"Kendall's tau {good.tau:.3f}"
         )
     if args.out:
-        storage.write_json(f"{args.out}.validation.json", result)
-        for path in figures.predictions(result, Path(f"{args.out}.validation")):
+        values = result.model_dump(mode="json")
+        storage.write_json(f"{args.out}.validation.json", values)
+        for path in figures.predictions(values, Path(f"{args.out}.validation")):
             print(path)
 
 
@@ -225,35 +229,36 @@ def table(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> None:
     """Predict latencies."""
     from gcp.backend.zoo import open_network
-    from gcp.cost import latency, sampling
+    from gcp.cost import latency
+    from gcp.cost.layers import layers
 
-    table = latency.load(Path(args.model))
+    model = latency.load(Path(args.model))
     rows = []
     for name in args.network:
-        net = open_network(name, table.header["input"], None)
-        cost, layers = table.cost(net), sampling.layers(net)
+        net = open_network(name, model.input, None)
+        seconds, kinds = model.cost(net)(net.widths), layers(net)
         rows.append(
             {
                 "network": name,
-                "latency_s": cost(net.widths),
-                "images_per_second": table.header["setup"]["batch"] / cost(net.widths),
-                "layers": len(layers),
-                "layers_by_regression": sum(not table.knows(k) for k in layers),
+                "latency_s": seconds,
+                "images_per_second": model.setup.batch / seconds,
+                "layers": len(kinds),
+                "layers_by_regression": sum(not model.knows(layer) for layer in kinds),
             }
         )
-    facts = {key: table.header[key] for key in ("setup", "hardware")}
+    facts = model.model_dump(mode="json", include={"setup", "hardware"})
     print(json.dumps({**facts, "predicted": rows}, indent=1))
 
 
-def _subject(header: dict):
+def _network_of(subject):
     """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
     from gcp.backend.zoo import from_gluoncv
     from gcp.graph.network import resized
 
-    net = from_gluoncv(header["network"], header["input"], header["classes"])
-    if set(net.widths) != set(header["sizes"]):
+    net = from_gluoncv(subject.network, subject.input, subject.classes)
+    if set(net.widths) != set(subject.sizes):
         raise errors.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
-    return resized(net, header["sizes"])
+    return resized(net, subject.sizes)
 
 
 def _setup(args: argparse.Namespace):

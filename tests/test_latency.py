@@ -11,16 +11,18 @@ from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget, fit_to_measured_budget, minimum_widths
 from gcp.cost.latency import Steps
+from gcp.cost.layers import layers
 from gcp.errors import UserError
+from gcp.storage import read_json
 
 STEPS = Steps(16, 8, {1: 3.0, 2: 3.0, 4: 2.0, 8: 1.5, 16: 1.0, 32: 1.0, 64: 1.0})
 HEADER = {
-    "format": sampling.SAMPLES,
+    "format": "gcp latency samples 1",
     "setup": {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 4, "threads": 1},
     "hardware": {"cpu": "a processor", "versions": {}, "date": "2026-01-01", "git_commit": None},
     "granularity": 16,
     "step": 8,
-    "slowdowns": {str(g): s for g, s in STEPS.slowdowns.items()},
+    "slowdowns": STEPS.slowdowns,
 }
 
 
@@ -31,14 +33,14 @@ def net():
 
 def truth(net, odd=0.0):
     """Seconds: a call, work and traffic per layer; convs on 2x2 maps take `odd` more at odd multiples of 8."""
-    layers = sampling.layers(net)
+    kinds = layers(net)
 
     def seconds(widths):
         total = 0.0
-        for layer in layers:
+        for layer in kinds:
             read, made = layer.widths(widths)
             pairs = made if layer.depthwise else read * made
-            time = 2e-5 + 2e-11 * layer.taps * layer.sites * pairs + 1e-9 * layer.made_sites * made
+            time = 2e-5 + 2e-11 * layer.kernel_size * layer.positions * pairs + 1e-9 * layer.out_positions * made
             slow = "2x2>2x2" in layer.kind and made % 16 == 8
             total += time * (1 + odd * slow)
         return total
@@ -47,54 +49,57 @@ def truth(net, odd=0.0):
 
 
 def samples(net, seconds, n, seed=0, noise=0.0):
-    rng, layers, seen, lines = np.random.default_rng(seed), sampling.layers(net), {}, []
+    rng, kinds, seen, lines = np.random.default_rng(seed), layers(net), {}, []
     allowed = sampling.choices(net.widths, 8)
+    clock = {"spread": 0.0, "n": 7, "noisy": False, "attempts": 1, "reference_s": seconds(net.widths)}
     for number in range(n):
-        widths = sampling.drawn(net.widths, allowed, layers, seen, np.random.default_rng((seed, number)))
-        sampling.count(layers, widths, seen)
-        lines.append(
-            {
-                "widths": list(widths.values()),
-                "latency_s": seconds(widths) * rng.normal(1, noise),
-                "reference_s": seconds(net.widths),
-            }
-        )
-    header = {
-        **HEADER,
-        "network": net.name,
-        "input": list(net.input_shape),
-        "classes": net.n_classes,
-        "sizes": net.widths,
-    }
-    return sampling.Samples("made up", header, lines)
+        widths = sampling.random_widths(net.widths, allowed, kinds, seen, np.random.default_rng((seed, number)))
+        sampling.count_entries(kinds, widths, seen)
+        latency_s = seconds(widths) * rng.normal(1, noise)
+        lines.append(sampling.Sample(widths=list(widths.values()), latency_s=latency_s, **clock))
+    subject = {"network": net.name, "input": net.input_shape, "classes": net.n_classes, "sizes": net.widths}
+    return sampling.Samples("made up", sampling.Header.model_validate({**HEADER, **subject}), lines)
 
 
 @pytest.fixture(scope="module")
 def fitted(net):
+    """A model of few samples, its penalties not chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SMOOTHNESS", (10.0,))
+        patch.setattr(latency, "MONOTONICITY", (1.0,))
+        return latency.fit(net, samples(net, truth(net, odd=1.0), 40))
+
+
+@pytest.fixture(scope="module")
+def fitted_well(net):
     return latency.fit(net, samples(net, truth(net, odd=1.0), 120, noise=0.005))
 
 
-def test_a_made_up_clock_is_predicted_on_networks_that_were_not_sampled(net, fitted):
-    result = latency.validate(fitted, net, samples(net, truth(net, odd=1.0), 40, seed=1))
-    assert result["quality"]["table"]["nrmse"] < 0.02 and result["quality"]["table"]["tau"] > 0.97
-    table, regression, macs = (result["quality"][k]["nrmse"] for k in ("table", "regression", "MACs"))
+@pytest.mark.slow
+def test_a_made_up_clock_is_predicted_on_networks_that_were_not_sampled(net, fitted_well):
+    result = latency.validate(fitted_well, net, samples(net, truth(net, odd=1.0), 40, seed=1))
+    assert result.quality["table"].nrmse < 0.02 and result.quality["table"].tau > 0.97
+    table, regression, macs = (result.quality[k].nrmse for k in ("table", "regression", "MACs"))
     assert table < regression < macs
-    assert result["span"][0] < 0.3 and result["span"][1] > 1.2
+    assert result.span[0] < 0.3 and result.span[1] > 1.2
 
 
-def test_what_odd_widths_cost_is_found_where_they_cost(fitted):
-    slow = [extra[1, 0] for kind, extra in fitted.extras.items() if "2x2>2x2" in kind]
-    rest = [extra.max() for kind, extra in fitted.extras.items() if "2x2>2x2" not in kind and "dense" not in kind]
+@pytest.mark.slow
+def test_what_odd_widths_cost_is_found_where_they_cost(fitted_well):
+    slow = [extra[1][0] for kind, extra in fitted_well.extras.items() if "2x2>2x2" in kind]
+    rest = [
+        np.max(extra) for kind, extra in fitted_well.extras.items() if "2x2>2x2" not in kind and "dense" not in kind
+    ]
     # Two of the three kinds make the same channels, so only what they add together can be told.
     assert max(slow) > 0.5 and np.median(rest) < 0.1
 
 
 def test_without_noise_the_regression_finds_the_coefficients(net):
     s = samples(net, truth(net), 60)
-    found = latency.fit_regression(sampling.layers(net), s.widths, s.seconds)
-    call, work, _, made, _ = found.coefficients["conv 3x3"]
+    found = latency.fit_regression(layers(net), s.widths, s.seconds)
+    call, work, _, made, _ = found.seconds["conv 3x3"]
     assert work == pytest.approx(2e-11, rel=0.02)
-    assert found(sampling.layers(net), net.widths) == pytest.approx(truth(net)(net.widths), rel=1e-3)
+    assert found(layers(net), net.widths) == pytest.approx(truth(net)(net.widths), rel=1e-3)
 
 
 def test_corners_are_bilinear():
@@ -102,29 +107,33 @@ def test_corners_are_bilinear():
     values = np.add.outer(axes[0] * 2.0, axes[1] * 1.0).reshape(-1)
 
     def at(read, made):
-        return sum(w * values[k] for k, w in latency._corners(axes, read, made))
+        index, share = latency._corners(axes, np.array(read), np.array(made))
+        return (share * values[index]).sum()
 
     assert at(16, 48) == 80 and at(24, 32) == 80 and at(20, 16) == 56
     assert at(4, 8) == at(8, 16), "flat below"
     assert at(48, 80) == 176, "linear above"
-    assert sum(w for _, w in latency._corners(axes, 40, 20)) == pytest.approx(1)
+    assert latency._corners(axes, np.array(40), np.array(20))[1].sum() == pytest.approx(1)
 
 
 def test_widths_by_how_they_divide():
-    assert [STEPS.rounded(w) for w in (1, 8, 9, 24)] == [8, 8, 16, 24]
-    assert [STEPS.factor(w) for w in (8, 16, 12, 63)] == [1.0, 1.0, 2.0 / 1.5, 2.0]
-    assert STEPS.flags(8 * 7) == (1.0, 1 / 7, 0.0, 1.0, 0.0), "odd, prime; 8 blocks divide well"
-    assert STEPS.flags(8 * 13) == (1.0, 1 / 13, 0.0, 1.0, 1.0), "odd, prime; and 14 is twice a prime"
-    assert STEPS.flags(8 * 14) == (0.0, 0.0, 1.0, 1.0, 0.0)
-    assert STEPS.flags(8 * 15) == (1.0, 1 / 15, 0.0, 0.0, 0.0)
-    assert STEPS.flags(8 * 4) == STEPS.flags(8 * 12) == (0.0,) * 5
+    assert STEPS.rounded(np.array([1, 8, 9, 24])).tolist() == [8, 8, 16, 24]
+    assert STEPS.factor(np.array([8, 16, 12, 63])).tolist() == [1.0, 1.0, 2.0 / 1.5, 2.0]
+    assert STEPS.flags(8 * np.array([7, 13, 14, 15, 4, 12])).tolist() == [
+        [1.0, 1 / 7, 0.0, 1.0, 0.0],  # odd, prime; 8 blocks divide well
+        [1.0, 1 / 13, 0.0, 1.0, 1.0],  # odd, prime; and 14 is twice a prime
+        [0.0, 0.0, 1.0, 1.0, 0.0],
+        [1.0, 1 / 15, 0.0, 0.0, 0.0],
+        [0.0] * 5,
+        [0.0] * 5,
+    ]
 
 
 def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitted):
     cost = fitted.cost(net)
-    layers = sampling.layers(net)
+    kinds = layers(net)
     assert cost(net.widths) == pytest.approx(
-        sum(fitted.layer(layer, *layer.widths(net.widths)) for layer in layers), rel=1e-12
+        sum(fitted.layer(layer, *layer.widths(net.widths)) for layer in kinds), rel=1e-12
     )
     group = "layers2_conv0"  # 128 channels
     widths = np.array([64, 80, 96, 112, 128])
@@ -136,42 +145,43 @@ def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitte
 def test_a_layer_that_was_never_timed_is_predicted_by_its_operator(net, fitted):
     other = shape_only("resnet34_v1b", (3, 64, 64))
     cost = fitted.cost(other)
-    assert all(fitted.knows(layer) for layer in sampling.layers(other)), "ResNet-34 repeats ResNet-18's layers"
+    assert all(fitted.knows(layer) for layer in layers(other)), "ResNet-34 repeats ResNet-18's layers"
     larger = shape_only("resnet18_v1b", (3, 96, 96))
     cost = fitted.cost(larger)
-    assert not all(fitted.knows(layer) for layer in sampling.layers(larger))
+    assert not all(fitted.knows(layer) for layer in layers(larger))
     assert cost(larger.widths) == pytest.approx(truth(larger)(larger.widths), rel=0.1)
     with pytest.raises(UserError, match="has seen no 'depthwise 3x3', only conv 7x7"):
         mobile = shape_only("mobilenet1.0", (3, 64, 64))
         fitted.cost(mobile)(mobile.widths)
 
 
+@pytest.mark.slow
 def test_a_depthwise_network_fits_too():
     net = shape_only("mobilenet0.5", (3, 64, 64))
     table = latency.fit(net, samples(net, truth(net), 60))
     result = latency.validate(table, net, samples(net, truth(net), 30, seed=1))
-    assert result["quality"]["table"]["nrmse"] < 0.02
+    assert result.quality["table"].nrmse < 0.02
 
 
 def test_saved_and_loaded_is_the_same_model(net, fitted, tmp_path):
     latency.save(fitted, tmp_path / "model.json")
     again = latency.load(tmp_path / "model.json")
-    assert again.header == fitted.header and again.steps == fitted.steps
+    assert again == fitted
     for s in (0.3, 1.2):
         widths = {g: int(s * n) for g, n in net.widths.items()}
         assert again.cost(net)(widths) == fitted.cost(net)(widths)
-    assert again.regression(sampling.layers(net), net.widths) == fitted.regression(sampling.layers(net), net.widths)
+    assert again.regression(layers(net), net.widths) == fitted.regression(layers(net), net.widths)
 
 
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda raw: "{", "is no latency model"),
-        (lambda raw: json.dumps({**raw, "format": "x"}), "another format"),
-        (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "'setup' is missing"),
+        (lambda raw: "{", "not valid JSON"),
+        (lambda raw: json.dumps({**raw, "format": "x"}), "format"),
+        (lambda raw: json.dumps({k: v for k, v in raw.items() if k != "setup"}), "setup"),
         (
-            lambda raw: json.dumps({**raw, "table": {k: {**t, "seconds": [1.0]} for k, t in raw["table"].items()}}),
-            "another size than its axes",
+            lambda raw: json.dumps({**raw, "table": {k: {**t, "seconds": [[1.0]]} for k, t in raw["table"].items()}}),
+            "rows of",
         ),
     ],
 )
@@ -189,28 +199,98 @@ def test_too_few_samples_are_refused(net):
 
 def test_quality_by_hand():
     found = latency.quality(np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0]))
-    assert found["rmse_s"] == pytest.approx(np.sqrt(5 / 3)) and found["nrmse"] == pytest.approx(np.sqrt(5 / 3) / 2)
-    assert found["tau"] == pytest.approx(1 / 3)
+    assert found.rmse_s == pytest.approx(np.sqrt(5 / 3)) and found.nrmse == pytest.approx(np.sqrt(5 / 3) / 2)
+    assert found.tau == pytest.approx(1 / 3)
 
 
 def test_layers_timed_alone_are_compared_too(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
-    shares = [truth(net, odd=1.0)(w) / fitted.header["reference_s"] for w in held.widths]
-    assert latency.validate(fitted, net, held, shares)["quality"]["layers alone"]["nrmse"] < 1e-9
+    shares = [truth(net, odd=1.0)(w) / fitted.reference_s for w in held.widths]
+    assert latency.validate(fitted, net, held, shares).quality["layers alone"].nrmse < 1e-9
 
 
 def test_the_clock_is_compared_with_itself(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
-    again = replace(
-        held,
-        lines=[
-            {**line, "latency_s": line["latency_s"] * 3, "reference_s": line["reference_s"] * 3} for line in held.lines
-        ],
-    )
+    slower = [
+        line.model_copy(update={"latency_s": 3 * line.latency_s, "reference_s": 3 * line.reference_s})
+        for line in held.lines
+    ]
+    again = replace(held, lines=slower)
     result = latency.validate(fitted, net, held, again=again)
-    assert result["quality"]["clock again"]["nrmse"] < 1e-9, "a machine of a third of the speed is not noise"
+    assert result.quality["clock again"].nrmse < 1e-9, "a machine of a third of the speed is not noise"
     with pytest.raises(UserError, match="holds other networks"):
         latency.validate(fitted, net, held, again=samples(net, truth(net, odd=1.0), 30, seed=3))
+
+
+# ---- files that somebody has touched ---------------------------------------------------------------------------------
+
+DROPPED = object()
+WRONG = (DROPPED, None, -1, 0, -0.5, 1e308, 10**30, float("nan"), "text", "", True, [], {}, [[[[1]]]], {"a": {"b": 1}})
+
+
+def places(value, at=()):
+    """Where something can be changed in a JSON value; of long lists of numbers only the ends."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in list(items)[:3] + list(items)[-3:] if isinstance(value, list) else items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def changed(value, place, wrong):
+    """A copy of a JSON value with something wrong in one place."""
+    copy = json.loads(json.dumps(value))
+    inside = copy
+    for key in place[:-1]:
+        inside = inside[key]
+    if wrong is DROPPED:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = wrong
+    return json.dumps(copy)
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(1500, marks=pytest.mark.slow)])
+def test_a_model_that_somebody_touched_is_refused_or_prices_to_seconds(net, fitted, tmp_path, n):
+    latency.save(fitted, tmp_path / "model.json")
+    raw, rng, path = (
+        json.loads((tmp_path / "model.json").read_text()),
+        np.random.default_rng(n),
+        tmp_path / "touched.json",
+    )
+    everywhere, n_refused = sorted(places(raw), key=str), 0
+    for _ in range(n):
+        place = everywhere[rng.integers(len(everywhere))]
+        path.write_text(changed(raw, place, WRONG[rng.integers(len(WRONG))]))
+        try:
+            cost = latency.load(path).cost(net)
+        except UserError as error:
+            assert str(error).startswith(str(path)) or "latency model" in str(error)
+            n_refused += 1
+            continue
+        for share in (0.1, 0.5, 1.0):
+            seconds = cost({g: max(1, int(share * width)) for g, width in net.widths.items()})
+            assert 0 < seconds < np.inf, (place, seconds)
+        assert all(0 < price < np.inf for price in cost.marginal(net.widths).values())
+    assert n_refused > 0.7 * n, "nearly everything in a model counts"
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_samples_and_validations_that_somebody_touched_are_refused_or_fit(net, fitted, tmp_path, n):
+    held, path, rng = samples(net, truth(net), 3), tmp_path / "touched", np.random.default_rng(n)
+    result = latency.validate(fitted, net, held).model_dump(mode="json")
+    header, line = held.header.model_dump(mode="json"), held.lines[0].model_dump(mode="json")
+    for kind, values in (("header", header), ("line", line), ("validation", result)):
+        everywhere = sorted(places(values), key=str)
+        for _ in range(n):
+            text = changed(values, everywhere[rng.integers(len(everywhere))], WRONG[rng.integers(len(WRONG))])
+            path.write_text({"header": text, "line": f"{json.dumps(header)}\n{text}\n", "validation": text}[kind])
+            try:
+                if kind == "validation":
+                    read_json(path, latency.Validation)
+                else:
+                    assert np.isfinite(sampling.read_samples(path).seconds).all()
+            except UserError as error:
+                assert str(error).startswith(str(path))
 
 
 # ---- a budget that the clock corrects --------------------------------------------------------------------------------

@@ -31,15 +31,21 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.json"
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 10)
 
+    reference = macs(net)(net.widths) * 1e-9
+
     def timed(other):
         slow = 1.0 if all(w % 4 == 0 for w in other.widths.values()) else 2.0
-        return {"latency_s": slow * macs(other)(other.widths) * 1e-9, "spread": 0.0, "noisy": False}, 1.0
+        return {
+            "latency_s": slow * macs(other)(other.widths) * 1e-9,
+            "spread": 0.0,
+            "n": 1,
+            "noisy": False,
+            "attempts": 1,
+        }, reference
 
     setup = clock.Setup(batch=8).as_json()
     samples = sampling.sample(net, path.with_suffix(".jsonl"), setup, clock.hardware(), timed, 30)
-    assert samples.header["granularity"] == 4
-    for line in samples.lines:
-        line["reference_s"] = macs(net)(net.widths) * 1e-9
+    assert samples.header.granularity == 4
     latency.save(latency.fit(net, samples), path)
     return path
 
@@ -98,7 +104,7 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
     from gcp.data.datasets import load
 
-    reference = latency.load(model).header["reference_s"]
+    reference = latency.load(model).reference_s
     for key, value in (("target_ms", 500 * reference), ("target_images_per_second", 16 / reference)):
         cfg = configured("prune.objective=latency", f"prune.{key}={value}", "prune.round_to=4")
         _, budget = experiment_run.plan(cfg, load(cfg.data))

@@ -1,39 +1,54 @@
 """Samples of timed networks in, a model of seconds out, which is a `Cost`: a per-layer table, or a regression.
 
 The table is that of Berman et al., "AOWS" (CVPR 2020, section 3.1): each timed network is one linear equation over the
-entries (kind of layer, width read, width made), solved by non-negative least squares with a soft penalty on entries
-that fall as widths grow. The regression has a few coefficients per operator instead, so it also prices networks whose
-layers were never timed, and it is the table's prior where samples say little.
+entries (kind of layer, input channels, output channels), solved by non-negative least squares with a soft penalty on
+entries that fall as widths grow. The regression has a few coefficients per operator instead, so it also prices networks
+whose layers were never timed, and it is the table's prior where samples say little.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, Callable, Dict, List, Literal, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from pydantic import Field, model_validator
 from scipy import optimize, sparse, stats
-from sklearn.linear_model import LinearRegression
+from threadpoolctl import threadpool_limits
 
 from gcp.cost.analytic import macs
 from gcp.cost.base import COSTS, Cost, Term
-from gcp.cost.sampling import Layer, Samples, header_problem, layers, width_class
+from gcp.cost.layers import Layer, layers
+from gcp.cost.sampling import (
+    GRANULARITIES,
+    Count,
+    Divided,
+    Hardware,
+    NotNegative,
+    Positive,
+    Samples,
+    Schema,
+    Setup,
+    Subject,
+    difference,
+)
 from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
 from gcp.options import Options
-from gcp.storage import write_json
+from gcp.storage import read_json, write_json
 
 # The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
 FRACTIONS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
-TABLE = "gcp latency table 1"
 SMOOTHNESS = (1e-1, 1.0, 10.0, 100.0)  # tried weights of the penalties, in this order; chosen on held-out samples
 MONOTONICITY = (0.0, 0.1, 1.0, 10.0)
+CHOICE_TOLERANCE, TOLERANCE = 1e-7, 1e-10  # relative fall of the objective at which a fit ends
 DAMPING = 1e-2  # of extras, towards those that the probes found
-OUTLIER = 0.1
+OUTLIER = 0.1  # error from which on it counts linearly: now and then something else has the processor
 RIDGE = 1e-4  # towards the regression, for entries that no sample has
+MIN_SAMPLES = 20
 FLAGS = 5  # ways in which a width can divide badly; see `Steps.flags`
 FEATURES = ("call", "macs", "values read", "values made", "weights")
 
@@ -41,70 +56,78 @@ FEATURES = ("call", "macs", "values read", "values made", "weights")
 class Steps(NamedTuple):
     """What widths off the device's granularity cost: `granularity` and `step` (half of it), in channels.
 
-    `slowdowns`: width class -> factor on the time of a network of such widths, as `sampling.slowdowns` gives it.
+    `slowdowns`: for each of `GRANULARITIES`, the factor on the time of a network whose widths it divides and no
+    larger one does, as `sampling.slowdowns_of` gives it. All methods take arrays of widths.
     """
 
     granularity: int
     step: int
     slowdowns: Mapping[int, float]
 
-    def rounded(self, width: int) -> int:
+    def rounded(self, widths: np.ndarray) -> np.ndarray:
         """The multiple of the step that a width takes as long as, apart from `factor`."""
-        return -(-width // self.step) * self.step
+        return -(-widths // self.step) * self.step
 
-    def factor(self, width: int) -> float:
+    def factor(self, widths: np.ndarray) -> np.ndarray:
         """Slowdown of a width that is no multiple of the step, over one that is."""
-        g = width_class(width)
-        return max(1.0, self.slowdowns[g] / self.slowdowns[self.step]) if g < self.step else 1.0
+        base = self.slowdowns[self.step]
+        slower = [max(1.0, self.slowdowns[g] / base) if g < self.step else 1.0 for g in GRANULARITIES]
+        largest_power = np.minimum(widths & -widths, GRANULARITIES[-1])  # of two, that divides the width
+        return np.array(slower)[np.log2(largest_power).astype(int)]
 
-    def flags(self, width: int) -> Tuple[float, ...]:
-        """`FLAGS` of a width of n steps: how badly it divides.
+    def flags(self, widths: np.ndarray) -> np.ndarray:
+        """`FLAGS` of a width of n steps, in the last axis: how badly it divides.
 
         Kernels take channels in blocks and unroll their loops by a divisor of the number of blocks. An odd n may fill
         its last block half, so that it takes as long as n + 1, a share 1 / n more; and a number of blocks (n, or n + 1)
         that is odd, twice an odd number or prime can leave nothing to unroll by.
         """
-        n = self.rounded(width) // self.step
+        n = self.rounded(widths) // self.step
         odd = n % 2 == 1
-        return float(odd), odd / n, float(n % 4 == 2), float(_is_stiff(n)), float(odd and _is_stiff(n + 1))
+        return np.stack([odd, odd / n, n % 4 == 2, _is_stiff(n), odd & _is_stiff(n + 1)], -1).astype(np.float64)
 
 
-def _is_stiff(n: int) -> bool:
+def _is_stiff(n: np.ndarray) -> np.ndarray:
     """Whether the odd part of n is 7 or more and has neither 3 nor 5 in it."""
-    while n % 2 == 0:
-        n //= 2
-    return n >= 7 and n % 3 != 0 and n % 5 != 0
+    odd_part = n // (n & -n)
+    return (odd_part >= 7) & (odd_part % 3 != 0) & (odd_part % 5 != 0)
 
 
 # ---- the regression: a few coefficients per operator -----------------------------------------------------------------
 
 
-def features(layer: Layer, read: float, made: float) -> np.ndarray:
-    """`FEATURES` of a layer at widths: one call, multiply-accumulates, values read and made (per image), weights."""
-    pairs = made if layer.depthwise else read * made
-    return np.array(
-        [1.0, layer.taps * layer.sites * pairs, layer.read_sites * read, layer.made_sites * made, layer.taps * pairs]
+def features(layer: Layer, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
+    """`FEATURES` in the last axis: one call, multiply-accumulates, values read and made (per image), weights."""
+    pairs = n_out if layer.depthwise else n_in * n_out
+    parts = (
+        1.0,
+        layer.kernel_size * layer.positions * pairs,
+        layer.in_positions * n_in,
+        layer.out_positions * n_out,
+        layer.kernel_size * pairs,
     )
+    return np.stack(np.broadcast_arrays(*parts), -1).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class Regression:
-    """Seconds per unit of each feature, by operator: `coefficients[operator]` has shape (len(FEATURES),)."""
+class Regression(Schema):
+    """Seconds per unit of each of `features`, by operator."""
 
-    coefficients: Mapping[str, np.ndarray]
+    features: Tuple[Literal[FEATURES], ...] = FEATURES
+    seconds: Dict[str, Annotated[List[NotNegative], Field(min_length=len(FEATURES), max_length=len(FEATURES))]]
 
-    def layer(self, layer: Layer, read: float, made: float) -> float:
+    def layer(self, layer: Layer, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
         """Seconds of one layer. UserError: an operator that no sample had."""
-        if layer.operator not in self.coefficients:
+        if layer.operator not in self.seconds:
             raise UserError(
                 f"layer '{layer.name}': the latency model has seen no '{layer.operator}', only "
-                f"{', '.join(self.coefficients)}; sample a network that has one"
+                f"{', '.join(self.seconds)}; sample a network that has one",
+                key="latency.operator",
             )
-        return float(self.coefficients[layer.operator] @ features(layer, read, made))
+        return features(layer, n_in, n_out) @ np.array(self.seconds[layer.operator])
 
     def __call__(self, kinds: Sequence[Layer], widths: Widths) -> float:
         """Seconds of a network."""
-        return sum(self.layer(layer, *layer.widths(widths)) for layer in kinds)
+        return float(sum(self.layer(layer, *layer.widths(widths)) for layer in kinds))
 
 
 def fit_regression(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray) -> Regression:
@@ -114,96 +137,147 @@ def fit_regression(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np
     """
     operators = list(dict.fromkeys(layer.operator for layer in kinds))
     rows = np.zeros((len(widths), len(operators), len(FEATURES)))
-    for row, w in zip(rows, widths):
-        for layer in kinds:
-            row[operators.index(layer.operator)] += features(layer, *layer.widths(w))
+    for layer in kinds:
+        rows[:, operators.index(layer.operator)] += features(layer, *_widths_of(layer, widths))
     rows = rows.reshape(len(widths), -1)
     units = rows.max(0)
     units[units == 0] = 1.0
-    model, weight = LinearRegression(positive=True, fit_intercept=False), 1 / seconds
+    weight = 1 / seconds
     for _ in range(5):
-        model.fit(rows / units, seconds, sample_weight=weight)
-        miss = np.abs(model.predict(rows / units) - seconds) / np.sqrt(seconds * seconds.mean())
+        root = np.sqrt(weight)
+        found, _ = optimize.nnls(rows / units * root[:, None], seconds * root)
+        miss = np.abs(rows / units @ found - seconds) / np.sqrt(seconds * seconds.mean())
         weight = 1 / (seconds * np.maximum(1.0, miss / OUTLIER))
-    return Regression(dict(zip(operators, (model.coef_ / units).reshape(len(operators), -1))))
+    return Regression(seconds=dict(zip(operators, (found / units).reshape(len(operators), -1).tolist())))
+
+
+def _widths_of(layer: Layer, widths: Sequence[Widths]) -> Tuple[np.ndarray, np.ndarray]:
+    """Input and output channels of a layer in several networks."""
+    return tuple(np.array([layer.widths(w) for w in widths], np.int64).reshape(-1, 2).T)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
+Axis = Annotated[List[Annotated[int, Field(ge=0, le=2**24)]], Field(min_length=1, max_length=10**4)]
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Seconds per (kind of layer, width read, width made), bilinear between the widths of its axes.
 
-    `axes[kind]`: widths read and widths made, rising; `seconds[kind]`: shape (n read, n made); a depthwise conv, which
-    has one width, has one column. `extras[kind]`, shape (2, FLAGS): shares of time that the flags of the width read
-    and of the width made add (`Steps.flags`). `header`: network, setup and hardware of this latency, and how
-    good the fit was.
+class Entries(Schema):
+    """Seconds of one kind of layer, bilinear between the widths of the axes: `seconds[k][n]` at read[k], made[n].
+
+    A depthwise conv, which has one width, has one column.
     """
 
-    header: dict
-    steps: Steps
-    axes: Mapping[str, Tuple[np.ndarray, np.ndarray]]
-    seconds: Mapping[str, np.ndarray]
-    extras: Mapping[str, np.ndarray]
+    read: Axis
+    made: Axis
+    seconds: List[List[NotNegative]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Entries:
+        if any(b <= a for axis in (self.read, self.made) for a, b in zip(axis, axis[1:])):
+            raise ValueError("the widths of an axis should rise")
+        if [len(row) for row in self.seconds] != [len(self.made)] * len(self.read):
+            raise ValueError(f"seconds should be {len(self.read)} rows of {len(self.made)}, as its axes say")
+        return self
+
+    @cached_property
+    def arrays(self) -> Tuple[Tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Both axes, and all seconds in a row."""
+        return (np.array(self.read), np.array(self.made)), np.array(self.seconds, np.float64).reshape(-1)
+
+
+class LatencyModel(Divided):
+    """The latency of one network, setup and hardware as a table, with the regression for layers that it does not have.
+
+    `extras`: shares of time that the flags (`Steps.flags`) of a layer's input and output channels add, two rows for
+    each kind. `held_out_nrmse`: the error on the quarter of the samples that choices were made on.
+    """
+
+    format: Literal["gcp latency table 1"] = "gcp latency table 1"
+    n_samples: Count
+    sampling_s: Optional[NotNegative] = None
+    smoothness: NotNegative
+    monotonicity: NotNegative
+    held_out_nrmse: NotNegative
+    seconds_per_mac: Positive
+    reference_s: Positive
+    table: Dict[str, Entries]
+    extras: Dict[str, Tuple[Tuple[(NotNegative,) * FLAGS], Tuple[(NotNegative,) * FLAGS]]]
     regression: Regression
+
+    @cached_property
+    def steps(self) -> Steps:
+        """How widths divide on this device."""
+        return Steps(self.granularity, self.step, self.slowdowns)
 
     def knows(self, layer: Layer) -> bool:
         """Whether layers of this kind were timed."""
-        return layer.kind in self.axes
+        return layer.kind in self.table
 
-    def layer(self, layer: Layer, read: int, made: int) -> float:
+    def layer(self, layer: Layer, n_in: int, n_out: int) -> float:
         """Seconds of one layer; by the regression where the table has no such kind."""
-        factor = _factor(layer, self.steps, self.extras, read, made)
-        read, made = self.steps.rounded(read), self.steps.rounded(made)
+        n_in, n_out = np.array(n_in), np.array(n_out)
+        factor = _factor(layer, self.steps, n_in, n_out)
+        if layer.kind in self.extras:
+            added = (np.array(self.extras[layer.kind]) * _flagged(layer, self.steps, n_in, n_out)).sum(-1)
+            factor = factor * (1 + added[0]) * (1 + added[1])
+        n_in, n_out = self.steps.rounded(n_in), self.steps.rounded(n_out)
         if not self.knows(layer):
-            return factor * self.regression.layer(layer, read, made)
-        values = self.seconds[layer.kind].reshape(-1)
-        return factor * sum(w * values[k] for k, w in _corners(self.axes[layer.kind], read, made))
+            return float(factor * self.regression.layer(layer, n_in, n_out))
+        axes, values = self.table[layer.kind].arrays
+        entries, shares = _corners(axes, n_in, n_out)
+        return float(factor * (shares * values[entries]).sum(-1))
 
     def cost(self, net: Network) -> Cost:
-        """Seconds of a forward pass of this network by its widths: a term for each layer."""
-        return self._cost(layers(net))
+        """Seconds of a forward pass of this network by its widths: a term for each layer.
 
-    def _cost(self, kinds: Sequence[Layer]) -> Cost:
-        header = self.header
-        terms = [Term(layer.groups, self._seconds_of(layer)) for layer in kinds]
-        return Cost(terms, "sum", self.steps.granularity, header.get("setup"), header.get("reference_s"))
+        UserError: an operator that no sample had; or nothing of the network takes any time.
+        """
 
-    def _seconds_of(self, layer: Layer) -> Callable[..., float]:
-        @lru_cache(maxsize=None)  # a search asks for the same few widths again and again
-        def seconds(*widths: int) -> float:
-            return self.layer(layer, *layer.widths(dict(zip(layer.groups, widths))))
+        def term(layer: Layer) -> Term:
+            @lru_cache(maxsize=None)  # a search asks for the same few widths again and again
+            def seconds(*widths: int) -> float:
+                return self.layer(layer, *layer.widths(dict(zip(layer.groups, widths))))
 
-        return seconds
+            return Term(layer.groups, seconds)
 
-
-def _factor(layer: Layer, steps: Steps, extras: Mapping[str, np.ndarray], read: int, made: int) -> float:
-    """Slowdown of widths by how they divide; a width that is fixed counts as it is."""
-    by_step = max(steps.factor(read) if layer.reads else 1.0, steps.factor(made) if layer.makes else 1.0)
-    if layer.kind not in extras:
-        return by_step
-    added = (extras[layer.kind] * _flagged(layer, steps, read, made)).sum(1)
-    return by_step * (1 + added[0]) * (1 + added[1])
+        terms = [term(layer) for layer in layers(net)]
+        cost = Cost(terms, "sum", self.granularity, dict(self.setup), self.reference_s)
+        if not 0 < cost(net.widths) < np.inf:
+            raise UserError(f"by the latency model, '{net.name}' takes {cost(net.widths):g} s; fit it to other samples")
+        return cost
 
 
-def _flagged(layer: Layer, steps: Steps, read: int, made: int) -> np.ndarray:
-    """Flags of both widths, shape (2, FLAGS); none where a width is fixed."""
-    none = (0.0,) * FLAGS
-    return np.array([steps.flags(read) if layer.reads else none, steps.flags(made) if layer.makes else none])
+def _factor(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
+    """Slowdown of widths that are no multiples of the step; a width that is fixed counts as it is."""
+    slower = [steps.factor(n) for n, side in ((n_in, layer.inputs), (n_out, layer.outputs)) if side.per_unit]
+    return np.maximum.reduce([np.ones(np.shape(n_out)), *slower])
 
 
-def _corners(axes: Tuple[np.ndarray, np.ndarray], read: float, made: float) -> List[Tuple[int, float]]:
-    """(flat index, weight) of the entries around a point: bilinear, flat below the axes, linear above them."""
-    sides = []
-    for axis, at in zip(axes, (read, made)):
-        if len(axis) == 1 or at <= axis[0]:
-            sides.append([(0, 1.0)])
-            continue
-        k = min(int(np.searchsorted(axis, at, side="left")), len(axis) - 1)
-        share = (at - axis[k - 1]) / (axis[k] - axis[k - 1])
-        sides.append([(k, share)] if share == 1.0 else [(k - 1, 1 - share), (k, share)])
-    return [(i * len(axes[1]) + j, a * b) for i, a in sides[0] for j, b in sides[1]]
+def _flagged(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
+    """Flags of both widths, shape (2, ..., FLAGS); none where a width is fixed."""
+    sides = ((n_in, layer.inputs), (n_out, layer.outputs))
+    return np.stack([steps.flags(n) * bool(side.per_unit) for n, side in sides])
+
+
+def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Flat indices and weights, in a last axis of 4, of the entries around points: bilinear, linear above the axes.
+
+    Below its axis, a point is at its beginning.
+    """
+    (in_low, in_high, in_share), (out_low, out_high, out_share) = (_side(a, n) for a, n in zip(axes, (n_in, n_out)))
+    index = [i * len(axes[1]) + j for i in (in_low, in_high) for j in (out_low, out_high)]
+    weight = [a * b for a in (1 - in_share, in_share) for b in (1 - out_share, out_share)]
+    return np.stack(index, -1), np.stack(weight, -1)
+
+
+def _side(axis: np.ndarray, at: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Along one axis, the indices of the entries below and above points, and the share of the upper one."""
+    if len(axis) == 1:
+        zeros = np.zeros(np.shape(at), np.int64)
+        return zeros, zeros, zeros.astype(np.float64)
+    above = np.clip(np.searchsorted(axis, at), 1, len(axis) - 1)
+    share = (at - axis[above - 1]) / (axis[above] - axis[above - 1])
+    return above - 1, above, np.maximum(share, 0.0)
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
@@ -214,208 +288,199 @@ def grid(size: int, granularity: int, step: int) -> List[int]:
     return sorted({step, size} | {max(granularity, round(f * size / granularity) * granularity) for f in FRACTIONS})
 
 
-class _System(NamedTuple):
-    """The equations' fixed parts: entries by kind, their prior, neighbours."""
-
-    axes: Dict[str, Tuple[np.ndarray, np.ndarray]]
-    start: Dict[str, int]
-    prior: np.ndarray
-    neighbours: sparse.csr_matrix  # differences of neighbouring entries' ratios to the prior
-    falls: sparse.csr_matrix  # smaller width minus larger, in shares of a mean network: positive where the table falls
-
-
-def fit(net: Network, samples: Samples) -> Table:
+@threadpool_limits.wrap(limits=1)  # on short vectors, waiting for a second thread can take ten times as long
+def fit(net: Network, samples: Samples) -> LatencyModel:
     """The table (and regression) of a network's samples; choices are made on a quarter of them held out.
 
-    UserError: fewer than 20 samples.
+    UserError: fewer than `MIN_SAMPLES`.
     """
-    if len(samples.lines) < 20:
-        raise UserError(f"{samples.path}: {len(samples.lines)} networks are too few for a fit; sample 20 or more")
-    head = samples.header
-    steps = Steps(head["granularity"], head["step"], {int(g): s for g, s in head["slowdowns"].items()})
-    kinds, widths, seconds = layers(net), samples.widths, samples.seconds
-    chosen = np.arange(len(seconds)) % 4 == 3  # samples are independent, so any quarter will do
-
-    def part(which: np.ndarray) -> Tuple[List[Widths], np.ndarray]:
-        return [w for w, use in zip(widths, which) if use], seconds[which]
-
-    trained, held = part(~chosen), part(chosen)
-
-    def error(weights: Tuple[float, float]) -> float:
-        table = _fitted(kinds, net.widths, *trained, steps, *weights)
-        cost = table._cost(kinds)
-        return nrmse(np.array([cost(w) for w in held[0]]), held[1])
-
-    smooth, monotone = min(((s, 1.0) for s in SMOOTHNESS), key=error)
-    smooth, monotone = min(((smooth, m) for m in MONOTONICITY), key=error)
-    held_out = error((smooth, monotone))
-    table = _fitted(kinds, net.widths, widths, seconds, steps, smooth, monotone)
-    keys = ("network", "input", "classes", "sizes", "setup", "hardware", "granularity", "step", "slowdowns")
-    took = [line.get("took_s") for line in samples.lines]
-    header = {
-        **{key: head[key] for key in keys},
-        "n_samples": len(seconds),
-        "sampling_s": None if None in took else sum(took),
-        "smoothness": smooth,
-        "monotonicity": monotone,
-        "held_out_nrmse": held_out,
-        "seconds_per_mac": _proportional(net, widths, seconds),
-        "reference_s": float(np.median([line["reference_s"] for line in samples.lines])),
-    }
-    return Table(header, table.steps, table.axes, table.seconds, table.extras, table.regression)
-
-
-def _fitted(
-    kinds: Sequence[Layer],
-    sizes: Widths,
-    widths: Sequence[Widths],
-    seconds: np.ndarray,
-    steps: Steps,
-    smooth: float,
-    monotone: float,
-) -> Table:
-    """Entries and extras, all >= 0, that minimise Huber's loss of the errors plus the penalties.
-
-    Errors are in units of the root of seconds times mean seconds; those above `OUTLIER` count linearly, since now and
-    then something else has the processor. Extras are drawn towards what the granularity's probes said.
-    """
-    regression = fit_regression(kinds, widths, seconds)
-    system = _system(kinds, sizes, seconds, steps, regression)
-    terms = _terms(kinds, widths, steps, system)
-    n, n_kinds, n_entries = len(widths), len(system.axes), len(system.prior)
-    weight = 1 / np.sqrt(seconds * seconds.mean())
-
-    # A network of odd multiples of the step is slowed by both widths of each layer.
-    slow = max(0.0, np.sqrt(steps.slowdowns[steps.step] / steps.slowdowns[steps.granularity]) - 1)
-    usual = np.tile([slow] + [0.0] * (FLAGS - 1), n_kinds)
-
-    def objective(x: np.ndarray) -> Tuple[float, np.ndarray]:
-        z, extras = x[:n_entries], x[n_entries:].reshape(2, -1)
-        part = terms.entries @ z
-        by_read, by_made = 1 + terms.flags[0] @ extras[0], 1 + terms.flags[1] @ extras[1]
-        predicted = (part * by_read * by_made * terms.factor).reshape(n, -1).sum(1)
-        miss, step = weight * (predicted - seconds), system.neighbours @ z
-        fall, clipped = np.maximum(system.falls @ z, 0.0), np.clip(miss, -OUTLIER, OUTLIER)
-        value = (
-            clipped @ (2 * miss - clipped)
-            + smooth * step @ step / len(kinds)
-            + monotone * fall @ fall
-            + RIDGE * ((z - 1) ** 2).sum()
-            + DAMPING * ((extras - usual) ** 2).sum()
+    if len(samples.lines) < MIN_SAMPLES:
+        raise UserError(
+            f"{samples.path}: {len(samples.lines)} networks are too few for a fit; sample {MIN_SAMPLES} or more",
+            key="latency.few-samples",
         )
-        slope = np.repeat(weight * clipped, len(kinds)) * terms.factor
-        of_z = (
-            terms.entries.T @ (slope * by_read * by_made)
-            + smooth / len(kinds) * (system.neighbours.T @ step)
-            + monotone * (system.falls.T @ fall)
-            + RIDGE * (z - 1)
-        )
-        of_extras = [terms.flags[0].T @ (slope * part * by_made), terms.flags[1].T @ (slope * part * by_read)]
-        return value, 2 * np.concatenate([of_z, *(of_extras + DAMPING * (extras - usual))])
+    head, seconds = samples.header, samples.seconds
+    equations = _Equations(layers(net), net.widths, samples.widths, Steps(head.granularity, head.step, head.slowdowns))
+    held_out = np.arange(len(seconds)) % 4 == 3  # samples are independent, so any quarter will do
+    trial = _Fit(equations, ~held_out, seconds)
 
-    begin = np.concatenate([np.ones(n_entries), usual, usual])
-    found = optimize.minimize(
-        objective,
-        begin,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, None)] * len(begin),
-        options={"maxiter": 1500, "maxfun": 2000, "maxcor": 30, "ftol": 1e-10},
-    )
-    values = found.x[:n_entries] * system.prior
-    extras = found.x[n_entries:].reshape(2, n_kinds, FLAGS)
-    return Table(
-        {},
-        steps,
-        system.axes,
-        {
-            kind: values[at : at + _size(system.axes[kind])].reshape([len(a) for a in system.axes[kind]])
-            for kind, at in system.start.items()
-        },
-        {kind: extras[:, k] for k, kind in enumerate(system.axes)},
-        regression,
+    @lru_cache(maxsize=None)
+    def error(smooth: float, monotone: float) -> float:
+        return nrmse(trial.predict(trial.solve(smooth, monotone, CHOICE_TOLERANCE), held_out), seconds[held_out])
+
+    smooth = min(SMOOTHNESS, key=lambda weight: error(weight, 1.0))
+    monotone = min(MONOTONICITY, key=lambda weight: error(smooth, weight))
+    final = _Fit(equations, np.ones(len(seconds), bool), seconds)
+    table, extras = final.tables(final.solve(smooth, monotone, TOLERANCE))
+    took = [line.took_s for line in samples.lines]
+    return LatencyModel(
+        **{key: value for key, value in head if key in Divided.model_fields},
+        n_samples=len(seconds),
+        sampling_s=None if None in took else sum(took),
+        smoothness=smooth,
+        monotonicity=monotone,
+        held_out_nrmse=error(smooth, monotone),
+        seconds_per_mac=_seconds_per_mac(net, samples.widths, seconds),
+        reference_s=samples.reference_s,
+        table=table,
+        extras=extras,
+        regression=final.regression,
     )
 
 
-def _size(axes: Tuple[np.ndarray, np.ndarray]) -> int:
-    return len(axes[0]) * len(axes[1])
+class _Equations:
+    """What the times of sampled networks are made of: a row for each layer in each network, layers varying slowest.
+
+    A row's time is the seconds of its `entries`, times one plus the extras of its `flags`, times its `factor`.
+    """
+
+    def __init__(self, kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], steps: Steps) -> None:
+        self.layers, self.widths, self.steps = tuple(kinds), widths, steps
+        self.axes = _axes(kinds, sizes, steps)
+        counts = [len(n_in) * len(n_out) for n_in, n_out in self.axes.values()]
+        self.start = dict(zip(self.axes, np.cumsum([0, *counts])))
+        self.n_entries, n_rows = sum(counts), len(kinds) * len(widths)
+        number = {kind: k for k, kind in enumerate(self.axes)}
+        entries, shares, flags, factor = [], [], [], []
+        for layer in kinds:
+            n_in, n_out = _widths_of(layer, widths)
+            index, share = _corners(self.axes[layer.kind], steps.rounded(n_in), steps.rounded(n_out))
+            entries.append(self.start[layer.kind] + index)
+            shares.append(share)
+            factor.append(_factor(layer, steps, n_in, n_out))
+            flags.append(_flagged(layer, steps, n_in, n_out))
+        self.factor = np.concatenate(factor)
+        self.entries = _sparse(np.concatenate(entries), np.concatenate(shares), self.n_entries)
+        of_kind = np.repeat([FLAGS * number[layer.kind] for layer in kinds], len(widths))[:, None] + np.arange(FLAGS)
+        self.flags = [_sparse(of_kind, np.concatenate(side), FLAGS * len(number)) for side in zip(*flags)]
+        assert self.entries.shape == (n_rows, self.n_entries)
 
 
-def _system(
-    kinds: Sequence[Layer], sizes: Widths, seconds: np.ndarray, steps: Steps, regression: Regression
-) -> _System:
-    nodes = {group: grid(size, steps.granularity, steps.step) for group, size in sizes.items()}
+def _sparse(columns: np.ndarray, values: np.ndarray, width: int) -> sparse.csr_matrix:
+    """A matrix with the values of each row in the columns of that row."""
+    ends = np.arange(0, values.size + 1, values.shape[1])
+    matrix = sparse.csr_matrix((values.ravel(), columns.ravel(), ends), (len(values), width))
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _axes(kinds: Sequence[Layer], sizes: Widths, steps: Steps) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+    """Per kind, the widths that its table has entries for: those of all layers of the kind."""
     points: Dict[str, Tuple[set, set]] = {}
     for layer in kinds:
-        reads, makes = points.setdefault(layer.kind, (set(), set()))
-        makes.update(nodes[layer.makes] if layer.makes else [layer.n_made])
-        reads.update(nodes[layer.reads] if layer.reads else [layer.n_read])
-    for layer in kinds:
-        if layer.depthwise:  # one width, which is both
-            points[layer.kind] = (points[layer.kind][1], {0})
-    axes = {kind: (np.array(sorted(r)), np.array(sorted(m))) for kind, (r, m) in points.items()}
-    start, prior, apart, at = {}, [], [], 0
-    by_kind = {layer.kind: layer for layer in kinds}
-    for kind, (reads, makes) in axes.items():
-        layer, start[kind] = by_kind[kind], at
-        number = at + np.arange(_size((reads, makes))).reshape(len(reads), len(makes))
-        prior += [regression.layer(layer, r, r if layer.depthwise else m) for r in reads for m in makes]
-        for axis, a, b in ((reads, number[:-1], number[1:]), (makes, number[:, :-1], number[:, 1:])):
-            # Neighbours far apart on the grid (relative to their widths) may differ more.
-            gaps = np.log(axis[1:] / np.maximum(axis[:-1], 1))
-            gaps = gaps[:, None] if a.shape[0] == len(axis) - 1 and axis is reads else gaps[None, :]
-            gaps = np.broadcast_to(gaps, a.shape) if a.size else a
-            apart += list(zip(a.ravel(), b.ravel(), 1 / np.sqrt(np.maximum(gaps.ravel(), 0.05))))
-        at += number.size
-    scale = float(seconds.mean())
-    # No entry is free in the prior: a ratio to it must be able to say anything.
-    prior = np.maximum(np.array(prior), 1e-4 * scale / len(kinds))
-    a, b, weight = (np.array(v) for v in zip(*apart)) if apart else (np.zeros(0, int),) * 2 + (np.zeros(0),)
-    rows, shape = np.arange(len(a)), (len(a), len(prior))
-    both = np.tile(rows, 2), np.concatenate([a, b])
-    neighbours = sparse.csr_matrix((np.concatenate([-weight, weight]), both), shape)
-    falls = sparse.csr_matrix((np.concatenate([prior[a], -prior[b]]) / scale * len(kinds), both), shape)
-    return _System(axes, start, prior, neighbours, falls)
+        n_in, n_out = (
+            grid(side(sizes), steps.granularity, steps.step) if side.per_unit else [side(sizes)]
+            for side in (layer.inputs, layer.outputs)
+        )
+        sides = points.setdefault(layer.kind, (set(), set()))
+        sides[0].update(n_out if layer.depthwise else n_in)  # a depthwise conv has one width, which is both
+        sides[1].update([0] if layer.depthwise else n_out)
+    return {kind: (np.array(sorted(n_in)), np.array(sorted(n_out))) for kind, (n_in, n_out) in points.items()}
 
 
-class _Terms(NamedTuple):
-    """One row per layer of each sampled network: what its time is made of."""
+class _Fit:
+    """Entries and extras, all >= 0, that minimise Huber's loss of the errors of some samples plus the penalties.
 
-    entries: sparse.csr_matrix  # over all entries, in units of their prior
-    flags: Tuple[sparse.csr_matrix, sparse.csr_matrix]  # of the widths read and made, over all extras
-    factor: np.ndarray  # slowdown of widths that are no multiples of the step
+    Errors are in units of the root of seconds times mean seconds; those above `OUTLIER` count linearly. Extras are
+    drawn towards what the granularity's probes said. The unknowns are the entries, as ratios to their prior, and the
+    extras of input and of output channels.
+    """
+
+    def __init__(self, equations: _Equations, which: np.ndarray, seconds: np.ndarray) -> None:
+        self.equations, self.which, self.seconds = equations, which, seconds[which]
+        widths = [w for w, use in zip(equations.widths, which) if use]
+        self.regression = fit_regression(equations.layers, widths, self.seconds)
+        by_kind = {layer.kind: layer for layer in equations.layers}
+        prior = [
+            self.regression.layer(by_kind[kind], n_in[:, None], n_in[:, None] if by_kind[kind].depthwise else n_out)
+            for kind, (n_in, n_out) in equations.axes.items()
+        ]
+        # No entry is free in the prior: a ratio to it must be able to say anything.
+        least = 1e-4 * float(self.seconds.mean()) / len(equations.layers)
+        self.prior = np.maximum(np.concatenate([values.ravel() for values in prior]), least)
+        # A network of odd multiples of the step is slowed by both widths of each layer.
+        steps, n_kinds = equations.steps, len(equations.axes)
+        slow = max(0.0, np.sqrt(steps.slowdowns[steps.step] / steps.slowdowns[steps.granularity]) - 1)
+        usual = np.tile([slow] + [0.0] * (FLAGS - 1), 2 * n_kinds)
+        self.begin = np.concatenate([np.ones(len(self.prior)), usual])
+        self.pull = np.repeat([RIDGE, DAMPING], [len(self.prior), len(usual)])
+
+    def _parts(self, which: np.ndarray) -> Tuple[sparse.csr_matrix, np.ndarray]:
+        """Of some samples' rows: the matrix from the unknowns to their parts (entries, both extras), and factors."""
+        equations, rows = self.equations, np.tile(which, len(self.equations.layers))
+        entries = equations.entries[rows] @ sparse.diags(self.prior)
+        blocks = [entries, *(flags[rows] for flags in equations.flags)]
+        return sparse.block_diag(blocks, "csr"), equations.factor[rows]
+
+    def predict(self, x: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Seconds of some samples."""
+        matrix, factor = self._parts(which)
+        part, by_in, by_out = (matrix @ x).reshape(3, -1)
+        return (part * (1 + by_in) * (1 + by_out) * factor).reshape(len(self.equations.layers), -1).sum(0)
+
+    def solve(self, smooth: float, monotone: float, tolerance: float) -> np.ndarray:
+        """The unknowns at these weights of the penalties on neighbours' differences and on falls."""
+        parts, factor = self._parts(self.which)
+        neighbours, falls = self._penalties()
+        n_layers, n_rows, n_pairs = len(self.equations.layers), len(factor), neighbours.shape[0]
+        beside = sparse.csr_matrix((n_pairs, len(self.begin) - len(self.prior)))
+        matrix = sparse.vstack([parts, sparse.hstack([neighbours, beside]), sparse.hstack([falls, beside])], "csr")
+        transposed = matrix.T.tocsr()
+        weight = 1 / np.sqrt(self.seconds * self.seconds.mean())
+        ends = np.cumsum([n_rows, n_rows, n_rows, n_pairs])
+
+        def objective(x: np.ndarray) -> Tuple[float, np.ndarray]:
+            part, by_in, by_out, step, fall = np.split(matrix @ x, ends)
+            by_in, by_out, fall = 1 + by_in, 1 + by_out, np.maximum(fall, 0.0)
+            predicted = (part * by_in * by_out * factor).reshape(n_layers, -1).sum(0)
+            miss = weight * (predicted - self.seconds)
+            clipped = np.clip(miss, -OUTLIER, OUTLIER)
+            away = x - self.begin
+            value = (
+                clipped @ (2 * miss - clipped)
+                + smooth * step @ step / n_layers
+                + monotone * fall @ fall
+                + self.pull @ away**2
+            )
+            slope = np.tile(weight * clipped, n_layers) * factor
+            of_parts = [slope * by_in * by_out, slope * part * by_out, slope * part * by_in]
+            back = np.concatenate([*of_parts, smooth / n_layers * step, monotone * fall])
+            return value, 2 * (transposed @ back + self.pull * away)
+
+        options = {"maxiter": 1500, "maxfun": 2000, "maxcor": 10, "ftol": tolerance}
+        bounds = [(0, None)] * len(self.begin)
+        return optimize.minimize(objective, self.begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+
+    def _penalties(self) -> Tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """For each pair of neighbouring entries: the difference of their ratios to the prior; and smaller width minus
+        larger, in shares of a mean network, which is positive where the table falls."""
+        pairs = []
+        for kind, axes in self.equations.axes.items():
+            number = self.equations.start[kind] + np.arange(len(axes[0]) * len(axes[1])).reshape(-1, len(axes[1]))
+            for axis, along in zip(axes, (number, number.T)):
+                # Neighbours far apart on the axis (relative to their widths) may differ more.
+                gap = np.log(axis[1:] / np.maximum(axis[:-1], 1))
+                weight = np.broadcast_to(1 / np.sqrt(np.maximum(gap, 0.05))[:, None], along[1:].shape)
+                pairs.append(np.stack([along[:-1].ravel(), along[1:].ravel(), weight.ravel()]))
+        low, high, weight = np.concatenate(pairs, axis=1)
+        columns, prior = np.stack([low, high], 1).astype(np.int64), self.prior
+        share = prior * len(self.equations.layers) / self.seconds.mean()
+        falls = np.stack([share[columns[:, 0]], -share[columns[:, 1]]], 1)
+        return _sparse(columns, np.stack([-weight, weight], 1), len(prior)), _sparse(columns, falls, len(prior))
+
+    def tables(self, x: np.ndarray) -> Tuple[Dict[str, Entries], Dict[str, tuple]]:
+        """The unknowns as a model holds them."""
+        equations, n_entries = self.equations, len(self.prior)
+        seconds, extras = x[:n_entries] * self.prior, x[n_entries:].reshape(2, -1, FLAGS)
+        table = {}
+        for kind, (n_in, n_out) in equations.axes.items():
+            values = seconds[equations.start[kind] :][: len(n_in) * len(n_out)].reshape(len(n_in), len(n_out))
+            table[kind] = Entries(read=n_in.tolist(), made=n_out.tolist(), seconds=values.tolist())
+        return table, {k: tuple(map(tuple, extras[:, n].tolist())) for n, k in enumerate(equations.axes)}
 
 
-def _terms(kinds: Sequence[Layer], widths: Sequence[Widths], steps: Steps, system: _System) -> _Terms:
-    at, column, value, factor = [], [], [], []
-    flagged: Tuple[List[Tuple[int, int, float]], List[Tuple[int, int, float]]] = ([], [])
-    number = {kind: k for k, kind in enumerate(system.axes)}
-    for w in widths:
-        for layer in kinds:
-            row = len(factor)
-            read, made = layer.widths(w)
-            factor.append(_factor(layer, steps, {}, read, made))
-            for k, share in _corners(system.axes[layer.kind], steps.rounded(read), steps.rounded(made)):
-                k += system.start[layer.kind]
-                at.append(row)
-                column.append(k)
-                value.append(share * system.prior[k])
-            for found, flags in zip(flagged, _flagged(layer, steps, read, made)):
-                found += [(row, FLAGS * number[layer.kind] + f, flags[f]) for f in np.flatnonzero(flags)]
-
-    def matrix(found: List[Tuple[int, int, float]]) -> sparse.csr_matrix:
-        rows, columns, values = np.array(found, np.float64).reshape(-1, 3).T
-        return sparse.csr_matrix((values, (rows.astype(int), columns.astype(int))), (len(factor), FLAGS * len(number)))
-
-    return _Terms(
-        sparse.csr_matrix((value, (at, column)), (len(factor), len(system.prior))),
-        (matrix(flagged[0]), matrix(flagged[1])),
-        np.array(factor),
-    )
-
-
-def _proportional(net: Network, widths: Sequence[Widths], seconds: np.ndarray) -> float:
-    """Seconds per multiply-accumulate of a network's time, by the same weighted least squares: the simplest model."""
+def _seconds_per_mac(net: Network, widths: Sequence[Widths], seconds: np.ndarray) -> float:
+    """The simplest model, latency proportional to multiply-accumulates, by the same weighted least squares."""
     cost = macs(net)
     counts = np.array([cost(w) for w in widths])
     return float(counts.sum() / (counts**2 / seconds).sum())
@@ -429,31 +494,69 @@ def nrmse(predicted: np.ndarray, measured: np.ndarray) -> float:
     return float(np.sqrt(np.mean((predicted - measured) ** 2)) / np.mean(measured))
 
 
+class Quality(Schema):
+    """How good predictions for networks that were not fitted are; tau is Kendall's."""
+
+    rmse_s: NotNegative
+    nrmse: NotNegative
+    tau: Annotated[float, Field(ge=-1, le=1)]
+    mean_relative_error: NotNegative
+    n: Count
+
+
+class Validation(Schema):
+    """What models predict for networks that none of them was fitted to, and how good that is.
+
+    `span`: the smallest and the largest measured latency, over the network's own.
+    """
+
+    network: str
+    input: Tuple[Count, Count, Count]
+    setup: Setup
+    hardware: Hardware
+    n_samples: Count
+    sampling_s: Optional[NotNegative] = None
+    granularity: Count
+    reference_s: Positive
+    span: Tuple[Positive, Positive]
+    quality: Dict[str, Quality]
+    measured_s: List[Positive]
+    predicted_s: Dict[str, List[float]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Validation:
+        if self.quality.keys() != self.predicted_s.keys():
+            raise ValueError("quality and predicted_s should name the same models")
+        if any(len(values) != len(self.measured_s) for values in self.predicted_s.values()):
+            raise ValueError(f"predicted_s should be {len(self.measured_s)} of each model, as measured_s are")
+        return self
+
+
 def validate(
-    table: Table,
+    model: LatencyModel,
     net: Network,
     held_out: Samples,
     alone: Optional[Sequence[float]] = None,
     again: Optional[Samples] = None,
-) -> dict:
-    """How the models do on networks that none of them was fitted to: `quality` by name, and what they predict.
+) -> Validation:
+    """How the models do on networks that none of them was fitted to.
 
     `alone`: per network, the sum of its layers timed by themselves over the reference's latency
     (`sampling.layers_alone`). `again`: the same networks timed once more, which is as good as a prediction can be.
-    Drift is taken out: everything is at the speed that the table's reference had.
+    Drift is taken out: everything is at the speed that the model's reference had.
     UserError: `again` holds other networks.
     """
-    reference = table.header["reference_s"]
+    reference = model.reference_s
 
     def at_that_speed(samples: Samples) -> np.ndarray:
-        return samples.seconds * reference / np.median([line["reference_s"] for line in samples.lines])
+        return samples.seconds * reference / samples.reference_s
 
     measured = at_that_speed(held_out)
-    kinds, cost, count = layers(net), table.cost(net), macs(net)
+    kinds, cost, count = layers(net), model.cost(net), macs(net)
     predicted = {
         "table": [cost(w) for w in held_out.widths],
-        "regression": [table.regression(kinds, w) for w in held_out.widths],
-        "MACs": [table.header["seconds_per_mac"] * count(w) for w in held_out.widths],
+        "regression": [model.regression(kinds, w) for w in held_out.widths],
+        "MACs": [model.seconds_per_mac * count(w) for w in held_out.widths],
     }
     if alone is not None:
         predicted["layers alone"] = [reference * share for share in alone]
@@ -463,85 +566,68 @@ def validate(
                 f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet"
             )
         predicted["clock again"] = at_that_speed(again).tolist()
-    return {
-        "network": table.header["network"],
-        "input": table.header["input"],
-        "setup": table.header["setup"],
-        "hardware": held_out.header["hardware"],
-        "n_samples": table.header["n_samples"],
-        "sampling_s": table.header["sampling_s"],
-        "granularity": table.steps.granularity,
-        "reference_s": reference,
-        "span": [float(measured.min() / reference), float(measured.max() / reference)],
-        "quality": {name: quality(np.array(values), measured) for name, values in predicted.items()},
-        "measured_s": measured.tolist(),
-        "predicted_s": predicted,
-    }
+    return Validation(
+        network=model.network,
+        input=model.input,
+        setup=model.setup,
+        hardware=held_out.header.hardware,
+        n_samples=model.n_samples,
+        sampling_s=model.sampling_s,
+        granularity=model.granularity,
+        reference_s=reference,
+        span=(float(measured.min() / reference), float(measured.max() / reference)),
+        quality={name: quality(np.array(values), measured) for name, values in predicted.items()},
+        measured_s=measured.tolist(),
+        predicted_s=predicted,
+    )
 
 
-def quality(predicted: np.ndarray, measured: np.ndarray) -> dict:
-    """RMSE in seconds, NRMSE, Kendall's tau, and the mean relative error, of predictions for networks not fitted."""
-    return {
-        "rmse_s": float(np.sqrt(np.mean((predicted - measured) ** 2))),
-        "nrmse": nrmse(predicted, measured),
-        "tau": float(stats.kendalltau(predicted, measured).statistic),
-        "mean_relative_error": float(np.mean(np.abs(predicted / measured - 1))),
-        "n": len(measured),
-    }
+def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
+    """How good predictions are."""
+    return Quality(
+        rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),
+        nrmse=nrmse(predicted, measured),
+        tau=float(stats.kendalltau(predicted, measured).statistic),
+        mean_relative_error=float(np.mean(np.abs(predicted / measured - 1))),
+        n=len(measured),
+    )
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def save(table: Table, path: Path) -> None:
+def save(model: LatencyModel, path: Path) -> None:
     """Write a model as JSON, whole or not at all. UserError where it cannot be written."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another file with --out") from error
-    write_json(
-        path,
-        {
-            "format": TABLE,
-            **table.header,
-            "table": {
-                kind: {"read": r, "made": m, "seconds": table.seconds[kind]} for kind, (r, m) in table.axes.items()
-            },
-            "extras": table.extras,
-            "regression": {"features": FEATURES, "seconds": table.regression.coefficients},
-        },
-    )
+    write_json(path, model.model_dump(exclude_none=True))
 
 
-def load(path: Path) -> Table:
+def load(path: Path) -> LatencyModel:
     """A model that `save` wrote. UserError: no such file, or not one of these."""
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        if raw["format"] != TABLE:
-            raise ValueError("another format")
-        axes = {
-            kind: (np.array(t["read"], np.int64), np.array(t["made"], np.int64)) for kind, t in raw["table"].items()
-        }
-        seconds = {kind: np.array(t["seconds"], np.float64) for kind, t in raw["table"].items()}
-        if any(seconds[k].shape != (len(r), len(m)) for k, (r, m) in axes.items()):
-            raise ValueError("a table of another size than its axes")
-        steps = Steps(
-            int(raw["granularity"]), int(raw["step"]), {int(g): float(s) for g, s in raw["slowdowns"].items()}
-        )
-        extras = {kind: np.array(e, np.float64).reshape(2, FLAGS) for kind, e in raw["extras"].items()}
-        regression = Regression({op: np.array(c, np.float64) for op, c in raw["regression"]["seconds"].items()})
-        header = {k: v for k, v in raw.items() if k not in ("format", "table", "extras", "regression")}
-        problem = header_problem(header)
-        if problem or not isinstance(header.get("reference_s"), float):
-            raise ValueError(problem or "'reference_s' is missing")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give one that `latency.py fit` wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    return read_json(path, LatencyModel, "give a latency model that `latency.py fit` wrote")
+
+
+def load_for(
+    path: Path,
+    net: Network,
+    n_threads: int,
+    hardware: Callable[[str], dict],
+    warn: Callable[[str], None] = lambda text: None,
+) -> LatencyModel:
+    """The model of this network here; `hardware` describes a device of this machine (`runtime.hardware`).
+
+    UserError: it is about another network, size, processor or number of threads.
+    """
+    model = load(path)
+    setup = {**dict(model.setup), "threads": n_threads}
+    here = Subject.of(net, setup, hardware(model.setup.device))
+    apart = difference(model, here, lambda text: warn(f"{path}: {text}"))
+    if apart:
         raise UserError(
-            f"{path}: is no latency model ({type(error).__name__}: {error}); give one that `latency.py fit` wrote"
-        ) from error
-    return Table(header, steps, axes, seconds, extras, regression)
+            f"prune.latency_model: '{path}' does not fit the experiment ({apart}); "
+            "sample and fit one for it with scripts/latency.py",
+            key="latency.other",
+        )
+    return model
 
 
 class LatencyOptions(Options):

@@ -46,7 +46,7 @@ def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) ->
     """The latency kept in the latency model's setup, for a budget that is about latency."""
     if not cfg.prune.is_timed:
         return None
-    setup = clock.Setup(**latency_model(cfg, nets[0]).header["setup"])
+    setup = clock.Setup(**dict(latency_model(cfg, nets[0]).setup))
     speed = _timed(nets, setup, cfg)
     noisy = bool(speed.dense.noisy or speed.final.noisy)
     return record.BudgetLatency(setup=speed.setup, hardware=speed.hardware, kept=speed.latency_kept, noisy=noisy)

@@ -9,7 +9,7 @@ from typing import Callable, Optional, Tuple
 from gcp.backend import clock
 from gcp.backend.files import is_saved
 from gcp.backend.zoo import open_network
-from gcp.cost import latency, sampling
+from gcp.cost import latency
 from gcp.cost.base import COSTS, Budget, Cost
 from gcp.data.datasets import Data, Dataset
 from gcp.data.datasets import load as open_data
@@ -35,9 +35,9 @@ def load_data(cfg: Data, seed: int = 0) -> Dataset:
     """The configured data set; says on stderr what had to be left out of it."""
     data = open_data(cfg, seed)
     for why in data.skipped[:SHOWN]:
-        print(f"warning: skipped: {why}", file=sys.stderr)
+        warn(f"skipped: {why}")
     if data.skipped:
-        print(f"warning: {len(data.skipped)} images of data '{cfg.name}' skipped in all", file=sys.stderr)
+        warn(f"{len(data.skipped)} images of data '{cfg.name}' skipped in all")
     return data
 
 
@@ -73,7 +73,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     return start, budget
 
 
-def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None) -> Budget:
+def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel] = None) -> Budget:
     """What the configured target means for a network; `table` is the latency model, where the configuration has one."""
     how = cfg.prune
 
@@ -84,15 +84,15 @@ def budget_of(cfg: Config, start: Network, table: Optional[latency.Table] = None
     cost = cost_of(how.counted)
     price = None if how.budget is None else cost_of(how.objective)
     original = cost(start.widths)
-    round_to = table.steps.granularity if how.round_to is None else how.round_to
+    round_to = table.granularity if how.round_to is None else how.round_to
     if not how.is_timed:
         return Budget(cost, original, how.target, round_to, price)
     return Budget(cost, original, _target(how, table), round_to, price, _clock(start, table, original))
 
 
-def _target(how: Prune, table: latency.Table) -> float:
+def _target(how: Prune, table: latency.LatencyModel) -> float:
     """The fraction of the whole network's latency that was asked for, as such, in milliseconds or by throughput."""
-    whole_s, batch = table.header["reference_s"], table.header["setup"]["batch"]
+    whole_s, batch = table.reference_s, table.setup.batch
     if how.target_ms is None and how.target_images_per_second is None:
         return how.target
     asked_s = how.target_ms / 1e3 if how.target_ms else batch / how.target_images_per_second
@@ -104,9 +104,9 @@ def _target(how: Prune, table: latency.Table) -> float:
     return asked_s / whole_s
 
 
-def _clock(start: Network, table: latency.Table, original: float) -> Callable[[Network], float]:
+def _clock(start: Network, table: latency.LatencyModel, original: float) -> Callable[[Network], float]:
     """A network's measured latency in the model's units: relative to the whole network's, timed in turns with it."""
-    setup = clock.Setup(**table.header["setup"])
+    setup = clock.Setup(**dict(table.setup))
 
     def measure(net: Network) -> float:
         def share() -> float:
@@ -119,29 +119,19 @@ def _clock(start: Network, table: latency.Table, original: float) -> Callable[[N
     return measure
 
 
-def latency_model(cfg: Config, start: Network) -> Optional[latency.Table]:
+def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]:
     """The configured latency model, if there is one.
 
     UserError: it is about another network, data size, processor or number of threads.
     """
     if cfg.prune.latency_model is None:
         return None
-    table = latency.load(Path(cfg.prune.latency_model))
-    ours = {
-        "network": start.name,
-        "input": list(start.input_shape),
-        "classes": start.n_classes,
-        "sizes": start.widths,
-        "setup": {**table.header["setup"], "threads": cfg.n_threads},
-        "hardware": clock.hardware(),
-    }
-    apart = sampling.same_subject(table.header, ours)
-    if apart:
-        raise UserError(
-            f"prune.latency_model: '{cfg.prune.latency_model}' does not fit the experiment ({apart}); "
-            "sample and fit one for it with scripts/latency.py"
-        )
-    return table
+    return latency.load_for(Path(cfg.prune.latency_model), start, cfg.n_threads, clock.hardware, warn)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what the user should know of."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def teacher(recipe: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[losses.Teacher]:
