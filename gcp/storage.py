@@ -41,6 +41,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     UserError: the disk is full, or the folder does not let itself be written to.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # /dev/null would become a file
+        raise UserError(f"{path}: is a folder or a device; name a file", key="file.kind")
     temporary = path.with_name(f".partial-{path.name}")
     try:
         with writing(path):
@@ -112,8 +114,8 @@ def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a kill or a full disk left unfinished: the next one shall start on its own."""
     if not path.exists():
         return
+    whole = read_bytes(path).rpartition(b"\n")
     with writing(path), open(path, "r+b") as file:
-        whole = file.read().rpartition(b"\n")
         if whole[2]:
             file.truncate(len(whole[0]) + len(whole[1]))
 
@@ -164,11 +166,6 @@ def locked(folder: Path, name: str = "lock", wait: bool = True) -> Iterator[None
                 print(f"waiting for another process that is at work in {folder}", file=sys.stderr, flush=True)
                 held.enter_context(lock.acquire(timeout=-1))
         yield
-
-
-def turn(folder: Path) -> contextlib.AbstractContextManager:
-    """`locked(folder)`, by its former name."""
-    return locked(folder)
 
 
 # Reading

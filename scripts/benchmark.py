@@ -1,8 +1,8 @@
 """Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
 
-import json
 import sys
 from pathlib import Path
+from typing import Any, Dict
 
 from gcp import command as command_line
 from gcp import errors, runtime
@@ -37,6 +37,8 @@ def run(argv: list) -> None:
     runtime.use_threads(0)
     from gcp import benchmark, storage  # imports MXNet, which reads the number of threads as it loads
 
+    path = Path(args.json) if args.json else None
+    old = storage.read_json(path, Dict[str, Any]) if path is not None and args.only and path.exists() else None
     result = benchmark.run(
         args.only,
         args.repeats,
@@ -44,20 +46,19 @@ def run(argv: list) -> None:
         args.clock,
         show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True),
     )
-    path = Path(args.json) if args.json else None
-    if path is not None and args.only and path.exists():
+    if old is not None:
         try:
-            result = benchmark.renewed(json.loads(path.read_text(encoding="utf-8")), result)
-        except (ValueError, KeyError, TypeError) as error:
+            result = benchmark.renewed(old, result)
+        except (AttributeError, KeyError, TypeError) as error:
             raise errors.UserError(
                 f"{path}: not a file that this script wrote ({type(error).__name__}); name another one"
             ) from error
     table = benchmark.table(result)
-    print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, result)
-        path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+        storage.write_text(path.with_suffix(".md"), table + "\n")
+    print(table)
 
 
 if __name__ == "__main__":

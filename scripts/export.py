@@ -79,9 +79,9 @@ def run(argv: list) -> None:
             stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
             path = export.to_onnx(net, _named(stem, name, len(args.network)) + suffix)
             facts["onnx"].append({"network": name, "file": str(path), "bytes": path.stat().st_size})
-    print(json.dumps(facts, indent=1))
     if args.json:
         storage.write_json(args.json, facts)
+    print(json.dumps(facts, indent=1))
 
 
 def _named(stem: str, network: str, n_networks: int) -> str:

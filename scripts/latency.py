@@ -122,6 +122,8 @@ def measure(args: argparse.Namespace) -> None:
         }
         for name, net, row in zip(args.network, nets, rows)
     ]
+    if args.json:
+        storage.write_json(args.json, {"setup": setup.as_json(), "hardware": clock.hardware(), "networks": rows})
     wide = max(len(name) for name in args.network)
     print(f"{setup} ({clock.hardware()['cpu']}), median of {rows[0]['n']}")
     for row in rows:
@@ -130,8 +132,6 @@ def measure(args: argparse.Namespace) -> None:
             f"{row['images_per_second']:10,.1f} images/s  {rows[0]['latency_s'] / row['latency_s']:6.2f} x the first"
             + ("  NOISY" if row["noisy"] else "")
         )
-    if args.json:
-        storage.write_json(args.json, {"setup": setup.as_json(), "hardware": clock.hardware(), "networks": rows})
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -202,6 +202,9 @@ def validate(args: argparse.Namespace) -> None:
         with _bar("layers alone") as bar:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, _to(bar))
     result = latency.validate(model, net, held, alone, again)
+    values = result.model_dump(mode="json")
+    if args.out:
+        storage.write_json(f"{args.out}.validation.json", values)
     print(
         f"{net.name}, {setup}: {len(held.lines)} networks of {result.span[0]:.2f} to {result.span[1]:.2f} "
         f"times the network's own {1e3 * result.reference_s:.3f} ms"
@@ -212,8 +215,6 @@ def validate(args: argparse.Namespace) -> None:
             f"Kendall's tau {good.tau:.3f}"
         )
     if args.out:
-        values = result.model_dump(mode="json")
-        storage.write_json(f"{args.out}.validation.json", values)
         for path in figures.predictions(values, Path(f"{args.out}.validation")):
             print(path)
 

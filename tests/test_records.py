@@ -155,7 +155,7 @@ def test_a_broken_record_is_not_taken_for_done(cfg):
 )
 def test_finish_takes_whole_records_only(cfg, change):
     with records.open_run(cfg) as run:
-        with pytest.raises(ValueError):
+        with pytest.raises(UserError, match="make no record"):
             run.finish(**record(**change))
         assert not run.done and not (run.path / "record.json").exists()
 

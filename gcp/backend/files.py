@@ -14,10 +14,11 @@ from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
+from gcp.backend.arrays import read_arrays
 from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.graph.network import FROZEN, NORM, Network, auxiliary, parse_nodes
-from gcp.storage import replacing, write_text
+from gcp.storage import read_text, replacing, write_text
 
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 
@@ -35,7 +36,9 @@ def _with_free_scales(net: Network) -> Network:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    """What an error says first, but for where in MXNet's code it comes from."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Traceback", "  File"))]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _infer(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> dict:
@@ -94,13 +97,15 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     """
     symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"saved network '{prefix}': file '{path}' is missing")
     try:
-        nodes, output = parse_nodes(symbol_path.read_text())
-        symbol = mx.sym.load_json(symbol_path.read_text())
-    except (ValueError, KeyError, TypeError, IndexError, mx.MXNetError) as error:
-        raise UserError(f"'{symbol_path}' is not a whole MXNet Symbol JSON: {_first_line(error)}") from error
+        text = read_text(symbol_path)
+        nodes, output = parse_nodes(text)
+        symbol = mx.sym.load_json(text)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, mx.MXNetError) as error:
+        why = f"'{symbol_path}' is not a whole MXNet Symbol JSON: {_first_line(error)}"
+        raise UserError(why, "symbol.format") from error
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     free = [n for n in nodes if n.op == "null" and n.name not in arrays]
     if len(free) != 1 or free[0].name != "data":
@@ -149,9 +154,8 @@ def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
 def load_arrays(path: Path) -> Dict[str, np.ndarray]:
     """Read arrays in MXNet's parameter format; UserError for a file that is truncated or no such file."""
     try:
-        loaded = mx.nd.load(str(path))
-    except (mx.MXNetError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"'{path}' is not a whole MXNet parameter file: {_first_line(error)}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"'{path}' holds arrays without names; it is not a saved network")
-    return {k: v.asnumpy() for k, v in loaded.items()}
+        return read_arrays(path)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"'{path}' is not a whole MXNet parameter file: {_first_line(error)}", "params.format"
+        ) from error

@@ -49,8 +49,11 @@ _MEMORY_LIMIT = 2 * 10**9  # bytes of decoded images; a larger data set is decod
 
 
 def options(**values: Any) -> Data:
-    """The options of one data set from given values; None: not given. UserError: what is wrong with them."""
-    return section(Data, values)
+    """The options of one data set from a command line's; None: not given. UserError: what is wrong with them."""
+    try:
+        return section(Data, values)
+    except UserError as error:  # whose words are those of a configuration
+        raise UserError(str(error).replace("data.", "--").replace("name: ", "--data "), key=error.key) from None
 
 
 def load(data: Data, seed: int = 0) -> Dataset:

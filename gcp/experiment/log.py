@@ -6,10 +6,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from gcp.errors import UserError
-from gcp.storage import drop_torn_line, now, plain, writing
+from gcp.storage import drop_torn_line, now, parse_json, plain, read_text, writing
 
 
 class Log:
@@ -26,7 +26,7 @@ class Log:
         drop_torn_line(path)
         try:
             events = read_log(path) if path.exists() else []
-        except ValueError:  # damaged by somebody: nothing depends on it, it is only added to
+        except UserError:  # damaged by somebody: nothing depends on it, it is only added to
             events = []
         self._path, self._said = path, {self._key(event) for event in events}
         self._board, self._tensorboard = None, tensorboard
@@ -95,5 +95,4 @@ def check_tensorboard() -> None:
 
 def read_log(path: str | os.PathLike) -> list[dict]:
     """The events of a run's `log.jsonl`, oldest first; a torn last line is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return [parse_json(line, Dict[str, Any], str(path)) for line in read_text(path).split("\n")[:-1]]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Dict, List, Literal, NamedTuple, Optional
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gcp.errors import UserError
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log
+from gcp.options import explained
 from gcp.storage import locked, plain, read_json, write_json, write_text
 
 RECORD, SPEED = "record.json", "speed.json"
@@ -166,6 +167,18 @@ class Finished(NamedTuple):
     speeds: Optional[Speeds]
 
 
+def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
+    """The values as `schema`, a part of a record. UserError: what a run's folder holds does not make one."""
+    try:
+        return schema.model_validate(plain(values, finite=True))
+    except ValidationError as error:
+        raise UserError(
+            f"{folder}: the results saved there make no record: {explained(error)}; remove what is wrong among "
+            "dense.json, pruned.json and final.json, and it is computed again",
+            key="record.facts",
+        ) from error
+
+
 # One run
 
 
@@ -198,7 +211,7 @@ class Run:
 
     def finish(self, **values: Any) -> Record:
         """Write the record, which makes the run done; `values` are the keys of `Record`."""
-        record = Record.model_validate(plain(values, finite=True))
+        record = whole(Record, values, self.path)
         write_json(self.path / RECORD, record.model_dump(mode="json"))
         self.record = record
         return record

@@ -11,6 +11,7 @@ from gcp.backend import clock
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
 from gcp.data.base import Dataset
+from gcp.experiment import record as records
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log
 from gcp.experiment.plan import check_machine, load_data, plan, teacher
@@ -153,7 +154,8 @@ def schedule(recipe: Recipe, per_epoch: int) -> schedules.Schedule:
 def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict[str, Stage]) -> Record:
     """Evaluate every stage's network on the test images and write the record."""
     described = {name: {**measured(net, data), **facts} for name, (net, facts) in stages.items()}
-    history, images = (described[PRUNED].pop(key) for key in ("history", "images_by_purpose"))
+    history, images = (described[PRUNED].pop(key, None) for key in ("history", "images_by_purpose"))
+    whole = records.whole(records.Stages, described, folder.path)
     return folder.finish(
         fingerprint=cfg.fingerprint(),
         name=cfg.name,
@@ -173,7 +175,7 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
         history=history,
         images=images,
         images_skipped=len(data.skipped),
-        seconds=described[PRUNED]["seconds"] + described[FINAL]["seconds"],
+        seconds=whole.pruned.seconds + whole.final.seconds,
     )
 
 

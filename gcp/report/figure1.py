@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Dict
 
 import pandas as pd
 from scipy import stats
@@ -21,7 +21,7 @@ from gcp.errors import UserError
 from gcp.report import figures, tables
 from gcp.report.figures import MOBILENETS, OTHER, PRUNENET, RESNET
 from gcp.report.tables import MISSING
-from gcp.storage import write_json
+from gcp.storage import read_json, write_json
 
 INPUT = (3, 224, 224)
 MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
@@ -151,7 +151,7 @@ def measure(
 def read(path: Path) -> dict:
     """What `measure` wrote. UserError: it is something else."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path, Dict[str, Any])
         whole = bool(_conditions(held)) and all(ROW <= set(row) for row in held["networks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Callable, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from gcp.backend.files import load, paths, save
 from gcp.graph.network import Network
-from gcp.storage import write_text
+from gcp.storage import read_json, write_text
 from gcp.train.distributed import process_group
+
+ANEW = "remove it, and what it stands for is computed again"
 
 
 def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:
@@ -23,13 +25,13 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
     if group.broadcast_file(facts_path):
         for path in paths(prefix):
             group.broadcast_file(path)
-        return load(prefix), json.loads(facts_path.read_text())
+        return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
     net, facts = compute(checkpoint)
     facts = group.broadcast(lambda: facts)
     save(net, prefix)
     write_text(facts_path, json.dumps(facts))
     checkpoint.unlink(missing_ok=True)
-    return net, json.loads(facts_path.read_text())
+    return net, read_json(facts_path, Dict[str, Any], ANEW)
 
 
 def same_network(make: Callable[[], Network]) -> Network:
