@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Tuple
+from typing import Annotated, Optional, Tuple
 
 import numpy as np
 from networks import random_network
 from pydantic import Field
 
+from gcp.cost import base as costs
+from gcp.cost import layers
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.data import base, datasets
@@ -18,6 +20,7 @@ from gcp.graph.network import shrink
 from gcp.methods import base as methods
 from gcp.methods import criteria
 from gcp.methods.select import select
+from gcp.options import Options
 
 DOCS = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -73,3 +76,19 @@ def test_a_criterion_and_a_method(monkeypatch):
     outcome = methods.METHODS["one_shot"](problem, options, run=None)
     assert macs(outcome.network)(outcome.network.widths) <= 0.5 * cost(net.widths)
     assert options.label("macs") == "One shot (bn_scale)"
+
+
+def test_a_cost(monkeypatch):
+    monkeypatch.setattr(costs.COSTS, "_entries", dict(costs.COSTS._entries))
+    monkeypatch.setattr(costs.COSTS, "options", dict(costs.COSTS.options))
+    code = example("A cost")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, {**vars(costs), **vars(layers), "Optional": Optional, "Options": Options})
+    net = random_network("cifar_resnet20_v1")
+    cost = costs.COSTS["activations"](net)
+    # A stem and six convs of 16 channels on 16x16, then six (and a shortcut) of 32 on 8x8 and of 64 on 4x4; 7 classes.
+    assert cost(net.widths) == 7 * 16 * 256 + 7 * 32 * 64 + 7 * 64 * 16 + 7
+    budget = Budget(cost, cost(net.widths), 0.5)
+    keep = select({g.name: np.arange(g.size, dtype=float) for g in net.groups}, budget.cost, 0.5 * budget.original)
+    assert 0 < cost({name: len(kept) for name, kept in keep.items()}) <= 0.5 * budget.original
+    assert costs.COSTS["activations"].method == "GCP-a"
