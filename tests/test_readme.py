@@ -204,10 +204,10 @@ def runnable(page: str) -> List[Block]:
     return [block for block in blocks(page) if "run" in block.words and block.language != "yaml"]
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    """A copy of what is tracked, so that commands leave the checkout as it is."""
-    folder = tmp_path_factory.mktemp("copy") / "gcp"
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what is tracked, so that commands leave the checkout as it is and pages do not depend on each other."""
+    folder = tmp_path / "gcp"
     folder.mkdir()
     for name in COPIED:
         if (REPO / name).is_dir():
