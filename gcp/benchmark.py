@@ -35,8 +35,8 @@ from gcp.data.base import Dataset, Split
 from gcp.data.sources import Records
 from gcp.errors import UserError
 from gcp.experiment.config import Config
-from gcp.graph import network
-from gcp.graph.network import Network, mask, shrink
+from gcp.graph.network import Network
+from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import Problem
 from gcp.runtime import physical_cores
@@ -309,7 +309,7 @@ def ordinary_step(net: Network, **how) -> OrdinaryStep:
 
 def gcp_step(net: Network) -> ProximalStep:
     """The step of GCP's regularise phase."""
-    net = network.rescale(network.with_masks(net))
+    net = rescale(with_gates(net))
     return ProximalStep(net, Objective(), gcp_method.channel_penalties(net, macs(net)), MOMENTUM)
 
 
@@ -505,7 +505,7 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
         )
         keep = {g.name: np.sort(rng.choice(g.size, g.size // 2, replace=False)) for g in net.groups}
         images = rng.standard_normal((n_images, 3, side, side)).astype(np.float32)
-        masked = mask(net, keep)
+        masked = silence(net, keep)
         expected = predict(masked, images)
         silent = {
             beta: np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[beta], 0).astype(np.float32)

@@ -1,24 +1,33 @@
 """Describe a network: parameters, multiply-accumulates, channel groups and what one channel of each costs."""
 
 import json
+import sys
+import warnings
 
 from gcp import command as command_line
+from gcp.errors import UserError
 
 
 def run(argv: list) -> None:
     """Parse, open the network, print."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("network", help="a GluonCV name, or the path prefix of a saved network")
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224"
-    )
+    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+    parser.add_argument("--strict", action="store_true", help="an operator that is not known is an error")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from gcp.backend.zoo import open_network
     from gcp.cost.analytic import describe
 
-    facts = describe(open_network(args.network, args.input, args.classes))
+    net = open_network(args.network, args.input, args.classes)
+    with warnings.catch_warnings(record=True) as unknown:
+        warnings.simplefilter("always")
+        facts = describe(net)
+    for warning in unknown:
+        if args.strict:
+            raise UserError(f"{warning.message} (--strict)")
+        print(f"warning: {warning.message}", file=sys.stderr)
     if args.json:
         print(json.dumps(facts, indent=1))
         return

@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace, networks, path: Path) -> dict:
     from gcp.backend import clock  # imports MXNet, which reads the number of threads as it loads
     from gcp.backend.zoo import open_network
     from gcp.cost.analytic import macs, params
-    from gcp.graph.network import resized
+    from gcp.graph.surgery import resized
 
     setup = clock.Setup(batch=int(networks.batch.iloc[0]) if args.batch is None else args.batch)
 

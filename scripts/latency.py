@@ -140,7 +140,7 @@ def sample(args: argparse.Namespace) -> None:
     from gcp.backend import clock
     from gcp.backend.zoo import open_network
     from gcp.cost import sampling
-    from gcp.graph.network import resized
+    from gcp.graph.surgery import resized
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
@@ -254,7 +254,7 @@ def predict(args: argparse.Namespace) -> None:
 def _network_of(subject):
     """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
     from gcp.backend.zoo import from_gluoncv
-    from gcp.graph.network import resized
+    from gcp.graph.surgery import resized
 
     net = from_gluoncv(subject.network, subject.input, subject.classes)
     if set(net.widths) != set(subject.sizes):

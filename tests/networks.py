@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
+from gcp.backend import files
 from gcp.backend.zoo import from_gluoncv
-from gcp.graph.network import Keep, Network
+from gcp.graph.network import Keep, Network, parse_nodes
 
 SMALL = {"cifar_resnet20_v1": (3, 16, 16)}
 
@@ -73,3 +75,22 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     assert np.isfinite(a).all() and np.isfinite(b).all()
     assert a.std() > 1e-3 * np.abs(a).max() > 0, "outputs that are all alike would hide an error"
     return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def built(symbol, input_shape, seed=0):
+    """A network of a hand-made Symbol with random arrays."""
+    nodes, outputs = parse_nodes(symbol.tojson())
+    net = Network("net", nodes, outputs, (), drawn(symbol, input_shape, seed))
+    return files.with_free_scales(replace(net, shapes=files.node_shapes(net, input_shape)))
+
+
+def drawn(symbol, input_shape, seed=0):
+    """Random arrays of the shapes that a Symbol needs."""
+    args, _, aux = symbol.infer_shape(data=(1, *input_shape))
+    shapes = {**dict(zip(symbol.list_arguments(), args)), **dict(zip(symbol.list_auxiliary_states(), aux))}
+    rng = np.random.default_rng(seed)
+    return {
+        k: (rng.uniform(0.5, 1.5, s) if k.endswith(("gamma", "var")) else rng.normal(0, 0.5, s)).astype("float32")
+        for k, s in shapes.items()
+        if k != "data"
+    }

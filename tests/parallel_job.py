@@ -20,7 +20,8 @@ from gcp.backend.files import load
 from gcp.backend.zoo import from_gluoncv
 from gcp.cost.analytic import macs
 from gcp.data import datasets as data
-from gcp.graph.network import Network, rescale, with_masks
+from gcp.graph.network import Network
+from gcp.graph.surgery import rescale, with_gates
 from gcp.methods import criteria
 from gcp.methods import gcp as gcp_method
 from gcp.train import distributed, loop, schedules
@@ -60,7 +61,7 @@ def fit(step: OrdinaryStep) -> Network:
 
 def results(folder: Path) -> dict:
     """Arrays that do not depend on the number of ranks, but for rounding."""
-    dense = rescale(with_masks(NET))
+    dense = rescale(with_gates(NET))
     penalties = {g: 0.5 * c for g, c in gcp_method.channel_penalties(dense, macs(dense)).items()}
     regularised = fit(ProximalStep(dense, Objective(), penalties, 0.9, 1))
     frozen = scoring_step(NET, "classification")

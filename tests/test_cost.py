@@ -19,7 +19,7 @@ from gcp.backend.files import load, save
 from gcp.cost.analytic import describe, macs, params, running_statistics
 from gcp.cost.base import COSTS, Budget, minimum_widths, round_width
 from gcp.errors import UserError
-from gcp.graph.network import shrink, with_masks
+from gcp.graph.surgery import shrink, with_gates
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
@@ -166,8 +166,8 @@ def test_linear_groups_cost_the_same_at_any_width():
 
 def test_masks_count_as_parameters_until_folded():
     net = random_network("vgg16_bn")
-    assert params(with_masks(net))(net.widths) - params(net)(net.widths) == 2 * 4096
-    assert macs(with_masks(net))(net.widths) == macs(net)(net.widths)
+    assert params(with_gates(net))(net.widths) - params(net)(net.widths) == 2 * 4096
+    assert macs(with_gates(net))(net.widths) == macs(net)(net.widths)
 
 
 def test_a_fixed_scale_stays_fixed_in_a_saved_network(tmp_path):

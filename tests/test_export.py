@@ -21,7 +21,8 @@ from networks import difference, images, random_keep, random_network
 from gcp.backend import blocks, export, files
 from gcp.data import datasets
 from gcp.errors import UserError
-from gcp.graph.network import Node, shrink
+from gcp.graph.network import Node
+from gcp.graph.surgery import shrink
 from gcp.train.tasks import CLASSIFICATION
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "export.py"
@@ -115,8 +116,9 @@ def test_another_result_leaves_the_old_file(wrong, tmp_path, monkeypatch):
 
 def test_an_operator_the_exporter_lacks_is_named(tmp_path):
     net = random_network(SMALL)
-    last = Node("softmin", "last", {}, (net.output,))
-    net = replace(net, nodes=(*net.nodes, last), output=len(net.nodes), shapes=(*net.shapes, net.shapes[net.output]))
+    last = Node("softmin", "last", {}, net.outputs)
+    shapes = (*net.shapes, net.shapes[net.outputs[0][0]])
+    net = replace(net, nodes=(*net.nodes, last), outputs=((len(net.nodes), 0),), shapes=shapes)
     with pytest.raises(UserError, match=f"'{SMALL}' cannot be written as ONNX: .*softmin"):
         export.to_onnx(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())

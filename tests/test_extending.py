@@ -6,17 +6,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Optional, Tuple
 
+import mxnet as mx
 import numpy as np
-from networks import random_network
+import pytest
+from networks import built, difference, images, random_network
 from pydantic import Field
 
+from gcp.backend.blocks import predict
 from gcp.cost import base as costs
 from gcp.cost import layers
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.data import base, datasets
 from gcp.experiment.config import Config
-from gcp.graph.network import shrink
+from gcp.graph import operators
+from gcp.graph.surgery import shrink, silence
 from gcp.methods import base as methods
 from gcp.methods import criteria
 from gcp.methods.select import select
@@ -92,3 +96,18 @@ def test_a_cost(monkeypatch):
     keep = select({g.name: np.arange(g.size, dtype=float) for g in net.groups}, budget.cost, 0.5 * budget.original)
     assert 0 < cost({name: len(kept) for name, kept in keep.items()}) <= 0.5 * budget.original
     assert costs.COSTS["activations"].method == "GCP-a"
+
+
+def test_an_operator(monkeypatch):
+    monkeypatch.setattr(operators.OPERATORS, "_entries", dict(operators.OPERATORS._entries))
+    monkeypatch.setattr(operators.OPERATORS, "options", dict(operators.OPERATORS.options))
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=4, kernel=(3, 3), name="conv")
+    x = mx.sym.FullyConnected(mx.sym.arcsinh(x), num_hidden=2, name="dense")
+    with pytest.warns(UserWarning, match="operator 'arcsinh'"):
+        assert built(x, (3, 8, 8)).widths == {}
+    code = example("An operator")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, vars(operators).copy())
+    net = built(x, (3, 8, 8))
+    keep, inputs = {"conv": np.array([0, 2])}, images(net)
+    assert difference(predict(shrink(net, keep), inputs), predict(silence(net, keep), inputs)) < 1e-5

@@ -304,7 +304,7 @@ def budget_of(measure, target=0.5, cost=None):
 
 def halved(net):
     """Networks by the largest width of a group that keeps the MACs within an aim."""
-    from gcp.graph.network import resized
+    from gcp.graph.surgery import resized
 
     cost = macs(net)
 

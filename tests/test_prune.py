@@ -15,7 +15,8 @@ from gcp.cost.analytic import macs
 from gcp.cost.base import Budget, Cost, product
 from gcp.errors import UserError
 from gcp.graph import network
-from gcp.graph.network import auxiliary, mask, rescale, shrink, with_masks
+from gcp.graph.network import auxiliary
+from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import criteria, select
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import METHODS, Problem
@@ -57,7 +58,7 @@ def gradients(block, x, y):
 
 
 def test_a_proximal_step_is_the_obvious_one(net):
-    net = rescale(with_masks(net))
+    net = rescale(with_gates(net))
     variables, penalties = network.scale_arrays(net), gcp_method.channel_penalties(net, macs(net))
     lr, lam, momentum, (x, y) = 0.05, 0.4, 0.9, images()
     block = to_block(net, frozen_statistics=True, trainable=variables)
@@ -125,8 +126,8 @@ def test_variables_are_scales_shifts_and_the_output_layer(net):
     assert {"dense0_weight", "dense0_bias"} <= variables
     assert all(k.endswith(("gamma", "beta")) for k in variables - {"dense0_weight", "dense0_bias"})
     assert not variables & auxiliary(net)
-    masked = with_masks(from_gluoncv("vgg11_bn", (3, 32, 32), 4))
-    assert {"dense0_mask", "dense1_mask"} <= network.scale_arrays(masked)
+    masked = with_gates(from_gluoncv("vgg11_bn", (3, 32, 32), 4))
+    assert {"dense0_gate", "dense1_gate"} <= network.scale_arrays(masked)
     assert "dense0_weight" not in network.scale_arrays(masked)
 
 
@@ -390,7 +391,7 @@ def test_statistics_are_those_of_the_network_that_was_cut(net, tmp_path):
 
 
 def test_scores_of_a_network_with_dropout_are_seeded():
-    vgg = with_masks(from_gluoncv("vgg11", (3, 32, 32), 4, seed=0))
+    vgg = with_gates(from_gluoncv("vgg11", (3, 32, 32), 4, seed=0))
     assert any(n.op == "Dropout" for n in vgg.nodes)
 
     class Large(Noise):
@@ -410,9 +411,9 @@ def test_scores_of_a_network_with_dropout_are_seeded():
 def test_masks_stand_in_where_no_norm_follows(tmp_path):
     """VGG's dense layers have no batch norm: GCP prunes them through masks, and none is left in the result."""
     vgg = from_gluoncv("vgg11_bn", (3, 32, 32), 4, seed=0)
-    w = rescale(with_masks(vgg))
+    w = rescale(with_gates(vgg))
     dense = next(g for g in w.groups if g.name == "dense0")
     keep = {g.name: np.arange(g.size) for g in w.groups}
     keep["dense0"] = np.arange(0, dense.size, 64)
     x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
-    np.testing.assert_allclose(predict(mask(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predict(silence(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from gcp.cost import sampling
 from gcp.cost.analytic import macs
 from gcp.cost.layers import alone, layers
 from gcp.errors import UserError
-from gcp.graph.network import resized
+from gcp.graph.surgery import resized
 
 SETUP = {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 1, "threads": 1}
 HARDWARE = {"cpu": "a processor", "versions": {}, "date": "2026-01-01", "git_commit": None}

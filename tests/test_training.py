@@ -12,7 +12,8 @@ from networks import images, random_network
 from gcp.backend.blocks import predict, to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
-from gcp.graph.network import Network, Node, auxiliary, shrink
+from gcp.graph.network import Network, Node, auxiliary
+from gcp.graph.surgery import shrink
 from gcp.train import checkpoints, loop, losses, optimisers, schedules, statistics, steps
 from gcp.train.tasks import CLASSIFICATION, Classification
 from tests.test_prune import Noise
@@ -240,7 +241,7 @@ def test_statistics_of_several_batches_are_those_of_all_their_images():
     net, split = random_network("cifar_resnet20_v1", (3, 8, 8), 4), Noise(24)
     new = statistics.recompute_statistics(net, loop.Batches(split, 8, 0), 3)
     norm = next(n for n in net.nodes if n.op == "BatchNorm")
-    x = predict(replace(net, output=norm.inputs[0]), split.x).astype(np.float64)
+    x = predict(replace(net, outputs=norm.inputs[:1]), split.x).astype(np.float64)
     mean, variance = (new.arrays[net.nodes[j].name] for j in norm.inputs[3:])
     np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, x.var((0, 2, 3)), rtol=1e-4)
@@ -425,22 +426,23 @@ def test_float16_leaves_batch_norms_images_and_outputs_in_float32():
 
 def without_layers():
     """A network that MXNet can run in float16 on a CPU: a scale per channel, batch norm, pooling."""
-    nodes = [Node("null", name, {}) for name in ("data", "mask_mask", "gamma", "beta", "mean", "var")]
+    nodes = [Node("null", name, {}) for name in ("data", "a_gate", "gamma", "beta", "mean", "var")]
     nodes += [
-        Node("broadcast_mul", "scaled", {}, (0, 1)),
-        Node("BatchNorm", "norm", {"fix_gamma": "False", "axis": "1"}, (6, 2, 3, 4, 5)),
-        Node("Pooling", "pool", {"global_pool": "True", "pool_type": "avg", "kernel": "(1, 1)"}, (7,)),
-        Node("Flatten", "flat", {}, (8,)),
+        Node("broadcast_mul", "scaled", {}, ((0, 0), (1, 0))),
+        Node("BatchNorm", "norm", {"fix_gamma": "False", "axis": "1"}, ((6, 0), (2, 0), (3, 0), (4, 0), (5, 0))),
+        Node("Pooling", "pool", {"global_pool": "True", "pool_type": "avg", "kernel": "(1, 1)"}, ((7, 0),)),
+        Node("Flatten", "flat", {}, ((8, 0),)),
     ]
     values = {
-        "mask_mask": np.full((1, 3, 1, 1), 1.0001),
+        "a_gate": np.full((1, 3, 1, 1), 1.0001),
         "gamma": [1, 2, 3],
         "beta": [0, 0, 0],
         "mean": [0, 0, 0],
         "var": [1, 1, 1],
     }
-    shapes = ((3, 8, 8), (1, 3, 1, 1), *[(3,)] * 4, (3, 8, 8), (3, 8, 8), (3, 1, 1), (3,))
-    return Network("t", tuple(nodes), 9, shapes, {k: np.array(v, np.float32) for k, v in values.items()})
+    image = (1, 3, 8, 8)
+    shapes = tuple((s,) for s in (image, (1, 3, 1, 1), *[(3,)] * 4, image, image, (1, 3, 1, 1), (1, 3)))
+    return Network("t", tuple(nodes), ((9, 0),), shapes, {k: np.array(v, np.float32) for k, v in values.items()})
 
 
 def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
@@ -470,7 +472,7 @@ def test_training_in_float16_resumes_to_the_same_bits(tmp_path, monkeypatch):
     for name, value in whole.arrays.items():
         assert value.dtype == np.float32 and not np.array_equal(value, net.arrays[name])
         np.testing.assert_array_equal(value, resumed.arrays[name], err_msg=name)
-    assert (whole.arrays["mask_mask"] != whole.arrays["mask_mask"].astype(np.float16)).any(), "the masters' bits"
+    assert (whole.arrays["a_gate"] != whole.arrays["a_gate"].astype(np.float16)).any(), "the masters' bits"
 
 
 def test_float16_is_refused_where_there_is_no_gpu():

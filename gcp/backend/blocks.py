@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
 from gcp.backend.engine import gluon, mx
-from gcp.graph.network import FROZEN, NORM, Network, Node, auxiliary
+from gcp.graph.channels import is_norm
+from gcp.graph.network import Network, Node, auxiliary, frozen
 
 NORM_RELU = "_contrib_BatchNormWithReLU"
 BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
@@ -26,8 +27,8 @@ def to_symbol(net: Network, frozen_statistics: bool = False, fused: bool = False
     kernels may lay out channels in blocks of 8 and of 16, and oneDNN has no fused backward between the two.
     """
     nodes = [
-        replace(n, attrs={**n.attrs, "use_global_stats": "True"}) if frozen_statistics and n.op in NORM else n
-        for n in net.nodes
+        replace(n, attrs={**n.attrs, "use_global_stats": "True"}) if frozen_statistics and is_norm(net, i) else n
+        for i, n in enumerate(net.nodes)
     ]
     for i, norm in _norms_before_relu(net) if fused else ():
         nodes[i] = replace(nodes[norm], op=NORM_RELU, name=nodes[i].name)
@@ -41,21 +42,17 @@ def _norms_before_relu(net: Network) -> List[Tuple[int, int]]:
     The gradient that a strided conv hands down can be laid out in memory as the fused operator's backward does not
     like: 19.5 ms instead of some 5 in ResNet-50 at 224 px, batch 8.
     """
-    readers: Dict[int, List[int]] = {}
-    for i, node in enumerate(net.nodes):
-        for j in node.inputs:
-            readers.setdefault(j, []).append(i)
 
     def is_strided(i: int) -> bool:
         return net.nodes[i].op == "Convolution" and max(net.nodes[i].literal("stride", (1, 1))) > 1
 
     return [
-        (i, node.inputs[0])
+        (i, node.inputs[0][0])
         for i, node in enumerate(net.nodes)
         if (node.op == "relu" or node.op == "Activation" and node.attrs["act_type"] == "relu")
-        and net.nodes[node.inputs[0]].op in NORM
-        and readers[node.inputs[0]] == [i]
-        and not any(map(is_strided, readers.get(i, ())))
+        and net.nodes[node.inputs[0][0]].op == "BatchNorm"
+        and net.readers[node.inputs[0]] == [i]
+        and not any(map(is_strided, net.readers[i, 0]))
     ]
 
 
@@ -74,9 +71,9 @@ def to_block(
     outputs; the arrays of batch norms stay float32, as MXNet's operator has them.
     """
     ctx = ctx or mx.cpu()
-    of_norms = {net.nodes[j].name for n in net.nodes if n.op in NORM for j in n.inputs[1:]}
+    of_norms = {net.nodes[j].name for i, n in enumerate(net.nodes) if is_norm(net, i) for j, _ in n.inputs[1:]}
     aux = auxiliary(net)
-    fixed = {n.name for n in net.nodes if n.attrs.get(FROZEN) == "0.0"} | aux
+    fixed = frozen(net) | aux
     params = gluon.ParameterDict("")
     for name, value in net.arrays.items():
         learn = name not in fixed and (trainable is None or name in trainable)
@@ -110,5 +107,11 @@ def from_block(net: Network, block: gluon.SymbolBlock) -> Network:
 
 
 def predict(net: Network, images: np.ndarray) -> np.ndarray:
-    """Outputs, shape (n, classes), of the network for images of shape (n, channels, height, width)."""
-    return to_block(net)(mx.nd.array(images)).asnumpy()
+    """Outputs, shape (n, classes), of the network for images of shape (n, channels, height, width).
+
+    Of several outputs, all values of an image in one row.
+    """
+    found = to_block(net)(mx.nd.array(images))
+    if not isinstance(found, (list, tuple)):
+        return found.asnumpy()
+    return np.concatenate([y.asnumpy().reshape(len(images), -1) for y in found], axis=1)

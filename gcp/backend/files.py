@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import warnings
@@ -17,62 +16,58 @@ import numpy as np
 from gcp.backend.arrays import read_arrays
 from gcp.backend.engine import mx
 from gcp.errors import UserError
-from gcp.graph.network import FROZEN, NORM, Network, auxiliary, parse_nodes
+from gcp.graph.channels import FROZEN, is_norm
+from gcp.graph.network import Network, auxiliary, parse_nodes
 from gcp.storage import read_text, replacing, write_text
 
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 
 
-def _with_free_scales(net: Network) -> Network:
+def with_free_scales(net: Network) -> Network:
     """The same function with `fix_gamma` off: MXNet overwrites the scale of such a batch norm, here it is kept at 1."""
     nodes, arrays = list(net.nodes), dict(net.arrays)
     for i, node in enumerate(net.nodes):
-        if node.op in NORM and node.literal("fix_gamma", True):
+        if is_norm(net, i) and node.literal("fix_gamma", True):
             nodes[i] = replace(node, attrs={**node.attrs, "fix_gamma": "False"})
-            gamma = node.inputs[1]
+            gamma = node.inputs[1][0]
             nodes[gamma] = replace(nodes[gamma], attrs={**nodes[gamma].attrs, FROZEN: "0.0"})
-            arrays[nodes[gamma].name] = np.ones(net.shapes[gamma], np.float32)
+            arrays[nodes[gamma].name] = np.ones(net.shapes[gamma][0], np.float32)
     return replace(net, nodes=tuple(nodes), arrays=arrays)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says first, but for where in MXNet's code it comes from."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Traceback", "  File"))]
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _infer(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> dict:
-    """Shapes of all variables and of all first outputs, for a batch of one."""
-    internals = symbol.get_internals()
+def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[int, ...], ...], ...]:
+    """Per node of the graph, the shapes of its outputs for one image of `input_shape`, as MXNet infers them."""
+    internals = mx.sym.load_json(net.to_json()).get_internals()
+    image = "x".join(map(str, input_shape))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises
             warnings.simplefilter("ignore")
-            args, outs, auxs = internals.infer_shape(data=(1,) + tuple(input_shape))
+            args, outs, auxs = internals.infer_shape_partial(data=(1,) + tuple(input_shape))
     except mx.MXNetError as error:
-        raise UserError(
-            f"network '{name}' cannot take an input of {'x'.join(map(str, input_shape))}: {_first_line(error)}"
-        ) from error
+        raise UserError(f"network '{net.name}' cannot take an input of {image}: {first_line(error)}") from error
+    if args is None or any(not s or 0 in s for s in (*args, *outs, *auxs)):
+        raise UserError(f"network '{net.name}' cannot take an input of {image}: some layer would be empty")
     variables = dict(zip(internals.list_arguments(), args))
     variables.update(zip(internals.list_auxiliary_states(), auxs))
-    if any(shape is None or 0 in shape for shape in variables.values()) or any(0 in s for s in outs):
-        raise UserError(
-            f"network '{name}' cannot take an input of {'x'.join(map(str, input_shape))}: some layer would be empty"
-        )
-    return {"variables": variables, "outputs": dict(zip(internals.list_outputs(), outs))}
-
-
-def _node_shapes(symbol: mx.sym.Symbol, input_shape: Sequence[int], name: str) -> Tuple[Tuple[int, ...], ...]:
-    """Per node of the graph, the shape without batch (of its array, for a variable that holds one)."""
-    shapes = _infer(symbol, input_shape, name)
-    result = []
-    for raw in json.loads(symbol.tojson())["nodes"]:
-        if raw["op"] == "null":
-            shape = shapes["variables"][raw["name"]]
-            result.append(tuple(shape[1:]) if raw["name"] == "data" else tuple(shape))
-        else:
-            key = raw["name"] + "_output"
-            result.append(tuple(shapes["outputs"][key][1:]))
-    return tuple(result)
+    outputs, shapes = dict(zip(internals.list_outputs(), outs)), []
+    read = {t for n in net.nodes for t in n.inputs}
+    for i, node in enumerate(net.nodes):
+        if node.op == "null":
+            shapes.append((tuple(variables[node.name]),))
+            continue
+        own = [outputs[node.name + "_output"]] if node.name + "_output" in outputs else []
+        while f"{node.name}_output{len(own)}" in outputs:
+            own.append(outputs[f"{node.name}_output{len(own)}"])
+        while not own or (i, len(own)) in read:  # an output that MXNet does not list
+            own.append((1,))
+        shapes.append(tuple(tuple(s) for s in own))
+    return tuple(shapes)
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -101,10 +96,10 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
             raise UserError(f"saved network '{prefix}': file '{path}' is missing")
     try:
         text = read_text(symbol_path)
-        nodes, output = parse_nodes(text)
-        symbol = mx.sym.load_json(text)
+        nodes, outputs = parse_nodes(text)
+        mx.sym.load_json(text)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, mx.MXNetError) as error:
-        why = f"'{symbol_path}' is not a whole MXNet Symbol JSON: {_first_line(error)}"
+        why = f"'{symbol_path}' is not a whole MXNet Symbol JSON: {first_line(error)}"
         raise UserError(why, "symbol.format") from error
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     free = [n for n in nodes if n.op == "null" and n.name not in arrays]
@@ -118,18 +113,19 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
         if not isinstance(shape, tuple) or len(shape) != 4:
             raise UserError(f"'{symbol_path}' does not say its input shape; give one (channels,height,width)")
         input_shape = shape[1:]
-    name = free[0].attrs.get(SOURCE, Path(prefix).name)
-    wanted = _infer(symbol, input_shape, str(prefix))["variables"]
+    nodes = tuple(replace(n, attrs={}) if n.name == "data" and n.op == "null" else n for n in nodes)
+    net = Network(str(prefix), nodes, outputs, (), arrays)
+    shapes = node_shapes(net, input_shape)
+    wanted = {n.name: s[0] for n, s in zip(nodes, shapes) if n.op == "null"}
     for key, value in arrays.items():
         if key not in wanted:
             raise UserError(f"'{params_path}' holds '{key}', which '{symbol_path}' does not know")
-        if tuple(wanted[key]) != value.shape:
+        if wanted[key] != value.shape:
             raise UserError(
                 f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' "
-                f"needs {tuple(wanted[key])} for an input of {'x'.join(map(str, input_shape))}"
+                f"needs {wanted[key]} for an input of {'x'.join(map(str, input_shape))}"
             )
-    nodes = tuple(replace(n, attrs={}) if n.name == "data" and n.op == "null" else n for n in nodes)
-    return _with_free_scales(Network(name, nodes, output, _node_shapes(symbol, input_shape, str(prefix)), arrays))
+    return with_free_scales(replace(net, name=free[0].attrs.get(SOURCE, Path(prefix).name), shapes=shapes))
 
 
 def is_saved(prefix: str) -> bool:
@@ -148,7 +144,7 @@ def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
         try:
             mx.nd.save(str(temporary), {k: mx.nd.array(v, dtype=v.dtype) for k, v in arrays.items()})
         except mx.MXNetError as error:  # MXNet's own streams report a full disk this way
-            raise OSError(_first_line(error)) from error
+            raise OSError(first_line(error)) from error
 
 
 def load_arrays(path: Path) -> Dict[str, np.ndarray]:
@@ -157,5 +153,5 @@ def load_arrays(path: Path) -> Dict[str, np.ndarray]:
         return read_arrays(path)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"'{path}' is not a whole MXNet parameter file: {_first_line(error)}", "params.format"
+            f"'{path}' is not a whole MXNet parameter file: {first_line(error)}", "params.format"
         ) from error

@@ -9,35 +9,43 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
+import io
 import json
 import os
+import re
 import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from gcp.backend.engine import gluon, mx
-from gcp.backend.files import (
-    INPUT_SHAPE,
-    _first_line,
-    _infer,
-    _node_shapes,
-    _with_free_scales,
-    is_saved,
-    load,
-    save_arrays,
-)
+from gcp.backend.files import INPUT_SHAPE, first_line, is_saved, load, node_shapes, save_arrays, with_free_scales
 from gcp.errors import UserError
-from gcp.graph.network import FROZEN, Network, has_weight, parse_nodes
+from gcp.graph.channels import FROZEN, has_weight
+from gcp.graph.network import Network, parse_nodes
 from gcp.storage import write_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
-    from gluoncv.model_zoo import get_model, get_model_list, model_store
+    from gluoncv.model_zoo import get_model, get_model_list, model_store, model_zoo
     from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
+MXNET = "mxnet:"  # before a name: the network of MXNet's own model zoo
+INPUTS = {  # start of a name -> (channels, height, width) of its images
+    "cifar": (3, 32, 32),
+    "(mxnet:)?inceptionv3$|xception": (3, 299, 299),
+    "ssd_300": (3, 300, 300),
+    "ssd_512|center_net|.*rcnn": (3, 512, 512),
+    "yolo3": (3, 416, 416),
+    "fcn|psp|deeplab|icnet|danet|hrnet.*_s$": (3, 480, 480),
+    "fastscnn": (3, 768, 768),
+    "monodepth2.*posenet": (6, 192, 640),
+    "monodepth2": (3, 192, 640),
+    ".*pose": (3, 256, 192),
+}
 GLUONCV_PREFIX = "resnetv1d_"  # GluonCV's reader of pruned ResNets expects it, for every depth and version
 
 
@@ -58,37 +66,91 @@ def from_gluoncv(
     """
     block = _gluoncv_block(name, n_classes, pretrained, weights, seed or 0)
     try:
-        symbol = block(mx.sym.var("data"))
+        heads = _heads(block(mx.sym.var("data")), input_shape)
     except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"network '{name}' has no graph from one image to one output: {_first_line(error)}") from error
-    symbol = symbol[0] if isinstance(symbol, (list, tuple)) else symbol
-    shapes = _infer(symbol, input_shape, name)
+        raise UserError(f"network '{name}' has no graph from one image to its outputs: {first_line(error)}") from error
+    nodes, outputs = parse_nodes((mx.sym.Group(heads) if len(heads) > 1 else heads[0]).tojson())
+    params = block.collect_params()
     # Only what the graph reads: NASNet holds layers that it never calls.
-    params = {k: p for k, p in block.collect_params().items() if k in shapes["variables"]}
-    for key, p in params.items():
-        p.shape = shapes["variables"][key]
+    read = {n.name: params[n.name] for n in nodes if n.op == "null" and n.name in params}
+    net = Network(name, nodes, outputs, (), {key: np.zeros(()) for key in read})
+    shapes = node_shapes(net, input_shape)
+    found = {n.name: s[0] for n, s in zip(nodes, shapes)}
+    for key, p in read.items():
+        p.shape = found[key]
     if pretrained:
-        values = {k: p.data().asnumpy() for k, p in params.items()}
+        values = {k: p.data().asnumpy() for k, p in read.items()}
     elif seed is not None:
         np.random.seed(seed)
         mx.random.seed(seed)
-        block.initialize(mx.init.MSRAPrelu(), force_reinit=True)
-        values = {k: p.data().asnumpy() for k, p in params.items()}
+        try:
+            block.initialize(mx.init.MSRAPrelu(), force_reinit=True)
+        except ValueError:  # detection networks ask for a matrix's initialiser where they hold vectors
+            _initialize_each(read)
+        values = {k: p.data().asnumpy() for k, p in read.items()}
     else:
-        values = {k: np.broadcast_to(np.float32(0), shapes["variables"][k]) for k in params.keys()}
-    frozen = {k for k, p in params.items() if p.grad_req == "null" and "running" not in k}
-    nodes, output = parse_nodes(symbol.tojson())
+        values = {k: np.broadcast_to(np.float32(0), found[k]) for k in read}
     strip = _stripper(block.prefix, [n.name for n in nodes])
-    kept, arrays = [], {}
+    kept = []
     for node in nodes:
         attrs = {k: v for k, v in node.attrs.items() if not k.startswith("__")} if node.op == "null" else node.attrs
-        if node.op == "null" and node.name in frozen:
+        if (
+            node.op == "null"
+            and node.name in read
+            and read[node.name].grad_req == "null"
+            and "running" not in node.name
+        ):
             attrs[FROZEN] = "0.0"
-        if node.op == "null" and node.name in values:
-            arrays[strip(node.name)] = values[node.name]
         kept.append(replace(node, name=strip(node.name), attrs=attrs))
-    net = Network(name, tuple(kept), output, _node_shapes(symbol, input_shape, name), arrays)
-    return _with_free_scales(net)
+    arrays = {strip(k): v for k, v in values.items()}
+    return with_free_scales(Network(name, tuple(kept), outputs, shapes, arrays))
+
+
+def _initialize_each(params: Dict[str, gluon.Parameter]) -> None:
+    """Parameters one by one: those whose own initialiser does not fit them get ones (scales, variances) or zeros."""
+    for name, p in params.items():
+        try:
+            p.initialize(default_init=mx.init.MSRAPrelu(), force_reinit=True)
+        except ValueError:
+            p.initialize(init=mx.init.One() if name.endswith(("gamma", "var")) else mx.init.Zero(), force_reinit=True)
+
+
+def _heads(made, input_shape: Sequence[int]) -> List[mx.sym.Symbol]:
+    """The outputs that a block returns, without those of auxiliary classifiers: further vectors of as many classes."""
+    heads = _flat(made)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(mx.MXNetError):
+        warnings.simplefilter("ignore")  # an input that the network cannot take is refused with all shapes at hand
+        _, shapes, _ = mx.sym.Group(heads).infer_shape_partial(data=(1, *input_shape))
+        if all(len(shape) == 2 and shape == shapes[0] for shape in shapes):
+            return heads[:1]
+    return heads
+
+
+def _flat(heads) -> List[mx.sym.Symbol]:
+    """The Symbols in whatever lists and tuples a block returns."""
+    return [s for head in heads for s in _flat(head)] if isinstance(heads, (list, tuple)) else [heads]
+
+
+def default_input(name: str) -> Tuple[int, int, int]:
+    """(channels, height, width) of the images that a network is made for; 224 px if its name tells nothing."""
+    return next((shape for pattern, shape in INPUTS.items() if re.match(pattern, name.lower())), (3, 224, 224))
+
+
+def _built(name: str, **kwargs) -> gluon.HybridBlock:
+    """The block by GluonCV's builder, or with `mxnet:` before its name by MXNet's, without any download."""
+    if name.startswith(MXNET):
+        return mx.gluon.model_zoo.vision.get_model(name[len(MXNET) :], **kwargs)
+    builder = inspect.signature(model_zoo._models[name.lower()])
+    if "classes" not in kwargs and "classes" in builder.parameters:
+        if builder.parameters["classes"].default is inspect.Parameter.empty:  # the user's own classes, by name
+            kwargs["classes"] = ["object"]
+    elif name.lower().endswith("_custom") and isinstance(kwargs.get("classes"), int):
+        kwargs["classes"] = [f"class {i}" for i in range(kwargs["classes"])]
+    # Builders that take a base network fetch its weights unless told otherwise; others do not know the word.
+    for more in ({"pretrained": False, "pretrained_base": False}, {"pretrained": False}):
+        with contextlib.suppress(TypeError, Warning):
+            return get_model(name, **more, **kwargs)
+    return get_model(name, **kwargs)
 
 
 def _gluoncv_block(
@@ -96,7 +158,7 @@ def _gluoncv_block(
 ) -> gluon.HybridBlock:
     """The block; where published weights are for other classes, with an output layer drawn from the seed."""
     known = get_model_list()
-    if name.lower() not in known:
+    if name.lower() not in known and not (name.startswith(MXNET) and not pretrained):
         near = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise UserError(
@@ -110,13 +172,16 @@ def _gluoncv_block(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if not pretrained:
-                return _with_classes(get_model(name, **kwargs), n_classes)
+                return _with_classes(_built(name, **kwargs), n_classes)
             full = _published(name, weights)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise UserError(f"network '{name}' cannot be built with {n_classes} classes: {_first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # each builder has its own ways, and some download
+        with_classes = "" if n_classes is None else f" with {n_classes} classes"
+        raise UserError(f"network '{name}' cannot be built{with_classes}: {first_line(error)}") from error
     if n_classes is None or _n_outputs(full) == n_classes:
         return full
-    block, theirs = _with_classes(get_model(name, **kwargs), n_classes), full._collect_params_with_prefix()
+    block, theirs = _with_classes(_built(name, **kwargs), n_classes), full._collect_params_with_prefix()
     own, head = block._collect_params_with_prefix(), ("output", "fc")
     for key, value in theirs.items():  # all shapes first: what is initialised before its shape is known has no values
         own[key].shape = own[key].shape[:1] + value.shape[1:] if key.startswith(head) else value.shape
@@ -147,7 +212,7 @@ def _published(name: str, weights: Optional[os.PathLike]) -> gluon.HybridBlock:
         try:
             return get_model(name, pretrained=True)
         except Exception as error:  # GluonCV's downloader raises whatever its HTTP client raises
-            raise UserError(f"the published weights of '{name}' cannot be had ({_first_line(error)}): {fix}") from error
+            raise UserError(f"the published weights of '{name}' cannot be had ({first_line(error)}): {fix}") from error
     if key is None:
         raise UserError(f"no weights of '{name}' are published, so '{weights}' is not them: {fix}")
     weights = Path(weights).expanduser()
@@ -217,7 +282,7 @@ def open_network(
                 "model.new_head to true for a new output layer"
             )
         return net
-    return from_gluoncv(name, input_shape or (3, 224, 224), n_classes, pretrained, seed, weights)
+    return from_gluoncv(name, input_shape or default_input(name), n_classes, pretrained, seed, weights)
 
 
 def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
@@ -225,13 +290,14 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
 
     UserError unless its last operator is a dense layer that nothing else reads.
     """
-    node = net.nodes[net.output]
+    head = net.outputs[0][0]
+    node = net.nodes[head]
     if node.op != "FullyConnected":
         raise UserError(
             f"network '{net.name}' ends in '{node.name}' ({node.op}); only a dense output layer can be "
             "replaced (model.new_head)"
         )
-    n_inputs = net.shapes[node.inputs[1]][1]
+    n_inputs = net.arrays[net.weight(node.name)].shape[1]
     # Its slope of 0.25 gives the variance 2 / (1 + 0.25^2) over the mean of fan-in and fan-out.
     scale = np.sqrt(2 / (1 + 0.25**2) / ((n_inputs + n_classes) / 2))
     new = {
@@ -242,13 +308,13 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
     if net.bias(node.name) is not None:
         new[net.bias(node.name)] = np.zeros(n_classes, np.float32)
     nodes, shapes = list(net.nodes), list(net.shapes)
-    nodes[net.output] = replace(node, attrs={**node.attrs, "num_hidden": str(n_classes)})
-    shapes[net.output] = (n_classes,)
-    for j in node.inputs[1:]:
-        shapes[j] = new[net.nodes[j].name].shape
+    nodes[head] = replace(node, attrs={**node.attrs, "num_hidden": str(n_classes)})
+    shapes[head] = ((1, n_classes),)
+    for j, _ in node.inputs[1:]:
+        shapes[j] = (new[net.nodes[j].name].shape,)
         if INPUT_SHAPE in net.nodes[j].attrs:
-            nodes[j] = replace(net.nodes[j], attrs={**net.nodes[j].attrs, INPUT_SHAPE: str(shapes[j])})
-    return Network(net.name, tuple(nodes), net.output, tuple(shapes), {**net.arrays, **new})
+            nodes[j] = replace(net.nodes[j], attrs={**net.nodes[j].attrs, INPUT_SHAPE: str(shapes[j][0])})
+    return Network(net.name, tuple(nodes), net.outputs, tuple(shapes), {**net.arrays, **new})
 
 
 # ---- GluonCV's pruned-ResNet form -------------------------------------------------------------------------------
@@ -274,7 +340,7 @@ def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     shapes = {}
     for node in net.nodes:
         if has_weight(node):
-            for j in node.inputs[1:]:
+            for j, _ in node.inputs[1:]:
                 name = net.nodes[j].name
                 shapes[_gluoncv_key(name)] = list(net.arrays[name].shape)
     json_path, params_path = Path(f"{prefix}.json"), Path(f"{prefix}.params")
@@ -289,3 +355,15 @@ def load_gluoncv(name: str, prefix: os.PathLike, n_classes: int) -> gluon.Hybrid
     shapes = json.loads(Path(f"{prefix}.json").read_text())
     prune_gluon_block(block, block.name, shapes, params=mx.nd.load(f"{prefix}.params"), pretrained=True)
     return block
+
+
+def families() -> Dict[str, List[str]]:
+    """GluonCV's names by the module that builds them, and MXNet's own after them under `mxnet`."""
+    found: Dict[str, List[str]] = {}
+    for name in get_model_list():
+        module = inspect.getmodule(model_zoo._models[name]).__name__
+        parts = module.split(".")[2:]
+        found.setdefault(parts[0] if parts[0] != "pruned_resnet" else "resnetv1b", []).append(name)
+    own = [c for c in mx.gluon.model_zoo.vision.get_model.__code__.co_consts if isinstance(c, tuple)]
+    found["mxnet"] = [MXNET + name for name in next((c for c in own if "alexnet" in c), ())]
+    return found

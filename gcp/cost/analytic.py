@@ -1,65 +1,74 @@
-"""Costs that are counted: multiply-accumulates and parameters, read off the graph that is pruned."""
+"""Costs that are counted: multiply-accumulates and parameters, as the operators of the graph say."""
 
 from __future__ import annotations
 
-from typing import Optional
+import math
+from typing import Dict, Iterable, Iterator, Optional, Tuple
 
-import numpy as np
-
-from gcp.cost.base import COSTS, Cost, Term, product
-from gcp.graph.network import NORM, Network, has_weight, is_depthwise, is_mask, layer_name
+from gcp.cost.base import COSTS, Cost, product
+from gcp.graph.channels import Call, layer_name
+from gcp.graph.network import Network, auxiliary, frozen
 from gcp.options import Options
+
+Form = Dict[Optional[str], int]  # channels as a sum over groups: channels per unit; under None those that are fixed
 
 
 @COSTS.register("macs", label="MACs", method="GCP-f", paper_label="FLOPs", unit="multiply-accumulates")
 def macs(net: Network, options: Optional[Options] = None) -> Cost:
     """Multiply-accumulates of the convs and dense layers for one image at the network's input size."""
-    terms = []
-    for i, node in enumerate(net.nodes):
-        if not has_weight(node):
-            continue
-        sites = int(np.prod(net.shapes[i][1:], dtype=np.int64))
-        terms.append(_weight_term(net, i, sites))
-    return Cost(terms)
+    return _cost(
+        (call.operator.positions(call), forms)
+        for call in net.structure.calls.values()
+        for k, forms in _arrays(net, call)
+        if k == call.operator.weight
+    )
 
 
 @COSTS.register("params", label="Params", method="GCP-p", paper_label="params", unit="parameters")
 def params(net: Network, options: Optional[Options] = None) -> Cost:
     """Trainable parameters: weights, biases, scales and shifts. Running statistics are not among them."""
-    terms = []
-    for i, node in enumerate(net.nodes):
-        if has_weight(node):
-            terms.append(_weight_term(net, i, 1))
-            if net.bias(node.name) is not None:
-                terms.append(_per_channel(net, i, 1))
-        elif node.op in NORM:
-            learnt = sum(net.nodes[j].attrs.get("__lr_mult__") != "0.0" for j in node.inputs[1:3])
-            terms.append(_per_channel(net, i, learnt))
-        elif node.op != "null" and is_mask(net, i):
-            terms.append(_per_channel(net, i, 1))
-    return Cost(terms)
+    skipped, found = auxiliary(net) | frozen(net), {}
+    for call in net.structure.calls.values():
+        for k, forms in _arrays(net, call):
+            found.setdefault(net.nodes[call.node.inputs[k][0]].name, forms)
+    return _cost((1, forms) for name, forms in found.items() if name not in skipped)
 
 
 def running_statistics(net: Network) -> int:
     """Number of running means and variances, which MXNet lists apart from the parameters."""
-    return sum(2 * net.shapes[i][0] for i, n in enumerate(net.nodes) if n.op in NORM)
+    return sum(net.arrays[name].size for name in auxiliary(net))
 
 
-def _weight_term(net: Network, i: int, sites: int) -> Term:
-    """sites * (size of the weight of node i)."""
-    node, out = net.nodes[i], net.owner[i]
-    weight = net.shapes[node.inputs[1]]
-    read = None if is_depthwise(net, i) else net.owner[node.inputs[0]]
-    size = int(np.prod(weight, dtype=np.int64))
-    for group in (out, read):
-        if group is not None:
-            size //= net.widths[group]
-    return product(float(size * sites), out, read)
+def prunable_share(net: Network) -> float:
+    """Of all channels that convs and dense layers make, the share that can go."""
+    made = [call.made for call in net.structure.calls.values() if call.made is not None]
+    return sum(int((units >= 0).sum()) for units in made) / max(1, sum(map(len, made)))
 
 
-def _per_channel(net: Network, i: int, n: int) -> Term:
-    out = net.owner[i]
-    return product(float(n * net.shapes[i][0] // (net.widths[out] if out else 1)), out)
+def _arrays(net: Network, call: Call) -> Iterator[Tuple[int, Tuple[Form, ...]]]:
+    """The inputs of a node that are arrays, and how their sizes follow from widths: a form for each axis."""
+    for k, (j, _) in enumerate(call.node.inputs):
+        if net.is_array(j):
+            labels = call.arrays.get(k, {})
+            yield (
+                k,
+                tuple(
+                    net.structure.form(labels[axis]) if axis in labels else {None: n}
+                    for axis, n in enumerate(net.shapes[j][0])
+                ),
+            )
+
+
+def _cost(parts: Iterable[Tuple[int, Tuple[Form, ...]]]) -> Cost:
+    """The sum of products of a number and of forms, of which at most two depend on widths."""
+    total: Dict[Tuple[Optional[str], Optional[str]], int] = {}
+    for number, forms in parts:
+        number *= math.prod(form[None] for form in forms if set(form) == {None})
+        first, second, *_ = [form for form in forms if set(form) != {None}] + [{None: 1}] * 2
+        for a, n in first.items():
+            for b, m in second.items():
+                total[a, b] = total.get((a, b), 0) + number * n * m
+    return Cost([product(float(value), a, b) for (a, b), value in total.items()])
 
 
 def describe(net: Network) -> dict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
-
-from gcp.graph.network import Network, Node, has_weight, is_depthwise, layer_name
+from gcp.graph.channels import has_weight, layer_name
+from gcp.graph.network import Network, Node
 
 
 class Channels(NamedTuple):
@@ -27,7 +27,7 @@ class Layer:
 
     `kind` is equal for layers that take the same time at the same widths: operator, kernel, stride, sizes, followers.
     Multiply-accumulates are `kernel_size * positions * input channels * output channels` (once the channels for a
-    depthwise conv). `in_positions` and `out_positions`: values per channel of the input, and of the output with all
+    `depthwise` conv, and for a grouped one of which whole groups go). `in_positions` and `out_positions`: values per channel of the input, and of the output with all
     followers' outputs.
     """
 
@@ -36,7 +36,7 @@ class Layer:
     operator: str
     inputs: Channels
     outputs: Channels
-    kernel_size: int
+    kernel_size: float
     positions: int
     in_positions: int
     out_positions: int
@@ -58,33 +58,41 @@ def layers(net: Network) -> Tuple[Layer, ...]:
     base: Dict[int, Optional[int]] = {}  # per node, the layer that it belongs to
     followers: Dict[int, List[int]] = {}
     for i, node in enumerate(net.nodes):
-        if node.op == "null":
-            base[i] = None
-        elif has_weight(node):
+        if has_weight(node):
             base[i], followers[i] = i, []
-        else:
-            base[i] = base[node.inputs[0]]
+        elif node.inputs:
+            base[i] = base.get(node.inputs[0][0])
             if base[i] is not None:
                 followers[base[i]].append(i)
     return tuple(_layer(net, i, rest) for i, rest in followers.items())
 
 
 def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
-    node, source = net.nodes[i], net.nodes[i].inputs[0]
-    shape, weight, depthwise = net.shapes[i], net.shapes[node.inputs[1]], is_depthwise(net, i)
-    in_group, out_group = net.owner[source], net.owner[i]
-    channels = weight[0] if depthwise else net.shapes[source][0]
-    n_in = channels if in_group is None else net.widths[in_group]  # a flatten may have come between
-    kernel = "x".join(map(str, weight[2:])) if node.op == "Convolution" else ""
-    operator = ("depthwise " if depthwise else "conv " if kernel else "dense") + kernel
+    call, widths = net.structure.calls[i], net.widths
+    node, source, shape = call.node, call.shapes[0], call.out_shapes[0]
+    weight = call.shapes[call.operator.weight]
+    kernel = "x".join(map(str, weight[2:]))
+    made, read = ({None: n} for n in (shape[1], source[1]))
+    if call.outs[0] is not None:
+        made = net.structure.form(call.outs[0].labels)
+    if call.read is not None:
+        read = net.structure.form(call.read)
+    if not kernel and None not in read:  # a flatten may have come between
+        each = math.gcd(*read.values())
+        read = {group: n // each for group, n in read.items()}
+    inputs, outputs = (Channels(form.pop(None, 0), form) for form in (read, made))
+    ties = call.operator.ties(call) if node.op == "Convolution" else "none"
+    one_width = ties in ("depthwise", "groups")
+    n_in, n_out = source[1] if one_width else inputs(widths), outputs(widths)
+    name = {"none": "deconv " if node.op == "Deconvolution" else "conv ", "depthwise": "depthwise "}
+    operator = name.get(ties, "grouped conv ") + kernel if kernel else "dense"
     stride = node.literal("stride", (1, 1)) if kernel else ()
-    positions = int(np.prod(shape[1:], dtype=np.int64))
     kind = [operator]
     if stride and max(stride) > 1:
         kind.append("stride " + "x".join(map(str, stride)))
     if kernel:
-        kind.append(f"{'x'.join(map(str, net.shapes[source][1:]))}>{'x'.join(map(str, shape[1:]))}")
-    if net.bias(node.name) is not None:
+        kind.append(f"{'x'.join(map(str, source[2:]))}>{'x'.join(map(str, shape[2:]))}")
+    if call.bias is not None:
         kind.append("bias")
     if followers:
         kind.append("+ " + ", ".join(_follower(net, j) for j in followers))
@@ -92,13 +100,13 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
         name=layer_name(node.name),
         kind=" ".join(kind),
         operator=operator,
-        inputs=Channels(n_in, {}) if depthwise or in_group is None else Channels(0, {in_group: 1}),
-        outputs=Channels(shape[0], {}) if out_group is None else Channels(0, {out_group: 1}),
-        kernel_size=int(np.prod(weight[1:], dtype=np.int64)) // (1 if depthwise else n_in),
-        positions=positions,
-        in_positions=int(np.prod(net.shapes[source], dtype=np.int64)) // n_in,
-        out_positions=positions + sum(int(np.prod(net.shapes[j][1:], dtype=np.int64)) for j in followers),
-        depthwise=depthwise,
+        inputs=Channels(n_in, {}) if one_width else inputs,
+        outputs=outputs,
+        kernel_size=math.prod(weight) / (n_out if one_width else n_in * n_out),
+        positions=call.operator.positions(call),
+        in_positions=math.prod(source) // n_in,
+        out_positions=math.prod(shape[2:]) + sum(math.prod(net.shapes[j][0][2:]) for j in followers),
+        depthwise=one_width,
     )
 
 
@@ -106,31 +114,32 @@ def _follower(net: Network, j: int) -> str:
     node = net.nodes[j]
     detail = node.attrs.get("act_type") or node.attrs.get("pool_type") or ""
     if node.op == "Pooling":
-        detail += " to " + "x".join(map(str, net.shapes[j][1:]))
+        detail += " to " + "x".join(map(str, net.shapes[j][0][2:]))
     return f"{node.op} {detail}".strip()
 
 
 def alone(net: Network, layer: Layer) -> Network:
     """A network of this layer and its followers only, for timing it by itself. An addition adds its value to itself."""
     i = next(j for j, n in enumerate(net.nodes) if layer_name(n.name) == layer.name and has_weight(n))
-    source = net.nodes[i].inputs[0]
-    nodes, shapes, arrays = [Node("null", "data", {})], [net.shapes[source]], {}
-    moved = {source: 0}
-    mine = {i}
+    source, shape = net.nodes[i].inputs[0], net.structure.calls[i].shapes[0]
+    nodes, shapes, arrays = [Node("null", "data", {})], [(shape,)], {}
+    moved = {source: (0, 0)}
     for j in range(i, len(net.nodes)):
         node = net.nodes[j]
-        if j != i and (node.op == "null" or has_weight(node) or node.inputs[0] not in mine):
+        if j != i and (node.op == "null" or has_weight(node) or node.inputs[0] not in moved):
             continue
-        mine.add(j)
-        for k in node.inputs:
-            if net.nodes[k].name in net.arrays and k not in moved:
-                moved[k] = len(nodes)
-                nodes.append(net.nodes[k])
-                shapes.append(net.shapes[k])
-                arrays[net.nodes[k].name] = net.arrays[net.nodes[k].name]
-        inputs = tuple(moved.get(k, moved[node.inputs[0]]) for k in node.inputs)
-        moved[j] = len(nodes)
-        nodes.append(replace(node, inputs=inputs))
+        own = node.inputs[0]
+        others = [t for t in node.inputs if t not in moved and not net.is_array(t[0])]
+        if any(net.shapes[a][b] != net.shapes[own[0]][own[1]] for a, b in others) or j != i and own == source:
+            continue  # a concatenation, say: it needs more than this layer makes
+        for t in node.inputs:
+            if net.is_array(t[0]) and t not in moved:
+                moved[t] = (len(nodes), 0)
+                nodes.append(net.nodes[t[0]])
+                shapes.append(net.shapes[t[0]])
+                arrays[net.nodes[t[0]].name] = net.arrays[net.nodes[t[0]].name]
+        nodes.append(replace(node, inputs=tuple(moved.get(t, moved[own]) for t in node.inputs)))
         shapes.append(net.shapes[j])
+        moved.update({(j, o): (len(nodes) - 1, o) for o in range(len(net.shapes[j]))})
     # Followers that branch (a relu read by two) all run: the last node is the output, the others lead to it or are few.
-    return Network(f"{net.name} {layer.name}", tuple(nodes), len(nodes) - 1, tuple(shapes), arrays)
+    return Network(f"{net.name} {layer.name}", tuple(nodes), ((len(nodes) - 1, 0),), tuple(shapes), arrays)

@@ -22,7 +22,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from gcp.cost.analytic import macs
 from gcp.cost.layers import Layer, alone, layers
 from gcp.errors import UserError
-from gcp.graph.network import Network, Widths, resized
+from gcp.graph.network import Network, Widths
+from gcp.graph.surgery import resized
 from gcp.storage import drop_torn_line, locked, parse_json, read_text, writing
 
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64)

@@ -23,7 +23,8 @@ from gcp.cost.base import Budget
 from gcp.errors import UserError
 from gcp.experiment import plan
 from gcp.experiment.config import Config, load
-from gcp.graph.network import Network, Widths, resized
+from gcp.graph.network import Network, Widths
+from gcp.graph.surgery import resized
 from gcp.methods.base import n_statistics
 from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device

@@ -16,7 +16,8 @@ from gcp.data.datasets import load as open_data
 from gcp.errors import UserError
 from gcp.experiment.config import Config, Prune
 from gcp.experiment.log import check_tensorboard
-from gcp.graph.network import Network, with_zero_residuals
+from gcp.graph.network import Network
+from gcp.graph.surgery import with_zero_residuals
 from gcp.train import checkpoints, losses, optimisers
 from gcp.train.distributed import check_gpus, process_group
 from gcp.train.options import Recipe

@@ -17,7 +17,8 @@ import pandas as pd
 from gcp.backend.zoo import GLUONCV_PREFIX, open_network
 from gcp.cost.analytic import macs, params
 from gcp.errors import UserError
-from gcp.graph.network import NORM, Network, has_weight, is_depthwise
+from gcp.graph.channels import has_weight, is_depthwise, is_norm
+from gcp.graph.network import Network
 
 SHAPES = "gluoncv.model_zoo.pruned_resnet"
 INPUT = (3, 224, 224)
@@ -43,7 +44,7 @@ def shapes(name: str) -> Dict[str, List[int]]:
 
 def weights(net: Network) -> int:
     """Weights and biases of convs and dense layers: what the published counts of parameters count."""
-    return sum(math.prod(net.shapes[j]) for node in net.nodes if has_weight(node) for j in node.inputs[1:])
+    return sum(math.prod(net.shapes[j][0]) for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:])
 
 
 def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict, List[str]]:
@@ -86,7 +87,9 @@ def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict
 
 def disagreeing_shapes(net: Network, said: Mapping[str, List[int]]) -> List[str]:
     """Arrays of the network that are not as said, or not said, and those said that it does not have."""
-    ours = {net.nodes[j].name: list(net.shapes[j]) for node in net.nodes if has_weight(node) for j in node.inputs[1:]}
+    ours = {
+        net.nodes[j].name: list(net.shapes[j][0]) for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:]
+    }
     problems = [
         f"{net.name}: '{key}' is said to be {shape}, the network has {ours.get(key)}"
         for key, shape in said.items()
@@ -119,7 +122,7 @@ def disagreeing_groups(net: Network, said: Mapping[str, List[int]]) -> List[str]
     return problems + [
         f"{net.name}: batch norm '{node.name}' belongs to no group"
         for i, node in enumerate(net.nodes)
-        if node.op in NORM and i not in norms
+        if is_norm(net, i) and i not in norms
     ]
 
 

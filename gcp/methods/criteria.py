@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterable
+from typing import Callable, Dict, Iterable, Sequence
 
 import numpy as np
 
 from gcp.cost.base import Cost
-from gcp.graph.network import Network, is_depthwise, squared_input_norms
+from gcp.graph.channels import is_depthwise, is_scale
+from gcp.graph.network import Network
+from gcp.graph.surgery import producer_norms, squared_input_norms, variances
 from gcp.methods.base import Problem
 from gcp.registry import Registry
 from gcp.seeds import Stream
@@ -22,24 +24,33 @@ SCORING_BATCH = 16
 # ---- importance ---------------------------------------------------------------------------------------------------
 
 
-def _variances(net: Network, sources) -> np.ndarray:
-    """Sum of squared scales of the sources, per channel, float64."""
-    return sum(net.arrays[net.norm_arrays(s)[0]].reshape(-1).astype(np.float64) ** 2 for s in sources)
+def unit_variances(net: Network) -> Dict[str, np.ndarray]:
+    """Sum of the squared scales of each unit of every group, float64."""
+    scales = {n: np.square(net.arrays[net.norm_arrays(n)[0]], dtype=np.float64) for g in net.groups for n in g.norms}
+    return net.by_unit(scales)
 
 
 def paper_scores(net: Network) -> Dict[str, np.ndarray]:
-    """Eq. 3: `gamma_j^2 * ||W[:, j]||_F^2` per channel of each group.
+    """Eq. 3: `gamma_j^2 * ||W[:, j]||_F^2` per unit of each group.
 
     A tied group's producers are summed, and so are its readers; the score is the product of the two sums. Depthwise
     kernels scale a channel but do not spread it, so only convs and dense layers count as readers.
     """
-    scores = {g.name: np.zeros(g.size) for g in net.groups}
-    for stream in net.streams:
-        readers = [r for r in stream.readers if not is_depthwise(net, net.index[r])]
-        if readers:
-            read = sum(squared_input_norms(net, r) for r in readers)
-            scores[stream.group] += _variances(net, stream.sources) * read
-    return scores
+    streams, arrays = net.streams, net.arrays
+    made, bare, read = np.zeros(streams.n), np.zeros(streams.n), np.zeros(streams.n)
+    for i, of in streams.sources.items():
+        if is_scale(net, i):
+            np.add.at(made, of, np.square(arrays[net.norm_arrays(net.nodes[i].name)[0]], dtype=np.float64).reshape(-1))
+        elif is_depthwise(net, i):  # without a norm: what arrives, times the kernel
+            np.add.at(made, of, variances(net)[i, 0].reshape(-1))
+        else:
+            bare[of] = 1.0
+    for i, of in streams.readers.items():
+        if not is_depthwise(net, i):
+            np.add.at(read, of, squared_input_norms(net, net.nodes[i].name))
+    score, total = np.where(made > 0, made, bare) * read, np.zeros(len(net.structure.group_of) + 1)
+    np.add.at(total, streams.unit, score)
+    return {g.name: total[g.start : g.start + g.size] for g in net.groups}
 
 
 def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
@@ -52,21 +63,18 @@ def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
     all of it: ranking by plain shares, which sum to 1 in every layer, emptied whole layers at once), and divided
     by what one channel of the group costs.
     """
-    shares = {g.name: np.zeros(g.size) for g in net.groups}
-    n_readers = dict.fromkeys(shares, 0)
-    for stream in net.streams:
-        for reader in stream.readers:
-            if is_depthwise(net, net.index[reader]):
-                continue
-            w = net.arrays[net.weight(reader)].astype(np.float64)
-            v = _variances(net, stream.reach[reader])
-            part = (w.reshape(len(w), len(v), -1) ** 2).sum(2) * v
-            total = part.sum(1, keepdims=True)
-            shares[stream.group] += (part / np.where(total > 0, total, 1.0)).mean(0)
-            n_readers[stream.group] += 1
+    arriving, shares, calls = variances(net), {}, net.structure.calls
+    n_readers = {g.name: len(g.consumers) for g in net.groups}
+    for layer in dict.fromkeys(layer for g in net.groups for layer in g.consumers):
+        call = calls[net.index[layer]]
+        w = call.operator.taps(call, np.square(net.arrays[net.weight(layer)], dtype=np.float64)).sum(3)
+        v = call.operator.read(call, arriving.get(call.node.inputs[0], np.ones((1,) * len(call.shapes[0]))))
+        part = w * v.reshape(len(w), 1, -1)
+        total = part.sum(2, keepdims=True)
+        shares[layer] = (part / np.where(total > 0, total, 1.0)).mean(1).reshape(-1)
     per_channel = cost.marginal(net.widths)
     scores = {}
-    for name, share in shares.items():
+    for name, share in net.by_unit(shares, made=False).items():
         order = np.argsort(share, kind="stable")
         left = np.cumsum(share[order][::-1])[::-1]
         scores[name] = np.empty_like(share)
@@ -88,22 +96,33 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     from gcp.train.distributed import process_group
 
     net, params = step.network(), step.block.collect_params()
-    arrays = {
-        g.name: [params[a].data() for n in g.norms for a in net.norm_arrays(n) if a is not None] for g in net.groups
-    }
-    sums, n_batches = {g.name: 0.0 for g in net.groups}, 0
+    norms = list(dict.fromkeys(n for g in net.groups for n in g.norms))
+    arrays = [[params[a].data() for a in net.norm_arrays(n) if a is not None] for n in norms]
+    at = mx.nd.array(_entries([net.structure.units_of(net.index[n]) for n in norms]), arrays[0][0].context, "int32")
+    zero, total, n_batches = mx.nd.zeros(1, arrays[0][0].context), 0.0, 0
     for i, (x, y) in batches:
         step.backward(x, y, i, seed)
-        for name, of_group in arrays.items():
-            slope = sum((a * a.grad).reshape(-1) for a in of_group) / len(x)
-            sums[name] = sums[name] + slope**2
+        slopes = [sum((a * a.grad).reshape(-1) for a in of_norm) / len(x) for of_norm in arrays]
+        total = total + mx.nd.take(mx.nd.concat(*slopes, zero, dim=0), at).sum(axis=1) ** 2
         n_batches += 1
     # Summed where they are and read once: reading waits for the device.
-    own = mx.nd.concat(*sums.values(), dim=0).asnumpy() if n_batches else np.zeros(sum(net.widths.values()))
+    own = total.asnumpy() if n_batches else np.zeros(len(at))
     n_batches, *totals = process_group().all_reduce_floats([n_batches, *own.astype(np.float64)])
     ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(net.widths)
-    by_group = zip(sums, np.split(np.array(totals), ends[:-1]))
+    by_group = zip(net.widths, np.split(np.array(totals), ends[:-1]))
     return {name: total / max(1, n_batches) / per_channel[name] for name, total in by_group}
+
+
+def _entries(units: Sequence[np.ndarray]) -> np.ndarray:
+    """Per unit, where its entries are in the joined scales, whose units these are; the rest of a row is the length."""
+    of = np.concatenate(units)
+    order = np.argsort(of, kind="stable")
+    order = order[of[order] >= 0]
+    counts = np.bincount(of[order])
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = np.full((len(counts), counts.max()), len(of))
+    found[of[order], rank] = order
+    return found
 
 
 def scoring_batches(n_images: int) -> int:
@@ -118,13 +137,7 @@ def scoring_batches(n_images: int) -> int:
 @CRITERIA.register("l1")
 def l1(problem: Problem) -> Scores:
     """Per channel, the L1 norm of the weights that produce it, over all producers (Li et al. 2017)."""
-    net = problem.net
-    return {
-        g.name: sum(
-            np.abs(net.arrays[net.weight(p)].astype(np.float64)).reshape(g.size, -1).sum(1) for p in g.producers
-        )
-        for g in net.groups
-    }
+    return problem.net.by_unit(producer_norms(problem.net))
 
 
 @CRITERIA.register("random")

@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from gcp.cost.base import COSTS, Cost, fit_to_measured_budget
-from gcp.graph.network import Network, fold_masks, rescale, scale_arrays, shrink, with_masks
+from gcp.graph.network import Network, scale_arrays
+from gcp.graph.surgery import fold_gates, rescale, shrink, with_gates
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
-from gcp.methods.criteria import CRITERIA, _variances, images_to_score
+from gcp.methods.criteria import CRITERIA, images_to_score, unit_variances
 from gcp.methods.select import select
 from gcp.options import listed
 from gcp.seeds import Stream
@@ -98,7 +99,7 @@ def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float
 
     At `lam` = 1 a channel of mean scale and mean cost, with no gradient to hold it, just reaches zero in `n_steps`.
     """
-    scales = np.concatenate([np.sqrt(_variances(net, g.norms)) for g in net.groups if g.norms])
+    scales = np.concatenate([np.sqrt(v) for v in unit_variances(net).values()])
     return lam * float(scales.mean()) / (lr * n_steps)
 
 
@@ -154,7 +155,7 @@ def _iteration(
     prefix = run.path / f"gcp-{t}-lam{lam:g}"
     limit = fraction_kept(t, p.iterations, budget.target, p.schedule) * budget.original
     n_regularise, n_recover = p.n_steps(data.train.n_batches(batch))
-    net, task = rescale(with_masks(problem.net)), TASKS[problem.task]
+    net, task = rescale(with_gates(problem.net)), TASKS[problem.task]
     variables, objective = scale_arrays(net), Objective(task)
     strength = absolute_penalty(net, lam, p.lr, n_regularise)
     penalties = {name: strength * c for name, c in channel_penalties(net, budget.price).items()}
@@ -200,7 +201,7 @@ def _iteration(
     step = OrdinaryStep(net, objective, lambda block: optimisers.SGD(block, p.momentum), seed, variables)
     pruned = task.evaluate(step.outputs, data.validation)
     train(step, "recover", seed, schedules.cosine(p.recover_lr, n_recover))
-    net, recovered = fold_masks(step.network()), task.evaluate(step.outputs, data.validation)
+    net, recovered = fold_gates(step.network()), task.evaluate(step.outputs, data.validation)
     if recovered["loss"] is None:
         raise optimisers.DivergedError(f"GCP iteration {t}: the validation loss is not finite after recovering")
     row = {

@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from gcp.cost.base import Budget, fit_to_measured_budget, round_width
-from gcp.graph.network import Keep, Network, Widths, shrink
+from gcp.graph.network import Keep, Network, Widths
+from gcp.graph.surgery import shrink
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.criteria import CRITERIA
 

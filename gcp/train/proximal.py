@@ -23,29 +23,29 @@ class ProximalSGD:
 
     def __init__(self, net: Network, block, penalties: Mapping[str, float], momentum: float) -> None:
         params = block.collect_params()
-        norms = [(g, net.norm_arrays(n)) for g in net.groups for n in g.norms]
-        self._gammas = [params[gamma] for _, (gamma, _) in norms]
-        self._betas = [params[beta] for _, (_, beta) in norms if beta is not None]
+        scales = list(dict.fromkeys(n for g in net.groups for n in g.norms))
+        norms = [net.norm_arrays(n) for n in scales]
+        self._gammas = [params[gamma] for gamma, _ in norms]
+        self._betas = [params[beta] for _, beta in norms if beta is not None]
         self._momentum = momentum
-        own = {name for _, pair in norms for name in pair}
+        own = {name for pair in norms for name in pair}
         self._rest = optimisers.SGD(block, momentum, only=set(params.keys()) - own)
         ctx = self._gammas[0].list_ctx()[0]
         self._outer = {"gamma": _joined_gradients(self._gammas)}
-        if self._betas:  # none where every norm is a mask
+        if self._betas:  # none where every norm is a gate
             self._outer["beta"] = _joined_gradients(self._betas)
 
-        # Each entry of the flat vectors names its mask; slot 0 is a constant 1 for channels of untied groups.
-        first, n_slots, mask_threshold = {}, 1, [np.zeros(1)]
-        for g in net.groups:
-            if len(g.norms) > 1:
-                first[g.name] = n_slots + np.arange(g.size)
-                n_slots += g.size
-                mask_threshold.append(np.full(g.size, penalties[g.name]))
-        slots = [first.get(g.name, np.zeros(g.size)).astype(np.int64) for g, _ in norms]
-        threshold = [np.full(g.size, 0.0 if g.name in first else penalties[g.name]) for g, _ in norms]
-        beta_slots = [s for s, (_, (_, beta)) in zip(slots, norms) if beta is not None]
-        gamma, of_gamma = _joined(self._gammas), np.concatenate(slots)
-        m = np.zeros(n_slots)
+        # Each entry of the flat vectors names its mask; slot 0 is a constant 1 for units that one entry alone scales.
+        # Entries of no unit (-1) find the last of both tables: slot 0, no penalty.
+        units = [net.structure.units_of(net.index[n]) for n in scales]
+        penalty = np.repeat([penalties[g.name] for g in net.groups], [g.size for g in net.groups])
+        of = np.concatenate(units)
+        tied = np.bincount(of[of >= 0], minlength=len(penalty)) > 1
+        slot = np.append(np.where(tied, np.cumsum(tied), 0), 0)
+        threshold = np.append(np.where(tied, 0.0, penalty), 0.0)
+        beta_slots = [slot[u] for u, (_, beta) in zip(units, norms) if beta is not None]
+        gamma, of_gamma = _joined(self._gammas), slot[of]
+        m = np.zeros(1 + int(tied.sum()))
         np.add.at(m, of_gamma, gamma**2)
         m = np.where(m > 0, np.sqrt(m), 1.0)
         m[0] = 1.0
@@ -55,17 +55,14 @@ class ProximalSGD:
 
         self._vectors = {"gamma": to_device(gamma / m[of_gamma]), "mask": to_device(m)}
         self._slots = {"gamma": to_device(of_gamma, "int32")}
-        self._threshold = {
-            "gamma": to_device(np.concatenate(threshold)),
-            "mask": to_device(np.concatenate(mask_threshold)),
-        }
+        self._threshold = {"gamma": to_device(threshold[of]), "mask": to_device(np.append(0.0, penalty[tied]))}
         if self._betas:
             of_beta = np.concatenate(beta_slots)
             self._vectors["beta"] = to_device(_joined(self._betas) / m[of_beta])
             self._slots["beta"] = to_device(of_beta, "int32")
         self._velocity = {k: mx.nd.zeros_like(v) for k, v in self._vectors.items()}
         self._written = {"gamma": _flat_views(self._gammas), "beta": _flat_views(self._betas)}
-        self._tied = bool(first)
+        self._tied = bool(tied.any())
         if self._tied:
             for v in self._vectors.values():
                 v.attach_grad()

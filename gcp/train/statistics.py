@@ -11,7 +11,8 @@ import numpy as np
 
 from gcp.backend.blocks import to_block, to_symbol
 from gcp.backend.engine import autograd, gluon, mx
-from gcp.graph.network import NORM, Network
+from gcp.graph.channels import is_norm
+from gcp.graph.network import Network
 from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
 from gcp.train.steps import seed_dropout
@@ -25,10 +26,10 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
     (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3). Only the forward pass is needed: every norm
     gives out its batch's mean and variance. Several ranks each take their part of every batch.
     """
-    norms = [n for n in net.nodes if n.op in NORM]
+    norms = [n for i, n in enumerate(net.nodes) if is_norm(net, i)]
     if not norms or n_batches == 0:
         return net
-    told = [replace(n, attrs={**n.attrs, "output_mean_var": "True"}) if n.op in NORM else n for n in net.nodes]
+    told = [replace(n, attrs={**n.attrs, "output_mean_var": "True"}) if n in norms else n for n in net.nodes]
     inside = to_symbol(replace(net, nodes=tuple(told))).get_internals()
     outputs = [inside[f"{n.name}_{what}"] for n in norms for what in ("mean", "var")]
     params = to_block(net, device(), trainable=set()).collect_params()
@@ -56,6 +57,6 @@ def _averages(net: Network, norms, sums: List[np.ndarray], n_batches: int) -> Di
     means = np.split(flat, np.cumsum([len(s) for s in sums])[:-1])
     arrays = {}
     for norm, mean, square in zip(norms, means[::2], means[1::2]):
-        names = [net.nodes[j].name for j in norm.inputs[3:]]
+        names = [net.nodes[j].name for j, _ in norm.inputs[3:]]
         arrays.update(zip(names, (mean.astype(np.float32), np.maximum(square - mean**2, 0).astype(np.float32))))
     return arrays

@@ -222,7 +222,9 @@ def _widths(net: Network) -> tuple:
 
 def _aligned(net: Network) -> bool:
     """Whether all kernels lay out channels in blocks of 16: AVX-512, and every conv's width is a multiple of it."""
-    return _has_avx512() and all(net.shapes[i][0] % 16 == 0 for i, n in enumerate(net.nodes) if n.op == "Convolution")
+    return _has_avx512() and all(
+        net.shapes[i][0][1] % 16 == 0 for i, n in enumerate(net.nodes) if n.op == "Convolution"
+    )
 
 
 @lru_cache(maxsize=None)

@@ -1,0 +1,533 @@
+"""Which channels of a network live or die together, where a scale can silence them, and what reads them.
+
+One walk gives every channel of every tensor a label: fresh ones at each layer's output, passed on, joined, cut and
+united as the operators say (`gcp.graph.operators`). Labels that were united are one *unit*, which lives or dies whole;
+label 0 stands for channels that stay: the image, the outputs, and whatever an operator that is not known reads. A
+`Group` is all units with the same producers and readers.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Set, Tuple
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from gcp.graph.operators import ANY, ZERO, Channels, Convolution, Product, operator
+
+if TYPE_CHECKING:
+    from gcp.graph.network import Network, Node
+
+Tensor = Tuple[int, int]  # node, and which of its outputs
+FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
+GATE = "_gate"  # arrays of this suffix scale channels; see `surgery.with_gates`
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of channels with the same producers and readers, which can be pruned; `size` is the number of units.
+
+    `producers`: convs and dense layers whose outputs they are; `consumers`: those that read them; `norms`: the batch
+    norms or gates that scale them, none where a gate is still needed (`surgery.with_gates`); `depthwise`: depthwise
+    convs that pass them through. All are node names. `start`: number of the group's first unit among all units.
+    """
+
+    name: str
+    size: int
+    producers: Tuple[str, ...]
+    consumers: Tuple[str, ...]
+    norms: Tuple[str, ...]
+    depthwise: Tuple[str, ...]
+    start: int = 0
+
+
+class Call:
+    """One node as its operator sees it: shapes and labels of inputs and outputs, and what it says about them.
+
+    `ins[k]` and `outs[o]` are None where no channels are labelled. After the walk labels are numbers of units, -1
+    where channels are fixed. `arrays[k][axis]`: labels along an axis of an input that is an array.
+    """
+
+    exact = False  # moments only have to tell constants from what varies
+    before_norm = False  # nothing but norms reads the output
+    arrays_of: Mapping[str, np.ndarray] = {}  # the network's; see `using`
+
+    def __init__(self, walk: "Walk", i: int) -> None:
+        net = walk.net
+        self.walk, self.i, self.node, self.operator = walk, i, net.nodes[i], operator(net.nodes[i].op)
+        self.shapes = [net.shapes[j][o] for j, o in self.node.inputs]
+        self.out_shapes = net.shapes[i]
+        self.ins: List[Optional[Channels]] = [walk.tensors.get(t) for t in self.node.inputs]
+        self.outs: List[Optional[Channels]] = [None] * len(self.out_shapes)
+        self.arrays: Dict[int, Dict[int, np.ndarray]] = {}
+        self.read: Optional[np.ndarray] = None
+        self.made: Optional[np.ndarray] = None
+        self.zeroable: List[bool] = []
+
+    def is_array(self, k: int) -> bool:
+        """Whether input k is an array of the network."""
+        return self.walk.net.is_array(self.node.inputs[k][0])
+
+    def value(self, k: int) -> np.ndarray:
+        """The array that is input k, of those given to `using`."""
+        return self.arrays_of[self.walk.net.nodes[self.node.inputs[k][0]].name]
+
+    def using(self, arrays: Mapping[str, np.ndarray], exact: bool = False, before_norm: bool = False) -> "Call":
+        """The same call with numbers for its arrays."""
+        call = copy.copy(self)
+        call.arrays_of, call.exact, call.before_norm = arrays, exact, before_norm
+        return call
+
+    @property
+    def bias(self) -> Optional[int]:
+        """Position of a layer's bias, if it has one."""
+        k = self.operator.weight
+        return None if k is None or len(self.ins) <= k + 1 else k + 1
+
+    def along(self, k: int, axis: int) -> np.ndarray:
+        """Labels of input k along this axis; where another one carries labels, these are fixed."""
+        x = self.ins[k]
+        if x is not None and x.axis == axis:
+            return x.labels
+        if x is not None:
+            self.walk.fix(x.labels)
+        return np.zeros(self.shapes[k][axis], np.int64)
+
+    def put(self, o: int, axis: int, labels: np.ndarray) -> np.ndarray:
+        """The labels of output o, of length (channels,) or of the output's rank: tied along all other axes."""
+        if labels.ndim > 1:
+            rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+            if rows.shape[1] > 1:
+                self.unite(rows[:, 1:], np.broadcast_to(rows[:, :1], rows[:, 1:].shape))
+                self.walk.cut.add((self.i, o))
+            labels = rows[:, 0]
+        elif self.node.inputs and self.node.inputs[0] in self.walk.cut:
+            self.walk.cut.add((self.i, o))
+        self.outs[o] = Channels(axis, labels)
+        return labels
+
+    def passes(self) -> None:
+        """The labels of input 0 come out at every output."""
+        if self.ins[0] is not None:
+            for o in range(len(self.outs)):
+                self.put(o, self.ins[0].axis, self.ins[0].labels)
+
+    def makes(self, o: int, axis: int) -> np.ndarray:
+        """Fresh labels at output o."""
+        self.made = self.put(o, axis, self.walk.fresh(self.out_shapes[o][axis]))
+        return self.made
+
+    def reads(self, labels: np.ndarray) -> None:
+        """The operator reads these, as a layer that makes new channels of them."""
+        self.read = labels
+
+    def array(self, k: int, axis: int, labels: Optional[np.ndarray]) -> None:
+        """Input k, if it is an array, carries these labels along an axis; others that share it are tied to it."""
+        if labels is None or not self.is_array(k):
+            return
+        self.arrays.setdefault(k, {})[axis] = labels
+        self.walk.share((self.node.inputs[k][0], axis), labels)
+
+    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+        """These live or die together, index by index."""
+        self.walk.unite(a, b)
+
+    def fix(self, inputs: bool = False) -> None:
+        """All channels that are read stay, and, unless `inputs`, none come out."""
+        for x in self.ins:
+            if x is not None:
+                self.walk.fix(x.labels)
+        if not inputs:
+            self.outs = [None] * len(self.outs)
+
+
+class Walk:
+    """Labels of all tensors, and which of them are one."""
+
+    def __init__(self, net: "Network") -> None:
+        self.net = net
+        self.tensors: Dict[Tensor, Channels] = {}
+        self.calls: Dict[int, Call] = {}
+        self.cut: Set[Tensor] = set()  # tensors whose units differ along another axis as well
+        self._n, self._pairs, self._shared = 1, [], {}
+
+    def fresh(self, n: int) -> np.ndarray:
+        """n labels that are nobody's yet."""
+        self._n += n
+        return np.arange(self._n - n, self._n)
+
+    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Index by index."""
+        if a is not b:
+            self._pairs.append(np.stack([np.ravel(a), np.ravel(b)]))
+
+    def fix(self, labels: np.ndarray) -> None:
+        """These are as the image's."""
+        self.unite(labels, np.zeros_like(labels))
+
+    def share(self, key: Tuple[int, int], labels: np.ndarray) -> None:
+        """An axis of an array that may be read more than once."""
+        self.unite(self._shared.setdefault(key, labels), labels)
+
+    def is_cut(self, tensor: Tensor) -> bool:
+        """Whether units of the tensor are more than one value at each position of their channel."""
+        return tensor in self.cut
+
+    def begin(self) -> None:
+        """The image's channels are fixed."""
+        shape = self.net.shapes[self.net.data][0]
+        if len(shape) > 1:
+            self.tensors[self.net.data, 0] = Channels(1, np.zeros(shape[1], np.int64))
+
+    def step(self, i: int) -> Call:
+        """One node: its call, whose labels are those of its outputs from here on."""
+        call = self.calls[i] = Call(self, i)
+        if call.operator.weight is not None or any(x is not None for x in call.ins):
+            call.operator.channels(call)
+        self.keep(call)
+        return call
+
+    def keep(self, call: Call) -> None:
+        """Take the labels of a call's outputs."""
+        for o, out in enumerate(call.outs):
+            if out is not None:
+                self.tensors[call.i, o] = out
+
+    def components(self) -> np.ndarray:
+        """Label -> component; that of label 0 is 0."""
+        pairs = np.concatenate(self._pairs, axis=1) if self._pairs else np.zeros((2, 0), np.int64)
+        graph = sparse.coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(self._n, self._n))
+        return csgraph.connected_components(graph, directed=False)[1]
+
+
+class Structure:
+    """The channels of a network: groups, and the unit of every channel of every tensor and array.
+
+    `calls[i]` is node i as its operator sees it; its labels are numbers of units, -1 for channels that stay.
+    `tensors[i, o]` has those of output o of node i. `unknown`: the nodes whose operators are not known.
+    """
+
+    def __init__(self, net: "Network") -> None:
+        # Without the numbers, so that networks of the same graph can share it and none keeps another's in memory.
+        hollow = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in net.arrays.items()}
+        self.net = net = replace(net, arrays=hollow)
+        pinned: List[Tensor] = []
+        while True:  # again where a dead channel could not be what its readers need
+            walk = Walk(net)
+            walk.begin()
+            for i, node in enumerate(net.nodes):
+                if node.op != "null":
+                    walk.step(i)
+            for t in [*net.outputs, *pinned]:
+                if t in walk.tensors:
+                    walk.fix(walk.tensors[t].labels)
+            self.calls, self.tensors = walk.calls, walk.tensors
+            demand, impossible = _demand(net, walk)
+            if not impossible:
+                break
+            pinned += impossible
+        self.unknown: List["Node"] = [
+            call.node for call in walk.calls.values() if not call.operator.known and any(call.ins)
+        ]
+        if self.unknown:
+            more = f" (and {len(self.unknown) - 1} more nodes)" if len(self.unknown) > 1 else ""
+            warnings.warn(
+                f"network '{net.name}': operator '{self.unknown[0].op}' at node '{self.unknown[0].name}' is not "
+                f"known{more}; the channels that it reads are not pruned",
+                stacklevel=2,
+            )
+        self._number(walk.components())
+        self._scale(demand)
+
+    # ---- units and groups ----
+
+    def _number(self, component: np.ndarray) -> None:
+        """Numbers units, group by group in the order of their first producers, and puts these for all labels."""
+        layers = [call for call in self.calls.values() if call.made is not None or call.read is not None]
+        random = np.random.default_rng(0).integers(2**62, size=(len(layers), 2), dtype=np.uint64)
+        key = np.zeros(component.max() + 1, np.uint64)  # a hash of the multiset of producers and readers
+        first = np.full(len(key), len(component))
+        for call, (made, read) in zip(layers, random):
+            for labels, number in ((call.made, made), (call.read, read)):
+                if labels is not None:
+                    np.add.at(key, component[labels], number)
+            if call.made is not None:
+                np.minimum.at(first, component[call.made], call.made)
+        prunable = np.flatnonzero(first < len(component))
+        prunable = prunable[prunable != component[0]]
+        prunable = prunable[np.argsort(first[prunable], kind="stable")]
+        _, start, of = np.unique(key[prunable], return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(start))[of]  # groups in the order of their first units
+        order = np.argsort(rank, kind="stable")
+        number = np.full(len(key), -1)
+        number[prunable[order]] = np.arange(len(prunable))
+        self.group_of = rank[order]  # unit -> group
+        self.sizes = np.bincount(self.group_of, minlength=0)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        units, done = number[component], {}
+
+        def numbered(labels: np.ndarray) -> np.ndarray:
+            if id(labels) not in done:
+                done[id(labels)] = (units[labels], labels)  # the labels are held so that no other gets their id
+            return done[id(labels)][0]
+
+        def channels(x: Optional[Channels]) -> Optional[Channels]:
+            return None if x is None else Channels(x.axis, numbered(x.labels))
+
+        for call in self.calls.values():
+            call.ins, call.outs = [channels(x) for x in call.ins], [channels(x) for x in call.outs]
+            call.arrays = {k: {a: numbered(v) for a, v in axes.items()} for k, axes in call.arrays.items()}
+            call.made, call.read = (None if x is None else numbered(x) for x in (call.made, call.read))
+        self.tensors = {t: channels(x) for t, x in self.tensors.items()}
+
+    def groups_in(self, labels: np.ndarray) -> np.ndarray:
+        """The groups, by number, of these units."""
+        labels = labels[labels >= 0]
+        return np.flatnonzero(np.bincount(self.group_of[labels])) if len(labels) else labels
+
+    def form(self, labels: np.ndarray) -> Dict[Optional[str], int]:
+        """How many channels these are, as a sum over groups of channels per unit, and under None those that stay."""
+        found = {}
+        if (labels < 0).any():
+            found[None] = int((labels < 0).sum())
+        own = labels[labels >= 0]
+        if len(own):
+            counts = np.bincount(self.group_of[own])
+            for g in np.flatnonzero(counts):
+                found[self.names[g]] = int(counts[g] // self.sizes[g])
+        return found
+
+    @cached_property
+    def names(self) -> List[str]:
+        """Of the groups: that of the first layer that makes them, numbered where it makes several."""
+        names, taken = [""] * len(self.sizes), {}
+        for call in self.calls.values():
+            for g in self.groups_in(call.made) if call.made is not None else ():
+                if not names[g]:
+                    base = layer_name(call.node.name)
+                    taken[base] = taken.get(base, 0) + 1
+                    names[g] = base if taken[base] == 1 else f"{base}.{taken[base]}"
+        return names
+
+    # ---- scales ----
+
+    def _scale(self, demand: Mapping[Tensor, int]) -> None:
+        """Decides per group whether its norms can silence it; else where gates belong: see `missing_gates`."""
+        net, n = self.net, len(self.sizes)
+        normed = np.zeros(n, bool)
+        spoilt = np.zeros(n, bool)  # the norms of the group cannot silence it
+        gated = np.zeros(n, bool)
+        silenced: Dict[Tensor, bool] = {}
+        for i, call in self.calls.items():
+            sources = [silenced.get(t, True) for t, x in zip(call.node.inputs, call.ins) if x is not None]
+            behind = call.operator.is_norm or is_gate(net, i) or (all(sources) and call.made is None)
+            for o, out in enumerate(call.outs):
+                if out is None:
+                    continue
+                silenced[i, o] = behind
+                groups = self.groups_in(out.labels)
+                if demand.get((i, o), ANY) == ZERO:
+                    spoilt[groups] = True
+                if is_gate(net, i):
+                    gated[groups] = True
+                elif call.operator.is_norm:
+                    normed[groups] = True
+                    held = net.nodes[call.node.inputs[1][0]].attrs.get(FROZEN) == "0.0"
+                    if len(groups) > 1 or held or (len(groups) and (out.labels < 0).any()):
+                        spoilt[groups] = True
+            if call.read is not None and not all(sources):
+                spoilt[self.groups_in(call.read)] = True
+        self.by_norms = normed & ~spoilt & ~gated
+        self.missing_gates: Dict[int, np.ndarray] = {}  # node -> units that a gate behind it would scale, -1 for others
+        self.demand = demand
+        readers = net.readers
+        for i, call in self.calls.items():
+            if call.outs[0] is None or (call.made is None and not call.operator.is_norm):
+                continue
+            wanted, after = demand.get((i, 0), ANY), readers[i, 0]
+            if wanted == ANY or call.made is not None and len(after) == 1 and self._takes_gate(after[0]):
+                continue
+            if call.operator.is_norm and wanted != ZERO and not self._takes_gate(i):
+                continue
+            labels = call.outs[0].labels
+            own = labels >= 0
+            own[own] = ~(self.by_norms | gated)[self.group_of[labels[own]]]
+            if own.any():
+                self.missing_gates[i] = np.where(own, labels, -1)
+        self.gated = gated
+
+    def _takes_gate(self, i: int) -> bool:
+        """Whether node i is a norm that alone reads a layer."""
+        call = self.calls.get(i)
+        if call is None or not call.operator.is_norm:
+            return False
+        source = call.node.inputs[0]
+        made = self.calls.get(source[0])
+        passes = made is not None and (made.made is not None or made.operator.weight is not None)
+        return passes and len(self.net.readers[source]) == 1
+
+    def units_of(self, node: int) -> np.ndarray:
+        """Per entry of the scale of a batch norm or gate, the unit that it scales; -1 for those that stay, or that
+        are silenced by something else."""
+        labels = self.calls[node].outs[0].labels if self.calls[node].outs[0] is not None else np.zeros(0, int)
+        if not len(self.group_of):
+            return labels
+        mine = self.by_norms if self.calls[node].operator.is_norm else self.gated
+        return np.where((labels >= 0) & mine[self.group_of[labels]], labels, -1)
+
+    @cached_property
+    def groups(self) -> Tuple[Group, ...]:
+        """All groups, in the order of their first producers."""
+        rows = [{"producers": [], "consumers": [], "norms": [], "depthwise": []} for _ in self.sizes]
+        for i, call in self.calls.items():
+            name, out = call.node.name, call.outs[0]
+            for key, labels in (
+                ("producers", call.made),
+                ("consumers", call.read),
+                ("norms", self.units_of(i) if out is not None and is_scale(self.net, i) else None),
+                ("depthwise", out.labels if out is not None and is_depthwise(self.net, i) else None),
+            ):
+                for g in self.groups_in(labels) if labels is not None else ():
+                    rows[g][key].append(name)
+        return tuple(
+            Group(self.names[g], int(self.sizes[g]), *(tuple(v) for v in row.values()), int(self.starts[g]))
+            for g, row in enumerate(rows)
+        )
+
+
+def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]]:
+    """What a dead channel has to be at every tensor: `ANY`, `CONSTANT` or `ZERO`; and where it cannot be.
+
+    Layers need constants, which can be moved on. Products need a zero in one factor. Zeros are made by gates, behind
+    a layer or behind its norm.
+    """
+    zeroable: Dict[Tensor, bool] = {}
+    for i, call in walk.calls.items():
+        call.zeroable = [zeroable.get(t, False) for t in call.node.inputs]
+        mine = [z for z, x in zip(call.zeroable, call.ins) if x is not None]
+        if call.made is not None or call.operator.is_norm:
+            able = True
+        elif isinstance(call.operator, Product):
+            able = any(mine)
+        else:
+            able = all(mine) and call.operator.keeps_zero(call)
+        for o in range(len(call.outs)):
+            zeroable[i, o] = able
+    demand: Dict[Tensor, int] = {}
+    impossible = []
+    for i in sorted(walk.calls, reverse=True):
+        call = walk.calls[i]
+        wanted = max((demand.get((i, o), ANY) for o in range(len(call.outs))), default=ANY)
+        if all(x is None for x in call.ins):
+            continue
+        if wanted == ZERO and not zeroable[i, 0]:
+            impossible.append((i, 0))
+        if call.operator.is_norm and wanted == ZERO:
+            wanted = ANY  # by a gate behind it
+        for t, d, x in zip(call.node.inputs, call.operator.demand(call, wanted), call.ins):
+            if x is not None:
+                demand[t] = max(demand.get(t, ANY), d)
+    return demand, [t for t in impossible if t in walk.tensors]
+
+
+# ---- questions about nodes ------------------------------------------------------------------------------------------
+
+
+def is_gate(net: "Network", i: int) -> bool:
+    """Whether node i multiplies channels by a gate of this project."""
+    node = net.nodes[i]
+    return node.op == "broadcast_mul" and net.nodes[node.inputs[1][0]].name.endswith(GATE)
+
+
+def is_norm(net: "Network", i: int) -> bool:
+    """Whether node i is a batch norm."""
+    return operator(net.nodes[i].op).is_norm
+
+
+def is_scale(net: "Network", i: int) -> bool:
+    """Whether node i is a batch norm or a gate."""
+    return is_norm(net, i) or is_gate(net, i)
+
+
+def is_depthwise(net: "Network", i: int) -> bool:
+    """Whether node i is a conv with one or more filters for each input channel alone."""
+    op = operator(net.nodes[i].op)
+    return isinstance(op, Convolution) and op.ties(Call(Walk(net), i)) == "depthwise"
+
+
+def has_weight(node: "Node") -> bool:
+    """Whether the node is a conv or a dense layer."""
+    return operator(node.op).weight is not None
+
+
+def is_layer(net: "Network", i: int) -> bool:
+    """Whether node i is a conv or dense layer that makes new channels."""
+    return has_weight(net.nodes[i]) and not is_depthwise(net, i)
+
+
+def layer_name(node: str) -> str:
+    """GluonCV's layer name of a node's: Gluon appends `_fwd` to the operator that a layer calls."""
+    return node[: -len("_fwd")] if node.endswith("_fwd") else node
+
+
+# ---- streams: where scales go ---------------------------------------------------------------------------------------
+
+
+class Streams:
+    """Channels between the scales that make them and the layers that read them: where a positive factor can move.
+
+    As units are, with fresh labels behind every layer, norm and gate as well. `sources[i]` and `readers[i]` have the
+    streams, by number, of the channels that come out of node i and that it reads; a stream of number 0 or one in
+    `held` does not let factors through unchanged. `unit[s]` is the unit that stream s belongs to, -1 for none.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        net = structure.net
+        walk = Walk(net)
+        walk.begin()
+        sources, readers, held = {}, {}, []
+        for i, of in structure.calls.items():
+            layer, scale = has_weight(net.nodes[i]), is_scale(net, i)
+            if not (layer or scale):
+                call = walk.step(i)
+                if not call.operator.homogeneous(call):
+                    held += [x.labels for x in (*call.ins, *call.outs) if x is not None]
+                continue
+            call = walk.calls[i] = Call(walk, i)
+            x = call.ins[0]
+            if x is not None and layer:
+                by_input = of.arrays.get(call.operator.weight, {}).get(1 - call.operator.out_axis)
+                if of.read is not None and len(of.read) > len(x.labels):  # behind a flatten
+                    spread = np.broadcast_to(x.spread(len(call.shapes[0])), call.shapes[0])
+                    readers[i] = spread.reshape(len(spread), -1)[0]
+                else:
+                    readers[i] = x.labels
+                if not is_depthwise(net, i) and (by_input is None or len(by_input) != len(readers[i])):
+                    held.append(x.labels)
+            elif x is not None:
+                held.append(x.labels)  # a norm takes any factor out again: nothing to gain upstream
+            for o, out in enumerate(of.outs):
+                if out is not None:
+                    call.put(o, out.axis, walk.fresh(len(out.labels)))
+                    sources[i] = call.outs[0].labels
+            walk.keep(call)
+        held += [walk.tensors[t].labels for t in net.outputs if t in walk.tensors]
+        component = walk.components()
+        self.n = int(component.max()) + 1
+        self.sources = {i: component[x] for i, x in sources.items()}
+        self.readers = {i: component[x] for i, x in readers.items()}
+        self.unit = np.full(self.n, -1)
+        self.held = np.zeros(self.n, bool)
+        for i, streams in self.sources.items():
+            labels = structure.calls[i].outs[0].labels
+            self.unit[streams] = labels
+            if not (is_scale(net, i) and (structure.units_of(i) == labels).all()):
+                self.held[streams] = True
+        for labels in held:
+            self.held[component[labels]] = True
+        self.held[component[0]] = True

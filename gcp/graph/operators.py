@@ -1,0 +1,1136 @@
+"""What every operator does to channels, to arrays and to numbers: one class each, in one registry.
+
+A class answers all questions that pruning asks about its operator: which channels come out (`channels`), what its
+attributes become when channels go or come (`attributes`), what it makes of independent Gaussians (`moments`; constants
+are those without variance), what a constant added to a channel becomes (`shift`), whether a positive factor passes
+(`homogeneous`), what a dead channel has to be ahead of it (`demand`), and how many multiply-accumulates each value of
+its weight takes (`positions`). Parameters and bytes follow from the arrays and shapes whose labelled axes `channels`
+names. Another operator is another class: see docs/extending.md.
+
+Along one axis of a tensor its channels carry labels (`Channels`). Numbers about channels are arrays of the tensor's
+rank; an axis along which they do not differ has length 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from scipy import special
+
+from gcp.registry import Registry
+
+if TYPE_CHECKING:
+    from gcp.graph.channels import Call
+
+OPERATORS: "Registry[Operator]" = Registry("operator")
+TIES = "__ties__"  # how a grouped convolution ties its channels, where its own numbers no longer tell
+ANY, CONSTANT, ZERO = 0, 1, 2  # what a dead channel has to be; see `channels.Gates`
+Count = Callable[[np.ndarray], int]  # labels -> how many of these channels there are in the other network
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Labels of a tensor's channels along `axis` (0 is the batch): one integer each, 0 where they are fixed."""
+
+    axis: int
+    labels: np.ndarray
+
+    def spread(self, rank: int, values: Optional[np.ndarray] = None) -> np.ndarray:
+        """The labels, or other values along the axis, as an array of the tensor's rank."""
+        values = self.labels if values is None else values
+        return values.reshape((1,) * self.axis + (-1,) + (1,) * (rank - self.axis - 1))
+
+
+class Gaussian(NamedTuple):
+    """Means and variances of channels; a constant has no variance. What is not known counts as N(0, 1)."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def register(*names: str):
+    """Class decorator: the class answers for MXNet's operators of these names."""
+
+    def add(cls):
+        instance = cls()
+        for name in names:
+            OPERATORS.register(name)(instance)
+        return cls
+
+    return add
+
+
+def operator(name: str) -> "Operator":
+    """The operator of this name, or the one that stands for all that are not known."""
+    return OPERATORS[name] if name in OPERATORS else UNKNOWN
+
+
+class Operator:
+    """What holds for most operators: input 0 passes, channel by channel."""
+
+    known = True
+    weight: Optional[int] = None  # position of the weight among the inputs, of convolutions and dense layers
+    is_norm = False
+    is_addition = False
+
+    def channels(self, call: "Call") -> None:
+        """Say which labels come out (`call.put`), which arrays carry which (`call.array`), which are fixed."""
+        call.passes()
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        """The attributes that change with the numbers of channels."""
+        return {}
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """Mean and variance of each output, for inputs that are independent Gaussians."""
+        return [xs[0]] * len(call.out_shapes)
+
+    def additive(self, call: "Call") -> bool:
+        """Whether a constant added to a channel passes, as `shift` says."""
+        return False
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """What constants `ds[k]` added to the channels of input k add to each output, where `additive`."""
+        return [ds[0]] * len(call.out_shapes)
+
+    def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """Numbers about the channels of each input as numbers about those of each output; sums add them."""
+        return [xs[0]] * len(call.out_shapes)
+
+    def homogeneous(self, call: "Call") -> bool:
+        """Whether a positive factor on a channel comes out as the same factor."""
+        return False
+
+    def keeps_zero(self, call: "Call") -> bool:
+        """Whether a channel of zeros comes out as zeros."""
+        return True
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        """What a dead channel has to be at each input, so that it is as wanted at the outputs."""
+        return [wanted] * len(call.ins)
+
+    def positions(self, call: "Call") -> int:
+        """Multiply-accumulates that each value of the weight takes for one image."""
+        return 0
+
+
+# ---- convolutions and dense layers ----------------------------------------------------------------------------------
+
+
+class Layer(Operator):
+    """Makes new channels out of those that it reads, by a weight. `size` is the attribute that counts its outputs."""
+
+    weight = 1
+    size = "num_filter"
+    out_axis = 0  # of the weight
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return call.bias is None
+
+    def additive(self, call: "Call") -> bool:
+        return True
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        """Known constants can be moved on, whatever becomes of the outputs."""
+        return [CONSTANT] + [ANY] * (len(call.ins) - 1)
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        return {self.size: str(count(call.outs[0].labels))}
+
+    def read(self, call: "Call", x: np.ndarray) -> np.ndarray:
+        """Numbers about the channels of input 0, as one for each input of the weight."""
+        return np.broadcast_to(x.mean(axis=(0, *range(2, x.ndim))), (call.shapes[0][1],))
+
+    def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
+        """The weight as (groups, outputs, inputs, taps) of each group."""
+        return weight.reshape(1, len(weight), weight.shape[1], -1)
+
+    def spread(self, call: "Call", values: np.ndarray) -> np.ndarray:
+        """One number per output as an array of the output's rank."""
+        return call.outs[0].spread(len(call.out_shapes[0]), values)
+
+    def apply(self, call: "Call", by: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Per output, the inputs' numbers weighted by `by` (groups, outputs, inputs)."""
+        x = x.reshape(by.shape[0], by.shape[2])
+        some = x.any(axis=0)  # float64 copies of the other columns would take the memory of the weights twice over
+        by = by[:, :, some].astype(np.float64, copy=False)
+        return self.spread(call, np.matmul(by, x[:, some, None]).reshape(-1))
+
+    def lost(self, call: "Call", x: np.ndarray) -> np.ndarray:
+        """What inputs that hold the constants `x`, one for each input of the weight, add to each output."""
+        return self.apply(call, self.summed(call), x)
+
+    def summed(self, call: "Call") -> np.ndarray:
+        """The weight as (groups, outputs, inputs), summed over its taps."""
+        w = self.taps(call, call.value(self.weight))
+        return w[..., 0] if w.shape[3] == 1 else w.sum(3, dtype=np.float64)
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """The sum of independent inputs. Where `call.exact`, all that is asked is whether it varies at all."""
+        rank = (1,) * len(call.out_shapes[0])
+        if call.before_norm:  # which brings its own
+            return [Gaussian(np.zeros(rank), np.ones(rank))]
+        bias = self.spread(call, call.value(call.bias).astype(np.float64)) if call.bias is not None else np.zeros(rank)
+        inputs = self.read(call, xs[0].variance)
+        if call.exact and call.made is not None:
+            w = np.moveaxis(call.value(self.weight), self.out_axis, 0)
+            return [Gaussian(bias, self.spread(call, w.reshape(len(w), -1).any(1) + 0.0))]
+        w = self.taps(call, call.value(self.weight))
+        mean = self.apply(call, self.summed(call), self.read(call, xs[0].mean))
+        return [Gaussian(mean + bias, self.apply(call, np.einsum("goit,goit->goi", w, w), inputs))]
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [self.lost(call, self.read(call, ds[0]))]
+
+
+@register("Convolution", "Convolution_v1")
+class Convolution(Layer):
+    """Plain, grouped and depthwise convolutions of any number of axes.
+
+    Of a grouped one either whole groups go (their number falls), or the same number of channels in each: the groups
+    are tied by position. The first where there are more groups than inputs in each.
+    """
+
+    def ties(self, call: "Call") -> str:
+        """`none`, `depthwise`, `groups` or `positions`."""
+        if TIES in call.node.attrs:
+            return call.node.attrs[TIES]
+        n = int(call.node.literal("num_group", 1))
+        inputs, outputs = call.shapes[0][1], call.out_shapes[0][1]
+        if n == 1:
+            return "none"
+        if n == inputs and outputs % inputs == 0:
+            return "depthwise"
+        return "groups" if n > inputs // n else "positions"
+
+    def channels(self, call: "Call") -> None:
+        if not str(call.node.literal("layout", "NC")).startswith(("NC", "None")):
+            return call.fix()
+        x, ties, n = call.along(0, 1), self.ties(call), int(call.node.literal("num_group", 1))
+        if ties == "depthwise":
+            call.put(0, 1, np.repeat(x, call.out_shapes[0][1] // len(x)))
+        else:
+            call.reads(x)
+            y = call.makes(0, 1)
+            rows, made = x.reshape(n, -1), y.reshape(n, -1)
+            if ties == "groups":
+                for part in (rows, made):
+                    call.unite(part, np.broadcast_to(rows[:, :1], part.shape))
+            elif ties == "positions":
+                for part in (rows, made):
+                    call.unite(part[1:], np.broadcast_to(part[:1], part[1:].shape))
+            call.array(self.weight, 1, rows[0] if ties == "positions" else x if ties == "none" else None)
+        for k in range(1, len(call.ins)):
+            call.array(k, 0, call.outs[0].labels)
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        """Numbers of outputs and of groups; how the channels are tied, where these alone would say otherwise."""
+        ties, n = self.ties(call), int(call.node.literal("num_group", 1))
+        changed = super().attributes(call, count)
+        if ties == "none":
+            return changed
+        inputs = call.ins[0].labels if call.ins[0] is not None else np.zeros(call.shapes[0][1], int)
+        if ties != "positions":
+            each = len(inputs) // n
+            n = count(inputs) // each
+            changed["num_group"] = str(n)
+        if ties == "groups" and not 1 < each < n or ties == "depthwise" and n == 1 or ties == "positions":
+            changed[TIES] = ties
+        return changed
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [wanted if self.ties(call) == "depthwise" else CONSTANT] + [ANY] * (len(call.ins) - 1)
+
+    def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
+        """Of each group."""
+        n = int(call.node.literal("num_group", 1))
+        return weight.reshape(n, len(weight) // n, weight.shape[1], -1)
+
+    def positions(self, call: "Call") -> int:
+        return math.prod(call.out_shapes[0][2:])
+
+
+@register("Deconvolution")
+class Deconvolution(Layer):
+    """Transposed convolution, plain or depthwise; its weight is (inputs, outputs, ...).
+
+    With a stride a constant meets other taps at each position, so that it does not come out as one.
+    """
+
+    out_axis = 1
+
+    def channels(self, call: "Call") -> None:
+        n, x = int(call.node.literal("num_group", 1)), call.along(0, 1)
+        if n == 1:
+            call.reads(x)
+            y = call.makes(0, 1)
+            call.array(self.weight, 1, y)
+        elif n == len(x):
+            y = call.put(0, 1, np.repeat(x, call.out_shapes[0][1] // n))
+        else:
+            call.fix()
+            return
+        call.array(self.weight, 0, x)
+        if call.bias is not None:
+            call.array(call.bias, 0, y)
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        n = int(call.node.literal("num_group", 1))
+        changed = super().attributes(call, count)
+        return changed if n == 1 else {**changed, "num_group": str(count(call.ins[0].labels))}
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        strided = max(call.node.literal("stride", (1,)) or (1,)) > 1
+        plain = int(call.node.literal("num_group", 1)) == 1
+        return [ZERO if strided and (plain or wanted) else CONSTANT if plain else wanted] + [ANY] * (len(call.ins) - 1)
+
+    def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
+        """The mean over positions: each output meets one tap in so many."""
+        n, stride = int(call.node.literal("num_group", 1)), call.node.literal("stride", (1,)) or (1,)
+        w = weight.reshape(n, len(weight) // n, weight.shape[1], -1).swapaxes(1, 2)
+        return w / math.prod(stride)
+
+    def positions(self, call: "Call") -> int:
+        return math.prod(call.shapes[0][2:])
+
+
+@register("FullyConnected")
+class FullyConnected(Layer):
+    """A dense layer: of the flattened input, or along its last axis."""
+
+    size = "num_hidden"
+
+    def channels(self, call: "Call") -> None:
+        rank, last = len(call.shapes[0]), len(call.out_shapes[0]) - 1
+        if call.node.literal("flatten", True):
+            x = call.ins[0]
+            x = np.zeros(1, np.int64) if x is None else x.spread(rank)
+            x = np.broadcast_to(x.reshape((1,) * (rank - x.ndim) + x.shape), call.shapes[0]).reshape(
+                call.shapes[0][0], -1
+            )[0]
+        else:
+            x = call.along(0, rank - 1)
+        call.reads(x)
+        y = call.makes(0, last)
+        call.array(self.weight, 0, y)
+        call.array(self.weight, 1, x)
+        if call.bias is not None:
+            call.array(call.bias, 0, y)
+
+    def read(self, call: "Call", x: np.ndarray) -> np.ndarray:
+        """One for each position of each channel."""
+        shape = call.shapes[0]
+        if call.node.literal("flatten", True):
+            return np.broadcast_to(x, shape).reshape(shape[0], -1)[0]
+        return np.broadcast_to(x.mean(axis=tuple(range(x.ndim - 1))), shape[-1:])
+
+    def positions(self, call: "Call") -> int:
+        return math.prod(call.out_shapes[0][1:-1])
+
+
+@register("_contrib_DeformableConvolution")
+class Deformable(Layer):
+    """Reads channels at places that depend on the image, so that no constant stays one: its inputs are fixed."""
+
+    weight = 2
+
+    def channels(self, call: "Call") -> None:
+        call.fix(inputs=True)
+        y = call.makes(0, 1)
+        for k in range(len(call.ins)):
+            if call.is_array(k):
+                call.array(k, 0, y)
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [self.lost(call, self.read(call, ds[0]))]
+
+    def positions(self, call: "Call") -> int:
+        return math.prod(call.out_shapes[0][2:])
+
+
+@register("_contrib_ModulatedDeformableConvolution")
+class ModulatedDeformable(Deformable):
+    """Takes a factor for each place as well."""
+
+    weight = 3
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+@register("BatchNorm", "_contrib_SyncBatchNorm", "BatchNorm_v1")
+class BatchNorm(Operator):
+    """Scale, shift, running mean and running variance of every channel."""
+
+    is_norm = True
+
+    def channels(self, call: "Call") -> None:
+        axis = call.node.literal("axis", 1) % len(call.shapes[0])
+        x = call.put(0, axis, call.along(0, axis))
+        for k in range(1, len(call.ins)):
+            call.array(k, 0, x)
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return False
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """N(shift, scale^2), or what becomes of a constant."""
+        x, out = xs[0], call.outs[0]
+        scale, shift, mean, variance = (
+            out.spread(len(call.out_shapes[0]), call.value(k).astype(np.float64)) for k in range(1, 5)
+        )
+        constant = scale * (x.mean - mean) / np.sqrt(variance + float(call.node.literal("eps", 1e-3))) + shift
+        dead = (x.variance == 0) | (scale == 0)
+        return [Gaussian(np.where(dead, np.where(scale == 0, shift, constant), shift), np.where(dead, 0.0, scale**2))]
+
+
+# ---- one number in, one number out ----------------------------------------------------------------------------------
+
+
+def _gaussian_relu(x: Gaussian) -> Gaussian:
+    """A rectified Gaussian: mean `m Phi(m/s) + s phi(m/s)`, which is relu(m) where s is 0."""
+    s = np.sqrt(x.variance)
+    z = x.mean / np.where(s > 0, s, 1.0)
+    cumulative, density = special.ndtr(z), np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    mean = np.where(s > 0, x.mean * cumulative + s * density, np.maximum(x.mean, 0.0))
+    second = (x.mean**2 + x.variance) * cumulative + x.mean * s * density
+    return Gaussian(mean, np.where(s > 0, np.maximum(second - mean**2, 0.0), 0.0))
+
+
+class Pointwise(Operator):
+    """A function of each value by itself."""
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        """The function, on arrays that broadcast with the tensor."""
+        raise NotImplementedError
+
+    def is_relu(self, call: "Call") -> bool:
+        return False
+
+    def homogeneous(self, call: "Call") -> bool:
+        at, f = np.array([-3.0, -1.0, 1.0, 3.0]), self.function(call)
+        return all(np.array_equal(f(k * at), k * f(at)) for k in (0.5, 4.0))
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return not np.any(self.function(call)(np.zeros(1)))
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """Gauss-Hermite quadrature; a closed form for relu."""
+        if self.is_relu(call):
+            return [_gaussian_relu(xs[0])]
+        f, (mean, variance) = self.function(call), xs[0]
+        if call.exact:
+            return [Gaussian(f(mean), variance)]
+        with np.errstate(all="ignore"):
+            weights = (WEIGHTS / WEIGHTS.sum()).reshape((-1,) + (1,) * mean.ndim)
+            values = np.stack([f(mean + np.sqrt(variance) * t) for t in NODES])
+            expected = (weights * values).sum(0)
+            spread = (weights * np.square(values - expected)).sum(0)
+        return [Gaussian(np.where(variance > 0, expected, f(mean)), np.where(variance > 0, spread, 0.0))]
+
+
+ACTIVATIONS: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda x: np.maximum(x, 0.0),
+    "sigmoid": special.expit,
+    "tanh": np.tanh,
+    "softrelu": lambda x: np.logaddexp(x, 0.0),
+    "softsign": lambda x: x / (1.0 + np.abs(x)),
+}
+FUNCTIONS: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **ACTIVATIONS,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "abs": np.abs,
+    "negative": np.negative,
+    "erf": special.erf,
+}
+
+
+@register("Activation", *FUNCTIONS)
+class Activation(Pointwise):
+    """The functions by name: of the operator, or of its `act_type`."""
+
+    def name(self, call: "Call") -> str:
+        return call.node.attrs["act_type"] if call.node.op == "Activation" else call.node.op
+
+    def channels(self, call: "Call") -> None:
+        call.passes() if self.name(call) in FUNCTIONS else call.fix()
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        return FUNCTIONS.get(self.name(call), np.exp)
+
+    def is_relu(self, call: "Call") -> bool:
+        return self.name(call) == "relu"
+
+
+@register("LeakyReLU")
+class LeakyReLU(Pointwise):
+    """Leaky, parametric, exponential and Gaussian-error units."""
+
+    def channels(self, call: "Call") -> None:
+        call.passes()
+        if call.ins[0] is not None and len(call.ins) > 1 and call.shapes[1] != (1,):
+            call.array(1, 0, call.ins[0].labels)
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        kind, slope = call.node.attrs.get("act_type", "leaky"), float(call.node.attrs.get("slope", 0.25))
+        if kind == "elu":
+            return lambda x: np.where(x > 0, x, slope * np.expm1(np.minimum(x, 0)))
+        if kind == "selu":
+            return lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))
+        if kind == "gelu":
+            return lambda x: x * special.ndtr(x)
+        if kind == "prelu":
+            slopes = call.value(1).astype(np.float64)
+            per_channel = len(slopes) > 1 and call.ins[0] is not None
+            slope = call.ins[0].spread(len(call.shapes[0]), slopes) if per_channel else slopes[0]
+            return lambda x: np.where(x > 0, x, slope * x)
+        return lambda x: np.where(x > 0, x, slope * x)
+
+    def homogeneous(self, call: "Call") -> bool:
+        return call.node.attrs.get("act_type", "leaky") in ("leaky", "prelu")
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return True
+
+
+@register("clip", "hard_sigmoid")
+class Clip(Pointwise):
+    """Straight lines between two bounds."""
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        if call.node.op == "hard_sigmoid":
+            alpha, beta = float(call.node.attrs.get("alpha", 0.2)), float(call.node.attrs.get("beta", 0.5))
+            return lambda x: np.clip(alpha * x + beta, 0.0, 1.0)
+        low, high = float(call.node.attrs["a_min"]), float(call.node.attrs["a_max"])
+        return lambda x: np.clip(x, low, high)
+
+
+SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "_plus_scalar": lambda x, s: x + s,
+    "_minus_scalar": lambda x, s: x - s,
+    "_rminus_scalar": lambda x, s: s - x,
+    "_mul_scalar": lambda x, s: x * s,
+    "_div_scalar": lambda x, s: x / s,
+    "_maximum_scalar": lambda x, s: np.maximum(x, s),
+    "_minimum_scalar": lambda x, s: np.minimum(x, s),
+    "_power_scalar": lambda x, s: x**s,
+}
+
+
+@register(*SCALARS)
+class Scalar(Pointwise):
+    """Arithmetic with a number."""
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        s = float(call.node.attrs["scalar"])
+        return lambda x: SCALARS[call.node.op](x, s)
+
+    def additive(self, call: "Call") -> bool:
+        return call.node.op not in ("_maximum_scalar", "_minimum_scalar", "_power_scalar")
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        f = self.function(call)
+        return [f(ds[0]) - f(np.zeros(1))]
+
+
+# ---- pass, channel by channel ---------------------------------------------------------------------------------------
+
+
+class Linear(Operator):
+    """Passes values on: constants and factors come out as they went in."""
+
+    def additive(self, call: "Call") -> bool:
+        return True
+
+    def homogeneous(self, call: "Call") -> bool:
+        return True
+
+
+@register("identity", "_copy", "Dropout", "BlockGrad", "Cast", "cast", "make_loss")
+class Identity(Linear):
+    """Values as they are."""
+
+
+@register(
+    "Pooling", "Pooling_v1", "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "UpSampling", "Pad", "pad",
+    "_contrib_ROIAlign", "ROIPooling", "Crop",
+)  # fmt: skip
+class Resampling(Linear):
+    """Other positions of the same channels. Zero-padded borders are not what a constant becomes."""
+
+    def channels(self, call: "Call") -> None:
+        literal = call.node.literal
+        extended = call.node.op.lower() == "pad" and any((literal("pad_width") or ())[:4])
+        learnt = call.node.op == "UpSampling" and literal("sample_type", "nearest") != "nearest"
+        if literal("pool_type", "avg") not in ("avg", "max") or extended or learnt or len(call.ins) > 2:
+            return call.fix()
+        call.put(0, 1, call.along(0, 1))
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        """Zeros where a border of zeros is counted in a mean: other constants do not come out as they went in."""
+        literal = call.node.literal
+        counted = literal("pool_type", "max") == "avg" and literal("count_include_pad", True)
+        mixed = counted and any(literal("pad", None) or ()) and not literal("global_pool", False)
+        return [ZERO if mixed and wanted else wanted] + [ANY] * (len(call.ins) - 1)
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """What differed from position to position is variance from here on."""
+        x, axes = xs[0], tuple(range(2, xs[0].mean.ndim))
+        mean = x.mean.mean(axis=axes, keepdims=True)
+        return [Gaussian(mean, x.variance.mean(axis=axes, keepdims=True) + x.mean.var(axis=axes, keepdims=True))]
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [ds[0].mean(axis=tuple(range(2, ds[0].ndim)), keepdims=True)]
+
+
+@register("ones_like", "zeros_like")
+class Filled(Operator):
+    """One number everywhere."""
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return call.node.op == "zeros_like"
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [ANY]
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        shape = (1,) * len(call.shapes[0])
+        return [Gaussian(np.full(shape, float(call.node.op == "ones_like")), np.zeros(shape))]
+
+    def additive(self, call: "Call") -> bool:
+        return True
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [np.zeros((1,) * len(call.shapes[0]))]
+
+
+@register("softmax", "log_softmax", "softmin")
+class Softmax(Operator):
+    """Passes channels along other axes than its own; its own is fixed."""
+
+    def channels(self, call: "Call") -> None:
+        x = call.ins[0]
+        if x is not None and x.axis == call.node.literal("axis", -1) % len(call.shapes[0]):
+            return call.fix()
+        call.passes()
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return False
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        axis = call.node.literal("axis", -1) % len(call.shapes[0])
+        shape = list(xs[0].mean.shape)
+        shape[axis] = call.shapes[0][axis]
+        mean = special.softmax(np.broadcast_to(xs[0].mean, shape), axis=axis)
+        varies = np.broadcast_to(xs[0].variance, shape).any(axis=axis, keepdims=True)
+        return [Gaussian(mean, np.where(varies, mean * (1 - mean), 0.0))]
+
+
+# ---- several tensors, element by element ----------------------------------------------------------------------------
+
+
+class Elementwise(Operator):
+    """Unites the channels of its inputs index by index. A factor of length 1 along their axis is fixed."""
+
+    def channels(self, call: "Call") -> None:
+        """See the class; an array that goes along the channels is cut as they are."""
+        shape = call.out_shapes[0]
+        whole = [x for x, s in zip(call.ins, call.shapes) if x is not None and s[x.axis] == shape[x.axis]]
+        if not whole:
+            return call.fix()
+        x = whole[0]
+        for k, (other, s) in enumerate(zip(call.ins, call.shapes)):
+            if other is not None and other.axis == x.axis and len(other.labels) == len(x.labels):
+                call.unite(x.labels, other.labels)
+            elif other is not None:
+                call.walk.fix(other.labels)
+                if s[x.axis] == shape[x.axis] and other.axis != x.axis:
+                    call.walk.fix(x.labels)
+            elif call.is_array(k) and len(s) == len(shape):
+                if s[x.axis] == len(x.labels):
+                    call.array(k, x.axis, x.labels)
+            elif s[x.axis if len(s) == len(shape) else 0] != 1 and shape[x.axis] != 1:
+                call.walk.fix(x.labels)
+        call.put(0, x.axis, x.labels)
+
+    def combine(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """The function of the means; a constant where all are."""
+        variance = xs[0].variance
+        for x in xs[1:]:
+            variance = variance + x.variance
+        return [Gaussian(self.combine([x.mean for x in xs]), variance)]
+
+
+@register(
+    "elemwise_add", "broadcast_add", "broadcast_plus", "_Plus", "_plus", "_add", "add_n", "ElementWiseSum"
+)  # fmt: skip
+class Addition(Elementwise):
+    """Means and variances add."""
+
+    is_addition = True
+
+    def combine(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        return sum(values[1:], values[0])
+
+    def additive(self, call: "Call") -> bool:
+        return True
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [self.combine(ds)]
+
+    def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
+        own = [x for x, channels in zip(xs, call.ins) if channels is not None]
+        return [sum(own[1:], own[0])]
+
+    def homogeneous(self, call: "Call") -> bool:
+        """If all inputs carry the factor, which arrays do not."""
+        return all(x is not None for x in call.ins)
+
+
+@register("elemwise_sub", "broadcast_sub", "broadcast_minus", "_sub", "_minus")
+class Subtraction(Addition):
+    """Variances add."""
+
+    is_addition = False
+
+    def combine(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        return values[0] - values[1]
+
+
+@register("broadcast_maximum", "_maximum", "broadcast_minimum", "_minimum")
+class Extremum(Elementwise):
+    """The larger or the smaller."""
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        larger = np.maximum if "max" in call.node.op else np.minimum
+        return [Gaussian(larger(xs[0].mean, xs[1].mean), xs[0].variance + xs[1].variance)]
+
+    def homogeneous(self, call: "Call") -> bool:
+        return all(x is not None for x in call.ins)
+
+
+@register("elemwise_mul", "broadcast_mul", "_mul")
+class Product(Elementwise):
+    """By an array: a scale. By another tensor, such as squeeze-excite's gate: a dead channel has to be zero in one."""
+
+    def scales(self, call: "Call") -> bool:
+        """Whether one of the factors is an array."""
+        return any(call.is_array(k) for k in range(2))
+
+    def homogeneous(self, call: "Call") -> bool:
+        return self.scales(call)
+
+    def main(self, call: "Call") -> int:
+        """The factor that is to be zero: the one that can be, of the most positions, the first."""
+        return max((0, 1), key=lambda k: (call.ins[k] is not None, call.zeroable[k], math.prod(call.shapes[k]), -k))
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        """Zero in the main factor, whatever the other is."""
+        if self.scales(call):
+            return [ANY if call.is_array(k) else wanted for k in range(2)]
+        main = self.main(call)
+        return [(ZERO if wanted else ANY) if k == main else ANY for k in range(2)]
+
+    def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [xs[1 if call.ins[0] is None else 0 if call.ins[1] is None else self.main(call)]]
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        (a, v), (b, w) = xs
+        return [Gaussian(a * b, a * a * w + b * b * v + v * w)]
+
+    def additive(self, call: "Call") -> bool:
+        return self.scales(call)
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        k = 0 if call.is_array(1) else 1
+        return [ds[k] * call.value(1 - k)]
+
+
+# ---- channels in other places ---------------------------------------------------------------------------------------
+
+
+class Moving(Linear):
+    """Puts channels elsewhere without changing values: `move` does it to labels and to numbers about channels alike."""
+
+    def axis(self, call: "Call", axis: int) -> Optional[int]:
+        """Where the input's labelled axis is in the outputs; None if it goes."""
+        return axis
+
+    def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
+        """An array of the input's rank as arrays of the outputs' rank."""
+        raise NotImplementedError
+
+    def channels(self, call: "Call") -> None:
+        x = call.ins[0]
+        axis = None if x is None else self.axis(call, x.axis)
+        if axis is None:
+            return call.fix()
+        for o, labels in enumerate(self.move(call, x.spread(len(call.shapes[0])))):
+            whole = (*labels.shape[:axis], call.out_shapes[o][axis], *labels.shape[axis + 1 :])
+            call.put(o, axis, np.broadcast_to(labels, whole))  # a single channel may have become several
+
+    def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return self.move(call, xs[0])
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        return [Gaussian(*x) for x in zip(self.move(call, xs[0].mean), self.move(call, xs[0].variance))]
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return self.move(call, ds[0])
+
+
+@register("transpose", "SwapAxis", "swapaxes")
+class Transpose(Moving):
+    """Axes in another order."""
+
+    def order(self, call: "Call") -> Tuple[int, ...]:
+        rank = len(call.shapes[0])
+        if call.node.op == "transpose":
+            return tuple(call.node.literal("axes", ()) or range(rank)[::-1])
+        order = list(range(rank))
+        a, b = (int(call.node.literal(key, 0)) for key in ("dim1", "dim2"))
+        order[a], order[b] = order[b], order[a]
+        return tuple(order)
+
+    def axis(self, call: "Call", axis: int) -> Optional[int]:
+        return self.order(call).index(axis)
+
+    def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
+        return [x.transpose(self.order(call))]
+
+
+@register("Reshape", "reshape", "Flatten", "flatten", "expand_dims", "squeeze")
+class Reshape(Moving):
+    """Splits and joins axes: channel shuffle, pixel shuffle, split attention, flatten.
+
+    Where channels are split over several axes, those that differ along the axis left open (-1; else along the longest)
+    can go, and the others are tied.
+    """
+
+    def blocks(self, call: "Call") -> List[Tuple[List[int], List[int]]]:
+        """Axes of the input and axes of the output that hold the same values, in order; MXNet's rules for `shape`."""
+        n, m = len(call.shapes[0]), len(call.out_shapes[0])
+        if call.node.op.lower() == "flatten":
+            return [([0], [0]), (list(range(1, n)), [1])]
+        if call.node.op in ("expand_dims", "squeeze"):
+            short, long = sorted((call.shapes[0], call.out_shapes[0]), key=len)
+            at, axes = 0, []
+            given = call.node.literal("axis", None)
+            ones = [a % len(long) for a in np.atleast_1d(given)] if given is not None else [
+                a for a, size in enumerate(long) if size == 1
+            ]  # fmt: skip
+            for a in range(len(long)):
+                axes.append(([], [a]) if a in ones else ([at], [a]))
+                at += a not in ones
+            return axes if call.node.op == "expand_dims" else [(b, a) for a, b in axes]
+        spec, found, s, o, k = call.node.literal("shape"), [], 0, 0, 0
+        while k < len(spec):
+            if spec[k] == 0:
+                found.append(([s], [o]))
+                s, o = s + 1, o + 1
+            elif spec[k] == -2:
+                found += [([a], [o + a - s]) for a in range(s, n)]
+                s, o = n, o + n - s
+            elif spec[k] == -3:
+                found.append(([s, s + 1], [o]))
+                s, o = s + 2, o + 1
+            elif spec[k] == -4:
+                found.append(([s], [o, o + 1]))
+                s, o, k = s + 1, o + 2, k + 2
+            else:  # -1 or a number; several of them are one block
+                if not found or not getattr(found[-1], "free", False):
+                    found.append(_Free(([], [])))
+                found[-1][0].extend([s] if s < n else [])
+                found[-1][1].append(o)
+                s, o = s + 1, o + 1
+            k += 1
+        if s < n and found:
+            found[-1][0].extend(range(s, n))
+        return found if o == m else [(list(range(n)), list(range(m)))]
+
+    def items(self, call: "Call") -> Dict[int, int]:
+        """Axis of the output -> position in `shape` of the number that says its length, where one does."""
+        if call.node.op.lower() != "reshape":
+            return {}
+        spec, o, k, found = call.node.literal("shape"), 0, 0, {}
+        while k < len(spec):
+            if spec[k] == -2:
+                return found
+            if spec[k] == -4:
+                found.update({o: k + 1, o + 1: k + 2})
+                o, k = o + 2, k + 3
+                continue
+            if spec[k] not in (0, -3):
+                found[o] = k
+            o, k = o + 1, k + 1
+        return found
+
+    def axis(self, call: "Call", axis: int) -> Optional[int]:
+        """The axis that was left open, among those that the channels are split over; else the longest."""
+        if call.node.literal("reverse", False) or call.node.op.lower() == "reshape" and not call.node.literal("shape"):
+            return None
+        ins, outs = next((b for b in self.blocks(call) if axis in b[0]), ([], []))
+        if len(outs) < 2:
+            return outs[0] if outs else None
+        shape, made = call.shapes[0], call.out_shapes[0]
+        inner = math.prod(shape[a] for a in ins if a > axis)
+        steps = {a: math.prod(made[b] for b in outs if b > a) for a in outs}
+        over = [a for a in outs if steps[a] < inner * shape[axis] and steps[a] * made[a] > inner]
+        items = self.items(call)
+        spec = call.node.literal("shape") if items else ()
+        opened = [a for a in outs if a in items and spec[items[a]] == -1]
+        opened = [a for a in opened if a in over or inner <= steps[a] <= inner * shape[axis]]
+        return (opened or sorted(over, key=lambda a: made[a]) or outs)[-1]
+
+    def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
+        """Block by block: an axis along which nothing differs keeps length 1."""
+        shape, made, rough, fine = call.shapes[0], call.out_shapes[0], [], []
+        for ins, outs in self.blocks(call):
+            alike = all(x.shape[a] == 1 for a in ins)
+            rough += [1 if alike else shape[a] for a in ins]
+            fine += [1 if alike else made[a] for a in outs]
+        return [np.broadcast_to(x, rough).reshape(fine)]
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        """A number that counts channels is left open if it can be."""
+        items, out = self.items(call), call.outs[0]
+        if out is None or out.axis not in items:
+            return {}
+        spec = list(call.node.literal("shape"))
+        if spec[items[out.axis]] > 0:
+            spec[items[out.axis]] = -1 if -1 not in spec else count(out.labels)
+        return {"shape": str(tuple(spec))}
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        """Zeros, where channels that are one unit become positions of one channel: their constants differ."""
+        x = call.ins[0]
+        mixed = x is not None and any(len(i) > 1 and x.axis not in i for i, _ in self.blocks(call))
+        return [ZERO if mixed and wanted and call.walk.is_cut(call.node.inputs[0]) else wanted]
+
+
+class _Free(tuple):
+    """A block of axes whose lengths are given by numbers."""
+
+    free = True
+
+
+@register("slice_axis", "slice", "SliceChannel", "split", "slice_like", "reverse", "flip", "repeat", "tile")
+class Slice(Moving):
+    """Some of the channels, or all of them along part of another axis."""
+
+    def parts(self, call: "Call") -> List[Dict[int, np.ndarray]]:
+        """Per output, axis of the input -> the indices taken."""
+        node, shape = call.node, call.shapes[0]
+        literal, rank = node.literal, len(shape)
+        if node.op in ("SliceChannel", "split"):
+            axis, n = literal("axis", 1) % rank, int(literal("num_outputs"))
+            return [{axis: part} for part in np.split(np.arange(shape[axis]), n)]
+        if node.op == "slice_axis":
+            axis = literal("axis") % rank
+            return [{axis: np.arange(shape[axis])[slice(literal("begin", 0), literal("end", None))]}]
+        if node.op == "slice":
+            begin, end = literal("begin"), literal("end")
+            step = literal("step", None) or ()
+            return [
+                {
+                    a: np.arange(shape[a])[slice(begin[a], end[a], step[a] if a < len(step) else None)]
+                    for a in range(len(begin))
+                }
+            ]
+        if node.op == "slice_like":
+            axes = literal("axes", ()) or tuple(range(rank))
+            axes = (axes,) if isinstance(axes, int) else axes
+            return [{a % rank: np.arange(call.out_shapes[0][a % rank]) for a in axes}]
+        if node.op in ("reverse", "flip"):
+            axes = literal("axis")
+            return [{a % rank: np.arange(shape[a % rank])[::-1] for a in np.atleast_1d(axes)}]
+        if node.op == "repeat":
+            axis = literal("axis", None)
+            if axis is None:
+                return []
+            return [{axis % rank: np.repeat(np.arange(shape[axis % rank]), int(literal("repeats")))}]
+        reps = literal("reps")
+        reps = (reps,) if isinstance(reps, int) else reps
+        if len(reps) > rank:
+            return []
+        return [{rank - len(reps) + k: np.tile(np.arange(shape[rank - len(reps) + k]), n) for k, n in enumerate(reps)}]
+
+    def axis(self, call: "Call", axis: int) -> Optional[int]:
+        parts = self.parts(call)
+        if not parts or call.node.literal("squeeze_axis", False):
+            return None
+        if call.node.op in ("slice_like", "reverse", "flip", "tile", "repeat") and axis in parts[0]:
+            same = np.array_equal(parts[0][axis], np.arange(call.shapes[0][axis]))
+            return axis if same and call.node.op == "tile" else None
+        if call.node.op == "slice" and (call.node.literal("step", None) or ()) and axis in parts[0]:
+            return None
+        return axis
+
+    def channels(self, call: "Call") -> None:
+        super().channels(call)
+        x = call.ins[0]
+        if x is not None and call.node.op in ("SliceChannel", "split") and call.outs[0] is not None:
+            if x.axis in self.parts(call)[0]:
+                for out in call.outs[1:]:
+                    call.unite(call.outs[0].labels, out.labels)
+
+    def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
+        """Take the indices along the axes where anything differs."""
+        made = []
+        for part in self.parts(call):
+            y = x
+            for axis, taken in part.items():
+                if y.shape[axis] > 1:
+                    y = np.take(y, taken, axis)
+            made.append(y)
+        return made
+
+    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
+        """Begin and end count the channels that are left."""
+        x, parts = call.ins[0], self.parts(call)
+        if x is None or call.node.op not in ("slice_axis", "slice") or x.axis not in parts[0]:
+            return {}
+        taken = parts[0][x.axis]
+        begin = count(x.labels[: taken[0]])
+        end = begin + count(x.labels[taken])
+        if call.node.op == "slice_axis":
+            return {"begin": str(begin), "end": str(end)}
+        spans = {key: list(call.node.literal(key)) for key in ("begin", "end")}
+        spans["begin"][x.axis], spans["end"][x.axis] = begin, end
+        return {key: str(tuple(span)) for key, span in spans.items()}
+
+
+@register("Concat", "concat")
+class Concat(Moving):
+    """Channels of one tensor behind those of another; along other axes, united as in an addition."""
+
+    def channels(self, call: "Call") -> None:
+        axis = call.node.literal("dim", 1) % len(call.out_shapes[0])
+        first = next((x for x in call.ins if x is not None), None)
+        if first is None:
+            return call.fix()
+        if first.axis == axis:
+            labels = [call.along(k, axis) for k in range(len(call.ins))]
+            call.put(0, axis, np.concatenate(labels))
+            return
+        for k, x in enumerate(call.ins):
+            if x is not None and x.axis == first.axis:
+                call.unite(first.labels, x.labels)
+            else:
+                call.walk.fix(first.labels)
+                call.along(k, first.axis)
+        call.put(0, first.axis, first.labels)
+
+    def joined(self, call: "Call", xs: Sequence[np.ndarray]) -> np.ndarray:
+        """Numbers about the channels of all inputs."""
+        axis = call.node.literal("dim", 1) % len(call.out_shapes[0])
+        common = np.broadcast_shapes(*(x.shape[:axis] + (1,) + x.shape[axis + 1 :] for x in xs))
+        return np.concatenate(
+            [np.broadcast_to(x, common[:axis] + (s[axis],) + common[axis + 1 :]) for x, s in zip(xs, call.shapes)], axis
+        )
+
+    def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [self.joined(call, xs)]
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        return [Gaussian(self.joined(call, [x.mean for x in xs]), self.joined(call, [x.variance for x in xs]))]
+
+    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
+        return [self.joined(call, ds)]
+
+
+@register("sum", "mean", "max", "min")
+class Reduction(Moving):
+    """Over other axes than the channels'; over theirs they are fixed."""
+
+    def axes(self, call: "Call") -> Tuple[int, ...]:
+        rank, given = len(call.shapes[0]), call.node.literal("axis", None)
+        axes = {a % rank for a in np.atleast_1d(given)} if given not in (None, ()) else set(range(rank))
+        return tuple(sorted(set(range(rank)) - axes if call.node.literal("exclude", False) else axes))
+
+    def axis(self, call: "Call", axis: int) -> Optional[int]:
+        axes = self.axes(call)
+        if axis in axes:
+            return None
+        return axis if call.node.literal("keepdims", False) else axis - sum(a < axis for a in axes)
+
+    def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
+        """Sums, means, extremes; labels do not differ along the axes that go."""
+        axes, keep = self.axes(call), bool(call.node.literal("keepdims", False))
+        if np.issubdtype(x.dtype, np.integer):
+            return [x.max(axis=axes, keepdims=keep)]
+        if call.node.op == "sum":
+            alike = math.prod(call.shapes[0][a] for a in axes if x.shape[a] == 1)
+            return [alike * x.sum(axis=axes, keepdims=keep)]
+        return [getattr(x, call.node.op)(axis=axes, keepdims=keep)]
+
+
+@register("broadcast_like", "broadcast_axis", "broadcast_to")
+class Broadcast(Linear):
+    """Repeats along axes of length 1; channels are along another."""
+
+    def channels(self, call: "Call") -> None:
+        x = call.ins[0]
+        if x is None or call.shapes[0][x.axis] != call.out_shapes[0][x.axis]:
+            return call.fix()
+        call.put(0, x.axis, x.labels)
+
+
+# ---- channels that stay ---------------------------------------------------------------------------------------------
+
+
+@register(
+    "shape_array", "size_array", "_arange", "_contrib_arange_like", "_zeros", "_ones", "_full",
+)  # fmt: skip
+class Shapes(Operator):
+    """Reads shapes at most."""
+
+    def channels(self, call: "Call") -> None:
+        pass
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [ANY] * len(call.ins)
+
+
+@register(
+    "_contrib_box_nms", "_contrib_box_decode", "_contrib_box_encode", "_contrib_MultiBoxPrior", "where", "gather_nd",
+    "topk", "argsort", "argmax", "pick", "take", "stack", "batch_dot", "dot", "reshape_like", "L2Normalization",
+    "LayerNorm", "GroupNorm", "InstanceNorm", "SoftmaxOutput", "broadcast_equal", "broadcast_mod", "broadcast_div",
+    "elemwise_div", "_greater_scalar", "_lesser_scalar", "_equal_scalar", "_greater_equal_scalar", "log2", "floor",
+    "ceil", "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_quantized_pooling", "_sg_mkldnn_conv",
+    "_sg_mkldnn_fully_connected", "_contrib_requantize", "_contrib_quantized_flatten", "_contrib_quantized_act",
+    "_contrib_quantized_concat",
+)  # fmt: skip
+class Fixed(Operator):
+    """Mixes channels, or looks at their places: all that it reads stays."""
+
+    def channels(self, call: "Call") -> None:
+        call.fix()
+
+    def keeps_zero(self, call: "Call") -> bool:
+        return False
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [ANY] * len(call.ins)
+
+    def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        return [Gaussian(np.zeros((1,) * len(s)), np.ones((1,) * len(s))) for s in call.out_shapes]
+
+
+class Unknown(Fixed):
+    """Stands for every operator that has no class here."""
+
+    known = False
+
+
+UNKNOWN = Unknown()

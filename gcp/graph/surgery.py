@@ -1,0 +1,471 @@
+"""What can be done to a network's channels: silence them, remove them, move factors and constants, resize.
+
+`silence(net, keep)` and `shrink(net, keep)` are one function of the image, the first with all channels still there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from gcp.errors import UserError
+from gcp.graph.channels import GATE, Call, is_depthwise, is_gate, is_norm, is_scale, layer_name
+from gcp.graph.network import Network, Node, Tensor, has_weight, residual_norms
+from gcp.graph.operators import Channels, Gaussian
+
+# ---- rewriting ------------------------------------------------------------------------------------------------------
+
+New = Tuple[Node, Tuple[Tuple[int, ...], ...]]  # a node and the shapes of its outputs
+
+
+def rewrite(
+    net: Network,
+    edit: Callable[[int, Node, Callable[[Node, tuple], int]], Optional[int]],
+    arrays: Mapping[str, np.ndarray],
+) -> Network:
+    """The network with its nodes edited in order, and these arrays: every change of a graph goes through here.
+
+    `edit(i, node, add)` gets each node with its inputs already those of the new graph. `add(node, shapes)` appends a
+    node and gives its position. It returns the position that now stands for node i, or None to leave node i out; that
+    of an input takes its place.
+    """
+    nodes: List[Node] = []
+    shapes: List[tuple] = []
+    moved: Dict[int, int] = {}
+
+    def add(node: Node, shape: tuple) -> int:
+        nodes.append(node)
+        shapes.append(shape)
+        return len(nodes) - 1
+
+    for i, node in enumerate(net.nodes):
+        at = edit(i, replace(node, inputs=tuple((moved[j], o) for j, o in node.inputs)), add)
+        if at is not None:
+            moved[i] = at
+    outputs = tuple((moved[i], o) for i, o in net.outputs)
+    return replace(net, nodes=tuple(nodes), outputs=outputs, shapes=tuple(shapes), arrays=arrays)
+
+
+# ---- gates ----------------------------------------------------------------------------------------------------------
+
+
+def with_gates(net: Network) -> Network:
+    """The same function with a gate of ones wherever no batch norm of its own can silence a channel.
+
+    A gate is an array that multiplies channels behind a layer, or behind the layer's norm, so that it scales the shift
+    as well. It gives such groups the scale that GCP regularises; `fold_gates` takes it out again.
+    """
+    arrays, structure = dict(net.arrays), net.structure
+    places = structure.missing_gates
+    if not places:
+        return net
+
+    def edit(i: int, node: Node, add: Callable) -> int:
+        at = add(node, net.shapes[i])
+        if i not in places:
+            return at
+        out, name = structure.calls[i].outs[0], layer_name(net.nodes[i].name) + GATE
+        value = out.spread(len(net.shapes[i][0]), np.ones(len(out.labels), np.float32))
+        arrays[name] = value
+        # MXNet cannot infer this shape from the graph
+        gate = add(Node("null", name, {"__shape__": str(value.shape)}), (value.shape,))
+        return add(Node("broadcast_mul", name + "_fwd", {}, ((at, 0), (gate, 0))), net.shapes[i])
+
+    return rewrite(net, edit, arrays)
+
+
+def fold_gates(net: Network) -> Network:
+    """Gates multiplied into the arrays before them, and taken out of the graph."""
+    arrays, gone = dict(net.arrays), set()
+    for i, node in enumerate(net.nodes):
+        if is_gate(net, i):
+            (source, _), (gate, _) = node.inputs
+            gone |= {i, gate}
+            by = arrays.pop(net.nodes[gate].name).reshape(-1)
+            for name, axis in _scaled_arrays(net, source):
+                value = arrays[name]
+                shape = [1] * value.ndim
+                shape[axis] = -1
+                arrays[name] = value * by.reshape(shape)
+
+    def edit(i: int, node: Node, add: Callable) -> Optional[int]:
+        if i in gone:
+            return node.inputs[0][0] if node.inputs else None
+        return add(node, net.shapes[i])
+
+    return rewrite(_without(net, gone), edit, arrays) if gone else net
+
+
+def _without(net: Network, gone: set) -> Network:
+    """The network whose gates no longer read their arrays, so that these can be left out."""
+    nodes = tuple(replace(n, inputs=n.inputs[:1]) if i in gone and n.inputs else n for i, n in enumerate(net.nodes))
+    return replace(net, nodes=nodes)
+
+
+def _scaled_arrays(net: Network, i: int) -> List[Tuple[str, int]]:
+    """(name, axis) of the arrays that a factor on the outputs of a layer or norm can move into."""
+    name = net.nodes[i].name
+    if is_norm(net, i):
+        return [(array, 0) for array in net.norm_arrays(name)]
+    weight = (net.weight(name), net.structure.calls[i].operator.out_axis)
+    return [weight] if net.bias(name) is None else [weight, (net.bias(name), 0)]
+
+
+# ---- silencing and removing -----------------------------------------------------------------------------------------
+
+
+def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
+    """The network with every dropped channel put to zero by what scales it: same shapes, dropped channels constant.
+
+    Channels behind a norm of their own then put out their shift, bare ones their bias, and those that a product with
+    something else needs at zero, zero. `shrink` gives the same function with the channels gone.
+    """
+    structure, arrays = net.structure, {}
+    alive = _alive(net, keep)
+
+    def put(name: str, axis: int, units: np.ndarray) -> None:
+        dead = (units >= 0) & ~alive[units]
+        if dead.any():
+            value = np.array(arrays.get(name, net.arrays[name]))
+            np.moveaxis(value, axis, 0)[dead] = 0.0
+            arrays[name] = value
+
+    for i, call in structure.calls.items():
+        if call.outs[0] is not None and is_scale(net, i):
+            put(net.norm_arrays(call.node.name)[0], call.outs[0].axis if is_gate(net, i) else 0, structure.units_of(i))
+    for i, units in structure.missing_gates.items():
+        arrays_of = _scaled_arrays(net, i)
+        for name, axis in arrays_of if structure.demand[i, 0] == 2 or is_norm(net, i) else arrays_of[:1]:
+            put(name, axis, units)
+    return net.with_arrays(arrays)
+
+
+def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenced") -> Network:
+    """The network without the dropped channels.
+
+    `keep` maps each group's name to the sorted indices of the units that stay, at least one. What a dropped channel put
+    out on average moves into the next batch norm's running mean, or the bias of the layer that reads it (a bias is
+    added where there is neither). With `moved` "silenced" that is what it puts out once it is silent, so that the
+    result equals `silence(net, keep)` up to rounding, except within a kernel's reach of zero-padded borders, where the
+    constant met zeros. With "mean" it is the mean of what it puts out alive, by its norm's N(shift, scale^2).
+    """
+    for g in net.groups:
+        if len(keep[g.name]) == 0:
+            raise ValueError(f"group '{g.name}' would be emptied")
+    net = _with_biases(net)
+    alive = _alive(net, keep)
+    arrays = _with_constants(net, alive, silence(net, keep).arrays if moved == "silenced" else None)
+
+    def count(labels: np.ndarray) -> int:
+        return int(((labels < 0) | alive[labels]).sum())
+
+    small = _recounted(net, count)
+    for call in net.structure.calls.values():
+        for k, axes in call.arrays.items():
+            name, value = call.node.inputs[k][0], None
+            name = net.nodes[name].name
+            if arrays[name].shape == net.arrays[name].shape:
+                value = arrays[name]
+                for axis, labels in axes.items():
+                    stays = (labels < 0) | alive[labels]
+                    value = value if stays.all() else np.compress(stays, value, axis)
+                arrays[name] = value
+    return replace(small, arrays={k: np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()})
+
+
+def _alive(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Per unit, whether it stays; one more at the end, so that -1 does."""
+    alive = np.zeros(len(net.structure.group_of) + 1, bool)
+    alive[-1] = True
+    for g in net.groups:
+        alive[g.start + np.asarray(keep[g.name], int)] = True
+    return alive
+
+
+def _recounted(net: Network, count: Callable[[np.ndarray], int]) -> Network:
+    """Attributes and shapes of the graph with as many channels of these labels as `count` says; arrays as they were."""
+    structure, shapes, nodes = net.structure, [list(s) for s in net.shapes], list(net.nodes)
+
+    def resize(j: int, o: int, axis: int, labels: np.ndarray) -> None:
+        shapes[j][o] = shapes[j][o][:axis] + (count(labels),) + shapes[j][o][axis + 1 :]
+
+    for i, call in structure.calls.items():
+        for o, out in enumerate(call.outs):
+            if out is not None:
+                resize(i, o, out.axis, out.labels)
+        for k, axes in call.arrays.items():
+            for axis, labels in axes.items():
+                resize(call.node.inputs[k][0], 0, axis, labels)
+        changed = call.operator.attributes(call, count) if any(x is not None for x in (*call.ins, *call.outs)) else {}
+        if any(call.node.attrs.get(key) != value for key, value in changed.items()):
+            nodes[i] = replace(call.node, attrs={**call.node.attrs, **changed})
+    for i, node in enumerate(nodes):
+        if node.op == "null" and "__shape__" in node.attrs and net.is_array(i):
+            nodes[i] = replace(node, attrs={**node.attrs, "__shape__": str(shapes[i][0])})
+    return replace(net, nodes=tuple(nodes), shapes=tuple(map(tuple, shapes)))
+
+
+def resized(net: Network, widths: Mapping[str, int]) -> Network:
+    """The same architecture at other widths, smaller or larger, with made-up weights: for costs and for timing.
+
+    `widths`: group name -> number of units, 1 or more, for every group. Weights repeat one block of random numbers
+    at He's scale, so that a ResNet-101 takes a tenth of a second; a network's time does not depend on them.
+    """
+    pattern = np.random.default_rng(0).normal(size=4093).astype(np.float32)  # a prime: rows do not repeat each other
+    structure = net.structure
+    ratio = np.array([widths[g.name] / g.size for g in net.groups])
+
+    def count(labels: np.ndarray) -> int:
+        own = labels[labels >= 0]
+        return len(labels) - len(own) + round(float(ratio[structure.group_of[own]].sum())) if len(own) else len(labels)
+
+    other = _recounted(net, count)
+    arrays = {}
+    for i, call in structure.calls.items():
+        ones = (1, 4) if is_norm(net, i) else (1,) if is_gate(net, i) else ()  # scale and variance
+        for k, (j, _) in enumerate(call.node.inputs):
+            if net.is_array(j) and net.nodes[j].name not in arrays:
+                shape = other.shapes[j][0]
+                if k == call.operator.weight:
+                    gain = np.sqrt(2 / np.prod(shape[1:]))
+                    value = np.resize(pattern * gain, shape).astype(np.float32)
+                else:
+                    value = np.full(shape, float(k in ones), np.float32)
+                arrays[net.nodes[j].name] = (
+                    value
+                    if other.shapes[j] != net.shapes[j] or call.outs[0] is not None
+                    else (net.arrays[net.nodes[j].name])
+                )
+    return replace(other, arrays=arrays)
+
+
+# ---- constants that move on -----------------------------------------------------------------------------------------
+
+
+def _with_biases(net: Network) -> Network:
+    """A zero bias for each layer whose missing constant would meet something that no constant passes."""
+    structure, exposed = net.structure, {t: True for t in net.outputs}
+    bare = set()
+    for i in sorted(structure.calls, reverse=True):
+        call = structure.calls[i]
+        here = any(exposed.get((i, o), False) for o in range(len(call.outs)))
+        layer = call.operator.weight is not None
+        if layer and call.bias is None and here and call.ins[0] is not None and (call.ins[0].labels >= 0).any():
+            bare.add(i)
+        if call.operator.is_norm:
+            continue
+        stops = call.outs[0] is None or not call.operator.additive(call)
+        for t in call.node.inputs:
+            if layer and not is_depthwise(net, i):
+                continue  # which takes it up by itself
+            exposed[t] = exposed.get(t, False) or here or stops
+    if not bare:
+        return net
+    arrays = dict(net.arrays)
+
+    def edit(i: int, node: Node, add: Callable) -> int:
+        if i in bare:
+            n = structure.calls[i].operator.out_axis
+            n = net.shapes[net.nodes[i].inputs[structure.calls[i].operator.weight][0]][0][n]
+            if n != len(structure.calls[i].outs[0].labels):
+                n = len(structure.calls[i].outs[0].labels)
+            name = layer_name(node.name) + "_bias"
+            arrays[name] = np.zeros(n, np.float32)
+            at = add(Node("null", name, {}), ((n,),))
+            node = replace(node, attrs={**node.attrs, "no_bias": "False"}, inputs=(*node.inputs, (at, 0)))
+        return add(node, net.shapes[i])
+
+    return rewrite(net, edit, arrays)
+
+
+def _with_constants(
+    net: Network, alive: np.ndarray, silenced: Optional[Mapping[str, np.ndarray]]
+) -> Dict[str, np.ndarray]:
+    """The network's arrays once what the dropped channels put out has moved on.
+
+    One pass in topological order, float64. `moments[t]`: mean and variance of the channels of tensor t, by the
+    `silenced` arrays where these are given. `missing[t]`: what the kept channels of t lack once dropped ones upstream
+    are gone.
+    """
+    arrays, structure = dict(net.arrays), net.structure
+    values = net.arrays if silenced is None else silenced
+    moments: Dict[Tensor, Gaussian] = {}
+    missing: Dict[Tensor, np.ndarray] = {}
+
+    def inputs(call: Call) -> Tuple[List[Gaussian], List[np.ndarray]]:
+        xs, ds = [], []
+        for k, (t, s) in enumerate(zip(call.node.inputs, call.shapes)):
+            if call.is_array(k):
+                small = len(s) == len(call.out_shapes[0])  # arrays of layers and norms are not numbers about channels
+                value = values[net.nodes[t[0]].name].astype(np.float64) if small else np.zeros((1,) * len(s))
+                xs.append(Gaussian(value, np.zeros_like(value)))
+            else:
+                xs.append(moments.get(t) or Gaussian(np.zeros((1,) * len(s)), np.ones((1,) * len(s))))
+            ds.append(missing.get(t, np.zeros((1,) * len(s))))
+        return xs, ds
+
+    for i, call in structure.calls.items():
+        if all(x is None for x in call.ins) and all(out is None for out in call.outs):
+            continue
+        before_norm = all(is_norm(net, r) for r in net.readers[i, 0])
+        call = call.using(values, exact=silenced is not None, before_norm=before_norm)
+        xs, ds = inputs(call)
+        layer, out = call.operator.weight is not None, call.outs[0]
+        if call.operator.is_norm and out is not None:
+            mean = net.nodes[call.node.inputs[3][0]].name
+            d = np.broadcast_to(
+                ds[0].mean(axis=tuple(a for a in range(ds[0].ndim) if a != out.axis)), arrays[mean].shape
+            )
+            arrays[mean] = (arrays[mean] - d).astype(np.float32)
+            made = [np.zeros((1,) * len(s)) for s in call.out_shapes]
+        elif layer and call.made is not None:
+            made = [_lost(call, xs[0], ds[0], alive, arrays)]
+        else:
+            made = call.operator.shift(call.using(net.arrays), ds) if any(d.any() for d in ds) else None
+            made = made or [np.zeros((1,) * len(s)) for s in call.out_shapes]
+            if layer and call.bias is not None and out is not None and made[0].any():
+                _add_bias(call, made[0], out, arrays)
+                made = [np.zeros_like(made[0])]
+        for o, y in enumerate(call.operator.moments(call, xs)):
+            moments[i, o] = y
+        for o, d in enumerate(made):
+            labels = call.outs[o]
+            if labels is not None and d.any():  # nothing is missing where nothing is left
+                dead = labels.spread(len(call.out_shapes[o]), (labels.labels >= 0) & ~alive[labels.labels])
+                d = np.where(dead, 0.0, d)
+            missing[i, o] = d
+    return arrays
+
+
+def _lost(call: Call, x: Gaussian, d: np.ndarray, alive: np.ndarray, arrays: Dict[str, np.ndarray]) -> np.ndarray:
+    """What a layer's outputs lack once the dropped channels that it reads are gone; its bias takes it up."""
+    rank = len(call.out_shapes[0])
+    labels = call.read if call.read is not None else np.full(call.shapes[0][1], -1)
+    dead = (labels >= 0) & ~alive[labels]
+    lost = call.operator.read(call, d)
+    if dead.any():
+        if call.exact and call.operator.read(call, x.variance)[dead].any():
+            raise AssertionError(f"a dropped channel that '{call.node.name}' reads is not constant")
+        lost = np.where(dead, call.operator.read(call, x.mean), lost)
+    if not lost.any():
+        return np.zeros((1,) * rank)
+    y = call.operator.lost(call, lost)
+    if call.bias is None:
+        return y
+    _add_bias(call, y, call.outs[0], arrays)
+    return np.zeros((1,) * rank)
+
+
+def _add_bias(call: Call, y: np.ndarray, out: Channels, arrays: Dict[str, np.ndarray]) -> None:
+    name = call.walk.net.nodes[call.node.inputs[call.bias][0]].name
+    arrays[name] = (arrays[name] + y.mean(axis=tuple(a for a in range(y.ndim) if a != out.axis))).astype(np.float32)
+
+
+# ---- scales ---------------------------------------------------------------------------------------------------------
+
+
+def squared_input_norms(net: Network, layer: str) -> np.ndarray:
+    """Per input j of a conv or dense layer, `||W[:, j]||_F^2`, once for each channel that it reads. Float64."""
+    call = net.structure.calls[net.index[layer]]
+    squares = np.square(net.arrays[net.weight(layer)], dtype=np.float64)
+    if is_depthwise(net, call.i):
+        return squares.reshape(call.shapes[0][1], -1).sum(1)
+    groups = int(call.node.literal("num_group", 1))
+    squares = np.moveaxis(squares, call.operator.out_axis, 0)
+    return squares.reshape(groups, -1, squares.shape[1], math.prod(squares.shape[2:])).sum((1, 3)).reshape(-1)
+
+
+def producer_norms(net: Network) -> Dict[str, np.ndarray]:
+    """Per layer that makes prunable channels, the L1 norm of the weights of each output. Float64."""
+    found = {}
+    for layer in dict.fromkeys(layer for g in net.groups for layer in g.producers):
+        w = np.moveaxis(net.arrays[net.weight(layer)], net.structure.calls[net.index[layer]].operator.out_axis, 0)
+        found[layer] = np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(1)
+    return found
+
+
+def stream_norms(net: Network) -> np.ndarray:
+    """Per stream, the squared norm of the weights that read it, over all readers together: eq. 2's `||W_l[:, j]||^2`.
+
+    A dense layer behind a flatten reads each channel at several positions, a depthwise conv with one kernel.
+    """
+    total = np.zeros(net.streams.n)
+    for i, streams in net.streams.readers.items():
+        np.add.at(total, streams, squared_input_norms(net, net.nodes[i].name))
+    return total
+
+
+def rescale(net: Network) -> Network:
+    """The same function with the readers' weights of every stream at unit norm, where factors pass (section 4.2).
+
+    ReLU, pooling and addition are positively homogeneous, so `||W[:, j]||` moves into scale and shift of the norms
+    that make channel j. A channel that nobody reads keeps its scale. Networks with relu6 or a sigmoid keep
+    theirs in the streams concerned.
+    """
+    streams, arrays = net.streams, dict(net.arrays)
+    s = np.sqrt(stream_norms(net))
+    s = np.where((s > 0) & ~streams.held, s, 1.0)
+    for i, of in streams.sources.items():
+        if is_scale(net, i) and not streams.held[of].all():
+            for name in net.norm_arrays(net.nodes[i].name):
+                if name is not None:
+                    arrays[name] = (arrays[name] * s[of].reshape(arrays[name].shape)).astype(np.float32)
+    for i, of in streams.readers.items():
+        if streams.held[of].all():
+            continue
+        name, axis = net.weight(net.nodes[i].name), 1 - net.structure.calls[i].operator.out_axis
+        by = s[of]
+        if is_depthwise(net, i):
+            axis, by = 0, np.repeat(by, len(arrays[name]) // len(by))
+        shape = [1] * arrays[name].ndim
+        shape[axis] = -1
+        # In float64, rounded once, and without a float64 copy of the weights.
+        w = arrays[name]
+        arrays[name] = np.divide(w, by.reshape(shape), out=np.empty_like(w), dtype=np.float64, casting="same_kind")
+    return net.with_arrays(arrays)
+
+
+def with_zero_residuals(net: Network) -> Network:
+    """The network with scales of 0 at the end of every residual branch, so that each block starts as its shortcut.
+
+    He et al., "Bag of Tricks", CVPR 2019, section 3.1; GluonCV's `last_gamma`, which leaves out the basic blocks of
+    version 1b. UserError where no norm ends a branch.
+    """
+    scales = [net.norm_arrays(norm)[0] for norm in residual_norms(net)]
+    if not scales:
+        raise UserError(
+            f"network '{net.name}': no residual branch ends in a batch norm; set train.last_gamma_zero to false"
+        )
+    return net.with_arrays({name: np.zeros_like(net.arrays[name]) for name in scales})
+
+
+def variances(net: Network) -> Dict[Tensor, np.ndarray]:
+    """Per tensor, the variance that arrives in each channel if it is the squared scale of the norms that make it.
+
+    Additions add; what no norm or gate scales counts as 1.
+    """
+    found: Dict[Tensor, np.ndarray] = {}
+    for i, call in net.structure.calls.items():
+        call = call.using(net.arrays)
+        xs = [found.get(t, np.ones((1,) * len(s))) for t, s in zip(call.node.inputs, call.shapes)]
+        out = call.outs[0]
+        if out is None:
+            continue
+        rank = len(call.out_shapes[0])
+        if is_norm(net, i):
+            made = [out.spread(rank, call.value(1).astype(np.float64) ** 2)]
+        elif is_gate(net, i):
+            made = [xs[0] * call.value(1).astype(np.float64) ** 2]
+        elif is_depthwise(net, i):
+            m = len(call.value(1)) // call.shapes[0][1]
+            each = np.square(call.value(1), dtype=np.float64).reshape(len(call.value(1)), -1).sum(1)
+            made = [out.spread(rank, np.repeat(call.operator.read(call, xs[0]), m) * each)]
+        elif has_weight(call.node):
+            made = [out.spread(rank, np.ones(len(out.labels)))]
+        else:
+            made = call.operator.gather(call, xs)
+        found.update({(i, o): y for o, y in enumerate(made)})
+    return found
