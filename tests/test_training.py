@@ -242,7 +242,7 @@ def test_statistics_of_several_batches_are_those_of_all_their_images():
     new = statistics.recompute_statistics(net, loop.Batches(split, 8, 0), 3)
     norm = next(n for n in net.nodes if n.op == "BatchNorm")
     x = predict(replace(net, outputs=norm.inputs[:1]), split.x).astype(np.float64)
-    mean, variance = (new.arrays[net.nodes[j].name] for j in norm.inputs[3:])
+    mean, variance = (new.arrays[net.nodes[j].name] for j, _ in norm.inputs[3:])
     np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, x.var((0, 2, 3)), rtol=1e-4)
 

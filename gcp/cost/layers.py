@@ -27,8 +27,9 @@ class Layer:
 
     `kind` is equal for layers that take the same time at the same widths: operator, kernel, stride, sizes, followers.
     Multiply-accumulates are `kernel_size * positions * input channels * output channels` (once the channels for a
-    `depthwise` conv, and for a grouped one of which whole groups go). `in_positions` and `out_positions`: values per channel of the input, and of the output with all
-    followers' outputs.
+    `depthwise` conv, and for a grouped one of which whole groups go). `in_positions` and `out_positions`: values per
+    channel of the input, and of the output with all followers' outputs.
+
     """
 
     name: str
