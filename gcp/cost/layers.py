@@ -29,7 +29,6 @@ class Layer:
     Multiply-accumulates are `kernel_size * positions * input channels * output channels` (once the channels for a
     `depthwise` conv, and for a grouped one of which whole groups go). `in_positions` and `out_positions`: values per
     channel of the input, and of the output with all followers' outputs.
-
     """
 
     name: str
