@@ -22,6 +22,8 @@ setup(
         "opencv-python>=4.5.5,<4.12",
         "pandas>=2.0,<3",
         "matplotlib>=3.7,<3.11",
+        # The first whose placing of names is the same each time.
+        "adjustText>=1.4,<2",
         "scipy>=1.10,<1.16",
         "scikit-learn>=1.3,<1.8",
         "pydantic>=2.5,<3",

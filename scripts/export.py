@@ -58,7 +58,7 @@ def run(argv: list) -> None:
     from gcp import storage
     from gcp.backend import export, zoo
     from gcp.experiment import measure
-    from gcp.report import report
+    from gcp.report import tables
 
     for name in args.network:
         measure.with_weights(name, args.pretrained)
@@ -71,7 +71,7 @@ def run(argv: list) -> None:
             args.network, prefixes, data, args.pretrained, args.calibration, args.batch, args.repeats
         )
         if args.table:
-            report.write_int8(facts["int8"], Path(args.table))
+            tables.write_int8(facts["int8"], Path(args.table))
     if args.onnx:
         facts["onnx"] = []
         for name in args.network:

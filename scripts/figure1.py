@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp import errors, runtime
-from gcp.report import figure1
+from gcp.report import figure1, tables
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -49,7 +49,8 @@ def run(argv: list[str]) -> None:
         measured = measure(args, networks, path)
     else:
         measured = figure1.read(path) if path.exists() else None
-    paths = figure1.write(networks, measured, Path(args.out))
+    with tables.writing(Path(args.out), "--out"):
+        paths = figure1.write(networks, measured, Path(args.out))
     for table in paths:
         if table.suffix == ".md":
             print(table.read_text(encoding="utf-8"))

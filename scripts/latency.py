@@ -202,9 +202,8 @@ def validate(args: argparse.Namespace) -> None:
         with _bar("layers alone") as bar:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, _to(bar))
     result = latency.validate(model, net, held, alone, again)
-    values = result.model_dump(mode="json")
     if args.out:
-        storage.write_json(f"{args.out}.validation.json", values)
+        storage.write_json(f"{args.out}.validation.json", result.model_dump(mode="json"))
     print(
         f"{net.name}, {setup}: {len(held.lines)} networks of {result.span[0]:.2f} to {result.span[1]:.2f} "
         f"times the network's own {1e3 * result.reference_s:.3f} ms"
@@ -215,15 +214,15 @@ def validate(args: argparse.Namespace) -> None:
             f"Kendall's tau {good.tau:.3f}"
         )
     if args.out:
-        for path in figures.predictions(values, Path(f"{args.out}.validation")):
+        for path in figures.save(figures.predictions(result), Path(f"{args.out}.validation")):
             print(path)
 
 
 def table(args: argparse.Namespace) -> None:
     """Write the table of validations."""
-    from gcp.report import report
+    from gcp.report import tables
 
-    for path in report.write_validations(Path(args.folder)):
+    for path in tables.write_validations(Path(args.folder)):
         print(path)
 
 

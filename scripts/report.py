@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp.experiment import record as records
-from gcp.report import paper, report
+from gcp.report import figures, frame, paper, tables
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -23,18 +23,19 @@ def run(argv: list[str]) -> None:
     )
     parser.add_argument("--embed", metavar="FILE", help="Markdown document whose embedded tables to bring up to date")
     arguments = parser.parse_args(argv)
-    paths = report.write(arguments.results, arguments.output)
     output = Path(arguments.output or Path(arguments.results) / "report")
-    paths += paper.write(
-        [report.as_dict(run) for run in records.load_records(arguments.results)], REFERENCE, output, arguments.paper
-    )
+    runs = records.load_records(arguments.results)
+    with tables.writing(output, "--output"):
+        table = frame.frame(runs)
+        paths = tables.write(table, output) + figures.write(table, output)
+        paths += paper.write(runs, REFERENCE, output, arguments.paper)
     for path in paths:
-        if path.suffix == ".md":
+        if path.suffix == ".md" and path.stem not in ("table", "comparison"):  # too wide for a terminal
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
     if arguments.embed:
-        report.embed(arguments.embed)
+        tables.embed(arguments.embed)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,12 @@ def dry_run(cfgs: list, timed: bool) -> str:
     """What the experiments would take, as a Markdown table."""
     runtime.use_threads(cfgs[0].threads)
     from gcp.experiment import estimate  # imports MXNet, which reads the number of threads as it loads
-    from gcp.report import estimate as report_estimate
+    from gcp.report import tables
 
     if not timed:
-        return report_estimate.markdown(estimate.forecast(cfgs))
+        return tables.forecast(estimate.forecast(cfgs))
     watch = estimate.Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
-    return report_estimate.markdown(estimate.forecast(cfgs, watch), watch.measured)
+    return tables.forecast(estimate.forecast(cfgs, watch), watch.measured)
 
 
 if __name__ == "__main__":

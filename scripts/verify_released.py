@@ -29,7 +29,7 @@ def run(argv: list) -> None:
         measure,
         released,  # import MXNet, which reads the number of threads as it loads
     )
-    from gcp.report import released as report_released
+    from gcp.report import tables
 
     facts, problems = [], []
     for name, row in released.published(REFERENCE).iterrows():
@@ -41,7 +41,7 @@ def run(argv: list) -> None:
             disagreements += released.disagreeing_accuracy(name, row, measured)
         facts.append(found)
         problems += disagreements
-    print(report_released.markdown(facts))
+    print(tables.released(facts))
     print(
         f"\n{len(facts)} networks, {len(problems)} disagreements with what was published"
         + ("" if args.weights else " (accuracies not checked: --weights --imagenet ROOT)")

@@ -13,7 +13,7 @@ from gcp import errors
 from gcp.backend import zoo
 from gcp.cost.base import COSTS
 from gcp.experiment import config, estimate
-from gcp.report import estimate as report_estimate
+from gcp.report import tables
 
 REPO = Path(__file__).resolve().parents[1]
 TABLE3 = REPO / "configs" / "imagenet" / "table3"
@@ -44,7 +44,7 @@ def test_table3_by_hand():
 def test_unreachable_is_said():
     (row,) = estimate.forecast([config.load(TABLE3 / "gcp-macs-0.29.yaml", ["prune.target=0.001"])])
     assert not row.is_reachable and row.lowest == pytest.approx(0.0063, abs=0.0001)
-    assert "NO: 0.63 % at least" in report_estimate.markdown([row])
+    assert "NO: 0.63 % at least" in tables.forecast([row])
 
 
 def test_a_shared_dense_network_counts_once():
@@ -84,7 +84,7 @@ def test_the_saved_network_of_table6_has_a_stand_in():
     assert dense.params == COSTS["params"](shape_only("resnet50_v1d"))(shape_only("resnet50_v1d").widths) - 2049 * 744
     # 60 of each class, a tenth held out: 13,824 images, in 216 batches of 64.
     assert dense.images_dense == 40 * 216 * 64
-    assert "1.2541*" in report_estimate.markdown([dense, pruned])
+    assert "1.2541*" in tables.forecast([dense, pruned])
 
 
 def test_sizes_are_counted_where_there_are_images(tmp_path):
@@ -116,7 +116,7 @@ def test_the_stopwatch_times_each_network_once():
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (720, "12 min"), (27000, "7.5 h"), (31 * 86400, "31 days")])
 def test_durations(seconds, text):
-    assert report_estimate.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 def script(*args):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import old_records
 import pandas as pd
 import pytest
+from finished import finished, rows_of, saved
 
 from gcp.errors import UserError
 from gcp.experiment import config
-from gcp.report import figures, paper
+from gcp.report import figures, paper, tables
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -27,137 +25,72 @@ def known():
     return paper.published(REFERENCE)
 
 
-def stage(top1, top5, params, macs, speed=None):
-    throughput = speed and {
-        "images_per_second": speed,
-        "latency_s": 64 / speed,
-        "batch": 64,
-        "dtype": "float32",
-        "device": "gpu(0)",
-        "threads": 8,
-    }
-    return {
-        "top1": top1,
-        "top5": top5,
-        "loss": 1.0,
-        "n_eval": 50000,
-        "macs": macs,
-        "params": params,
-        "epochs": 0,
-        "images": 0,
-        "seconds": 1.0,
-        "throughput": throughput,
-    }
-
-
-def record(
-    table,
-    level,
-    method,
-    target,
-    top1,
-    seed=0,
-    *,
-    dense=(0.79, 0.94),
-    scale="paper",
-    kept=0.5,
-    model="resnet50_v1d",
-    name=None,
-    data="imagenet",
-    speed=None,
-    **prune,
-):
-    """A made-up record of a row: `kept` of the parameters, `target` of the FLOPs, of a network of 20 M and 4 G."""
-    objective = "params" if table in ("table2", "table4") else "macs"
-    cfg = {
-        "scale": scale,
-        "seed": seed,
-        "model": {"name": name or model},
-        "train": {"epochs": 0},
-        "data": {"name": data, "input": [3, 224, 224]},
-        "finetune": {"epochs": 120, "extra_epochs": 0},
-        "paper": {"table": table, "level": level, "chosen": False, "starts_from": None},
-        "prune": {
-            "method": method,
-            "objective": objective,
-            "target": target,
-            "score": "taylor",
+def run(table, level, method, target, top1, seed=0, *, kept=0.5, model="resnet50_v1d", speed=None, **more):
+    """A made-up run of a row: `kept` of the parameters, `target` of the FLOPs, or the other way round."""
+    is_params = table in ("table2", "table4")
+    params_kept, macs_kept = (target, kept) if is_params else (kept, target)
+    return finished(
+        method,
+        "params" if is_params else "macs",
+        target,
+        seed,
+        top1,
+        **{
+            "dense_top1": 0.79,
+            "scale": "paper",
+            "data": "imagenet",
             "round_to": 8,
-            "criterion": "l1",
-            **prune,
-        },
-    }
-    fractions = {"params": (target, kept), "macs": (kept, target)}[objective]
-    return {
-        "fingerprint": json.dumps(cfg),
-        "name": "row",
-        "scale": scale,
-        "seed": seed,
-        "config": cfg,
-        "git_commit": None,
-        "versions": {},
-        "date": "",
-        "device": {"name": "gpu(0)", "cpu": "Test CPU", "threads": 8},
-        "model": model,
-        "data": data,
-        "method": method,
-        "objective": objective,
-        "target": target,
-        "round_to": 8,
-        "stages": {
-            "dense": stage(*dense, 20e6, 4e9, speed and speed / 2),
-            "pruned": stage(0.1, 0.3, 1, 1),
-            "final": stage(top1, top1 + 0.15, 20e6 * fractions[0], 4e9 * fractions[1], speed),
-        },
-        "macs_kept": fractions[1],
-        "params_kept": fractions[0],
-        "latency_kept": None,
-        "widths": {"dense": {"conv0": 64, "conv1": 128}, "final": {"conv0": 16, "conv1": 64}},
-        "iterations": [],
-        "images_before_finetune": 0,
-        "images_total": 1,
-        "seconds": 1.0,
-    }
+            "n_eval": 50_000,
+            "top5_above": 0.15,
+        }
+        | more,
+        params_kept=params_kept,
+        macs_kept=macs_kept,
+        model=model,
+        paper=(table, level),
+        speeds=speed and (speed / 2, speed),
+        device="gpu(0)",
+    )
 
 
-def records_of(name):
-    """Made-up records of one table: two seeds of one row, one of another, a smoke run."""
+def runs_of(name):
+    """Made-up runs of one table: two seeds of one row, one of another, a smoke run."""
     if name == "table6":
         return [
-            record("table6", 0, "none", 1.0, 0.80, data="caltech256", kept=1.0),
-            record(
+            run("table6", 0, "none", 1.0, 0.80, data="caltech256", kept=1.0),
+            run(
                 "table6",
                 1,
                 "none",
                 1.0,
                 0.81,
                 data="caltech256",
-                name="results/imagenet/table3/gcp-macs-0.643-seed0-0123456789ab/final",
+                starts_from="results/imagenet/table3/gcp-macs-0.643-seed0-0123456789ab/final",
                 kept=0.6,
             ),
         ]
     layout = paper.TABLES[name]
     model = {"ResNet-18": "resnet18_v1b", "ResNet-50": "resnet50_v1d", "ResNet-101": "resnet101_v1d"}[layout.network]
-    target = paper.levels_of(name, paper.published(REFERENCE))[1]
+    target = paper.levels(name, paper.published(REFERENCE))[1][0]
     # 79 - 77 = 2 and 79 - 76 = 3 points: 2.50 +- 0.71.
     rows = [
-        record(name, 1, "gcp", target, 0.77, model=model),
-        record(name, 1, "gcp", target, 0.76, 1, model=model),
-        record(name, 1, "gcp", target, 0.30, model=model, scale="smoke", data="folder"),
+        run(name, 1, "gcp", target, 0.77, model=model),
+        run(name, 1, "gcp", target, 0.76, 1, model=model),
+        run(name, 1, "gcp", target, 0.30, model=model, scale="smoke", data="folder"),
     ]
     if "Uniform" in layout.methods:
-        rows.append(record(name, 1, "uniform", target, 0.75, model=model, kept=target))
+        rows.append(run(name, 1, "uniform", target, 0.75, model=model, kept=target))
     return rows
 
 
-def rows_of(text):
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return [dict(zip(lines[0], line)) for line in lines[2:]]
+def printed_rows(name, runs, known):
+    rows, _ = paper.table(name, paper.TABLES[name], runs, known)
+    return tables.formatted(rows, tables.digits_of(paper.MEASURES))
 
 
 @pytest.mark.parametrize("name", sorted(paper.TABLES))
 def test_layout(name, known, tmp_path):
-    paths = paper.write_table(name, paper.TABLES[name], records_of(name), known, tmp_path / name)
+    paths = paper.write_table(name, paper.TABLES[name], runs_of(name), known, tmp_path / name)
     assert [path.suffix for path in paths] == [".md", ".tex", ".csv"]
     for path in paths[:2]:
         # After a change that is meant: write these files anew, and read what changed.
@@ -165,7 +98,7 @@ def test_layout(name, known, tmp_path):
 
 
 def test_table1_by_hand(known, tmp_path):
-    [path, *_] = paper.write_table("table1", paper.TABLES["table1"], records_of("table1"), known, tmp_path / "t")
+    [path, *_] = paper.write_table("table1", paper.TABLES["table1"], runs_of("table1"), known, tmp_path / "t")
     text = path.read_text(encoding="utf-8")
     dcp, uniform, gcp, ours, other, smoke = rows_of(text)[:6]
     # DCP says errors of 30.36 and 11.02 before, and 69.21 and 88.86 right after.
@@ -202,10 +135,11 @@ def test_table1_by_hand(known, tmp_path):
 
 
 def test_caltech_drops_are_from_the_dense_network_of_the_same_seed(known):
-    runs = records_of("table6") + copy.deepcopy(records_of("table6"))
-    for r in runs[2:]:  # another seed, without its own dense network
-        r["seed"] = 1
-    frame, printed, _ = paper.table("table6", paper.TABLES["table6"], runs[:2] + runs[3:], known)
+    base, pruned = runs_of("table6")
+    # Another seed, without its own dense network.
+    start = pruned.record.config["model"]["name"].replace("seed0", "seed1")
+    other = run("table6", 1, "none", 1.0, 0.81, 1, data="caltech256", kept=0.6, starts_from=start)
+    printed = printed_rows("table6", [base, pruned, other], known)
     [dense] = printed[printed.Level == "0: not pruned"].to_dict("records")
     assert dense["Method"] == "this toolkit: Dense" and dense["Top-1 drop"] == "0.00"
     [ours] = printed[printed.Method.str.startswith("this toolkit: GCP")].to_dict("records")
@@ -215,12 +149,9 @@ def test_caltech_drops_are_from_the_dense_network_of_the_same_seed(known):
 
 def test_every_published_row_is_placed_once_or_counted(known):
     for name, layout in paper.TABLES.items():
-        frame, _, n_unplaced = paper.table(name, layout, [], known)
+        frame, n_unplaced = paper.table(name, layout, [], known)
         others = known.published[(known.published.network == layout.network) & (known.published.data == layout.data)]
-        papers = sum(
-            len(rows)
-            for _, rows in paper.levels(layout, known.skeleton[known.skeleton.table == int(name[-1])]).values()
-        )
+        papers = sum(len(rows) for _, rows in paper.levels(name, known).values())
         quoted = sum(frame.Method.isin({"DCP", "ThiNet", "CP"}))
         assert len(frame) == papers + len(others) - quoted - n_unplaced, name
 
@@ -241,14 +172,14 @@ def test_bases_are_those_that_the_sources_state(known):
 def test_the_seven_released_networks_stand_in_the_tables(known):
     shown = set()
     for name in ("table1", "table3", "table5"):
-        _, printed, _ = paper.table(name, paper.TABLES[name], [], known)
+        printed, _ = paper.table(name, paper.TABLES[name], [], known)
         shown |= set(printed.Method[printed.Method.str.endswith("(released)")])
     assert len(shown) == 7
 
 
 def test_no_cell_of_the_papers_own_rows_is_made_up(known):
     for name, layout in paper.TABLES.items():
-        frame, _, _ = paper.table(name, layout, [], known)
+        frame, _ = paper.table(name, layout, [], known)
         own = frame[frame.Method.isin(layout.methods)]
         assert len(own)
         assert own[["Top-1 drop", "Top-5 drop", "Top-1 %", "Top-5 %", "Base top-1 %"]].isna().all(axis=None)
@@ -259,68 +190,66 @@ def test_configs_and_layouts_agree(known):
         cfg = None if path.name.startswith("_") else config.load(path)
         if cfg is None or not cfg.paper.level:
             continue
-        layout, targets = paper.TABLES[cfg.paper.table], paper.levels_of(cfg.paper.table, known)
+        layout, targets = paper.TABLES[cfg.paper.table], paper.levels(cfg.paper.table, known)
         source = config.load(ROOT / cfg.paper.starts_from) if cfg.paper.starts_from else cfg
-        assert source.prune.target == targets[cfg.paper.level], path
+        assert source.prune.target == targets[cfg.paper.level][0], path
         assert cfg.paper.chosen == (cfg.paper.level > len(targets) - len(layout.chosen)), path
 
 
 def test_other_targets_and_options_are_not_averaged(known):
     runs = [
-        record("table3", 3, "gcp", 0.29, 0.7),
-        record("table3", 3, "gcp", 0.31, 0.7, 1),
-        record("table3", 3, "gcp", 0.29, 0.7, 1, iterations=8),
+        run("table3", 3, "gcp", 0.29, 0.7),
+        run("table3", 3, "gcp", 0.31, 0.7, 1),
+        run("table3", 3, "gcp", 0.29, 0.7, 1, iterations=8),
     ]
-    _, printed, _ = paper.table("table3", paper.TABLES["table3"], runs, known)
+    printed = printed_rows("table3", runs, known)
     assert printed.Method[printed.Method.str.startswith("this toolkit")].tolist() == [
+        "this toolkit: GCP-f, widths x8, prune.iterations=4",
         "this toolkit: GCP-f, widths x8, prune.iterations=8",
-        "this toolkit: GCP-f, widths x8, prune.iterations=null",
         "this toolkit: GCP-f, widths x8, target 31 %",
     ]
 
 
 def test_only_tables_with_records_are_written_and_twice_alike(tmp_path):
-    runs = [*records_of("table3"), record("table3", 3, "gcp", 0.29, 0.7), record("table4", 3, "gcp", 0.341, 0.7)]
+    runs = [*runs_of("table3"), run("table3", 3, "gcp", 0.29, 0.7), run("table4", 3, "gcp", 0.341, 0.7)]
+    for name in "ab":
+        (tmp_path / name).mkdir()
     paths = paper.write(runs, REFERENCE, tmp_path / "a")
     stems = {
         "paper_table3": (".md", ".tex", ".csv"),
         "paper_table4": (".md", ".tex", ".csv"),
-        "figure2": (".png", ".svg"),
-        "figure3": (".png", ".svg"),
+        "paper_figure2": (".png", ".svg"),
+        "paper_figure3": (".png", ".svg"),
     }
     assert {p.name for p in paths} == {stem + suffix for stem, suffixes in stems.items() for suffix in suffixes}
     for path, again in zip(paths, paper.write(runs[::-1], REFERENCE, tmp_path / "b")):
         assert path.read_bytes() == again.read_bytes(), path.name
-    assert paper.write([], REFERENCE, tmp_path / "c") == []
-    assert len(paper.write([], REFERENCE, tmp_path / "d", every=True)) == 18
+    assert paper.write([], REFERENCE, tmp_path) == []
+    assert len(paper.write([], REFERENCE, tmp_path, every=True)) == 18
 
 
 def test_figure1_gets_our_points_on_imagenet_only(tmp_path):
-    runs = [record("table3", 3, "gcp", 0.29, 0.76, seed, speed=3000.0 + 100 * seed) for seed in range(3)]
+    runs = [run("table3", 3, "gcp", 0.29, 0.76, seed, speed=3000.0 + 100 * seed) for seed in range(3)]
     runs += [
-        record("table3", 3, "gcp", 0.29, 0.3, scale="smoke", data="folder", speed=9e4),
-        record("table3", 3, "gcp", 0.29, 0.3, 5),
-        record("figure1", 0, "none", 1.0, 0.79, speed=1000.0, kept=1.0),
+        run("table3", 3, "gcp", 0.29, 0.3, scale="smoke", data="folder", speed=9e4),
+        run("table3", 3, "gcp", 0.29, 0.3, 5),
+        run("figure1", 0, "none", 1.0, 0.79, speed=1000.0, kept=1.0),
     ]
     points = paper.measured_points(runs).set_index("name")
     assert set(points.index) == {"resnet50_v1d: GCP-f, widths x8 29 %", "resnet50_v1d: Dense"}
     ours = points.loc["resnet50_v1d: GCP-f, widths x8 29 %"]
     assert ours.top1 == pytest.approx(76) and ours.images_per_second == 3100 and ours.kind == figures.OURS
     paths = paper.write(runs, REFERENCE, tmp_path)
-    assert tmp_path / "figure1.svg" in paths
+    assert tmp_path / "paper_figure1.svg" in paths
 
 
 def test_errors(tmp_path):
     with pytest.raises(UserError, match="published_reference.csv"):
         paper.write([], tmp_path, tmp_path / "out")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--output"):
-        paper.write([], REFERENCE, tmp_path / "file")
 
 
 def test_the_script_writes_the_tables_of_the_records(tmp_path):
-    for i, each in enumerate(records_of("table2")):
-        old_records.write(tmp_path / f"run{i}", each)
+    saved(tmp_path, runs_of("table2"))
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "report.py"), str(tmp_path), "--paper"], capture_output=True, text=True
     )

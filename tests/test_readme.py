@@ -24,7 +24,7 @@ from gcp import errors, options
 from gcp.data import datasets
 from gcp.data.base import DATASETS
 from gcp.experiment import config
-from gcp.report import report
+from gcp.report import tables
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -97,11 +97,11 @@ def test_embedded_tables_are_those_of_the_files(page):
 def test_embedding_replaces_what_is_between_the_marks(tmp_path):
     (tmp_path / "t.md").write_text("| new |\n")
     (tmp_path / "d.md").write_text("a\n<!-- begin t.md -->\n| old |\n\n<!-- end -->\nb\n")
-    report.embed(tmp_path / "d.md")
+    tables.embed(tmp_path / "d.md")
     assert (tmp_path / "d.md").read_text() == "a\n<!-- begin t.md -->\n| new |\n<!-- end -->\nb\n"
     with pytest.raises(errors.UserError, match="t.md"):
         shutil.move(tmp_path / "t.md", tmp_path / "u.md")
-        report.embed(tmp_path / "d.md")
+        tables.embed(tmp_path / "d.md")
 
 
 def anchors(page: Path) -> List[str]:

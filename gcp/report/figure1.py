@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Dict
+from typing import List, Optional
 
 import pandas as pd
 from scipy import stats
 
+from gcp.cost.sampling import Hardware, NotNegative, Positive, Schema, Setup
 from gcp.errors import UserError
+from gcp.experiment.record import Count
 from gcp.report import figures, tables
 from gcp.report.figures import MOBILENETS, OTHER, PRUNENET, RESNET
-from gcp.report.tables import MISSING
 from gcp.storage import read_json, write_json
 
 INPUT = (3, 224, 224)
 MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
 FAMILIES = {"mobilenet": MOBILENETS[0], "mobilenetv2": MOBILENETS[1]}
-ROW = {"name", "latency_s", "spread", "n", "noisy", "images_per_second", "macs", "params"}
 DIGITS = {
     "Top-1 %": 2,
     "GMACs": 3,
@@ -39,6 +40,29 @@ DIGITS = {
     "V100 rank": 0,
     "CPU rank": 0,
 }
+
+
+class Timed(Schema):
+    """A network that was timed here."""
+
+    name: str
+    latency_s: Positive
+    images_per_second: Positive
+    spread: NotNegative
+    n: Count
+    noisy: bool
+    attempts: Optional[Count] = None
+    macs: Count
+    params: Count
+
+
+class Measured(Schema):
+    """`measured.json`: networks timed in one setup."""
+
+    setup: Setup
+    input: List[Count]
+    hardware: Hardware
+    networks: List[Timed]
 
 
 # ---- published data ------------------------------------------------------------------------------------------------
@@ -127,7 +151,7 @@ def measure(
 ) -> dict:
     """Time each network that `path` does not hold yet; it is written after each, so that a kill costs one network.
 
-    `clock(name)` gives the keys of `ROW` but the name. `progress` hears, ahead of each network, which share of the
+    `clock(name)` gives the keys of `Timed` but the name. `progress` hears, ahead of each network, which share of the
     work (by the published speeds) is done and the network's name; at the end, 1 and no name.
     UserError: `path` holds measurements of another setup or processor, or something else.
     """
@@ -150,20 +174,7 @@ def measure(
 
 def read(path: Path) -> dict:
     """What `measure` wrote. UserError: it is something else."""
-    try:
-        held = read_json(path, Dict[str, Any])
-        whole = bool(_conditions(held)) and all(ROW <= set(row) for row in held["networks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read as measured networks ({type(error).__name__}: {error}); "
-            "remove it or give another folder with --out"
-        ) from error
-    if not whole:
-        raise UserError(
-            f"{path}: a measured network lacks one of {', '.join(sorted(ROW))}; remove it or give another "
-            "folder with --out"
-        )
-    return held
+    return read_json(path, Measured, "remove it or give another folder with --out").model_dump(exclude_unset=True)
 
 
 def _conditions(held: dict) -> str:
@@ -181,7 +192,7 @@ def _conditions(held: dict) -> str:
 
 def joined(networks: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
     """The networks that were measured, with `v100` and `cpu` in images per second, `macs`, `spread` and `noisy`."""
-    here = pd.DataFrame(rows, columns=sorted(ROW)).rename(columns={"images_per_second": "cpu"})
+    here = pd.DataFrame(rows, columns=list(Timed.model_fields)).rename(columns={"images_per_second": "cpu"})
     unknown = set(here.name) - set(networks.name)
     if unknown:
         raise UserError(f"measured networks that were never published: {', '.join(sorted(unknown))}; remove them")
@@ -253,83 +264,62 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
     """Draw the published figure and, if networks were `measured`, theirs; write the tables that compare both.
 
     figure1_v100 and figure1_cpu as .png and .svg; ranking, flips and dominated as .md, .tex and .csv. The same data
-    give the same bytes. Returns the paths. UserError: `output` cannot be written.
+    give the same bytes. Returns the paths.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        paths = figures.figure1(
-            networks,
-            f"ImageNet accuracy against throughput: {published_on(networks)}",
-            f"The paper's Figure 1, redrawn from GluonCV's published data of {len(networks)} networks. "
-            "A line runs from each base through its PruneNets.",
-            output / "figure1_v100",
-        )
-        if measured is not None and measured["networks"]:
-            paths += _write_measured(joined(networks, measured["networks"]), networks, measured, output)
+    figure = figures.figure1(
+        networks,
+        figures.KINDS,
+        f"ImageNet accuracy against throughput: {published_on(networks)}",
+        f"The paper's Figure 1, redrawn from GluonCV's published data of {len(networks)} networks. "
+        "A line runs from each base through its PruneNets.",
+    )
+    paths = figures.save(figure, output / "figure1_v100")
+    if measured is None or not measured["networks"]:
         return paths
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: cannot be written ({error.strerror}); give another folder with --out"
-        ) from error
-
-
-def _write_measured(both: pd.DataFrame, networks: pd.DataFrame, measured: dict, output: Path) -> list[Path]:
-    paths = figures.figure1(
+    both = joined(networks, measured["networks"])
+    figure = figures.figure1(
         both.assign(images_per_second=both.cpu),
+        figures.KINDS,
         f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
         f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.",
-        output / "figure1_cpu",
     )
+    paths += figures.save(figure, output / "figure1_cpu")
     where = f"V100: published, {published_on(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
+    turned, beaten = flips(both), dominated(both)
+    n_beaten = {device: (~beaten[f"Dominated by, {device}"].isin(["none", None])).sum() for device in ("V100", "CPU")}
+    counts = [f"{n} of {len(beaten)} on the {device}" for device, n in n_beaten.items()]
+    captions = {
+        "ranking": (ranking(both), _agreement_sentences(both, where)),
+        "flips": (
+            turned,
+            f"{len(turned)} of {math.comb(len(both), 2)} pairs of networks change their order between the V100 and "
+            f"the CPU by more than {100 * MARGIN:g} % on both. {where}",
+        ),
+        "dominated": (
+            beaten,
+            "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as "
+            f"accurate and at least as fast: {', '.join(counts)}. {where}",
+        ),
+    }
+    for name, (table, caption) in captions.items():
+        paths += tables.save(table, DIGITS, caption, output / name, f"tab:{name}")
+    return paths
+
+
+def _agreement_sentences(both: pd.DataFrame, where: str) -> str:
     related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
-    caption = [
+    sentences = [
         where,
         f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
         f"{100 * both.spread.max():.0f} %.",
         *([f"NOISY: {', '.join(both.name[both.noisy.astype(bool)])}."] if both.noisy.any() else []),
         f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} "
-        "networks, "
-        f"{tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases.",
+        f"networks, {tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases.",
     ]
-    paths += _write_table(ranking(both), " ".join(caption), output / "ranking")
-
-    turned, n_pairs = flips(both), len(both) * (len(both) - 1) // 2
-    paths += _write_table(
-        turned,
-        f"{len(turned)} of {n_pairs} pairs of networks change their order between the V100 "
-        f"and the CPU by more than {100 * MARGIN:g} % on both. {where}",
-        output / "flips",
-    )
-
-    table = dominated(both)
-    counts = [
-        f"{sum(value not in ('none', None) for value in table[title])} of {len(table)} on the {device}"
-        for device, title in (("V100", "Dominated by, V100"), ("CPU", "Dominated by, CPU"))
-    ]
-    paths += _write_table(
-        table,
-        "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as "
-        f"accurate and at least as fast: {', '.join(counts)}. {where}",
-        output / "dominated",
-    )
-    return paths
+    return " ".join(sentences)
 
 
 def published_on(networks: pd.DataFrame) -> str:
     """What the published speeds stand on."""
     devices, batches = networks.device.unique(), networks.batch.unique()
     return f"{' and '.join(devices)}, batch {' and '.join(map(str, batches))}"
-
-
-def _write_table(table: pd.DataFrame, caption: str, stem: Path) -> list[Path]:
-    printed = pd.DataFrame(
-        {
-            title: [
-                tables.number(value, DIGITS[title]) if title in DIGITS else MISSING if value is None else value
-                for value in table[title]
-            ]
-            for title in table.columns
-        }
-    )
-    align = ["right" if title in DIGITS else "left" for title in table.columns]
-    return tables.write(table, printed, align, caption, stem, f"tab:{stem.name}")

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from gcp.errors import UserError
-from gcp.report import figure1, figures, report, tables
-from gcp.report.report import Measure
+from gcp.cost.base import COSTS
+from gcp.experiment.record import Finished, Stage
+from gcp.methods.base import METHODS
+from gcp.report import figure1, figures, frame, tables
+from gcp.report.frame import DENSE_SECTIONS, PRUNE_SECTIONS, Measure
 from gcp.report.tables import MISSING
-
-COSTS = {"macs": "FLOPs", "params": "params"}
 
 
 class Layout(NamedTuple):
@@ -41,7 +42,7 @@ TABLES = {
     "table6": Layout("ResNet-50", "Caltech-256", "macs", ("GCP-f",), (0.643, 0.446, 0.29, 0.139, 0.045)),
 }
 # The paper's Figures 2 and 3: width kept per layer, at a level of a table.
-WIDTHS = {"figure2": ("table3", 3), "figure3": ("table4", 3)}
+WIDTHS = {"paper_figure2": ("table3", 3), "paper_figure3": ("table4", 3)}
 
 MEASURES = (
     Measure("Params reduction", "params_reduction", "mean", 2),
@@ -53,8 +54,9 @@ MEASURES = (
     Measure("Top-1 %", "top1", "mean +- sd", 2),
     Measure("Top-5 %", "top5", "mean", 2),
 )
-REDUCTIONS = ("Params reduction", "FLOPs reduction")
-COLUMNS = ["Level", "Method", *report.titles(MEASURES), "Seeds", "Source"]
+REDUCTIONS = {"Params reduction": "params_reduction", "FLOPs reduction": "flops_reduction"}  # column -> of the files
+ACCURACIES = ("Base top-1 %", "Base top-5 %", "Top-1 %", "Top-5 %")
+COLUMNS = ["Level", "Method", *frame.titles(MEASURES), "Seeds", "Source", *(f"{title} text" for title in REDUCTIONS)]
 
 
 class Reference(NamedTuple):
@@ -65,80 +67,67 @@ class Reference(NamedTuple):
     networks: pd.DataFrame
 
 
-def write(records: list[dict], reference: Path, output: Path, every: bool = False) -> list[Path]:
-    """Write the paper's tables and figures that the records have something for (all six tables, if `every`).
+def write(runs: Sequence[Finished], reference: Path, output: Path, every: bool = False) -> list[Path]:
+    """Write the paper's tables and figures that the runs have something for (all six tables, if `every`).
 
-    `table1.md`, `.tex`, `.csv` and so on; figure1 to figure3 as .png and .svg. Returns the paths. The same records give
-    the same bytes. UserError: a published table is missing, or `output` cannot be written.
+    paper_table1.md, .tex, .csv and so on; paper_figure1 to paper_figure3 as .png and .svg. Returns the paths.
+    The same runs give the same bytes. UserError: a published table is missing.
     """
-    known = published(reference)
-    unique = {record["fingerprint"]: record for record in records}
-    records = list(unique.values())
-    paths = []
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, layout in TABLES.items():
-            own = [record for record in records if _place(record)[0] == name]
-            if own or every:
-                paths += write_table(name, layout, own, known, output / f"paper_{name}")
-        paths += _write_figures(records, known, output)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: cannot write the paper's tables ({error.strerror}); choose "
-            "another folder with --output"
-        ) from error
+    known, runs, paths = published(reference), frame.unique(runs), []
+    for name, layout in TABLES.items():
+        own = [run for run in runs if place(run)[0] == name]
+        if own or every:
+            paths += write_table(name, layout, own, known, output / f"paper_{name}")
+    for name, where in WIDTHS.items():
+        own = [run for run in runs if place(run) == where and run.record.method == "gcp"]
+        paths += figures.save(figures.widths(frame.frame(own)), output / name)
+    points = measured_points(runs)
+    if len(points):
+        figure = figures.figure1(
+            pd.concat([known.networks, points], ignore_index=True),
+            figures.KINDS,
+            "ImageNet accuracy against throughput: published networks, and this toolkit's",
+            f"Published: {figure1.published_on(known.networks)}. This toolkit's: {'; '.join(points.device.unique())}. "
+            "Speeds compare on one device only.",
+        )
+        paths += figures.save(figure, output / "paper_figure1")
     return paths
 
 
-def write_table(name: str, layout: Layout, records: list[dict], known: Reference, stem: Path) -> list[Path]:
+def write_table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference, stem: Path) -> list[Path]:
     """One table: the paper's rows level by level, ours beside them, other published methods below."""
-    numbers, printed, n_unplaced = table(name, layout, records, known)
-    caption = _caption(name, layout, records, n_unplaced)
-    align = ["left" if title in ("Level", "Method", "Source") else "right" for title in printed.columns]
-    return tables.write(numbers, printed, align, caption, stem, f"tab:{name}", blocks="Level")
+    rows, n_unplaced = table(name, layout, runs, known)
+    caption = _caption(name, layout, runs, n_unplaced)
+    return tables.save(rows, tables.digits_of(MEASURES), caption, stem, f"tab:{name}", blocks="Level")
 
 
-def table(name: str, layout: Layout, records: list[dict], known: Reference) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """The rows as numbers, the same as they print, and how many published ones have no place in it."""
-    skeleton = known.skeleton[known.skeleton.table == int(name[-1])]
-    blocks = levels(layout, skeleton)
+def table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference) -> tuple[pd.DataFrame, int]:
+    """The rows of a table, and how many published ones have no place in it.
+
+    "Params reduction text" and "FLOPs reduction text" are how the reductions print: a published one with the digits
+    that its source gave it.
+    """
+    blocks = levels(name, known)
     others = known.published[(known.published.network == layout.network) & (known.published.data == layout.data)]
-    key = f"{'flops' if layout.cost == 'macs' else 'params'}_reduction"
-    placed = {level: [] for level in blocks}
-    n_unplaced, used = 0, set()
-    papers = {level: [_with_base(row, known.published, used) for row in rows] for level, (_, rows) in blocks.items()}
-    for i, row in others.iterrows():
-        if i in used:
-            continue
-        if pd.isna(row[key]):
-            n_unplaced += 1
-            continue
-        nearest = min(blocks, key=lambda level: abs(math.log(row[key] * blocks[level][0])))
-        placed[nearest].append(row)
-    ours = _ours(layout, records, {level: target for level, (target, _) in blocks.items()})
-    lines = [("0: not pruned", row) for _, row in ours[ours.level == 0].iterrows()]
+    quoted: set = set()
+    papers = {level: [_with_base(row, others, quoted) for row in rows] for level, (_, rows) in blocks.items()}
+    reduction = "FLOPs reduction" if layout.cost == "macs" else "Params reduction"
+    others = others.drop(index=list(quoted)).sort_values([reduction, "Method"])
+    ours = _ours(layout, runs, {level: target for level, (target, _) in blocks.items()})
+    placed: dict[int, list[dict]] = {level: [*papers.get(level, []), *ours.get(level, [])] for level in (0, *blocks)}
+    for row in others[others[reduction].notna()].to_dict("records"):
+        placed[min(blocks, key=lambda level: abs(math.log(row[reduction] * blocks[level][0])))].append(row)
+    titles = {0: "0: not pruned"}
     for level, (target, _) in blocks.items():
         chosen = ", chosen" if level > len(blocks) - len(layout.chosen) else ""
-        title = f"{level}: {100 * target:.4g} % of {COSTS[layout.cost]}{chosen}"
-        lines += [(title, row) for row in papers[level]]
-        lines += [(title, row) for _, row in ours[ours.level == level].iterrows()]
-        lines += [(title, row) for row in sorted(placed[level], key=lambda row: (row[key], row["Method"]))]
-    frame = pd.DataFrame(
-        [{"Level": title, **{t: row.get(t) for t in COLUMNS[1:]}} for title, row in lines], columns=COLUMNS
-    )
-    numeric = report.titles(MEASURES)
-    frame[numeric] = frame[numeric].astype(float)
-    printed = report.formatted(
-        frame.assign(Seeds=[MISSING if pd.isna(n) else str(int(n)) for n in frame.Seeds]), MEASURES
-    )
+        titles[level] = f"{level}: {100 * target:.4g} % of {COSTS[layout.cost].paper_label}{chosen}"
+    rows = pd.DataFrame(
+        [{**row, "Level": titles[level]} for level, block in placed.items() for row in block], columns=COLUMNS
+    ).astype(dict.fromkeys([*frame.titles(MEASURES), "Seeds"], float))
     for title in REDUCTIONS:
-        # A published reduction prints with the digits that its source gave it.
-        said = [row.get(f"{title} said") for _, row in lines]
-        printed[title] = [
-            text if isinstance(text, str) else cell if cell == MISSING else f"{cell}x"
-            for text, cell in zip(said, printed[title])
-        ]
-    return frame, printed, n_unplaced
+        texts = [MISSING if pd.isna(value) else f"{tables.number(value, 2)}x" for value in rows[title]]
+        rows[f"{title} text"] = rows[f"{title} text"].where(rows[f"{title} text"].notna(), texts)
+    return rows, int(others[reduction].isna().sum())
 
 
 # ---- published -----------------------------------------------------------------------------------------------------
@@ -146,68 +135,23 @@ def table(name: str, layout: Layout, records: list[dict], known: Reference) -> t
 
 def published(folder: Path) -> Reference:
     """The tables of results/reference. UserError: one is missing or is not as it came with the toolkit."""
-    methods = figure1.read_table(
-        folder / "published_reference.csv",
-        {
-            key: key
-            for key in (
-                "method",
-                "network",
-                "dataset",
-                "params_reduction",
-                "flops_reduction",
-                "top1_drop",
-                "top5_drop",
-                "source",
-                "abs_top1",
-                "abs_top5",
-                "notes",
-            )
-        },
-    )
-    skeleton = figure1.read_table(
-        folder / "prunenet_table_skeleton.csv",
-        {
-            key: key
-            for key in (
-                "table",
-                "row",
-                "method",
-                "params_reduction",
-                "flops_reduction",
-                "top1_drop",
-                "top5_drop",
-                "target_fraction_kept",
-                "status",
-            )
-        },
-    )
-    released = figure1.read_table(
-        folder / "released_prunenets.csv",
-        {
-            key: key
-            for key in (
-                "model",
-                "top1",
-                "top5",
-                "base_model",
-                "base_top1",
-                "base_top5",
-                "params_kept",
-                "macs_reduction",
-            )
-        },
+
+    def read(name: str, columns: str) -> pd.DataFrame:
+        return figure1.read_table(folder / name, {key: key for key in columns.split()})
+
+    numbers = "params_reduction flops_reduction top1_drop top5_drop"
+    methods = read("published_reference.csv", f"method network dataset {numbers} source abs_top1 abs_top5 notes")
+    skeleton = read("prunenet_table_skeleton.csv", f"table row method {numbers} target_fraction_kept status")
+    released = read(
+        "released_prunenets.csv", "model top1 top5 base_model base_top1 base_top5 params_kept macs_reduction"
     )
     rows = [_published_row(row) for row in methods.to_dict("records")]
     for row in released.to_dict("records"):
-        depth = re.match(r"resnet(\d+)", row["base_model"])[1]
         rows.append(
             {
-                "network": f"ResNet-{depth}",
+                "network": f"ResNet-{re.search('[0-9]+', row['base_model'])[0]}",
                 "data": "ImageNet",
                 "Method": f"PruneNet {row['model']} (released)",
-                "params_reduction": 1 / row["params_kept"],
-                "flops_reduction": row["macs_reduction"],
                 "Params reduction": 1 / row["params_kept"],
                 "FLOPs reduction": row["macs_reduction"],
                 "Top-1 drop": row["base_top1"] - row["top1"],
@@ -224,36 +168,27 @@ def published(folder: Path) -> Reference:
 
 def _published_row(row: dict) -> dict:
     """A row of published_reference.csv in our columns; the base is accuracy plus drop, else what the notes say."""
-    line = {
-        "network": row["network"],
-        "data": row["dataset"],
-        "Method": row["method"],
-        "Source": row["source"],
-        **_reductions(row),
-    }
+    line = {"network": row["network"], "data": row["dataset"], "Method": row["method"], "Source": row["source"]}
     stated = re.search(r"\bbase (\d\d\.\d+)(?:/(\d\d\.\d+))?", str(row["notes"]))
-    for n, key in ((1, "top1"), (2, "top5")):
-        title = f"Top-{key[-1]}"
-        line[f"{title} %"], line[f"{title} drop"] = row[f"abs_{key}"], row[f"{key}_drop"]
-        base = row[f"abs_{key}"] + row[f"{key}_drop"]
-        if pd.isna(base) and stated and stated[n]:
-            base = float(stated[n])
-        line[f"Base top-{key[-1]} %"] = base
-    return line
+    for group, n in ((1, 1), (2, 5)):
+        value, drop = row[f"abs_top{n}"], row[f"top{n}_drop"]
+        base = float(stated[group]) if pd.isna(value + drop) and stated and stated[group] else value + drop
+        line |= {f"Top-{n} %": value, f"Top-{n} drop": drop, f"Base top-{n} %": base}
+    return line | _reductions(row)
 
 
 def _reductions(row: dict) -> dict:
     """The two reductions as numbers, and as the source prints them: "2x"."""
     line = {}
-    for key, title in zip(("params_reduction", "flops_reduction"), REDUCTIONS):
-        text = row[key] if isinstance(row[key], str) and row[key].endswith("x") else None
-        line[key] = line[title] = float(text[:-1]) if text else None
-        line[f"{title} said"] = text or MISSING
+    for title, column in REDUCTIONS.items():
+        text = str(row.get(column))
+        line[title], line[f"{title} text"] = (float(text[:-1]), text) if text.endswith("x") else (None, None)
     return line
 
 
-def levels(layout: Layout, skeleton: pd.DataFrame) -> dict[int, tuple[float, list[dict]]]:
-    """Level -> (fraction kept, the paper's own rows there, in its order)."""
+def levels(name: str, known: Reference) -> dict[int, tuple[float, list[dict]]]:
+    """Level of a table -> (fraction kept, the paper's own rows there, in its order)."""
+    layout, skeleton = TABLES[name], known.skeleton[known.skeleton.table == int(name[-1])]
     blocks, block = [], []
     for row in skeleton.to_dict("records"):
         if "-" in str(row["row"]):  # of tables 5 and 6 only the kinds of rows are known, on one line of the file
@@ -264,149 +199,92 @@ def levels(layout: Layout, skeleton: pd.DataFrame) -> dict[int, tuple[float, lis
             block = []
     targets = [block[-1]["target_fraction_kept"] for block in blocks]
     targets = [target for target in targets if not pd.isna(target)] + list(layout.chosen)
-    blocks += [
-        [{"method": method, "status": " ".join(skeleton.status)} for method in layout.methods]
-        for _ in range(len(targets) - len(blocks))
-    ]
+    own = [{"method": method, "status": " ".join(skeleton.status)} for method in layout.methods]
+    blocks += [own] * (len(targets) - len(blocks))
     return {
         level: (target, [_paper_row(row) for row in block])
         for level, (target, block) in enumerate(zip(targets, blocks), 1)
     }
 
 
-def levels_of(name: str, known: Reference) -> dict[int, float]:
-    """Level -> fraction kept, of a table by its name."""
-    found = levels(TABLES[name], known.skeleton[known.skeleton.table == int(name[-1])])
-    return {level: target for level, (target, _) in found.items()}
-
-
 def _paper_row(row: dict) -> dict:
-    return {
-        "Method": row["method"],
-        "Source": row["status"],
-        **_reductions({key: row.get(key) for key in ("params_reduction", "flops_reduction")}),
-        "Top-1 drop": row.get("top1_drop"),
-        "Top-5 drop": row.get("top5_drop"),
-    }
+    drops = {"Top-1 drop": row.get("top1_drop"), "Top-5 drop": row.get("top5_drop")}
+    return {"Method": row["method"], "Source": row["status"]} | drops | _reductions(row)
 
 
-def _with_base(row: dict, methods: pd.DataFrame, used: set) -> dict:
-    """A row of the paper with the accuracies of the published row that it quotes, whose index goes into `used`."""
-
-    def alike(a: Any, b: Any) -> bool:
-        return pd.isna(a) and pd.isna(b) or a == b
-
-    keys = ("params_reduction", "flops_reduction", "Top-1 drop", "Top-5 drop")
-    if pd.isna(row["Top-5 drop"]):
-        return row
+def _with_base(row: dict, methods: pd.DataFrame, quoted: set) -> dict:
+    """A row of the paper with the accuracies of the published row that it quotes, whose index goes into `quoted`."""
+    numbers = [*REDUCTIONS, "Top-1 drop", "Top-5 drop"]
     for i, other in methods.iterrows():
-        if other.Method.startswith(row["Method"]) and all(alike(row[key], other[key]) for key in keys):
-            used.add(i)
-            same = ("Base top-1 %", "Base top-5 %", "Top-1 %", "Top-5 %")
-            return {**row, **{key: other[key] for key in same}, "Source": other.Source}
+        is_same = all(row[key] == other[key] or pd.isna(row[key]) and pd.isna(other[key]) for key in numbers)
+        if is_same and not pd.isna(row["Top-5 drop"]) and other.Method.startswith(row["Method"]):
+            quoted.add(i)
+            return row | {key: other[key] for key in (*ACCURACIES, "Source")}
     return row
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------
 
 
-def _place(record: dict) -> tuple[str | None, int]:
-    """The table and level that a record says it belongs to."""
-    paper = (record.get("config") or {}).get("paper") or {}
-    return paper.get("table"), paper.get("level", 0)
+def place(run: Finished) -> tuple[str | None, int]:
+    """The table and level that a run says it belongs to."""
+    return run.record.config["paper"]["table"], run.record.config["paper"]["level"]
 
 
-def _ours(layout: Layout, records: list[dict], targets: dict[int, float]) -> pd.DataFrame:
-    """A row per level, scale and method (with every option that tells it from its neighbours): seeds are aggregated.
+def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -> dict[int, list[dict]]:
+    """Level -> a row per scale and method (with every option that tells it from its neighbours): seeds are aggregated.
 
     A pruned network's drop is from its own dense one; on Caltech-256, where pruned networks are what the training
-    starts from, from the record of level 0 of the same scale and seed.
+    starts from, from the run of level 0 of the same scale and seed.
     """
-    is_transfer = layout.data == "Caltech-256"
-    bases = {
-        (record["scale"], record["seed"]): record["stages"]["final"] for record in records if _place(record)[1] == 0
-    }
-    options = [report.options_of(record) for record in records]
-    several = len({o.get("prune.score") for o, record in zip(options, records) if record["method"] == "gcp"}) > 1
-    labels = [_label(record, option, layout, targets, several) for record, option in zip(records, options)]
-    cells = [(_place(record)[1], record["scale"], label) for record, label in zip(records, labels)]
-    varied = report.varying(
-        options, cells, lambda key: key.split(".")[0] in ("model", "data", "train", "prune", "finetune", "threads")
-    )
-    runs = pd.DataFrame(
-        [
-            {
-                "level": level,
-                "scale": scale,
-                "label": ", ".join((label, *extra)),
-                "seed": record["seed"],
-                "where": f"{record['model']} on {record['data']}, {_side(record)}",
-                **_measured(
-                    record["stages"]["final"],
-                    bases.get((scale, record["seed"]), {}) if is_transfer else record["stages"]["dense"],
-                ),
-            }
-            for record, (level, scale, label), extra in zip(records, cells, varied)
-        ],
-        columns=["level", "scale", "label", "seed", "where", *(m.key for m in MEASURES)],
-    )
-    runs[[m.key for m in MEASURES]] = runs[[m.key for m in MEASURES]].astype(float)
+    unpruned = {(run.record.scale, run.record.seed): run.record.stages.final for run in runs if place(run)[1] == 0}
+    names = [_label(run, name, layout, targets) for run, (_, name) in zip(runs, frame.method_names(runs))]
+    cells = [(place(run)[1], run.record.scale, name) for run, name in zip(runs, names)]
     rows = []
-    for (level, scale, label), same in runs.groupby(["level", "scale", "label"], sort=True):
+    for run, cell, options in zip(runs, cells, frame.varying(runs, cells, DENSE_SECTIONS + PRUNE_SECTIONS)):
+        record, stages = run.record, run.record.stages
+        base = unpruned.get((record.scale, record.seed)) if layout.data == "Caltech-256" else stages.dense
         rows.append(
-            {
-                "level": level,
-                "Method": f"this toolkit: {label}{_mark(scale)}",
-                **report.aggregate(same, MEASURES),
-                "Seeds": same.seed.nunique(),
-                "Source": f"measured: {' and '.join(sorted(set(same['where'])))}",
-            }
+            {"level": cell[0], "scale": record.scale, "label": ", ".join((cell[2], *options)), "seed": record.seed}
+            | {"where": f"{record.model} on {record.data}, {record.config['data']['input'][1]} px"}
+            | _measured(stages.final, base)
         )
-    return pd.DataFrame(rows, columns=["level", *COLUMNS[1:]])
+    ours: dict[int, list[dict]] = {}
+    for (level, scale, label), same in pd.DataFrame(rows).groupby(["level", "scale", "label"]) if rows else ():
+        ours.setdefault(level, []).append(
+            {"Method": f"this toolkit: {label}{figures.mark(scale)}", "Seeds": same.seed.nunique()}
+            | frame.aggregate(same, MEASURES)
+            | {"Source": f"measured: {' and '.join(sorted(set(same['where'])))}"}
+        )
+    return ours
 
 
-def _label(record: dict, options: dict, layout: Layout, targets: dict[int, float], several_scores: bool) -> str:
+def _label(run: Finished, name: str, layout: Layout, targets: dict[int, float]) -> str:
     """The method as its row is called, with the target where that is not the level's."""
-    level = _place(record)[1]
-    if record["method"] == "none":
-        return layout.methods[-1] if level else "Dense"
-    label = report.method_name(record, options, several_scores)[1]
-    return label if record["target"] == targets.get(level) else f"{label}, target {100 * record['target']:.4g} %"
+    level, target = place(run)[1], run.record.target
+    if not METHODS.options[run.record.method].PRUNES:
+        return layout.methods[-1] if level else name
+    return name if target == targets.get(level) else f"{name}, target {100 * target:.4g} %"
 
 
-def _mark(scale: str) -> str:
-    """What shows wherever a reduced run does."""
-    return "" if scale == "paper" else f" [{scale.upper()} SCALE]"
-
-
-def _side(record: dict) -> str:
-    shape = ((record.get("config") or {}).get("data") or {}).get("input")
-    return f"{shape[1]} px" if shape else "size unknown"
-
-
-def _measured(final: dict, dense: dict) -> dict[str, float | None]:
-    """A network's numbers in the paper's terms: reductions are old / new, accuracies percent, drops points.
-
-    Both are stages of records; `dense` is empty where it is not known.
-    """
-
-    def over(key: str) -> float | None:
-        return dense[key] / final[key] if dense else None
-
-    numbers = {"params_reduction": over("params"), "flops_reduction": over("macs")}
+def _measured(final: Stage, base: Stage | None) -> dict[str, float]:
+    """A network's numbers in the paper's terms: reductions are old / new, accuracies percent, drops points."""
+    nan = float("nan")
+    numbers = {
+        "params_reduction": base.params / final.params if base else nan,
+        "flops_reduction": base.macs / final.macs if base else nan,
+    }
     for key in ("top1", "top5"):
-        new, old = final[key], dense.get(key)
-        numbers[key] = None if new is None else 100 * new
-        numbers[f"base_{key}"] = None if old is None else 100 * old
-        numbers[f"{key}_drop"] = None if new is None or old is None else 100 * (old - new)
+        new, old = 100 * getattr(final, key), 100 * getattr(base, key) if base else nan
+        numbers |= {key: new, f"base_{key}": old, f"{key}_drop": old - new}
     return numbers
 
 
 # ---- captions and figures ------------------------------------------------------------------------------------------
 
 
-def _caption(name: str, layout: Layout, records: list[dict], n_unplaced: int) -> str:
-    counted = COSTS[layout.cost]
+def _caption(name: str, layout: Layout, runs: Sequence[Finished], n_unplaced: int) -> str:
+    counted = COSTS[layout.cost].paper_label
     sentences = [
         f"The paper's Table {name[-1]}: {layout.network} on {layout.data}; levels are fractions of the {counted} kept.",
         "Reductions: old / new, FLOPs as multiply-accumulates. Drops: points of accuracy, positive is worse.",
@@ -415,9 +293,9 @@ def _caption(name: str, layout: Layout, records: list[dict], n_unplaced: int) ->
     ]
     if layout.chosen:
         sentences.append("Chosen: the paper's level is not published, so one was chosen.")
-    if records:
+    if runs:
         sentences.append("This toolkit: mean ± sample standard deviation over seeds.")
-        sentences += report.scale_sentences({record["scale"] for record in records})
+        sentences += tables.scale_sentences(run.record.scale for run in runs)
     else:
         sentences.append("This toolkit: no record yet.")
     if n_unplaced:
@@ -425,39 +303,23 @@ def _caption(name: str, layout: Layout, records: list[dict], n_unplaced: int) ->
     return " ".join(sentences)
 
 
-def _write_figures(records: list[dict], known: Reference, output: Path) -> list[Path]:
-    paths = []
-    for stem, place in WIDTHS.items():
-        own = [record for record in records if _place(record) == place and record["method"] == "gcp"]
-        if own:
-            runs = report.run_frame(own)
-            paths += figures.write_widths(runs[runs.method != "Dense"], output / stem)
-    points = measured_points(records)
-    if len(points):
-        devices = "; ".join(sorted(set(points.device)))
-        paths += figures.figure1(
-            pd.concat([known.networks, points], ignore_index=True),
-            "ImageNet accuracy against throughput: published networks, and this toolkit's",
-            f"Published: {figure1.published_on(known.networks)}. This toolkit's: {devices}. Speeds compare on one "
-            "device only.",
-            output / "figure1",
-        )
-    return paths
-
-
-def measured_points(records: list[dict]) -> pd.DataFrame:
+def measured_points(runs: Sequence[Finished]) -> pd.DataFrame:
     """Our networks as points of Figure 1: those tested on ImageNet's images and timed; seeds are joined."""
+    runs = [
+        run for run in runs if place(run)[0] not in (None, "table6") and run.record.data == "imagenet" and run.speeds
+    ]
     rows = []
-    for record in records:
-        final, name = record["stages"]["final"], _place(record)[0]
-        if name in (None, "table6") or record["data"] != "imagenet" or not final["throughput"] or final["top1"] is None:
-            continue
-        label = report.method_name(record, report.options_of(record), False)[1]
-        target = "" if record["method"] == "none" else f" {100 * record['target']:.4g} %"
-        speed, device = final["throughput"]["images_per_second"], report.device_of(record)
-        rows.append((f"{record['model']}: {label}{target}{_mark(record['scale'])}", device, 100 * final["top1"], speed))
-    frame = pd.DataFrame(rows, columns=["name", "device", "top1", "images_per_second"])
-    frame = frame.groupby(["name", "device"], as_index=False, sort=True).agg(
-        {"top1": "mean", "images_per_second": "median"}
-    )
-    return frame.assign(base=None, kind=figures.OURS)
+    for run, (_, name) in zip(runs, frame.method_names(runs)):
+        record = run.record
+        target = f" {100 * record.target:.4g} %" if METHODS.options[record.method].PRUNES else ""
+        rows.append(
+            {
+                "name": f"{record.model}: {name}{target}{figures.mark(record.scale)}",
+                "device": frame.device_of(run),
+                "top1": 100 * record.stages.final.top1,
+                "images_per_second": run.speeds.throughput.final.images_per_second,
+            }
+        )
+    points = pd.DataFrame(rows, columns=["name", "device", "top1", "images_per_second"])
+    joined = points.groupby(["name", "device"], as_index=False).agg({"top1": "mean", "images_per_second": "median"})
+    return joined.assign(base=None, chain=None, kind=figures.OURS)

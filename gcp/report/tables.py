@@ -1,17 +1,61 @@
-"""A table in, Markdown, LaTeX and CSV files out, and how a number is written in the first two.
+"""A frame in, Markdown, LaTeX and CSV files out; this is the only module that formats digits.
 
-Who has a table says how its cells read; here is only what all tables have in common.
+One table row is one method at one target, its seeds aggregated. Missing values print "-".
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-MISSING = "-"
+from gcp.cost.base import COSTS
+from gcp.cost.latency import Validation
+from gcp.errors import UserError
+from gcp.report.frame import Measure, aggregate, cost_label, in_order, threads, titles
+from gcp.storage import read_json
+
+MISSING, NOISY = "-", "*"
+NOISE = f"{NOISY}: a timing was noisy (its passes differed widely, or others kept the machine busy)."
+EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
+LINE = 120  # characters: what a terminal shows of a line
+NAME = 38  # and of a method's name in the short table
+SCALES = {
+    "paper": "Paper scale",
+    "reduced": "REDUCED scale: less data or training than the paper's, so no reproduction of its numbers",
+    "smoke": "SMOKE scale: these runs only show that the code works; their accuracies mean nothing",
+}
+Digits = Mapping[str, "int | None"]  # title of a column of numbers -> digits after the point; None: six that count
+
+MEASURES = (
+    Measure("MACs kept %", "macs_kept", "mean", 2),
+    Measure("Params kept %", "params_kept", "mean", 2),
+    Measure("Top-1 %", "top1", "mean +- sd", 2),
+    Measure("Drop (points)", "drop", "mean +- sd", 2),
+    Measure("Top-5 %", "top5", "mean", 2),
+    Measure("Images/s", "images_per_second", "median", 0),
+    Measure("Throughput ratio", "throughput_ratio", "median", 2),
+    Measure("Top-1 % before fine-tuning", "pruned_top1", "mean", 2),
+    Measure("Images before fine-tuning", "images_before", "mean", 0),
+    Measure("Fine-tune epochs", "finetune_epochs", "mean", 0),
+    Measure("Images total", "images_total", "mean", 0),
+)
+COMPARED = (
+    Measure("Top-1 difference (points)", "difference", "mean +- sd", 2),
+    Measure("Cost kept %", "cost", "mean", 2),
+    Measure("Cost kept %, other", "other_cost", "mean", 2),
+    Measure("Cost difference %", "cost_difference", "mean", 2),
+    Measure("Images total", "images", "mean", 0),
+    Measure("Images total, other", "other_images", "mean", 0),
+)
+
+
+# ---- writing any table ---------------------------------------------------------------------------------------------
 
 
 def number(value: float | None, digits: int | None, sign: str = "") -> str:
@@ -24,56 +68,433 @@ def number(value: float | None, digits: int | None, sign: str = "") -> str:
     return text.lstrip("-+") if float(text.replace(",", "")) == 0 else text  # no "-0.00"
 
 
-def write(
-    table: pd.DataFrame,
-    printed: pd.DataFrame,
-    align: Sequence[str],
-    caption: str,
-    stem: Path,
-    label: str,
-    blocks: str | None = None,
-) -> list[Path]:
-    """Write `printed`, a frame of strings, as .md and .tex, and the numbers of `table` as .csv; returns the paths.
+def digits_of(measures: Iterable[Measure], **others: int | None) -> dict[str, int | None]:
+    """Title -> digits of the measures' columns, and of those that most tables have."""
+    return {"Target %": None, "Seeds": 0, **{m.title: m.digits for m in measures}, **others}
 
-    `align`: "left" or "right" for each printed column. Rows with the same text in the column `blocks` belong together:
-    it is printed once, and in LaTeX a rule divides them. An empty table is its caption.
+
+def formatted(table: pd.DataFrame, digits: Digits) -> pd.DataFrame:
+    """The table as strings; Data and Model are there only if there are several.
+
+    A deviation ("TITLE sd") and a mark of noise ("TITLE noisy") join the cell of TITLE; "TITLE text" replaces it.
     """
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
+    printed = {}
+    for title in table.columns:
+        if title.endswith((" sd", " noisy", " text")) or (title in ("Data", "Model") and table[title].nunique() < 2):
+            continue
+        if f"{title} text" in table:
+            printed[title] = list(table[f"{title} text"])
+        elif title in digits:
+            n, sign = digits[title], "+" if "ifference" in title else ""
+            sds, noisy = (table.get(f"{title} {more}", [None] * len(table)) for more in ("sd", "noisy"))
+            printed[title] = [
+                number(v, n, sign) + ("" if pd.isna(sd) else f" ± {sd:.{n}f}") + (NOISY if mark is True else "")
+                for v, sd, mark in zip(table[title], sds, noisy)
+            ]
+        else:
+            printed[title] = [MISSING if pd.isna(v) else str(v) for v in table[title]]
+    return pd.DataFrame(printed)
+
+
+def markdown(printed: pd.DataFrame, digits: Digits) -> str:
+    """A frame of strings as a Markdown table: numbers to the right, words to the left."""
+    align = ["right" if title in digits else "left" for title in printed.columns]
+    return printed.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def save(
+    table: pd.DataFrame, digits: Digits, caption: str, stem: Path, label: str, blocks: str | None = None
+) -> list[Path]:
+    """Write a table as .md and .tex, its columns named in `digits` as numbers, and unformatted as .csv; returns paths.
+
+    Rows with the same text in the column `blocks` belong together: it is printed once, and in LaTeX a rule divides
+    them. An empty table is its caption.
+    """
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".tex", ".csv")]  # with_suffix would cut "a-0.5"
     if table.empty:
         paths[0].write_text(f"{caption}\n", encoding="utf-8")
         paths[1].write_text(f"% {caption}\n", encoding="utf-8")
     else:
+        printed = formatted(table, digits)
         begins = [] if blocks is None else list(printed[blocks] != printed[blocks].shift())
         if blocks is not None:
-            printed = printed.assign(**{blocks: printed[blocks].where(begins, "")})
-        markdown = printed.to_markdown(index=False, disable_numparse=True, colalign=list(align))
-        paths[0].write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
-        latex = printed.to_latex(
-            index=False,
-            escape=True,
-            caption=escaped(caption),
-            label=label,
-            position="t",
-            column_format="".join(a[0] for a in align),
-        ).replace("±", r"$\pm$")
-        # Only what is too wide for the page becomes smaller.
-        narrowed = "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}"
-        latex = latex.replace(r"\begin{tabular}", narrowed, 1)
-        latex = latex.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}", 1)
-        paths[1].write_text(f"% needs booktabs and adjustbox\n{_ruled(latex, begins)}", encoding="utf-8")
-    table.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
+            printed[blocks] = printed[blocks].where(begins, "")
+        paths[0].write_text(f"{caption}\n\n{markdown(printed, digits)}\n", encoding="utf-8")
+        paths[1].write_text(_latex(printed, digits, caption, label, begins), encoding="utf-8")
+    numbers = table.drop(columns=[title for title in table.columns if title.endswith(" text")])
+    numbers.to_csv(paths[2], index=False, na_rep=MISSING, float_format="%.6g", lineterminator="\n")
     return paths
 
 
-def escaped(text: str) -> str:
-    """Plain text for LaTeX."""
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
-
-
-def _ruled(latex: str, begins: list[bool]) -> str:
-    """The table with a rule above each row that begins a block, but for the first."""
-    lines = latex.split("\n")
+def _latex(printed: pd.DataFrame, digits: Digits, caption: str, label: str, begins: Sequence[bool]) -> str:
+    latex = printed.to_latex(
+        index=False,
+        escape=True,
+        caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
+        label=label,
+        position="t",
+        column_format="".join("r" if title in digits else "l" for title in printed.columns),
+    ).replace("±", r"$\pm$")
+    # Only what is too wide for the page becomes smaller.
+    narrowed = "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}"
+    latex = latex.replace(r"\begin{tabular}", narrowed, 1)
+    lines = latex.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}", 1).split("\n")
     head = lines.index(r"\midrule") + 1
-    for i in reversed([i for i, begin in enumerate(begins) if begin and i]):
+    for i in reversed([i for i, begin in enumerate(begins) if begin and i]):  # a rule above each block but the first
         lines.insert(head + i, r"\midrule")
-    return "\n".join(lines)
+    return "% needs booktabs and adjustbox\n" + "\n".join(lines)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, option: str) -> Iterator[None]:
+    """Make `folder` for what the block writes. UserError: something cannot be written; `option` names another place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); give another place with {option}"
+        ) from error
+
+
+def embed(document: str | Path) -> None:
+    """Bring the tables in a Markdown document up to date with the files they come from, so that nobody types one.
+
+    Between a line `<!-- begin PATH -->` (relative to the document) and the next `<!-- end -->` stands what is in PATH.
+    UserError: the document, or a PATH in it, cannot be read.
+    """
+    document = Path(document)
+
+    def block(match: re.Match) -> str:
+        return f"{match[1]}\n{(document.parent / match[2]).read_text(encoding='utf-8').strip()}\n{match[3]}"
+
+    try:
+        text = document.read_text(encoding="utf-8")
+        new = re.sub(r"(<!-- begin (\S+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
+        if new != text:
+            document.write_text(new, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read or written ({error.strerror})") from error
+
+
+# ---- tables of runs ------------------------------------------------------------------------------------------------
+
+
+def write(runs: pd.DataFrame, output: Path) -> list[Path]:
+    """Write the tables of a frame of runs: table and comparison as .md, .tex and .csv, and short.md; returns paths."""
+    rows, compared = summary(runs), comparison(runs)
+    paths = save(rows, digits_of(MEASURES), caption(runs), output / "table", "tab:results")
+    paths += save(
+        compared, digits_of(COMPARED), _comparison_caption(runs, compared), output / "comparison", "tab:comparison"
+    )
+    path = output / "short.md"
+    path.write_text(short(runs, paths[0]) + "\n", encoding="utf-8")
+    return [*paths, path]
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting, objective, target and method: seeds and, per measure, mean (or median) and sd.
+
+    The dense network comes first in its setting; then by objective, falling target, GCP before others.
+    """
+    rows = []
+    for (setting, label, objective, target), same in _cells(in_order(runs)):
+        rows.append(
+            {"Data": setting[0], "Model": setting[1], "Method": label, "Objective": cost_label(objective)}
+            | {"Target %": 100.0 * target}
+            | aggregate(same, MEASURES)
+            | {f"{title} noisy": bool(same.noisy.any()) for title in ("Images/s", "Throughput ratio")}
+            | {"Seeds": same.seed.nunique(), "Scale": setting[2]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _cells(runs: pd.DataFrame) -> Iterable[tuple[tuple, pd.DataFrame]]:
+    return runs.groupby(["setting", "label", "objective", "target"], sort=False, dropna=False)
+
+
+def comparison(runs: pd.DataFrame) -> pd.DataFrame:
+    """GCP minus every other method (GCP for another objective, too) at the same setting, objective and target, by seed.
+
+    Cost is the one that both were pruned for; its difference is relative: GCP's over the other's, minus one.
+    """
+    rows = []
+    pruned = in_order(runs[runs.method != "Dense"])
+    for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
+        kept = ["top1", f"{objective}_kept", "images_total"]
+        ours = some[some.method == COSTS[objective].method]
+        others = some[some.method != COSTS[objective].method]
+        for label, one in ours.groupby("label", sort=False):
+            for other_label, other in others.groupby("label", sort=False):
+                a, b = (
+                    runs.groupby("seed")[kept].mean().set_axis(["top1", "cost", "images"], axis=1)
+                    for runs in (one, other)
+                )
+                pair = a.join(b.add_prefix("other_"), how="inner").reset_index()
+                if pair.empty:
+                    continue
+                apart = pair.cost / pair.other_cost - 1
+                # The seed furthest apart decides: a mean could hide two that differ in opposite directions.
+                equal = None if apart.isna().any() else "yes" if apart.abs().max() <= EQUAL_COST else "NO"
+                pair = pair.assign(difference=pair.top1 - pair.other_top1, cost_difference=100 * apart)
+                rows.append(
+                    {"Data": setting[0], "Model": setting[1], "Method": label, "Other": other_label}
+                    | {"Objective": cost_label(objective), "Target %": 100.0 * target}
+                    | aggregate(pair, COMPARED)
+                    | {"Cost kept % noisy": bool(one.cost_noisy.any())}
+                    | {"Cost kept %, other noisy": bool(other.cost_noisy.any())}
+                    | {"Equal cost": equal, "Seeds": len(pair), "Scale": setting[2]}
+                )
+    marks = [f"Cost kept %{whose} noisy" for whose in ("", ", other")]
+    first = ["Data", "Model", "Method", "Other", "Objective", "Target %"]
+    return pd.DataFrame(rows, columns=[*first, *titles(COMPARED), *marks, "Equal cost", "Seeds", "Scale"])
+
+
+def caption(runs: pd.DataFrame) -> str:
+    """What stands above the table of runs."""
+    sentences = [f"{whose(runs)}.", *scale_sentences(runs.scale)]
+    evaluated = sorted({int(n) for n in runs.n_eval.dropna()})
+    if evaluated:
+        sentences.append(f"Accuracies on {' or '.join(f'{n:,}' for n in evaluated)} test images.")
+    sentences.append(
+        "Mean ± sample standard deviation over seeds; drop: points below the same seed's dense network. "
+        "Images total: training images after the dense network; in the dense row, its own."
+    )
+    devices = sorted({device for device in runs.device if device})
+    if devices:
+        sentences.append(
+            f"Throughput: median over seeds, {'; '.join(devices)}; ratio: to the same run's dense network."
+        )
+    if runs.noisy.any():
+        sentences.append(NOISE)
+    dense = runs[runs.method == "Dense"]
+    unlike = [
+        f"{setting[1]} seed {seed:g}"
+        for (setting, seed), some in dense.groupby(["setting", "seed"])
+        if some.top1.nunique() > 1
+    ]
+    if unlike:  # should not happen: equal options and seed give one dense network
+        sentences.append(
+            f"CAUTION: the runs of {', '.join(unlike)} do not share one dense network; its row is their mean."
+        )
+    return " ".join(sentences)
+
+
+def _comparison_caption(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
+    if compared.empty:
+        return "No GCP run shares data, model, objective, target and seed with a run of another method."
+    return " ".join(
+        [
+            f"Comparison at equal achieved cost, {whose(runs)}:",
+            "top-1 of the method minus that of the other, seed by seed.",
+            *scale_sentences(runs.scale),
+            "Mean ± sample standard deviation over the seeds that both have.",
+            "Cost: what both were pruned for (objective).",
+            f"Equal cost says NO where any seed's achieved costs differ by more than {100 * EQUAL_COST:g} %.",
+            *([NOISE] if runs.cost_noisy.eq(True).any() else []),
+        ]
+    )
+
+
+def whose(runs: pd.DataFrame) -> str:
+    """The networks of each data set: "mobilenet1.0, resnet18_v1b on fashion_mnist"."""
+    return "; ".join(f"{', '.join(sorted(some.model.unique()))} on {data}" for data, some in runs.groupby("data"))
+
+
+def scale_sentences(scales: Iterable[str]) -> list[str]:
+    """What every caption says of the scales of its runs."""
+    return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(scales))]
+
+
+# ---- the short table -----------------------------------------------------------------------------------------------
+
+
+def short(runs: pd.DataFrame, full: Path) -> str:
+    """Six columns of Markdown that fit a terminal's line, with the noise of the accuracies; `full` is the whole table.
+
+    The noise is the standard deviation over seeds or, of a single seed, the standard error of an accuracy that was
+    counted on so many test images.
+    """
+    runs = in_order(runs)
+    names = [set(label.split(", ")[1:]) for label in runs.label[runs.method != "Dense"]]
+    shared = set.intersection(*names) if names else set()
+    lines, deviations = [], set()
+    for (setting, label, objective, target), same in _cells(runs):
+        place = [part for key, part in zip(("data", "model", "scale"), setting) if runs[key].nunique() > 1]
+        options = [re.sub(r"^\w+\.", "", part) for part in label.split(", ") if part not in shared]
+        name = ", ".join([*place, *options])
+        by_seed = same.groupby("seed")[["top1", "n_eval", "throughput_ratio"]].median()
+        top1, n = by_seed.top1.mean(), by_seed.n_eval.iloc[0]
+        deviations.add(len(by_seed) > 1)
+        lines.append(
+            {
+                "Method": name if len(name) <= NAME else f"{name[: NAME - 4]} ...",
+                "Target": MISSING if pd.isna(target) else f"{100 * target:.4g} % of {cost_label(objective)}",
+                "MACs kept %": same.macs_kept.mean(),
+                "Params kept %": same.params_kept.mean(),
+                "Top-1 %": top1,
+                "Top-1 % sd": by_seed.top1.std() if len(by_seed) > 1 else (top1 * (100 - top1) / n) ** 0.5,
+                "Speed": by_seed.throughput_ratio.dropna().median(),
+                "Speed noisy": bool(same.noisy.any()),
+            }
+        )
+    digits = {"MACs kept %": 1, "Params kept %": 1, "Top-1 %": 2, "Speed": 2}
+    images = " or ".join(f"{int(n):,}" for n in sorted(set(runs.n_eval)))
+    sentences = [
+        f"{whose(runs)}.",
+        *scale_sentences(runs.scale),
+        *(["±: the standard deviation over seeds."] if True in deviations else []),
+        *(
+            [f"± of a single seed: the standard error of an accuracy on {images} images."]
+            if False in deviations
+            else []
+        ),
+        *([f"All pruned networks: {', '.join(sorted(shared))}."] if shared else []),
+        "Speed: throughput over the dense network's.",
+        *([NOISE] if runs.noisy.any() else []),
+    ]
+    words = textwrap.fill(" ".join(sentences), LINE, break_long_words=False, break_on_hyphens=False)
+    return f"{markdown(formatted(pd.DataFrame(lines), digits), digits)}\n\n{words}\nThe full table: {full}"
+
+
+# ---- other tables --------------------------------------------------------------------------------------------------
+
+
+def write_int8(rows: list[dict], stem: Path) -> list[Path]:
+    """The table of `experiment.quantize`'s rows: pruning and quantisation alone and together, first network first."""
+    first = rows[0]
+    at = first["float32"]
+    table = pd.DataFrame(
+        [
+            {
+                "Network": Path(row["network"]).parent.name or row["network"],
+                "Arithmetic": form,
+                "MACs kept %": 100.0 * row["macs"] / first["macs"],
+                "Top-1 %": 100.0 * row[form]["top1"],
+                "Points lost": 100.0 * (at["top1"] - row[form]["top1"]),
+                "Images/s": row[form]["images_per_second"],
+                "Images/s noisy": bool(row[form].get("noisy")),
+                "Times the first": row[form]["times_first"],
+            }
+            for row in rows
+            for form in ("float32", "int8")
+        ]
+    )
+    caption = (
+        f"Pruned and int8. Accuracies on {at['n_eval']:,} test images; int8 calibrated on "
+        f"{first['n_calibration']:,} training images. Points lost and speed: against the first network in "
+        f"float32. Speeds in turns, batch {at['batch']}, {at['device']}, {threads(at['threads'])}."
+        + (f" {NOISE}" if table["Images/s noisy"].any() else "")
+    )
+    digits = {"MACs kept %": 2, "Top-1 %": 2, "Points lost": 2, "Images/s": 0, "Times the first": 2}
+    with writing(stem.parent, "--table"):
+        return save(table, digits, caption, stem, "tab:int8")
+
+
+def write_validations(folder: Path) -> list[Path]:
+    """A table of every latency model's validation (`*.validation.json`, as `latency.validate` gives) in a folder."""
+    found = [
+        read_json(path, Validation, "make it anew with `latency.py validate`, or remove it")
+        for path in sorted(folder.glob("*.validation.json"))
+    ]
+    if not found:
+        raise UserError(f"{folder}: holds no *.validation.json; `scripts/latency.py validate` writes them with --out")
+    models = list(dict.fromkeys(name for result in found for name in result.quality))
+    lines = []
+    for result in found:
+        line = {
+            "Network": f"{result.network}, {result.input[1]} px, batch {result.setup.batch}",
+            "Own latency (ms)": 1e3 * result.reference_s,
+            "Granularity": result.granularity,
+            "Sampled": result.n_samples,
+            "Minutes": None if result.sampling_s is None else result.sampling_s / 60,
+            "Held out": len(result.measured_s),
+            "Span": "{:.2f} to {:.2f}".format(*result.span),
+        }
+        for name in models:
+            good = result.quality.get(name)
+            line |= {f"{name}: NRMSE %": good and 100.0 * good.nrmse, f"tau, {name}": good and good.tau}
+        lines.append(line)
+    digits = {"Own latency (ms)": 2, "Granularity": 0, "Sampled": 0, "Minutes": 1, "Held out": 0}
+    for name in models:
+        digits |= {f"{name}: NRMSE %": 1, f"tau, {name}": 3}
+    setups = sorted({setup_of(result) for result in found})
+    caption = (
+        f"Predicted against measured latency of networks with random widths that no model was fitted to "
+        f"({'; '.join(setups)}). NRMSE: root mean squared error over the mean; tau: Kendall's; span: of the "
+        "held-out networks' latencies, over the network's own. MACs: proportional to them; layers alone: the "
+        "sum of all layers, each timed by itself; clock again: the same networks timed a second time, which no "
+        "model can be nearer than by luck."
+    )
+    return save(
+        pd.DataFrame(lines).astype(dict.fromkeys(digits, float)), digits, caption, folder / "validation", "tab:latency"
+    )
+
+
+def setup_of(result: Validation, batch: bool = False) -> str:
+    """What measured latencies stand on: "mxnet on AMD EPYC, float32, 1 thread"; with the batch, if asked."""
+    setup, of_batch = result.setup, f", batch {result.setup.batch}" if batch else ""
+    return f"{setup.runtime} on {result.hardware.cpu}, {setup.dtype}{of_batch}, {threads(setup.threads)}"
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100.0 * fraction
+
+
+def forecast(rows: Sequence[Any], measured: str | None = None) -> str:
+    """What experiments will take (rows of `experiment.estimate`) as Markdown, with a sum and what it stands on."""
+    lines = []
+    for row in rows:
+        target = f"{100 * (row.target or 1):.4g} of {row.objective}{', chosen' if row.chosen else ''}"
+        reach = "yes" if row.is_reachable else f"NO: {100 * (row.lowest or 1):.2f} % at least"
+        mark = "*" if row.stand_in else ""
+        lines.append(
+            {
+                "Experiment": row.name,
+                "Seed": str(row.seed),
+                "Level": MISSING if row.table in (None, "figure1") else str(row.level),
+                "Target %": MISSING if row.target is None else target,
+                "Reachable": MISSING if row.target is None else reach,
+                "Lowest %": number(_percent(row.lowest), 2),
+                "Params (M), uniform": number(row.params / 1e6, 3) + mark,
+                "GMACs, uniform": number(row.macs / 1e9, 4) + mark,
+                "Images, dense": number(row.images_dense, 0),
+                "Images, pruning": number(row.images_prune, 0),
+                "Images, fine-tuning": number(row.images_finetune, 0),
+                "Images": number(row.images, 0),
+                "Time": MISSING if row.seconds is None else duration(row.seconds),
+            }
+        )
+    total = dict.fromkeys(lines[0], "") | {
+        "Experiment": "all",
+        "Images": number(sum(row.images for row in rows), 0),
+        "Time": MISSING if measured is None else duration(sum(row.seconds for row in rows)),
+    }
+    notes = ["Params and MACs: of the network pruned uniformly to the target; without one, of the network itself."]
+    if any(row.stand_in for row in rows):
+        notes.append("*: the network to start from is not there yet; its uniform counterpart stands in.")
+    notes.append("Time: not measured." if measured is None else f"Time: on {measured}.")
+    numbers = dict.fromkeys(total.keys() - {"Experiment", "Target %", "Reachable"})
+    return f"{markdown(pd.DataFrame([*lines, total]), numbers)}\n\n{' '.join(notes)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: "45 s", "12 min", "7.5 h", "31 days"."""
+    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 72)):
+        if seconds < most * size:
+            return f"{seconds / size:,.{0 if size < 3600 else 1}f} {unit}"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def released(facts: Sequence[dict]) -> str:
+    """The released PruneNets (facts of `experiment.released`) as Markdown."""
+    digits = dict.fromkeys([key for key in facts[0] if key != "Network"], 0) | {
+        "Params (M)": 3,
+        "GMACs": 3,
+        "Params kept": 4,
+        "MACs reduction": 2,
+        "Params with norms (M)": 3,
+        "Top-1 %": 2,
+        "Top-5 %": 2,
+    }
+    return markdown(formatted(pd.DataFrame(facts), digits), digits)

@@ -1,0 +1,250 @@
+"""Finished runs in, one frame out: a row per run with every number that a table or a figure shows.
+
+Records hold fractions; the frame holds percent. What a run is called, and which runs are seeds of one another, is
+decided here; what a method or a cost is called is asked of its entry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import gcp.cost
+import gcp.methods  # noqa: F401
+from gcp.cost.base import COSTS
+from gcp.experiment.record import Finished, Stage, Timing
+from gcp.methods.base import METHODS
+
+DENSE_SECTIONS = ("model", "data", "train", "threads")  # of a configuration: what the dense network depends on
+PRUNE_SECTIONS = ("prune", "finetune")
+# Options that a method's name or the table's own columns tell already.
+NAMED_OPTIONS = {
+    "data.name",
+    "finetune.extra_epochs",
+    *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
+    *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
+}
+WORDS = [
+    "setting",
+    "data",
+    "model",
+    "scale",
+    "method",
+    "label",
+    "objective",
+    "device",
+    "kept",
+    "n_channels",
+    "noisy",
+    "cost_noisy",
+]
+NUMBERS = (
+    "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
+    "pruned_top1 images_before finetune_epochs images_total"
+).split()
+
+
+def unique(runs: Iterable[Finished]) -> list[Finished]:
+    """The runs, each once: a record that was copied is no second seed."""
+    return list({run.record.fingerprint: run for run in runs}.values())
+
+
+def frame(runs: Iterable[Finished]) -> pd.DataFrame:
+    """One row per run (accuracies and costs in percent), and per run a row of its dense network ("Dense").
+
+    `setting` is what a dense network depends on: data, model, scale and any other dense option that varies among the
+    runs. `label` is the method with every option that tells it from its neighbours, so that only seeds are averaged.
+    """
+    runs = unique(runs)
+    places = [(run.record.data, run.record.model, run.record.scale) for run in runs]
+    settings = [(*place, options) for place, options in zip(places, varying(runs, places, DENSE_SECTIONS))]
+    names = method_names(runs)
+    cells = [(s, name, counted(run), run.record.target) for s, (_, name), run in zip(settings, names, runs)]
+    rows = []
+    for run, setting, (method, name), extra in zip(runs, settings, names, varying(runs, cells, PRUNE_SECTIONS)):
+        record, stages, speed = run.record, run.record.stages, run.speeds and run.speeds.throughput
+        common = dict(zip(("data", "model", "scale"), setting)) | {
+            "setting": setting,
+            "seed": record.seed,
+            "device": device_of(run),
+            "noisy": bool(speed and (speed.dense.noisy or speed.final.noisy)),
+        }
+        rows.append(
+            common
+            | _measured(stages.dense, speed and speed.dense)
+            | {"method": "Dense", "label": ", ".join(("Dense", *setting[3])), "images_total": stages.dense.images}
+            | {"macs_kept": 100.0, "params_kept": 100.0, "throughput_ratio": 1.0 if speed else None}
+        )
+        if not METHODS.options[record.method].PRUNES:
+            continue
+        rows.append(
+            common
+            | _measured(stages.final, speed and speed.final)
+            | {
+                "method": method,
+                "label": ", ".join((name, *setting[3], *extra)),
+                "objective": counted(run),
+                "target": record.target,
+                "macs_kept": 100.0 * record.macs_kept,
+                "params_kept": 100.0 * record.params_kept,
+                "latency_kept": _latency_kept(run),
+                "cost_noisy": bool(run.speeds and run.speeds.budget and run.speeds.budget.noisy),
+                "throughput_ratio": speed and speed.final.images_per_second / speed.dense.images_per_second,
+                "drop": 100.0 * stages.dense.top1 - 100.0 * stages.final.top1,
+                "pruned_top1": 100.0 * stages.pruned.top1,
+                "images_before": record.images_before_finetune,
+                "finetune_epochs": stages.final.epochs,
+                "images_total": record.images_total,
+                "kept": {group: 100.0 * record.widths.final[group] / n for group, n in record.widths.dense.items()},
+                "n_channels": record.widths.dense,
+            }
+        )
+    return pd.DataFrame(rows, columns=WORDS + NUMBERS).astype(dict.fromkeys(NUMBERS, float))  # None becomes NaN
+
+
+def _measured(stage: Stage, timing: Timing | None) -> dict[str, Any]:
+    images = timing and timing.images_per_second
+    return {"top1": 100.0 * stage.top1, "top5": 100.0 * stage.top5, "n_eval": stage.n_eval, "images_per_second": images}
+
+
+def _latency_kept(run: Finished) -> float | None:
+    """The latency that the budget is about, in percent; None where it was measured elsewhere than the run was pruned.
+
+    Pruning checks that its latency model was fitted on its own processor: another one's latency is no achieved budget.
+    """
+    budget = run.speeds and run.speeds.budget
+    if not budget or budget.hardware["cpu"] != run.record.device["cpu"]:
+        return None
+    return 100.0 * budget.kept
+
+
+def device_of(run: Finished) -> str:
+    """What a throughput stands on: "batch 64, float32, cpu (model), 2 threads"; "" if none was measured."""
+    if not run.speeds:
+        return ""
+    setup, hardware = run.speeds.throughput.setup, run.speeds.throughput.hardware
+    processor = f" ({hardware['cpu']})" if setup["device"].startswith("cpu") else ""
+    return f"batch {setup['batch']}, {setup['dtype']}, {setup['device']}{processor}, {threads(setup['threads'])}"
+
+
+def threads(n: int) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{n} thread{'s' * (n != 1)}"
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs as tables and legends list them: by setting, objective, target, method, label and seed.
+
+    The dense network is the first method, then GCP by what it weighs channels against.
+    """
+    rank = {name: i for i, name in enumerate(["Dense", *(COSTS[cost].method for cost in COSTS)])}
+    return runs.assign(
+        _rank=runs.method.map(lambda method: rank.get(method, len(rank))),
+        _down=-runs.target,
+        _objective=runs.objective.fillna(""),
+    ).sort_values(["setting", "_objective", "_down", "_rank", "method", "label", "seed"], na_position="first")
+
+
+def counted(run: Finished) -> str:
+    """The cost that the target is about; it can be another than the one that channels are weighed against."""
+    return run.record.config["prune"]["budget"] or run.record.objective
+
+
+def cost_label(objective: Any) -> str | None:
+    """What tables call a cost; None where there is none."""
+    return COSTS[objective].label if isinstance(objective, str) else None
+
+
+def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
+    """Per run (method, method with its variants): ("GCP-f", "GCP-f, widths x8").
+
+    What a method calls a variant is named only where the runs have several.
+    """
+    options = [METHODS.options[run.record.method](**_own(run)) for run in runs]
+    seen = {(run.record.method, *item) for run, each in zip(runs, options) for item in each.variant().items()}
+    several = {(method, key) for method, key, _ in seen if sum((method, key) == other[:2] for other in seen) > 1}
+    names = []
+    for run, each in zip(runs, options):
+        record, extra = run.record, run.record.config["finetune"]["extra_epochs"]
+        name = each.label(record.objective)
+        parts = [
+            *(f"{key}={value}" for key, value in each.variant().items() if (record.method, key) in several),
+            *([f"widths x{record.round_to}"] if record.round_to > 1 else []),
+            *([f"+{extra} epochs"] if extra else []),
+        ]
+        names.append((name, ", ".join((name, *parts)) if each.PRUNES else name))
+    return names
+
+
+def _own(run: Finished) -> dict[str, Any]:
+    """The options of the run's own method; lists are tuples, as in a configuration that was read."""
+    own = run.record.config["prune"][run.record.method]
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+
+
+def varying(runs: Sequence[Finished], places: Sequence[tuple], sections: Sequence[str]) -> list[tuple[str, ...]]:
+    """Per run, "key=value" of each option of these sections that differs among the runs of its place.
+
+    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds.
+    """
+    options = [dict(_options(run, sections)) for run in runs]
+    keys = {key for each in options for key in each} - NAMED_OPTIONS
+    values: dict[tuple, set] = {}
+    for each, place in zip(options, places):
+        for key in keys:
+            values.setdefault((place, key), set()).add(each.get(key, "null"))
+    return [
+        tuple(f"{key}={each.get(key, 'null')}" for key in sorted(keys) if len(values[place, key]) > 1)
+        for each, place in zip(options, places)
+    ]
+
+
+def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Dotted keys and values of some sections; a method's own options follow `prune.` directly, others' do not count.
+
+    A saved network that the run starts from is named without the seed and the fingerprint of the run that made it.
+    """
+    for section in sections:
+        values = run.record.config[section]
+        if section == "prune":
+            values = {key: value for key, value in values.items() if not isinstance(value, dict)} | _own(run)
+        if section == "model":
+            values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}
+        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+            yield f"{section}.{key}".rstrip("."), json.dumps(value).replace('"', "")
+
+
+# ---- seeds ---------------------------------------------------------------------------------------------------------
+
+
+class Measure(NamedTuple):
+    """One measured column: its title, its key in the frame of runs, how seeds are joined, its digits."""
+
+    title: str
+    key: str
+    how: str  # "mean +- sd", "mean" or "median"
+    digits: int
+
+
+def aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, float]:
+    """Title -> value over seeds; a seed that occurs twice (the dense network of many runs) counts once."""
+    row: dict[str, Any] = {}
+    for measure in measures:
+        per_seed = runs.groupby("seed", dropna=False)[measure.key]
+        values = (per_seed.median() if measure.how == "median" else per_seed.mean()).dropna()
+        row[measure.title] = values.median() if measure.how == "median" else values.mean()
+        if measure.how == "mean +- sd":
+            row[measure.title + " sd"] = values.std(ddof=1)  # NaN for a single seed
+    return row
+
+
+def titles(measures: Iterable[Measure]) -> list[str]:
+    """The columns that `aggregate` gives: each measure's title, and that of its deviation."""
+    return [t for m in measures for t in ([m.title, m.title + " sd"] if m.how == "mean +- sd" else [m.title])]
