@@ -420,7 +420,7 @@ def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_c
     budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
     with tempfile.TemporaryDirectory() as folder:
         start = clock()
-        how = dict(augment=cfg.data.augment, statistics_images=cfg.prune.statistics_images)
+        how = dict(augment=cfg.data.augment, statistics_images=cfg.prune.statistics_images, moved=cfg.prune.moved)
         problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, **how)
         run = SimpleNamespace(path=Path(folder), log=lambda event, **values: None)
         outcome = gcp_method.gcp(problem, cfg.prune.gcp, run)

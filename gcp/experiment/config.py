@@ -138,6 +138,14 @@ class _Prune(Options):
         ),
     ] = 512
 
+    moved: Annotated[
+        Literal["mean", "silenced"],
+        Field(
+            description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "
+            "normal behind its batch norm, or what it puts out once its scale is zero"
+        ),
+    ] = "mean"
+
     FILES: ClassVar[Set[str]] = {"latency_model"}
 
     @field_validator("round_to", mode="before")

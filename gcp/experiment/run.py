@@ -82,6 +82,7 @@ def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Ru
         cfg.data.augment,
         task=data.task,
         statistics_images=cfg.prune.statistics_images,
+        moved=cfg.prune.moved,
     )
     outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
     images = sum(outcome.images.values())

@@ -59,6 +59,7 @@ class Problem:
     task: str = "classification"
     step: Any = None
     statistics_images: int = 0
+    moved: str = "silenced"  # what moves on from a dropped channel: see `surgery.shrink`
 
 
 @dataclass(frozen=True)

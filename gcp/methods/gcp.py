@@ -189,7 +189,9 @@ def _iteration(
 
     def cut(_: Path) -> Tuple[Network, dict]:
         small, timings = fit_to_measured_budget(
-            budget, limit, lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0))
+            budget,
+            limit,
+            lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0), problem.moved),
         )
         return small, {"timings": timings}
 

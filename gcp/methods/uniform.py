@@ -54,7 +54,7 @@ def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
     def choose(aim: float) -> Network:
         widths = uniform_widths(net.widths, replace(budget, target=aim / budget.original))
         keep: Keep = {g: np.sort(np.argsort(-scores[g], kind="stable")[:n]) for g, n in widths.items()}
-        return shrink(net, keep)
+        return shrink(net, keep, problem.moved)
 
     small, timings = fit_to_measured_budget(budget, budget.target * budget.original, choose)
     if timings:
