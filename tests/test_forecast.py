@@ -87,6 +87,16 @@ def test_the_saved_network_of_table6_has_a_stand_in():
     assert "1.2541*" in tables.forecast([dense, pruned])
 
 
+def test_a_source_that_was_pruned_by_latency_stands_in(tmp_path):
+    source = REPO / "configs" / "fashion_mnist_latency" / "gcp-latency-0.25.yaml"
+    start = "model: {name: 'results/none/gcp-latency-0.25-seed{seed}-*/final', new_head: true}"
+    text = f"base: {source}\n{start}\nprune: {{target: 0.1}}\npaper: {{starts_from: {source}}}\n"
+    (tmp_path / "again.yaml").write_text(text)
+    first, again = estimate.forecast([config.load(source), config.load(tmp_path / "again.yaml")])
+    assert again.stand_in and not first.stand_in
+    assert again.is_reachable and again.target == 0.1 and again.macs < first.macs
+
+
 def test_sizes_are_counted_where_there_are_images(tmp_path):
     cfg = config.load(TABLE3 / "gcp-macs-0.29.yaml", [f"data.root={tmp_path}", "data.validation=0.5"])
     assert estimate.sizes(cfg) == (1000, 1_281_167 - 640_584), "nothing there: the known numbers"

@@ -95,7 +95,7 @@ def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:
         )
     source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"])
     whole, widths, _ = start_network(source, sizes(source)[0])
-    widths = small_widths(whole, widths, plan.budget_of(source, whole))
+    widths = small_widths(whole, widths, budget_of(source, whole))
     return _opened(whole.name, cfg.data.input, n_classes), widths, True
 
 
@@ -103,6 +103,11 @@ def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:
 def _opened(name: str, input_shape: Tuple[int, int, int], n_classes: int) -> Network:
     """A GluonCV network without its weights: the rows of a table share one."""
     return open_network(name, input_shape, n_classes)
+
+
+def budget_of(cfg: Config, net: Network) -> Budget:
+    """The configured budget. A latency model is read as it is: on another machine the estimate is the same."""
+    return plan.budget_of(cfg, net, latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None)
 
 
 def small_widths(net: Network, widths: Widths, budget: Budget) -> Widths:
@@ -116,8 +121,7 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
     for cfg in cfgs:
         n_classes, n_train = sizes(cfg)
         net, widths, stand_in = start_network(cfg, n_classes)
-        table = latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None
-        budget, is_cut = plan.budget_of(cfg, net, table), cfg.prune.options.PRUNES
+        budget, is_cut = budget_of(cfg, net), cfg.prune.options.PRUNES
         small = small_widths(net, widths, budget) if is_cut else widths
         per_epoch = -(-n_train // cfg.data.batch) * cfg.data.batch
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
