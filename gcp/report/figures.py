@@ -430,7 +430,7 @@ def figure1(
         objects=covered,
         ax=ax,
         force_explode=(0.05, 0.2),
-        force_static=(0.2, 0.4),
+        force_static=(0.3, 0.5),
         force_text=(0.2, 0.4),
         min_arrow_len=14,
         arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": FAINT},

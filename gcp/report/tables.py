@@ -24,7 +24,7 @@ MISSING, NOISY = "-", "*"
 NOISE = f"{NOISY}: a timing was noisy (its passes differed widely, or others kept the machine busy)."
 EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
 LINE = 120  # characters: what a terminal shows of a line
-NAME = 38  # and of a method's name in the short table
+NAME = 42  # and of a method's name in the short table
 SCALES = {
     "paper": "Paper scale",
     "reduced": "REDUCED scale: less data or training than the paper's, so no reproduction of its numbers",
@@ -330,15 +330,15 @@ def short(runs: pd.DataFrame, full: Path) -> str:
             {
                 "Method": name if len(name) <= NAME else f"{name[: NAME - 4]} ...",
                 "Target": MISSING if pd.isna(target) else f"{100 * target:.4g} % of {cost_label(objective)}",
-                "MACs kept %": same.macs_kept.mean(),
-                "Params kept %": same.params_kept.mean(),
+                "MACs %": same.macs_kept.mean(),
+                "Params %": same.params_kept.mean(),
                 "Top-1 %": top1,
                 "Top-1 % sd": by_seed.top1.std() if len(by_seed) > 1 else (top1 * (100 - top1) / n) ** 0.5,
                 "Speed": by_seed.throughput_ratio.dropna().median(),
                 "Speed noisy": bool(same.noisy.any()),
             }
         )
-    digits = {"MACs kept %": 1, "Params kept %": 1, "Top-1 %": 2, "Speed": 2}
+    digits = {"MACs %": 1, "Params %": 1, "Top-1 %": 2, "Speed": 2}
     images = " or ".join(f"{int(n):,}" for n in sorted(set(runs.n_eval)))
     sentences = [
         f"{whose(runs)}.",
@@ -350,7 +350,7 @@ def short(runs: pd.DataFrame, full: Path) -> str:
             else []
         ),
         *([f"All pruned networks: {', '.join(sorted(shared))}."] if shared else []),
-        "Speed: throughput over the dense network's.",
+        "MACs, Params and Speed (throughput): over the dense network's.",
         *([NOISE] if runs.noisy.any() else []),
     ]
     words = textwrap.fill(" ".join(sentences), LINE, break_long_words=False, break_on_hyphens=False)
