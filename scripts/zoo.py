@@ -6,10 +6,13 @@ Per family: networks that can be pruned of all, the share of their channels that
 
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Dict
 
 from gcp import command as command_line
 from gcp.errors import UserError
+from gcp.storage import read_json, write_json
 
 START, END = "<!-- zoo -->", "<!-- end of zoo -->"
 
@@ -18,34 +21,49 @@ def run(argv: list) -> None:
     """Parse, try the networks, print and write the table."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("--family", help="one family only, such as resnet; the page is then left as it is")
-    parser.add_argument("--limit", type=command_line.positive(int), help="networks of each family at most")
-    parser.add_argument("--shapes-only", action="store_true", help="no random weights, so no differences")
+    parser.add_argument(
+        "--compare", type=int, metavar="N", help="compare the N smallest of each family (default: all; 0: none)"
+    )
+    parser.add_argument("--results", type=Path, help="file for what was found; networks in it are not tried again")
     parser.add_argument("--write", type=Path, help="put the table between the markers of this page")
     args = parser.parse_args(argv)
     from gcp.backend import zoo
-    from gcp.experiment.zoo import tried
+    from gcp.experiment.zoo import Trial, task, tried
 
     families = zoo.families()
     if args.family is not None and args.family not in families:
         raise UserError(f"--family {args.family}: there are {', '.join(families)}")
-    rows = []
+    known = read_json(args.results, Dict[str, Trial]) if args.results and args.results.exists() else {}
+
+    def look(name: str, compared: bool) -> None:
+        if name not in known or compared and known[name].difference is None and known[name].share:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                known[name] = tried(name, compared)
+            print(f"{name}: {known[name].said}", file=sys.stderr, flush=True)
+            if args.results:
+                write_json(args.results, {key: asdict(trial) for key, trial in known.items()})
+
+    rows, tasks = [], {}
     for family, names in families.items():
         if args.family in (None, family):
-            found = []
-            for name in names[: args.limit]:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    found.append(tried(name, not args.shapes_only))
-                print(f"{name}: {found[-1].said}", file=sys.stderr, flush=True)
+            for name in names:
+                look(name, False)
+            for name in sorted((n for n in names if known[n].share), key=lambda n: known[n].params)[: args.compare]:
+                look(name, True)
+            found = [known[name] for name in names]
+            for name in names:
+                tasks.setdefault(task(name), []).append(known[name].share > 0)
             good = [row for row in found if row.share]
-            share = sum(row.share for row in good) / max(1, len(good))
-            worst = max((row.difference for row in good if row.difference is not None), default=None)
-            cells = (family, f"{len(good)} of {len(found)}", f"{share:.0%}", "" if worst is None else f"{worst:.0e}")
-            rows.append("| " + " | ".join(cells) + " |")
-    head = ["| family | can be pruned | channels that can go | difference |", "|---|---|---|---|"]
-    table = "\n".join(head + rows)
-    print(table)
-    if args.write:
+            run = [row.difference for row in good if row.difference is not None]
+            share = f"{sum(row.share for row in good) / len(good):.0%}" if good else ""
+            worst = f"{max(run):.0e}" if run else "not compared"
+            rows.append(f"| {family} | {len(good)} of {len(found)} | {share} | {len(run)} | {worst} |")
+    head = ["| family | can be pruned | channels that can go | compared | difference |", "|---|---|---|---|---|"]
+    said = ", ".join(f"{sum(good)} of {len(good)} {key}" for key, good in tasks.items())
+    table = "\n".join([*head, *rows, "", f"By task: {said}."])
+    print(table, flush=True)
+    if args.write and args.family is None:
         text = args.write.read_text(encoding="utf-8")
         before, _, rest = text.partition(START)
         after = rest.partition(END)[2]

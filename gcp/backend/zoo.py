@@ -364,6 +364,8 @@ def families() -> Dict[str, List[str]]:
         module = inspect.getmodule(model_zoo._models[name]).__name__
         parts = module.split(".")[2:]
         found.setdefault(parts[0] if parts[0] != "pruned_resnet" else "resnetv1b", []).append(name)
-    own = [c for c in mx.gluon.model_zoo.vision.get_model.__code__.co_consts if isinstance(c, tuple)]
-    found["mxnet"] = [MXNET + name for name in next((c for c in own if "alexnet" in c), ())]
+    try:
+        mx.gluon.model_zoo.vision.get_model("")
+    except ValueError as error:  # which lists the names
+        found["mxnet"] = [MXNET + name for name in str(error).split("\n\t")[1:]]
     return found

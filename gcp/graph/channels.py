@@ -3,7 +3,7 @@
 One walk gives every channel of every tensor a label: fresh ones at each layer's output, passed on, joined, cut and
 united as the operators say (`gcp.graph.operators`). Labels that were united are one *unit*, which lives or dies whole;
 label 0 stands for channels that stay: the image, the outputs, and whatever an operator that is not known reads. A
-`Group` is all units with the same producers and readers.
+`Group` is all units with the same producers, readers and slices that take them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from gcp.graph.operators import ANY, ZERO, Channels, Convolution, Product, operator
+from gcp.graph.operators import ANY, ZERO, Channels, Convolution, Product, Slice, operator
 
 if TYPE_CHECKING:
     from gcp.graph.network import Network, Node
@@ -249,7 +249,8 @@ class Structure:
     def _number(self, component: np.ndarray) -> None:
         """Numbers units, group by group in the order of their first producers, and puts these for all labels."""
         layers = [call for call in self.calls.values() if call.made is not None or call.read is not None]
-        random = np.random.default_rng(0).integers(2**62, size=(len(layers), 2), dtype=np.uint64)
+        slices = [out.labels for c in self.calls.values() if isinstance(c.operator, Slice) for out in c.outs if out]
+        random = np.random.default_rng(0).integers(2**62, size=(len(layers) + len(slices), 2), dtype=np.uint64)
         key = np.zeros(component.max() + 1, np.uint64)  # a hash of the multiset of producers and readers
         first = np.full(len(key), len(component))
         for call, (made, read) in zip(layers, random):
@@ -258,6 +259,8 @@ class Structure:
                     np.add.at(key, component[labels], number)
             if call.made is not None:
                 np.minimum.at(first, component[call.made], call.made)
+        for labels, (number, _) in zip(slices, random[len(layers) :]):  # no slice may be left with nothing
+            np.add.at(key, component[labels], number)
         prunable = np.flatnonzero(first < len(component))
         prunable = prunable[prunable != component[0]]
         prunable = prunable[np.argsort(first[prunable], kind="stable")]

@@ -1,0 +1,124 @@
+"""Small graphs that were cut wrongly once, and what they are after a cut: scores, groups, the mean that moves on."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from networks import built, difference, images, random_keep
+
+from gcp.backend.blocks import predict
+from gcp.cost.analytic import macs
+from gcp.cost.base import Budget
+from gcp.graph.surgery import rescale, shrink, silence, with_gates
+from gcp.methods.base import Problem
+from gcp.methods.criteria import CRITERIA
+
+SHAPE = (3, 8, 8)
+WITHOUT_IMAGES = [name for name in CRITERIA if not hasattr(CRITERIA[name], "n_images")]
+
+
+def conv(x, name, n=6, kernel=1, **how):
+    return mx.sym.Convolution(x, num_filter=n, kernel=(kernel, kernel), name=name, **how)
+
+
+def classifier(x):
+    return mx.sym.FullyConnected(mx.sym.Pooling(x, global_pool=True, pool_type="avg"), num_hidden=3, name="dense")
+
+
+def norm(x, name, free=True):
+    return mx.sym.BatchNorm(x, fix_gamma=not free, name=name)
+
+
+def unscaled_norm():
+    """A norm whose scale is fixed at one in a group, as `BatchNorm(scale=False)` makes it, and a free one behind."""
+    x = mx.sym.relu(norm(conv(mx.sym.var("data"), "first", no_bias=True), "fixed", free=False))
+    return built(classifier(mx.sym.relu(norm(conv(x, "second", no_bias=True), "free"))), SHAPE)
+
+
+def depthwise(with_norm=False):
+    """A depthwise convolution between two plain ones."""
+    x = mx.sym.relu(conv(mx.sym.var("data"), "first"))
+    x = conv(x, "depthwise", kernel=3, num_group=6)
+    x = mx.sym.relu(norm(x, "norm") if with_norm else x)
+    return built(classifier(mx.sym.relu(conv(x, "last", 5))), SHAPE)
+
+
+def scores(net, criterion):
+    cost = macs(net)
+    return CRITERIA[criterion](Problem(net, Budget(cost, cost(net.widths), 0.5), None, seed=0, batch=8))
+
+
+@pytest.mark.parametrize("criterion", WITHOUT_IMAGES)
+@pytest.mark.parametrize("make", [unscaled_norm, depthwise, lambda: depthwise(True)])
+def test_every_criterion_that_needs_no_images_scores_and_cuts(make, criterion):
+    assert len(WITHOUT_IMAGES) >= 4
+    for net in (make(), rescale(with_gates(make()))):
+        found = scores(net, criterion)
+        assert {name: len(of) for name, of in found.items()} == net.widths
+        assert all(np.isfinite(of).all() and (of >= 0).all() and len(set(of)) > 1 for of in found.values())
+        keep = {name: np.sort(np.argsort(of)[-3:]) for name, of in found.items()}
+        x = images(net)
+        assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < 1e-5
+
+
+@pytest.mark.parametrize("criterion", ["paper", "relative"])
+def test_a_channel_that_the_depthwise_kernel_loses_is_worth_nothing(criterion):
+    net = depthwise()
+    kernel = net.arrays["depthwise_weight"].copy()
+    kernel[2] = 0
+    of = scores(net.with_arrays({"depthwise_weight": kernel}), criterion)["first"]
+    assert of[2] == 0 and (np.delete(of, 2) > 0).all()
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_depthwise_group_of_one_channel_is_still_one(with_norm):
+    net = depthwise(with_norm)
+    for each in (net, with_gates(net)):
+        once = shrink(each, {"first": np.array([4]), "last": np.array([0, 1, 3])})
+        assert once.widths == {"first": 1, "last": 3}
+        for before, after in zip(each.groups, once.groups):
+            assert (before.name, before.producers, before.consumers, before.norms, before.depthwise) == (
+                after.name,
+                after.producers,
+                after.consumers,
+                after.norms,
+                after.depthwise,
+            )
+        assert once.nodes[once.index["depthwise"]].literal("num_group") == 1
+        keep, x = {"first": np.array([0]), "last": np.array([1, 2])}, images(net)
+        twice = shrink(once, keep)
+        assert twice.widths == {"first": 1, "last": 2}
+        assert macs(once)(twice.widths) == macs(twice)(twice.widths)
+        assert difference(predict(twice, x), predict(silence(once, keep), x)) < 1e-5
+
+
+def chain(scale):
+    """Two convs with norms; the first norm's scales are `scale`, and its shifts keep most of relu's inputs above 0."""
+    x = mx.sym.relu(norm(conv(mx.sym.var("data"), "first", 12, no_bias=True), "norm"))
+    net = built(classifier(mx.sym.relu(norm(conv(x, "second", 8, no_bias=True), "free"))), SHAPE)
+    x = images(net, 64)
+    # the statistics are those of the images, so that behind the norm there is N(shift, scale^2)
+    made = np.einsum("oi,nihw->nohw", net.arrays["first_weight"][:, :, 0, 0], x) + 0.0
+    statistics = {"norm_moving_mean": made.mean((0, 2, 3)), "norm_moving_var": made.var((0, 2, 3))}
+    shift = np.linspace(-0.5, 0.5, 12)
+    arrays = {**statistics, "norm_gamma": np.full(12, scale), "norm_beta": shift}
+    return net.with_arrays({name: value.astype(np.float32) for name, value in arrays.items()}), x
+
+
+def test_the_mean_of_live_channels_moves_on():
+    net, x = chain(1.0)
+    keep = {**random_keep(net, 0.5), "second": np.arange(8)}
+    whole = predict(net, x)
+    error = {moved: np.abs(predict(shrink(net, keep, moved), x) - whole).mean() for moved in ("silenced", "mean")}
+    assert error["mean"] < 0.7 * error["silenced"]
+
+
+def test_the_mean_of_dead_channels_is_their_constant():
+    net, x = chain(0.0)
+    keep = random_keep(net, 0.5)
+    keep["second"] = np.arange(8)
+    silenced, mean = (shrink(net, keep, moved) for moved in ("silenced", "mean"))
+    for name, value in silenced.arrays.items():
+        np.testing.assert_allclose(mean.arrays[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert difference(predict(mean, x) + 1e-3 * x.mean((2, 3)), predict(net, x) + 1e-3 * x.mean((2, 3))) < 1e-5
