@@ -49,7 +49,7 @@ def finished(
 ):
     """A run of a three-group network; `speeds` are the dense and the final network's images per second, or None.
 
-    `latency`: the fraction kept in the latency model's setup, and the processor that it was measured on. `top5_above`:
+    `latency`: the fraction kept in the latency model's setup, and the processor (and its model) that measured it. `top5_above`:
     how far top-5 lies above top-1, where it is not 0.99. `options` are the method's own.
     """
     macs_kept = target if macs_kept is None else macs_kept
@@ -75,7 +75,7 @@ def finished(
             "config": config,
             "git_commit": None,
             "versions": {},
-            "device": {"name": device, "cpu": "Test CPU", "threads": 2},
+            "device": {"name": device, "cpu": "Test CPU", "cpu_model": "model 1", "threads": 2},
             "date": "",
             "model": model,
             "data": data,
@@ -111,7 +111,7 @@ def finished(
     throughput = Speed(
         setup=setup, hardware={"cpu": "Test CPU"}, dense=timing(speeds[0]), final=timing(speeds[1], noisy)
     )
-    kept = latency and BudgetLatency(setup=setup, hardware={"cpu": latency[1]}, kept=latency[0], noisy=noisy)
+    kept = latency and BudgetLatency(setup=setup, hardware=dict(zip(("cpu", "cpu_model"), latency[1:])), kept=latency[0], noisy=noisy)
     return Finished(Path("run"), record, Speeds(throughput=throughput, budget=kept))
 
 

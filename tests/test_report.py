@@ -152,14 +152,16 @@ def test_a_noisy_timing_is_marked(tmp_path):
 
 
 def test_latency_of_another_processor_is_no_achieved_budget():
-    def run(method, cpu):
-        return finished(method, "latency", 0.5, latency=(0.49, cpu), noisy=method == "uniform")
+    def run(method, *cpu):
+        return finished(method, "latency", 0.5, latency=(0.49, *cpu), noisy=method == "uniform")
 
     [row] = tables.comparison(frame.frame([run("gcp", "Test CPU"), run("uniform", "Test CPU")])).to_dict("records")
     assert row["Cost kept %"] == pytest.approx(49) and row["Equal cost"] == "yes"
     assert (row["Cost kept % noisy"], row["Cost kept %, other noisy"]) == (False, True)
-    [row] = tables.comparison(frame.frame([run("gcp", "Test CPU"), run("uniform", "Other CPU")])).to_dict("records")
-    assert row["Cost kept %"] == pytest.approx(49) and pd.isna(row["Cost kept %, other"]) and row["Equal cost"] is None
+    for other in (run("uniform", "Other CPU"), run("uniform", "Test CPU", "model 2")):
+        [row] = tables.comparison(frame.frame([run("gcp", "Test CPU", "model 1"), other])).to_dict("records")
+        assert row["Cost kept %"] == pytest.approx(49) and pd.isna(row["Cost kept %, other"])
+        assert row["Equal cost"] is None
 
 
 def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):

@@ -117,9 +117,12 @@ def _latency_kept(run: Finished) -> float | None:
     Pruning checks that its latency model was fitted on its own processor: another one's latency is no achieved budget.
     """
     budget = run.speeds and run.speeds.budget
-    if not budget or budget.hardware["cpu"] != run.record.device["cpu"]:
+    if not budget:
         return None
-    return 100.0 * budget.kept
+    # Files from before `cpu_model` was kept know the processor by its name only.
+    pairs = [(budget.hardware.get(key), run.record.device.get(key)) for key in ("cpu", "cpu_model")]
+    is_same = all(there == here for there, here in pairs if there and here)
+    return 100.0 * budget.kept if is_same else None
 
 
 def device_of(run: Finished) -> str:
@@ -127,8 +130,9 @@ def device_of(run: Finished) -> str:
     if not run.speeds:
         return ""
     setup, hardware = run.speeds.throughput.setup, run.speeds.throughput.hardware
-    processor = f" ({hardware['cpu']})" if setup["device"].startswith("cpu") else ""
-    return f"batch {setup['batch']}, {setup['dtype']}, {setup['device']}{processor}, {threads(setup['threads'])}"
+    model = hardware["cpu"] if setup["device"].startswith("cpu") else hardware.get("gpu")
+    device = setup["device"] + (f" ({model})" if model else "")
+    return f"batch {setup['batch']}, {setup['dtype']}, {device}, {threads(setup['threads'])}"
 
 
 def threads(n: int) -> str:
