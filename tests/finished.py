@@ -49,8 +49,8 @@ def finished(
 ):
     """A run of a three-group network; `speeds` are the dense and the final network's images per second, or None.
 
-    `latency`: the fraction kept in the latency model's setup, and the processor (and its model) that measured it. `top5_above`:
-    how far top-5 lies above top-1, where it is not 0.99. `options` are the method's own.
+    `latency`: the fraction kept in the latency model's setup, and the processor (and its model) that measured it.
+    `top5_above`: how far top-5 lies above top-1, where it is not 0.99. `options` are the method's own.
     """
     macs_kept = target if macs_kept is None else macs_kept
     config = {
@@ -111,7 +111,9 @@ def finished(
     throughput = Speed(
         setup=setup, hardware={"cpu": "Test CPU"}, dense=timing(speeds[0]), final=timing(speeds[1], noisy)
     )
-    kept = latency and BudgetLatency(setup=setup, hardware=dict(zip(("cpu", "cpu_model"), latency[1:])), kept=latency[0], noisy=noisy)
+    kept = latency and BudgetLatency(
+        setup=setup, hardware=dict(zip(("cpu", "cpu_model"), latency[1:])), kept=latency[0], noisy=noisy
+    )
     return Finished(Path("run"), record, Speeds(throughput=throughput, budget=kept))
 
 
