@@ -71,6 +71,11 @@ def test_names_and_what_they_are_for():
     assert task("yolo3_darknet53_voc") == "detection" and task("simple_pose_resnet18_v1b") == "pose"
 
 
+def test_a_graph_with_graphs_inside_is_refused():
+    trial = tried("mobilenet1.0_int8", compared=False)
+    assert trial.share == 0 and "'mobilenet1.0_int8': MXNet cannot read its graph" in trial.said
+
+
 def walked(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -43,7 +43,10 @@ def first_line(error: BaseException) -> str:
 
 def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[int, ...], ...], ...]:
     """Per node of the graph, the shapes of its outputs for one image of `input_shape`, as MXNet infers them."""
-    internals = mx.sym.load_json(net.to_json()).get_internals()
+    try:
+        internals = mx.sym.load_json(net.to_json()).get_internals()
+    except mx.MXNetError as error:  # such as an int8 graph, whose nodes hold graphs of their own
+        raise UserError(f"network '{net.name}': MXNet cannot read its graph: {first_line(error)}") from error
     image = "x".join(map(str, input_shape))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises

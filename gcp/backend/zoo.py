@@ -41,7 +41,7 @@ INPUTS = {  # start of a name -> (channels, height, width) of its images
     "ssd_512|center_net|.*rcnn": (3, 512, 512),
     "yolo3": (3, 416, 416),
     "fcn|psp|deeplab|icnet|danet|hrnet.*_s$": (3, 480, 480),
-    "fastscnn": (3, 768, 768),
+    "fastscnn": (3, 1024, 1024),
     "monodepth2.*posenet": (6, 192, 640),
     "monodepth2": (3, 192, 640),
     ".*pose": (3, 256, 192),
@@ -67,7 +67,7 @@ def from_gluoncv(
     block = _gluoncv_block(name, n_classes, pretrained, weights, seed or 0)
     try:
         heads = _heads(block(mx.sym.var("data")), input_shape)
-    except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (mx.MXNetError, TypeError, ValueError, AttributeError, AssertionError, NameError) as error:
         raise UserError(f"network '{name}' has no graph from one image to its outputs: {first_line(error)}") from error
     nodes, outputs = parse_nodes((mx.sym.Group(heads) if len(heads) > 1 else heads[0]).tojson())
     params = block.collect_params()
