@@ -156,9 +156,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
 def test_the_whole_recipe_from_a_configuration(tmp_path):
     """Every key of the recipe reaches the loop; the dense network teaches the pruned one; teachers that do not fit."""
     from gcp import errors
-    from gcp.data.base import load
-    from gcp.experiment import config
+    from gcp.data.datasets import load
+    from gcp.experiment import config, plan
     from gcp.experiment import run as experiment_run
+    from gcp.seeds import Stream
 
     (tmp_path / "c.yaml").write_text(TINY)
     cfg = config.load(
@@ -172,8 +173,7 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
         ],
     )
     data = load(cfg.data, cfg.seed)
-    _, start = experiment_run.plan(cfg, data)
-    experiment_run.check_training(cfg, data)
+    start, _ = plan.plan(cfg, data)
     assert (start.arrays["stage1_batchnorm1_gamma"] == 0).all() and (start.arrays["batchnorm0_gamma"] == 1).all()
     dense, facts = experiment_run.dense_network(cfg, data, start)
     log = next(tmp_path.glob("dense-*/log.jsonl"))
@@ -185,7 +185,7 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
     assert json.loads(log.read_text().splitlines()[-1])["validation_top1"] == facts["validation_top1"]
     said = []
     experiment_run.train(
-        dense, data, cfg, cfg.finetune, 2, tmp_path / "x", lambda event, **row: said.append(row), dense
+        dense, data, cfg, cfg.finetune, Stream.FINETUNE, tmp_path / "x", lambda event, **row: said.append(row), dense
     )
     assert [row["stage"] for row in said] == ["final", "final"]
     experiment_run.train(
@@ -193,16 +193,16 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
         data,
         cfg,
         cfg.finetune.model_copy(update={"teacher": None}),
-        2,
+        Stream.FINETUNE,
         tmp_path / "x",
         lambda event, **row: said.append(row),
     )
     assert said[0]["training_loss"] < 0.5 * said[2]["training_loss"], "it starts as its own teacher"
     other = cfg.finetune.model_copy(update={"teacher": str(next(tmp_path.glob("dense-*")) / "dense")})
-    assert experiment_run.teacher(other, data).net.name == "cifar_resnet20_v1"
+    assert plan.teacher(other, data).net.name == "cifar_resnet20_v1"
     data = dataclasses.replace(data, classes=data.classes[:4])
     with pytest.raises(errors.UserError, match="dense' has 10 classes, data 'digits' has 4; name a network that"):
-        experiment_run.teacher(other, data)
+        plan.teacher(other, data)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
