@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> None:
     if args.measure:
         measured = measure(args, networks, path)
     else:
-        measured = figure1.read(path) if path.exists() else None
+        measured = figure1.read(path) if os.path.lexists(path) else None
     with tables.writing(Path(args.out), "--out"):
         paths = figure1.write(networks, measured, Path(args.out))
     for table in paths:

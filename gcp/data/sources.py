@@ -254,6 +254,7 @@ MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 LABEL = struct.Struct("<IfQQ")  # number of further labels, label, id, the id's high bits
 MAX_PIECE = 2**29 - 1
+MAX_RECORD = 2**28  # bytes; no image is larger, and a damaged file may claim anything
 
 
 def packed(content: bytes) -> bytes:
@@ -325,7 +326,7 @@ class Records(_Pieces):
 
     def read(self, row: int) -> bytes:
         """The encoded image. UserError: its label is not the list's."""
-        found = unpacked(self.read_at(int(self._offsets[row]), self.size(row)))
+        found = unpacked(self.read_at(int(self._offsets[row]), min(self.size(row), MAX_RECORD)))
         if found is None:
             raise self._no_record(row)
         content, _ = found
@@ -369,7 +370,7 @@ class Records(_Pieces):
                 f"{index}: not the index of {self.path.name}, or that is truncated: the last record should "
                 f"begin at byte {start} of {self.n_bytes}"
             )
-        found = unpacked(self.read_at(start, self.n_bytes - start))
+        found = unpacked(self.read_at(start, min(self.n_bytes - start, MAX_RECORD)))
         if found is None:
             raise UserError(f"{self.name(last)}: truncated record, or {index.name} is of another file; make both anew")
         if start + found[1] < self.n_bytes:

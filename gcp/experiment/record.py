@@ -8,6 +8,7 @@ how fast its networks are; it is measured later, when the machine is quiet.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Dict, List, Literal, NamedTuple, Optional
 
@@ -264,7 +265,8 @@ def load_records(folder: Path) -> List[Finished]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
-    paths = sorted(folder.rglob(RECORD))
+    # Not by a pattern, which passes over a link that leads nowhere.
+    paths = sorted(Path(where) / RECORD for where, folders, files in os.walk(folder) if RECORD in {*folders, *files})
     if not paths:
         raise UserError(f"{folder}: holds no {RECORD} at any depth; give a folder with a finished run")
     return [Finished(path.parent, _read(path, Record), read_speeds(path.parent)) for path in paths]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def measure(
     UserError: `path` holds measurements of another setup or processor, or something else.
     """
     here = {"setup": setup, "input": list(INPUT), "hardware": hardware}
-    held = read(path) if path.exists() else {**here, "networks": []}
+    held = read(path) if os.path.lexists(path) else {**here, "networks": []}
     if _conditions(held) != _conditions(here):
         raise UserError(
             f"{path}: was measured with {_conditions(held)}; this is {_conditions(here)}; "
