@@ -255,7 +255,6 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.target=1.5"], "prune.target"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "prune.tarvet=0.5"], "prune.target"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=resnet18_v9"], "resnet18_v"),
-        ("run.py", ["{configs}/gcp-macs.yaml", "--set", "model.name=se_resnet18_v1"], "AdaptiveAvgPooling2D"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "data.name=folder", "--set", "data.root=/no/such"], "/no/such"),
         ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
