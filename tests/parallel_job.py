@@ -44,8 +44,8 @@ def without_norms(folder: Path) -> Network:
     block.initialize(mx.init.Xavier())
     block.hybridize()
     block(mx.nd.zeros((1, 3, 8, 8)))
-    block.export(str(folder / "plain"))
-    return load(folder / "plain", (3, 8, 8))
+    block.export(str(folder / f"plain-{distributed.process_group().rank}"))
+    return load(folder / f"plain-{distributed.process_group().rank}", (3, 8, 8))
 
 
 def ordinary(net: Network, **how) -> OrdinaryStep:

@@ -499,7 +499,7 @@ class Quality(Schema):
 
     rmse_s: NotNegative
     nrmse: NotNegative
-    tau: Annotated[float, Field(ge=-1, le=1)]
+    tau: Optional[Annotated[float, Field(ge=-1, le=1)]]  # None where all are equal, and have no order
     mean_relative_error: NotNegative
     n: Count
 
@@ -582,12 +582,18 @@ def validate(
     )
 
 
+def _tau(predicted: np.ndarray, measured: np.ndarray) -> Optional[float]:
+    """Kendall's tau; None where either has no order."""
+    tau = float(stats.kendalltau(predicted, measured).statistic)
+    return tau if np.isfinite(tau) else None
+
+
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
     """How good predictions are."""
     return Quality(
         rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),
         nrmse=nrmse(predicted, measured),
-        tau=float(stats.kendalltau(predicted, measured).statistic),
+        tau=_tau(predicted, measured),
         mean_relative_error=float(np.mean(np.abs(predicted / measured - 1))),
         n=len(measured),
     )

@@ -299,7 +299,8 @@ def predictions(result: Validation) -> Figure:
         ax.plot([low, high], [low, high], color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
         ax.plot(measured, values, "o", markersize=4, alpha=0.6, markeredgewidth=0, color=COLOURS["GCP-f"])
         good = result.quality[name]
-        ax.set_title(f"{name}: NRMSE {100 * good.nrmse:.1f} %, tau {good.tau:.3f}", fontsize=FONT, loc="left")
+        tau = "-" if good.tau is None else f"{good.tau:.3f}"
+        ax.set_title(f"{name}: NRMSE {100 * good.nrmse:.1f} %, tau {tau}", fontsize=FONT, loc="left")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         ax.set(xlim=(low, high), ylim=(low, high), xlabel="Measured (ms)", box_aspect=1)
