@@ -38,7 +38,15 @@ setup(
         "jinja2>=3.1,<4",
     ],
     extras_require={
-        "test": ["pytest>=8.0,<10", "hypothesis>=6.100,<7", "psutil>=5.9,<8", "ruff>=0.8,<1", "import-linter>=2.0,<3"],
+        "test": [
+            "pytest>=8.0,<10",
+            # A process for each core: scripts/test.sh.
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            # Its formatting changes from one minor version to the next, and a test checks it.
+            "ruff>=0.17,<0.18",
+            "import-linter>=2.0,<3",
+        ],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },
