@@ -42,6 +42,7 @@ def test_one_bulk_changes_no_gradient(frozen, monkeypatch):
         assert np.array_equal(one[name], many[name]), name
 
 
+@pytest.mark.slow
 def test_quick_runs_through_every_section(tmp_path):
     path = tmp_path / "b.json"
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "2"]
@@ -91,6 +92,7 @@ def test_a_renewed_section_takes_the_place_of_the_old_one():
     assert both["details"]["describe"] == {"at": 2} and both["date"] == 2
 
 
+@pytest.mark.slow
 def test_gcps_step_leaves_out_most_weight_gradients():
     """By oneDNN's own report; where there is none (no oneDNN in this MXNet), there are no calls."""
     frozen, ordinary = (

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from mutations import tried
 
 from gcp.experiment.record import load_records
 
@@ -87,6 +88,7 @@ def reproduced(configs, tmp_path_factory):
     return output, out, err
 
 
+@pytest.mark.slow
 def test_every_method_gives_a_whole_record_and_the_report_shows_it(reproduced):
     output, out, _ = reproduced
     runs = {run.record.name: run for run in load_records(output)}
@@ -105,6 +107,7 @@ def test_every_method_gives_a_whole_record_and_the_report_shows_it(reproduced):
         assert word in out
 
 
+@pytest.mark.slow
 def test_a_second_reproduction_runs_nothing(reproduced, configs):
     output, _, _ = reproduced
     before = {p: p.stat().st_mtime_ns for p in output.glob("*/*") if p.suffix != ".lock" and p.parent.name != "report"}
@@ -113,6 +116,7 @@ def test_a_second_reproduction_runs_nothing(reproduced, configs):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs, tmp_path):
     whole = json.loads(next(reproduced[0].glob("gcp-macs-*/record.json")).read_text())
     args = ("run.py", configs / "gcp-macs.yaml", "--set", f"output={tmp_path}")
@@ -214,7 +218,7 @@ def test_a_signal_says_how_to_resume(configs, tmp_path, number):
     assert code == 128 + number and "run the same command again to resume" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_no_child_outlives_a_reproduction(configs, tmp_path, number):
     """Also where nobody is left to end them. The second process waits for the dense network that the first trains."""
     process = script(
@@ -238,6 +242,7 @@ def until(happens, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_saved_networks_evaluate_to_the_record(reproduced):
     folder = next(reproduced[0].glob("gcp-macs-*"))
     code, out, err = finish(script("evaluate.py", folder / "final", "--data", "digits"))
@@ -260,7 +265,6 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
         ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 are asked for, and 1 started"),
-        ("run.py", ["{configs}/none.yaml", "--set", "gpus=[0]"], "this MXNet sees none"),
         ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
         ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
         ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
@@ -284,17 +288,26 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
         ("figure1.py", ["--repeats", "3"], "--measure"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, name, args, message):
+def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, monkeypatch, name, args, message):
+    monkeypatch.chdir(REPO)
     args = [a.format(configs=configs) for a in args]
     extra = ["--set", f"output={tmp_path}"] if name == "run.py" else []
-    code, _, err = finish(script(name, *args, *extra))
+    code, _, err = tried([name, *args, *extra])
     lines = [line for line in err.splitlines() if line.strip()]
     assert code == 2 and len(lines) == 1, err
     assert lines[0].startswith("error: ") and message in lines[0]
 
 
-def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
+def test_a_gpu_that_is_not_there(configs, tmp_path):
+    """In a process of its own, since MXNet reads which GPUs there are as it is imported."""
+    code, _, err = finish(script("run.py", configs / "none.yaml", "--set", "gpus=[0]", f"output={tmp_path}"))
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "this MXNet sees none" in err
+
+
+@pytest.mark.slow
+def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path, monkeypatch):
     """sample, fit, validate, predict and table as README shows them, on a network of a millisecond."""
+    monkeypatch.chdir(REPO)
     small = ["cifar_resnet20_v1", "--input", "3,8,8", "--threads", "1", "--repeats", "3"]
     for args, said in (
         (["measure", *small[:1], "cifar_resnet20_v2", *small[1:], "--json", tmp_path / "m.json"], "x the first"),
@@ -321,7 +334,7 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path):
         (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
         (["table", tmp_path], "validation.md"),
     ):
-        code, out, err = finish(script("latency.py", *args))
+        code, out, err = tried(["latency.py", *map(str, args)])
         assert code == 0 and said in out, (args, out, err)
     assert (tmp_path / "v.validation.png").stat().st_size > 10000
     assert len(json.loads((tmp_path / "m.json").read_text())["networks"]) == 2

@@ -42,7 +42,11 @@ def imported(symbol_path, params_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18_v1", "resnet50_v1d_0.11", "resnet18_v2", "cifar_resnet20_v2", "mobilenetv2_1.0", "vgg16_bn"]
+    "name",
+    [
+        *("resnet50_v1d_0.11", "cifar_resnet20_v2", "mobilenetv2_1.0"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18_v1", "resnet18_v2", "vgg16_bn")),
+    ],
 )
 def test_a_network_says_what_its_gluoncv_block_says(name):
     with warnings.catch_warnings():

@@ -83,6 +83,7 @@ def test_gcp_latency_is_cut_by_the_clock(configured, model):
     assert (records.run_path(cfg) / records.RECORD).read_bytes() == before  # nothing is written twice
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_takes_the_cut_that_the_clock_decided(configured, monkeypatch):
     cfg = configured("prune.objective=latency", "prune.target=0.6", "prune.round_to=4")
     first = experiment_run.run(cfg)
@@ -92,6 +93,7 @@ def test_a_run_that_goes_on_takes_the_cut_that_the_clock_decided(configured, mon
     assert again.widths == first.widths and again.stages.final.loss == first.stages.final.loss
 
 
+@pytest.mark.slow
 def test_other_objectives_can_be_cut_to_a_latency(configured):
     for overrides in (
         ["prune.objective=macs", "prune.budget=latency"],

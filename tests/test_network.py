@@ -39,12 +39,12 @@ LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version 
     "cifar_resnet20_v1",
     "mobilenet1.0",
     "mobilenetv2_1.0",
-    "vgg16_bn",
+    pytest.param("vgg16_bn", marks=pytest.mark.slow),
 ]
 # One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
 FAMILIES = [
     "resnet18_v1",
-    "resnet50_v1",
+    pytest.param("resnet50_v1", marks=pytest.mark.slow),
     "resnet18_v2",
     "resnet18_v1b_0.89",
     "resnet50_v1d_0.11",
@@ -52,7 +52,7 @@ FAMILIES = [
     "cifar_resnet20_v2",
     "mobilenet1.0",
     "mobilenetv2_1.0",
-    "vgg16_bn",
+    pytest.param("vgg16_bn", marks=pytest.mark.slow),
 ]
 
 
@@ -463,13 +463,11 @@ def test_literals_of_attributes():
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet50_v1b",
-        "resnet50_v1d",
-        "resnet101_v1d",
-        "resnet18_v1",
-        "resnet50_v1",
-        "resnet18_v1b_0.89",
-        "resnet50_v1d_0.48",
+        *("resnet18_v1", "resnet18_v1b_0.89", "resnet50_v1d_0.48"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet50_v1", "resnet50_v1b", "resnet50_v1d", "resnet101_v1d")
+        ),
     ],
 )
 def test_last_gamma_zero_is_gluoncvs(name):

@@ -135,6 +135,7 @@ def wait_for(process, there):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_job_that_loses_a_worker_ends_with_the_same_record(tmp_path):
     """Once as two local workers; once over ssh with a server on each machine, where a worker is killed in an epoch."""
     config_file = tmp_path / "gcp small.yaml"  # a path that needs quoting

@@ -45,6 +45,7 @@ from gcp.storage import expanded, locked, read_json, read_text, replacing, write
 
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+_MOST_DEFLATED = 1032  # bytes that a byte of a gzip file can stand for
 _MEMORY_LIMIT = 2 * 10**9  # bytes of decoded images; a larger data set is decoded anew in every pass
 
 
@@ -193,6 +194,8 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
                 raise ValueError("truncated within its header")
             sizes = struct.unpack_from(f">{n_dims}I", header, 4)
             n_bytes = math.prod(sizes)
+            if n_bytes > _MOST_DEFLATED * path.stat().st_size:
+                raise ValueError(f"says it holds {'x'.join(map(str, sizes))} bytes, more than a file of its size can")
             content = file.read(min(n_bytes, _MEMORY_LIMIT) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: truncated or not a gzip file ({error}); replace it with a whole copy") from error
