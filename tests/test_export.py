@@ -73,7 +73,7 @@ def saved(tmp_path_factory):
         (pruned, SMALL),
         (pruned, "cifar_resnet20_v2"),
         (pruned, "mobilenetv2_1.0"),
-        (pruned, "resnet50_v1d"),
+        pytest.param(pruned, "resnet50_v1d", marks=pytest.mark.slow),
     ],
 )
 def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
@@ -234,6 +234,7 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
     assert int8["int8"]["times_first"] == int8["float32"]["latency_s"] / int8["int8"]["latency_s"]
 
 
+@pytest.mark.slow
 def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     net = files.load(saved)

@@ -233,6 +233,7 @@ def measured(networks, speed):
     return {"setup": SETUP, "input": [3, 224, 224], "hardware": HARDWARE, "networks": rows}
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_files(networks, tmp_path):
     held = measured(networks, lambda there: there / 50)
     for name in "ab":

@@ -138,6 +138,7 @@ def script(*args):
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_table_runs_nothing(tmp_path):
     done = script(TABLE3, "--dry-run", "--no-benchmark", "--seeds", "0,1", "--set", f"output={tmp_path}")
     assert done.returncode == 0, done.stderr

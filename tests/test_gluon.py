@@ -19,7 +19,7 @@ from gcp.errors import UserError
 from gcp.graph import network
 from gcp.graph.surgery import shrink, silence
 
-ROUND_TRIPS = ["resnet18_v1b", "resnet50_v1d", "cifar_resnet20_v1"]
+ROUND_TRIPS = ["resnet18_v1b_0.89", pytest.param("resnet50_v1d", marks=pytest.mark.slow), "cifar_resnet20_v1"]
 
 
 @pytest.fixture(scope="module", params=ROUND_TRIPS)
@@ -435,7 +435,12 @@ def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
 
 
 @pytest.mark.parametrize(
-    "name, head", [("cifar_resnet20_v1", "dense"), ("resnet18_v1b", "dense"), ("mobilenetv2_0.25", "output")]
+    "name, head",
+    [
+        ("cifar_resnet20_v1", "dense"),
+        pytest.param("resnet18_v1b", "dense", marks=pytest.mark.slow),
+        ("mobilenetv2_0.25", "output"),
+    ],
 )
 def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head):
     """All of the file's but the output layer's, which is drawn from the seed."""

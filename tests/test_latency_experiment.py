@@ -62,6 +62,7 @@ def configured(model, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_gcp_latency_is_cut_by_the_clock(configured, model):
     cfg = configured("prune.objective=latency", "prune.target=0.7", "prune.round_to=auto")
     record = experiment_run.run(cfg)

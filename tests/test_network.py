@@ -418,6 +418,7 @@ def test_what_arrives_in_a_residual_stage():
     at("layers2_conv0_fwd", "batchnorm0", "layers1_batchnorm1", "layers1_batchnorm3")
 
 
+@pytest.mark.slow
 def test_masks_for_bare_layers_keep_the_function_and_fold_away(tmp_path):
     net = random_network("vgg16_bn")
     masked, x = with_gates(net), images(net)

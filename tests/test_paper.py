@@ -248,6 +248,7 @@ def test_errors(tmp_path):
         paper.write([], tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_tables_of_the_records(tmp_path):
     saved(tmp_path, runs_of("table2"))
     done = subprocess.run(

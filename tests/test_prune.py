@@ -390,6 +390,7 @@ def test_statistics_are_those_of_the_network_that_was_cut(net, tmp_path):
     assert errors[1] < 0.01 * errors[0]
 
 
+@pytest.mark.slow
 def test_scores_of_a_network_with_dropout_are_seeded():
     vgg = with_gates(from_gluoncv("vgg11", (3, 32, 32), 4, seed=0))
     assert any(n.op == "Dropout" for n in vgg.nodes)
@@ -408,6 +409,7 @@ def test_scores_of_a_network_with_dropout_are_seeded():
     assert all(np.array_equal(scores[0][g], scores[1][g]) for g in scores[0])
 
 
+@pytest.mark.slow
 def test_masks_stand_in_where_no_norm_follows(tmp_path):
     """VGG's dense layers have no batch norm: GCP prunes them through masks, and none is left in the result."""
     vgg = from_gluoncv("vgg11_bn", (3, 32, 32), 4, seed=0)

@@ -69,6 +69,7 @@ def test_the_published_table_must_be_there(tmp_path):
         released.published(tmp_path)
 
 
+@pytest.mark.slow
 def test_script():
     def script(*args):
         return subprocess.run(

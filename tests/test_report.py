@@ -331,6 +331,7 @@ def test_a_line_is_one_method_at_one_objective_along_the_x_axis():
     assert sorted(chains) == [[0.05, 0.2, 0.5], [0.1, 0.3]]
 
 
+@pytest.mark.slow
 def test_script(tmp_path):
     def script(*arguments):
         return subprocess.run(
@@ -388,6 +389,7 @@ def test_dense_networks_of_several_models_make_a_figure_1(tmp_path):
     assert len(panels) == 1
 
 
+@pytest.mark.slow
 def test_every_data_set_scale_and_device_has_its_own_figure_1(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "figure1", lambda *arguments: "figure 1")
     monkeypatch.setattr(figures, "save", lambda figure, stem: [stem] if figure == "figure 1" else [])

@@ -24,7 +24,10 @@ def output(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("name", EXPECTED["runs"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("gcp-") else []) for name in EXPECTED["runs"]],
+)
 def test_a_configuration_of_the_first_house_gives_its_numbers(name, output, monkeypatch):
     expected = EXPECTED["runs"][name]
     path = output / f"{name}.yaml"

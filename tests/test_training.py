@@ -166,6 +166,7 @@ def test_a_block_trains_whatever_kernels_there_are(tied, single):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_dropout_is_reproducible():
     vgg = from_gluoncv("vgg11", (3, 32, 32), 4, seed=0)
 
