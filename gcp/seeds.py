@@ -6,8 +6,8 @@ is a position in the key that seeds the generator; it decides numbers of finishe
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Optional
+from enum import Enum, IntEnum
+from typing import Optional, Tuple, Union
 
 import numpy as np
 
@@ -28,7 +28,33 @@ class Stream(Enum):
         return hash_seed(seed, iteration if fixed is None else fixed, number)
 
 
-MIXUP = 1  # third number of a key whose first two are seed and step; keys of passes over the images are pairs
+class Apart(IntEnum):
+    """Numbers that keep the keys of generators apart; the keys of passes over the images are (seed, epoch)."""
+
+    VALIDATION = 0  # (this, seed)
+    MIXUP = 1  # (seed, step, this)
+    CALTECH = 2  # (this, seed, label)
+    IMAGE = 0x1337  # (key of the pass, this, position)
+
+
+def fixed_generator() -> np.random.Generator:
+    """For choices that are the same for every seed, so that seeds can be compared: which images are used at all."""
+    return np.random.default_rng(0)
+
+
+def validation_generator(seed: int) -> np.random.Generator:
+    """The generator of which training images are held out."""
+    return np.random.default_rng((Apart.VALIDATION, seed))
+
+
+def caltech_generator(seed: int, label: int) -> np.random.Generator:
+    """The generator of which images of a class of Caltech-256 are to train on."""
+    return np.random.default_rng((Apart.CALTECH, seed, label))
+
+
+def image_generator(seed: Union[int, Tuple[int, ...]], position: int) -> np.random.Generator:
+    """The generator of one image of a pass: the same in whichever thread, part or resumed run it is served."""
+    return np.random.default_rng((*(seed if isinstance(seed, tuple) else (seed,)), Apart.IMAGE, int(position)))
 
 
 def step_seed(seed: int, step: int, rank: Optional[int] = None) -> int:
@@ -38,7 +64,7 @@ def step_seed(seed: int, step: int, rank: Optional[int] = None) -> int:
 
 def mixup_generator(seed: int, step: int) -> np.random.Generator:
     """The generator of one step's mixing weight, the same on every rank."""
-    return np.random.default_rng((seed, step, MIXUP))
+    return np.random.default_rng((seed, step, Apart.MIXUP))
 
 
 def hash_seed(*parts: int) -> int:

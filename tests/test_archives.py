@@ -421,7 +421,7 @@ def test_images_that_cannot_be_stored(monkeypatch):
     wide = cv2.imencode(".png", np.zeros((2, 66000, 3), np.uint8))[1].tobytes()
     with pytest.raises(sources.BadImage, match="66000x2 pixels are more than a JPEG holds"):
         prepare.encoded(wide, "a", Encoding(480))
-    monkeypatch.setattr(prepare, "MAX_PIECE", 100)
+    monkeypatch.setattr(sources, "MAX_PIECE", 100)
     with pytest.raises(sources.BadImage, match="more than a record holds"):
         prepare.encoded(jpeg(smooth(90, 120)), "a", RAW)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gcp.data import datasets as data
+from gcp.data import sources
 from gcp.errors import UserError
 
 N_TRAIN, N_TEST = 40, 15
@@ -680,5 +681,5 @@ def test_records_without_index_and_truncated(records):
 def test_a_bad_record_is_named(records):
     content = (records / "train.rec").read_bytes()
     (records / "train.rec").write_bytes(content.replace(b"\x89PNG", b"JUNK", 1))
-    row = next(k for k in range(12) if content.find(b"\x89PNG") < data.Records(records / "train.rec")._ends[k])
+    row = next(k for k in range(12) if content.find(b"\x89PNG") < sources.Records(records / "train.rec")._ends[k])
     assert mistake("imagenet", records).startswith(f"{records / 'train.rec'}, record {row}: not an image")

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, Callable, Iterator, Literal, Optional, Sequence, Tuple, Union
+from typing import Annotated, Any, Callable, Iterator, Literal, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -20,11 +20,11 @@ from gcp.data.decode import Pictures, crop_box, in_order, shifted, shifts, varie
 from gcp.errors import UserError
 from gcp.options import Options, listed
 from gcp.registry import Registry
+from gcp.seeds import fixed_generator, image_generator, validation_generator
 
 Seed = Union[int, Tuple[int, ...]]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
-LARGEST = 4096  # height and width of an input
-_PER_IMAGE = 0x1337  # sets the seeds of single images apart from those of passes
 _CHUNK = 8  # images that a thread decodes at a time
 _BATCHES_AHEAD = 3
 
@@ -33,25 +33,23 @@ _BATCHES_AHEAD = 3
 
 
 class Data(Options):
-    """What every data set takes. Each has a class of its own, derived from this one, which adds what it takes alone.
+    """The keys of every data set; what one alone takes stands under its name, at the end of this page."""
 
-    Validating values as `Data` gives the class of their `name`; `DATASETS` has them all.
-    """
-
-    name: Annotated[str, Field(description="the data set")]
-    input: Annotated[
-        Tuple[int, int, int], Field(description="a list of channels, height, width, such as [3, 32, 32]")
-    ] = (3, 32, 32)
-    batch: Annotated[int, Field(ge=1, le=2**16, description="images in a training batch")] = 64
-    n_train: Annotated[
-        Optional[int], Field(ge=2, description="cap on the training images, those held out for validation included")
-    ] = None
-    validation: Annotated[
-        float, Field(ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]")
-    ] = 0.1
-    augment: Annotated[
-        Literal["none", "crop", "crop_flip", "imagenet"], Field(description="random changes to training images")
-    ] = "none"
+    # Each data set has a class of its own, derived from this one. Validating values as `Data` gives that of their name.
+    name: str = Field(description="the data set")
+    input: Tuple[Annotated[int, Field(ge=3, le=3)], Side, Side] = Field(
+        (3, 32, 32), description="a list of channels, height, width, such as [3, 32, 32]"
+    )
+    batch: int = Field(64, ge=1, le=2**16, description="images in a training batch")
+    n_train: Optional[int] = Field(
+        None, ge=2, le=10**8, description="cap on the training images, those held out for validation included"
+    )
+    validation: float = Field(
+        0.1, ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]"
+    )
+    augment: Literal["none", "crop", "crop_flip", "imagenet"] = Field(
+        "none", description="random changes to training images"
+    )
 
     _lists = field_validator("input", mode="before")(listed)
 
@@ -64,17 +62,14 @@ class Data(Options):
     def _by_name(cls, values: Any, handler: ModelWrapValidatorHandler[Data]) -> Data:
         if cls is not Data or not isinstance(values, dict) or values.get("name") not in tuple(DATASETS):
             return handler(values)
-        name, own = values["name"], DATASETS.options[values["name"]]
-        kept = {}
-        for key, value in values.items():
+        name, kept = values["name"], dict(values)
+        for key in [key for key in values if key not in DATASETS.options[name].model_fields]:
             others = [other for other in DATASETS if key in DATASETS.options[other].model_fields]
-            if key in own.model_fields or not others:
-                kept[key] = value
-            elif value is not None:  # `--set data.root=null` takes away what a base says
+            if others and kept.pop(key) is not None:  # `--set data.root=null` takes away what a base says
                 raise ValueError(
                     f"{key} is for name: {' or '.join(others)}, and {name} takes none; take data.{key} away"
                 )
-        return own.model_validate(kept)
+        return DATASETS.options[name].model_validate(kept)
 
     @field_validator("name")
     @classmethod
@@ -82,13 +77,6 @@ class Data(Options):
         if value not in DATASETS:
             *names, last = map(repr, DATASETS)
             raise ValueError(f"should be {', '.join(names)} or {last}")
-        return value
-
-    @field_validator("input")
-    @classmethod
-    def _check_input(cls, value: Tuple[int, int, int]) -> Tuple[int, int, int]:
-        if value[0] != 3 or not 1 <= min(value) <= max(value) <= LARGEST:
-            raise ValueError(f"should be three channels and a height and width of 1 to {LARGEST}")
         return value
 
 
@@ -142,12 +130,8 @@ class Split:
         """
         rank, n_parts = part
         if size % n_parts:
-            raise UserError(
-                f"a batch of {size} images cannot be divided into {n_parts} equal parts; set data.batch to "
-                f"a multiple of {n_parts}"
-            )
-        if not 0 <= rank < n_parts:
-            raise ValueError(f"part {rank} of {n_parts}")
+            fix = f"set data.batch to a multiple of {n_parts}"
+            raise UserError(f"a batch of {size} images cannot be divided into {n_parts} equal parts; {fix}")
         if seed is None and augment != "none":
             raise ValueError("augmentation needs a seed")
         plans = self._plans(size, seed, augment, slice(rank * size // n_parts, (rank + 1) * size // n_parts), first)
@@ -169,12 +153,8 @@ class Split:
             if number >= first:
                 n_valid = size if seed is not None else min(size, n - start)
                 positions = np.arange(start, start + size)[part]
-                yield _Plan(
-                    self.rows[order[positions]],
-                    positions,
-                    moves,
-                    int(np.clip(n_valid - part.start, 0, part.stop - part.start)),
-                )
+                n_valid = int(np.clip(n_valid - part.start, 0, len(positions)))
+                yield _Plan(self.rows[order[positions]], positions, moves, n_valid)
 
     def _from_memory(self, plans: Iterator[_Plan], seed: Optional[Seed], augment: str) -> Iterator[tuple]:
         for plan in plans:
@@ -182,11 +162,9 @@ class Split:
             if plan.moves is not None:
                 images = shifted(images, plan.moves)
             elif augment == "imagenet":
-                images = np.stack(
-                    [_varied_again(image, _of_image(seed, position)) for image, position in zip(images, plan.positions)]
-                )
-            n, _, height, width = images.shape
-            x = np.empty((n, 3, height, width), np.float32)
+                each = zip(images, plan.positions)
+                images = np.stack([_varied_again(image, image_generator(seed, place)) for image, place in each])
+            x = np.empty((len(images), 3, *images.shape[2:]), np.float32)
             self._normalise(images, x)
             yield x, self.labels[plan.rows], plan.n_valid
 
@@ -203,7 +181,7 @@ class Split:
             plan, x, start = chunk
             for k in range(start, min(start + _CHUNK, len(x))):
                 if augment == "imagenet":
-                    image = images.varied(plan.rows[k], _of_image(seed, plan.positions[k]))
+                    image = images.varied(plan.rows[k], image_generator(seed, plan.positions[k]))
                 else:
                     image = images.image(plan.rows[k])
                     if plan.moves is not None:
@@ -224,19 +202,13 @@ class Split:
         x *= (1 / self.std)[:, None, None]
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
+class _Plan(NamedTuple):
     """One batch before its images are there: rows of the store, places in the pass, what `shifted` is to do."""
 
     rows: np.ndarray
     positions: np.ndarray
     moves: Optional[np.ndarray]
     n_valid: int
-
-
-def _of_image(seed: Seed, position: int) -> np.random.Generator:
-    """The generator of one image of a pass: the same in whichever thread, part or resumed run it is served."""
-    return np.random.default_rng((*(seed if isinstance(seed, tuple) else (seed,)), _PER_IMAGE, int(position)))
 
 
 def _varied_again(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -278,14 +250,14 @@ def capped(labels: np.ndarray, n_train: int | None) -> np.ndarray:
     """Sorted rows of the training images in use: the same for every seed, so that seeds can be compared."""
     if n_train is None or n_train >= len(labels):
         return np.arange(len(labels))
-    return spread(labels, n_train, np.random.default_rng(0))
+    return spread(labels, n_train, fixed_generator())
 
 
 def held_out(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`rows` divided into those to train on and those to validate on."""
     n_held = max(1, round(len(rows) * fraction))
     held = np.zeros(len(rows), bool)
-    held[spread(labels[rows], n_held, np.random.default_rng((0, seed)))] = True
+    held[spread(labels[rows], n_held, validation_generator(seed))] = True
     return rows[~held], rows[held]
 
 
@@ -307,13 +279,9 @@ def from_arrays(
     images, labels = _sized(train[0][kept], data.input), train[1][kept].astype(np.int32)
     rows = held_out(labels, np.arange(len(kept)), data.validation, seed)
     test_images, test_labels = _sized(test[0], data.input), test[1].astype(np.int32)
-    return Dataset(
-        data.name,
-        data.input,
-        tuple(classes),
-        *(Split(images, labels, part, mean, std) for part in rows),
-        Split(test_images, test_labels, np.arange(len(test_labels)), mean, std),
-    )
+    splits = [Split(images, labels, part, mean, std) for part in rows]
+    splits.append(Split(test_images, test_labels, np.arange(len(test_labels)), mean, std))
+    return Dataset(data.name, data.input, tuple(classes), *splits)
 
 
 def _sized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -322,8 +290,5 @@ def _sized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if images.shape[1:] == (28, 28) and size == (32, 32):
         images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     elif images.shape[1:] != size:
-        resized = np.empty((len(images), *size), np.uint8)
-        for image, out in zip(images, resized):
-            out[:] = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        images = resized
+        images = np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR) for image in images])
     return images[:, None]

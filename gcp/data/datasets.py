@@ -13,34 +13,21 @@ import struct
 import sys
 import zlib
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, ClassVar, Dict, List, Literal, Optional, Sequence, Set, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Literal, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from gcp.data import sources
 from gcp.data.base import DATASETS, Data, Dataset, Split, capped, from_arrays, held_out, spread
 from gcp.data.decode import Pictures, in_order, progress
-from gcp.data.sources import (
-    BadImage,
-    Files,
-    Members,
-    Records,
-    class_folders,
-    classes_of,
-    every_class,
-    labels_of,
-    lines_of,
-    place_of,
-    read_classes,
-    safe_members,
-    same_classes,
-)
+from gcp.data.sources import BadImage
 from gcp.errors import UserError
 from gcp.options import section
+from gcp.seeds import caltech_generator, fixed_generator
 from gcp.storage import expanded, locked, read_json, read_text, replacing, write_json
 
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
@@ -85,7 +72,7 @@ def digits(data: Digits, seed: int) -> Dataset:
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     tested = np.zeros(len(images), bool)
-    tested[spread(bunch.target, len(images) // 5, np.random.default_rng(0))] = True
+    tested[spread(bunch.target, len(images) // 5, fixed_generator())] = True
     train, test = ((images[part], bunch.target[part]) for part in (~tested, tested))
     return from_arrays(data, seed, [str(name) for name in bunch.target_names], train, test)
 
@@ -111,17 +98,13 @@ class FashionMnist(Data):
 
     UNCOUNTED: ClassVar[Set[str]] = {"root"}
 
-    root: Annotated[
-        Optional[str], Field(min_length=1, description="the folder with the whole set's four .gz files")
-    ] = None
-    n_train: Annotated[
-        int,
-        Field(
-            ge=2,
-            le=N_FASHION,
-            description="training images, those held out for validation included; above 10,000 the whole set is needed",
-        ),
-    ] = N_FASHION_PART
+    root: Optional[str] = Field(None, min_length=1, description="the folder with the whole set's four .gz files")
+    n_train: int = Field(
+        N_FASHION_PART,
+        ge=2,
+        le=N_FASHION,
+        description="training images, those held out for validation included; above 10,000 the whole set is needed",
+    )
 
     def known_size(self) -> Tuple[int, int]:
         """Of the whole set."""
@@ -147,11 +130,9 @@ def _fashion_root(data: FashionMnist) -> Path:
 
     if data.root is not None:
         root = expanded(data.root)
-        if lacking(root):
-            raise UserError(
-                f"{root}: Fashion-MNIST file {lacking(root)[0]} is not there; "
-                f"data.root should hold {', '.join(_FASHION_FILES)}"
-            )
+        for name in lacking(root):
+            should = f"data.root should hold {', '.join(_FASHION_FILES)}"
+            raise UserError(f"{root}: Fashion-MNIST file {name} is not there; {should}")
         return root
     if data.n_train <= N_FASHION_PART:
         for name, digest in _FASHION_FILES.items():
@@ -164,19 +145,16 @@ def _fashion_root(data: FashionMnist) -> Path:
             return folder
     raise UserError(
         f"data.n_train: {data.n_train} training images of Fashion-MNIST need the whole set, which is not in "
-        f"{' or '.join(_FASHION_FOLDERS)}; install Debian's package dataset-fashion-mnist, put the four files of "
-        f"github.com/zalandoresearch/fashion-mnist into a folder and set data.root to it, or set data.n_train to "
-        f"{N_FASHION_PART} at most, for the part that comes with this package"
+        f"{' or '.join(_FASHION_FOLDERS)}; install Debian's package dataset-fashion-mnist, set data.root to a folder "
+        f"with the four files of github.com/zalandoresearch/fashion-mnist, or data.n_train to {N_FASHION_PART} at most"
     )
 
 
 def _read_pair(image_path: Path, label_path: Path) -> Tuple[np.ndarray, np.ndarray]:
     images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
     if len(images) != len(labels):
-        raise UserError(
-            f"{label_path}: holds {len(labels)} labels for the {len(images)} images of {image_path.name}; the two "
-            "files should come from the same copy of the data set"
-        )
+        found = f"holds {len(labels)} labels for the {len(images)} images of {image_path.name}"
+        raise UserError(f"{label_path}: {found}; take both files from one copy of the data set")
     if labels.max() >= len(_FASHION_CLASSES):
         raise UserError(f"{label_path}: holds the label {labels.max()}; Fashion-MNIST has labels 0 to 9")
     return images, labels
@@ -193,22 +171,20 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
             if len(header) < 4 + 4 * n_dims:
                 raise ValueError("truncated within its header")
             sizes = struct.unpack_from(f">{n_dims}I", header, 4)
-            n_bytes = math.prod(sizes)
+            n_bytes, said = math.prod(sizes), f"says it holds {'x'.join(map(str, sizes))} bytes"
             if n_bytes > _MOST_DEFLATED * path.stat().st_size:
-                raise ValueError(f"says it holds {'x'.join(map(str, sizes))} bytes, more than a file of its size can")
+                raise ValueError(f"{said}, more than a file of its size can")
             content = file.read(min(n_bytes, _MEMORY_LIMIT) + 1)
+            if not 0 < n_bytes == len(content):
+                raise ValueError(f"{said} but holds {len(content) if len(content) <= n_bytes else 'more'}")
+        return np.frombuffer(content, np.uint8).reshape(sizes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: truncated or not a gzip file ({error}); replace it with a whole copy") from error
+        why = f"truncated or not a gzip file ({error})"
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        why = f"cannot be read ({error.strerror})"
     except ValueError as error:
-        raise UserError(f"{path}: {error}; replace it with a whole copy") from error
-    if n_bytes == 0 or len(content) != n_bytes:
-        raise UserError(
-            f"{path}: says it holds {'x'.join(map(str, sizes))} bytes but holds "
-            f"{len(content) if len(content) < n_bytes else 'more'}; replace it with a whole copy"
-        )
-    return np.frombuffer(content, np.uint8).reshape(sizes)
+        why = str(error)
+    raise UserError(f"{path}: {why}; replace it with a whole copy")
 
 
 # Image files in classes: folders, RecordIO, Caltech-256
@@ -221,16 +197,13 @@ class Encoded(Data):
     # Where the files of a well-known data set lie decides nothing.
     UNCOUNTED: ClassVar[Set[str]] = {"workers", "root"}
 
-    root: Annotated[
-        Optional[str],
-        Field(min_length=1, description="the folder that holds the data set's files; caltech256: or the tar"),
-    ] = None
-    on_bad_image: Annotated[
-        Literal["error", "skip"], Field(description="images that cannot be decoded: an error, or left out and counted")
-    ] = "error"
-    workers: Annotated[
-        int, Field(ge=0, le=1024, description="threads that decode images; 0: one per physical core")
-    ] = 0
+    root: Optional[str] = Field(
+        None, min_length=1, description="the folder that holds the data set's files; caltech256: or the tar"
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="images that cannot be decoded: an error, or left out and counted"
+    )
+    workers: int = Field(0, ge=0, le=1024, description="threads that decode images; 0: one per physical core")
 
     @model_validator(mode="after")
     def _check_root(self) -> Encoded:
@@ -254,11 +227,10 @@ class Folder(Encoded):
             folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
             return len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
         if (root / "train.idx").is_file() and (root / "classes.txt").is_file():
-            return len(read_classes(root / "classes.txt")), len(lines_of(root / "train.idx"))
+            return len(sources.read_classes(root / "classes.txt")), len(sources.lines_of(root / "train.idx"))
         if self.SIZE is None:
             raise UserError(
-                f"{root}: how many classes and images data '{self.name}' has cannot be known without them; set "
-                f"data.root to {self.ROOT}"
+                f"{root}: not there, so its classes and images cannot be counted; set data.root to {self.ROOT}"
             )
         return self.SIZE
 
@@ -279,10 +251,7 @@ def folder(data: Folder, seed: int) -> Dataset:
     root = expanded(data.root)
     kinds = [suffix for suffix in ("", ".rec") if (root / f"train{suffix}").exists()]
     if len(kinds) == 2:
-        raise UserError(
-            f"{root}: holds both train/ and train.rec; move one of them away, so that it is clear which "
-            "images are meant"
-        )
+        raise UserError(f"{root}: holds both train/ and train.rec; move the one that is not meant away")
     tests = [root / (name + suffix) for suffix in kinds for name in ("test", "val")]
     paths = [root / f"train{kind}" for kind in kinds] + [path for path in tests if path.exists()][:1]
     if len(paths) < 2:
@@ -290,42 +259,34 @@ def folder(data: Folder, seed: int) -> Dataset:
             f"{root}: should hold the folders train and test (or val), each with one per class, or "
             f"train.rec and test.rec (or val.rec) with their .idx{data.GET}"
         )
-    classes, stores = (_open_records if kinds == [".rec"] else _open_folders)(data, *paths)
-    kept = capped(stores[0].labels, data.n_train)
-    return _divided(data, seed, classes, stores, kept, np.arange(len(stores[1].labels)), root)
+    classes, stores = (_open_records if kinds == [".rec"] else _open_folders)(*paths)
+    kept = capped(stores[0][1], data.n_train)
+    return _divided(data, seed, classes, stores, kept, np.arange(len(stores[1][1])), root)
 
 
-@dataclass(frozen=True, eq=False)
-class _Store:
-    """Images with their labels (int32), as they lie on the disk."""
-
-    pictures: Pictures
-    labels: np.ndarray
+_Store = Tuple[sources.Source, np.ndarray]  # images as they lie on the disk, and their labels (int32)
 
 
-def _open_folders(data: Encoded, train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
-    files = {split: class_folders(split) for split in (train, test)}
-    same_classes(files)
+def _open_folders(train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
+    files = {split: sources.class_folders(split) for split in (train, test)}
+    sources.same_classes(files)
     stores = [
-        _Store(Pictures(Files(split, sum(found.values(), [])), data.input, data.workers), labels_of(found))
-        for split, found in files.items()
+        (sources.Files(split, sum(found.values(), [])), sources.labels_of(found)) for split, found in files.items()
     ]
     return tuple(files[train]), stores
 
 
-def _open_records(data: Encoded, train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
-    sources = [Records(path) for path in (train, test)]
+def _open_records(train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
+    opened = [sources.Records(path) for path in (train, test)]
     named = train.with_name("classes.txt")
-    n_classes = max(int(source.labels.max()) for source in sources) + 1
-    classes = read_classes(named) if named.exists() else tuple(map(str, range(n_classes)))
+    n_classes = max(int(source.labels.max()) for source in opened) + 1
+    classes = sources.read_classes(named) if named.exists() else tuple(map(str, range(n_classes)))
     if n_classes > len(classes):
-        raise UserError(
-            f"{named}: names {len(classes)} classes, but there are images of class {n_classes - 1} "
-            "(counted from 0); they should come from the same preparation"
-        )
-    for source in sources:
-        every_class(str(source.path), source.labels, classes)
-    return classes, [_Store(Pictures(source, data.input, data.workers), source.labels) for source in sources]
+        found = f"names {len(classes)} classes, but there are images of class {n_classes - 1} (counted from 0)"
+        raise UserError(f"{named}: {found}; take both from the same preparation")
+    for source in opened:
+        sources.every_class(str(source.path), source.labels, classes)
+    return classes, [(source, source.labels) for source in opened]
 
 
 def _divided(
@@ -344,83 +305,72 @@ def _divided(
     """
     if len(kept) < 2:
         raise UserError(f"{data.root}: holds a single training image; training and validation need one each at least")
-    train, test = stores
-    fits = (len(kept) + len(tested)) * train.pictures.n_bytes < _MEMORY_LIMIT
+    fits = (len(kept) + len(tested)) * math.prod(data.input) < _MEMORY_LIMIT
     skip = data.on_bad_image == "skip"
     skipped: List[str] = []
 
     def split(store: _Store, rows: np.ndarray, in_memory: bool) -> Split:
-        images, problems = store.pictures, {}
+        source, labels = store
+        images, problems = Pictures(source, data.input, data.workers), {}
         if in_memory:
-            images, problems = _in_memory(store.pictures, rows, skip)
+            decoded = np.zeros((len(source), *data.input), np.uint8)  # rows that are not in use take no memory
+            images, problems = decoded, _problems(images, rows, skip, decoded)
         elif fits or skip:
-            problems = _problems(store.pictures, rows, skip, None if fits else beside)
+            problems = _problems(images, rows, skip) if fits else _noted_problems(images, rows, skip, beside)
         good = rows[~np.isin(rows, list(problems))]
         if not len(good):
             raise UserError(f"{problems[rows[0]]} (nor can any other of {len(rows)} images be used)")
         skipped.extend(problems.values())
-        return Split(images, store.labels, good, _IMAGENET_MEAN, _IMAGENET_STD)
+        return Split(images, labels, good, _IMAGENET_MEAN, _IMAGENET_STD)
 
-    rows, validation = held_out(train.labels, kept, data.validation, seed)
+    rows, validation = held_out(stores[0][1], kept, data.validation, seed)
     splits = (
-        split(train, rows, fits and data.augment != "imagenet"),
-        split(train, validation, fits),
-        split(test, tested, fits),
+        split(stores[0], rows, fits and data.augment != "imagenet"),
+        split(stores[0], validation, fits),
+        split(stores[1], tested, fits),
     )
     return Dataset(data.name, data.input, tuple(classes), *splits, skipped=tuple(skipped))
 
 
-def _in_memory(pictures: Pictures, rows: np.ndarray, skip: bool) -> Tuple[np.ndarray, Dict[int, str]]:
-    """All rows decoded, and what is wrong with those that cannot be. BadImage: one cannot, and `skip` is off."""
+def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, decoded: Optional[np.ndarray] = None) -> Dict[int, str]:
+    """What is wrong with the rows that cannot be decoded, after a look at all; the others go into `decoded`, if given.
 
-    def image(row: int) -> Union[np.ndarray, BadImage]:
-        try:
-            return pictures.image(row)
-        except BadImage as error:
-            if not skip:
-                raise
-            return error
-
-    decoded = np.zeros((len(pictures.source), *pictures.shape), np.uint8)  # rows that are not in use take no memory
-    problems = {}
-    with closing(in_order(image, rows, pictures.workers, 4 * pictures.workers)) as found:
-        for row, one in zip(rows, found):
-            if isinstance(one, BadImage):
-                problems[int(row)] = str(one)
-            else:
-                decoded[row] = one
-    return decoded, problems
-
-
-def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Optional[Path]) -> Dict[int, str]:
-    """What is wrong with the rows that cannot be decoded, after a look at all. BadImage: one, and `skip` is off.
-
-    Noted in a hidden file in `beside`, by the images' names and sizes: the next run does not look again, and of several
-    processes one does.
+    BadImage: there is one, and `skip` is off.
     """
 
-    def look() -> Dict[int, str]:
-        problems = {}
-        with closing(in_order(pictures.problem, rows, pictures.workers, 64 * pictures.workers)) as found:
-            for row, why in zip(rows, progress(found, "check", len(rows))):
-                if why is not None:
-                    if not skip:
-                        raise BadImage(why)
-                    problems[int(row)] = why
-        return problems
+    def look(row: int) -> Optional[str]:
+        if decoded is None:
+            return pictures.problem(row)
+        try:
+            decoded[row] = pictures.image(row)
+        except BadImage as error:
+            return str(error)
 
-    if beside is None:
-        return look()
+    problems = {}
+    with closing(in_order(look, rows, pictures.workers, 64 * pictures.workers)) as found:
+        for row, why in zip(rows, progress(found, "check", len(rows))):
+            if why is not None and not skip:
+                raise BadImage(why)
+            if why is not None:
+                problems[int(row)] = why
+    return problems
+
+
+def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Path) -> Dict[int, str]:
+    """As `_problems`, noted in a hidden file in `beside`, by the images' names and sizes.
+
+    So the next run does not look again, and of several processes one does.
+    """
     if not os.access(beside, os.W_OK):
         print(f"warning: {beside}: cannot be written to, so every run checks all images anew", file=sys.stderr)
-        return look()
+        return _problems(pictures, rows, skip)
     seen = hashlib.sha256()
     for row in rows:
         seen.update(f"{pictures.source.name(row)}\t{pictures.source.size(row)}\n".encode(errors="surrogateescape"))
     noted = beside / f".checked-{seen.hexdigest()[:12]}.json"
     with locked(beside):
         if not noted.exists():
-            write_json(noted, look())
+            write_json(noted, _problems(pictures, rows, skip))
     return read_json(noted, Dict[int, str], "remove it, and the images are checked again")
 
 
@@ -433,17 +383,15 @@ class Caltech256(Encoded):
 
     ROOT: ClassVar[str] = "256_ObjectCategories.tar, or the folder that it unpacks to"
 
-    per_class: Annotated[
-        int, Field(ge=2, description="caltech256: training images of a class, those held out for validation included")
-    ] = 60
-    split_file: Annotated[
-        Optional[str],
-        Field(
-            min_length=1,
-            description="caltech256: .json or .csv file of the split, read if there, else written; {seed} in "
-            "it stands for the seed",
-        ),
-    ] = None
+    per_class: int = Field(
+        60, ge=2, le=10**6, description="caltech256: training images of a class, those held out for validation included"
+    )
+    split_file: Optional[str] = Field(
+        None,
+        min_length=1,
+        description="caltech256: .json or .csv file of the split, read if there, else written; {seed} in "
+        "it stands for the seed",
+    )
 
     @model_validator(mode="after")
     def _check_split_file(self) -> Caltech256:
@@ -461,32 +409,23 @@ def caltech256(data: Caltech256, seed: int) -> Dataset:
     """Caltech-256, `per_class` images of every class to train on, all others to test."""
     root = expanded(data.root)
     if not root.exists():
-        raise UserError(
-            f"{root}: not there; data.root should be {_CALTECH_FOLDER}.tar (1.2 GB, from "
-            "data.caltech.edu/records/nyy15-4j048), or the folder that it unpacks to"
-        )
-    if root.is_dir():
-        beside = caltech_folder(root)
-        found = class_folders(beside)
-    else:
-        beside = root.parent
-        found, places = caltech_tar(root)
+        wanted = f"{_CALTECH_FOLDER}.tar (1.2 GB, from data.caltech.edu/records/nyy15-4j048)"
+        raise UserError(f"{root}: not there; data.root should be {wanted}, or the folder that it unpacks to")
+    beside = caltech_folder(root) if root.is_dir() else root.parent
+    found, places = (sources.class_folders(beside), {}) if root.is_dir() else caltech_tar(root)
     files = {name: names for name, names in found.items() if not _CLUTTER.fullmatch(name)}
     if not files:
         raise UserError(f"{root}: holds no class but clutter; it should hold {_CALTECH_FOLDER}/001.ak47 and so on")
     for name, names in files.items():
         if len(names) <= data.per_class:
-            raise UserError(
-                f"{root}: class {name} has {len(names)} images, too few for {data.per_class} to train on "
-                "and one to test; set data.per_class lower"
-            )
-    names = sum(files.values(), [])
-    source = Files(beside, names) if root.is_dir() else Members(root, [places[name] for name in names])
-    store = _Store(Pictures(source, data.input, data.workers), labels_of(files))
+            few = f"{len(names)} images, too few for {data.per_class} to train on and one to test"
+            raise UserError(f"{root}: class {name} has {few}; set data.per_class lower")
+    names, labels = sum(files.values(), []), sources.labels_of(files)
+    source = sources.Members(root, [places[name] for name in names]) if places else sources.Files(beside, names)
     trained = _caltech_split(data, files, seed)
     kept = np.flatnonzero(trained)
-    kept = kept[capped(store.labels[kept], data.n_train)]
-    return _divided(data, seed, tuple(files), (store, store), kept, np.flatnonzero(~trained), beside)
+    kept = kept[capped(labels[kept], data.n_train)]
+    return _divided(data, seed, tuple(files), [(source, labels)] * 2, kept, np.flatnonzero(~trained), beside)
 
 
 def caltech_folder(root: Path) -> Path:
@@ -498,14 +437,15 @@ def caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str, 
     """Class -> `class/file` of its images, and where each lies, of a tar with or without the outermost folder."""
     found: Dict[str, List[str]] = {}
     places: Dict[str, Tuple[str, int, int]] = {}
-    for member in safe_members(path):
+    for member in sources.safe_members(path):
         parts = [part for part in member.name.split("/") if part not in (".", _CALTECH_FOLDER)]
         if member.isdir() and len(parts) == 1:
             found.setdefault(parts[0], [])
         elif member.isfile() and len(parts) == 2:  # deeper ones are somebody's notes
             found.setdefault(parts[0], []).append(parts[1])
-            places["/".join(parts)] = place_of(member)
-    return classes_of({name: names for name, names in found.items() if not name.startswith(".")}, str(path)), places
+            places["/".join(parts)] = sources.place_of(member)
+    shown = {name: names for name, names in found.items() if not name.startswith(".")}
+    return sources.classes_of(shown, str(path)), places
 
 
 class _SplitFile(BaseModel):
@@ -517,12 +457,8 @@ class _SplitFile(BaseModel):
 
 def _caltech_split(data: Caltech256, files: Dict[str, List[str]], seed: int) -> np.ndarray:
     """Which of all images (in order) are to train on: `per_class` of every class, by `split_file` or the seed."""
-    drawn = []
-    for label, names in enumerate(files.values()):
-        chosen = np.zeros(len(names), bool)
-        chosen[np.random.default_rng((2, seed, label)).permutation(len(names))[: data.per_class]] = True
-        drawn.append(chosen)
-    trained = np.concatenate(drawn)
+    drawn = [caltech_generator(seed, label).permutation(len(names)) for label, names in enumerate(files.values())]
+    trained = np.concatenate([np.argsort(order) < data.per_class for order in drawn])
     if data.split_file is None:
         return trained
     path = expanded(data.split_file.replace("{seed}", str(seed)))
@@ -549,13 +485,11 @@ def _read_split(path: Path, files: Dict[str, List[str]], per_class: int) -> np.n
 
     if path.suffix.lower() == ".json":
         split = read_json(path, _SplitFile, fix)
-        rows = [(name, side) for side in ("train", "test") for name in getattr(split, side)]
+        rows = [*((name, "train") for name in split.train), *((name, "test") for name in split.test)]
     else:
         try:
-            rows = [
-                (row["name"], row["split"])
-                for row in csv.DictReader(io.StringIO(read_text(path, fix), newline=""), strict=True)
-            ]
+            found = csv.DictReader(io.StringIO(read_text(path, fix), newline=""), strict=True)
+            rows = [(row["name"], row["split"]) for row in found]
         except (csv.Error, KeyError) as error:
             raise wrong(f"not a split file ({type(error).__name__}: {error})") from error
     sides = dict(rows)
@@ -569,7 +503,7 @@ def _read_split(path: Path, files: Dict[str, List[str]], per_class: int) -> np.n
     for name in set(names) - sides.keys():
         raise wrong(f"does not name {name}, which is there")
     trained = np.array([sides[name] == "train" for name in names])
-    counts = np.bincount(labels_of(files)[trained], minlength=len(files))
+    counts = np.bincount(sources.labels_of(files)[trained], minlength=len(files))
     for name, n_train in zip(files, counts):
         if n_train != per_class:
             raise wrong(f"has {n_train} training images of class {name}, but data.per_class is {per_class}")

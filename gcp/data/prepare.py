@@ -13,36 +13,17 @@ import json
 import os
 import re
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 from pydantic import BaseModel
 
+from gcp.data import sources
 from gcp.data.datasets import caltech_folder, caltech_tar
 from gcp.data.decode import check, decoded, in_order, jpeg_shape, progress
-from gcp.data.sources import (
-    LABEL,
-    MAX_PIECE,
-    BadImage,
-    Files,
-    Members,
-    Records,
-    Source,
-    class_folders,
-    every_class,
-    harmless,
-    labels_of,
-    lines_of,
-    packed,
-    place_of,
-    read_classes,
-    safe_members,
-    same_classes,
-    unpacked,
-)
+from gcp.data.sources import BadImage
 from gcp.errors import UserError
 from gcp.runtime import physical_cores
 from gcp.storage import locked, read_json, replacing, write_json, write_text, writing
@@ -59,8 +40,7 @@ PREPARED = "prepared.json"
 _FLUSH = 256  # records between two places to go on from
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(NamedTuple):
     """How much should be there."""
 
     classes: int = 1000
@@ -68,8 +48,7 @@ class Expected:
     val: int = 50000
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """How an image is stored: as it is (`resize` None), or as a JPEG of this quality, short side at most `resize`."""
 
     resize: Optional[int] = 480
@@ -80,11 +59,10 @@ class Encoding:
         return {"resize": self.resize, "quality": self.quality if self.resize else None, "skip": skip}
 
 
-@dataclass(frozen=True, eq=False)
-class Labelled:
+class Labelled(NamedTuple):
     """Images with names (`class/file`) and labels, in order."""
 
-    source: Source
+    source: sources.Source
     names: Sequence[str]
     labels: Sequence[int]
 
@@ -129,13 +107,10 @@ def prepare_imagenet(
 
 def _check_archive(path: Path, out: Path) -> None:
     """UserError unless size and MD5 are the published ones. Noted in `out`: it takes minutes."""
-    fix = (
-        "; download it again, or say with --expect-classes, --expect-train and --expect-val what a subset of your "
-        "own holds"
-    )
+    fix = "download it again, or say with --expect-classes, -train and -val what a subset of your own holds"
     size = path.stat().st_size
     if size != SIZE.get(path.name, size):
-        raise UserError(f"{path}: {size} bytes, but the published archive has {SIZE[path.name]}{fix}")
+        raise UserError(f"{path}: {size} bytes, but the published archive has {SIZE[path.name]}; {fix}")
     noted = out / f".checked-{path.name}-{size}-{path.stat().st_mtime_ns}"
     if noted.exists():
         return
@@ -145,23 +120,29 @@ def _check_archive(path: Path, out: Path) -> None:
             digest.update(block)
             bar.update(len(block))
     if digest.hexdigest() != MD5[path.name]:
-        raise UserError(f"{path}: MD5 {digest.hexdigest()}, but the published archive's is {MD5[path.name]}{fix}")
+        raise UserError(f"{path}: MD5 {digest.hexdigest()}, but the published archive's is {MD5[path.name]}; {fix}")
     noted.touch()
+
+
+def _numbered(path: Path, pattern: str, what: str, first: str) -> Dict[str, tarfile.TarInfo]:
+    """The files in a tar by what `pattern` captures of their names. UserError: one has another name, or is there twice.
+
+    `what` a file is and the `first` one are for messages.
+    """
+    found: Dict[str, tarfile.TarInfo] = {}
+    for member in sources.safe_members(path):
+        if member.isfile():
+            match = re.fullmatch(r"(?:.*/)?" + pattern, member.name)
+            if match is None or match[1] in found:
+                wrong = f"member {member.name!r} is {'there twice' if match else f'no {what}'}"
+                raise UserError(f"{path}: {wrong}; it should hold {first} and so on; get the whole archive")
+            found[match[1]] = member
+    return found
 
 
 def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
     """Class names and images of a tar of tars, one a class, read where they lie."""
-    inner: Dict[str, tarfile.TarInfo] = {}
-    for member in safe_members(path):
-        match = re.fullmatch(r"(?:.*/)?(n\d{8})\.tar", member.name)
-        if member.isdir():
-            continue
-        if match is None or match[1] in inner:
-            raise UserError(
-                f"{path}: member {member.name!r} is {'there twice' if match else 'no tar of a class'}; it "
-                "should hold n01440764.tar and so on; get the whole archive"
-            )
-        inner[match[1]] = member
+    inner = _numbered(path, r"(n\d{8})\.tar", "tar of a class", "n01440764.tar")
     _check_count(path, "classes", len(inner), expected.classes, "--expect-classes")
     classes, names, labels, places = sorted(inner), [], [], []
     with tarfile.open(path, "r:") as outer, progress(None, f"reading {path.name}", len(classes), "class") as bar:
@@ -169,94 +150,69 @@ def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
             where = f"{path}, {inner[name].name}"
             try:
                 with tarfile.open(fileobj=outer.extractfile(inner[name]), mode="r:") as tar:
-                    members = [m for m in harmless(tar, where) if m.isfile()]
+                    members = [m for m in sources.harmless(tar, where) if m.isfile()]
             except tarfile.TarError as error:
                 raise UserError(f"{where}: not a whole tar ({error}); get the whole archive") from error
             files = {m.name.rpartition("/")[2]: m for m in members}
             odd = next((file for file in files if not re.fullmatch(name + r"_\d+\.JPEG", file)), None)
             if odd is not None or not files or len(files) < len(members):
-                raise UserError(
-                    f"{where}: holds {odd or ('an image twice' if files else 'no images')}; it should hold "
-                    f"{name}_1.JPEG and so on; get the whole archive"
-                )
+                held = odd or ("an image twice" if files else "no images")
+                raise UserError(f"{where}: holds {held}; it should hold {name}_1.JPEG and so on; get the whole archive")
             for file in sorted(files):
-                places.append(place_of(files[file], inner[name].offset_data))
+                places.append(sources.place_of(files[file], inner[name].offset_data))
                 names.append(f"{name}/{file}")
                 labels.append(label)
             bar.update()
     _check_count(path, "images", len(names), expected.train, "--expect-train")
-    return classes, Labelled(Members(path, places), names, labels)
+    return classes, Labelled(sources.Members(path, places), names, labels)
 
 
 def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expected: Expected) -> Labelled:
     """Validation images in the order of their numbers, with the label of `truth[number - 1]`."""
-    files: Dict[int, tarfile.TarInfo] = {}
-    for member in safe_members(path):
-        if member.isdir():
-            continue
-        match = re.fullmatch(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG", member.name)
-        if match is None or int(match[1]) in files:
-            what = "there twice" if match else "no validation image"
-            raise UserError(
-                f"{path}: member {member.name!r} is {what}; it "
-                "should hold ILSVRC2012_val_00000001.JPEG and so on; get the whole archive"
-            )
-        files[int(match[1])] = member
+    files = _numbered(path, r"ILSVRC2012_val_(\d{8})\.JPEG", "validation image", "ILSVRC2012_val_00000001.JPEG")
     _check_count(path, "images", len(files), expected.val, "--expect-val")
     label = {name: k for k, name in enumerate(classes)}
-    numbers = sorted(files)
-    for number in numbers:
-        if not 1 <= number <= len(truth):
-            raise UserError(
-                f"{path}: holds {files[number].name}, but the ground truth is of {len(truth)} images; they "
-                "should come from the same release"
-            )
-        if truth[number - 1] not in label:
-            raise UserError(
-                f"{path}: {files[number].name} is of class {truth[number - 1]}, which has no training "
-                "images; they should come from the same release"
-            )
-    names = [f"{truth[n - 1]}/{files[n].name.rpartition('/')[2]}" for n in numbers]
-    return Labelled(Members(path, [place_of(files[n]) for n in numbers]), names, [label[truth[n - 1]] for n in numbers])
+    names, labels, places = [], [], []
+    for number, member in sorted(files.items()):
+        of = truth[int(number) - 1] if 1 <= int(number) <= len(truth) else None
+        if of not in label:
+            why = f"but the ground truth is of {len(truth)} images"
+            why = why if of is None else f"which is of class {of}, which has no training images"
+            raise UserError(f"{path}: holds {member.name}, {why}; they should come from the same release")
+        names.append(f"{of}/{member.name.rpartition('/')[2]}")
+        labels.append(label[of])
+        places.append(sources.place_of(member))
+    return Labelled(sources.Members(path, places), names, labels)
 
 
 def _check_count(path: Path, what: str, found: int, wanted: int, option: str) -> None:
     if found != wanted:
-        raise UserError(
-            f"{path}: holds {found} {what}, should be {wanted}; get the whole archive, or give "
-            f"{option} {found} if it is a subset on purpose"
-        )
+        fix = f"get the whole archive, or give {option} {found} if it is a subset on purpose"
+        raise UserError(f"{path}: holds {found} {what}, should be {wanted}; {fix}")
 
 
 def _devkit_truth(path: Path) -> List[str]:
     """Class (wnid) of validation image 1, 2, ...: the devkit's ground truth through its table of classes."""
     from scipy.io import loadmat  # a second to import; only for this
 
-    parts = {}
     try:
         with tarfile.open(path, "r:gz") as tar:
-            for member in harmless(tar, str(path)):
-                end = member.name.rpartition("/")[2]
-                if member.isfile() and end in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
-                    parts[end] = tar.extractfile(member).read()
-        if len(parts) < 2:
-            raise UserError(
-                f"{path}: should hold data/meta.mat and data/ILSVRC2012_validation_ground_truth.txt; download it again"
-            )
-        synsets = np.atleast_1d(loadmat(io.BytesIO(parts["meta.mat"]), squeeze_me=True)["synsets"])
+            files = {m.name.rpartition("/")[2]: m for m in sources.harmless(tar, str(path)) if m.isfile()}
+            meta = io.BytesIO(tar.extractfile(files["meta.mat"]).read())
+            truth = tar.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read()
+        synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
-        return [wnids[int(line)] for line in parts["ILSVRC2012_validation_ground_truth.txt"].split()]
+        return [wnids[int(line)] for line in truth.split()]
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path}: cannot be understood ({type(error).__name__}: {error}); download it again") from error
 
 
 def _text_truth(path: Path) -> List[str]:
-    lines = lines_of(path)
+    lines = sources.lines_of(path)
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(r"n\d{8}", line.strip()):
-            raise UserError(
-                f"{path}, line {number}: should be the class of validation image {number}, such as n01440764"
-            )
+            wanted = f"the class of validation image {number}, such as n01440764"
+            raise UserError(f"{path}, line {number}: should be {wanted}")
     return [line.strip() for line in lines]
 
 
@@ -269,15 +225,13 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
     if "train" not in splits or len(splits) != 2:
         raise UserError(f"{root}: should hold the folders train and either val or test, each with one per class")
     if out.resolve() == root.resolve():
-        raise UserError(
-            f"--out {out}: the same as --root; name another folder, so that it is clear later which is meant"
-        )
-    files = {name: class_folders(path) for name, path in splits.items()}
-    same_classes({splits[name]: found for name, found in files.items()})
+        raise UserError(f"--out {out}: the same as --root; name another folder")
+    files = {name: sources.class_folders(path) for name, path in splits.items()}
+    sources.same_classes({splits[name]: found for name, found in files.items()})
     images = {}
     for name, path in splits.items():
         names = sum(files[name].values(), [])
-        images[name] = Labelled(Files(path, names), names, labels_of(files[name]).tolist())
+        images[name] = Labelled(sources.Files(path, names), names, sources.labels_of(files[name]).tolist())
     listed = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     job = {"data": "folder", "sources": {str(root.resolve()): listed}, **how.described(skip)}
     with _begun(out, job) as found:
@@ -294,8 +248,8 @@ def unpack_caltech(tar: Path, out: Path, n_images: int = 30607) -> dict:
     """
     found, _ = caltech_tar(tar)
     _check_count(tar, "images", sum(map(len, found.values())), n_images, "--expect-images")
-    files = [member for member in safe_members(tar) if member.isfile()]
-    source = Members(tar, [place_of(member) for member in files])
+    files = [member for member in sources.safe_members(tar) if member.isfile()]
+    source = sources.Members(tar, [sources.place_of(member) for member in files])
     with locked(out), progress(None, f"unpacking {tar.name}", len(source), "file") as bar:
         home = out.resolve()
         for row, member in enumerate(files):
@@ -309,7 +263,7 @@ def unpack_caltech(tar: Path, out: Path, n_images: int = 30607) -> dict:
                     temporary.write_bytes(source.read(row))
             bar.update()
         unpacked_to = caltech_folder(out)
-        if class_folders(unpacked_to) != found:
+        if sources.class_folders(unpacked_to) != found:
             raise UserError(f"{unpacked_to}: holds other images, too, than {tar}; give --out an empty folder")
     return {"classes": len(found), "images": n_images, "folder": str(out)}
 
@@ -362,14 +316,15 @@ def _written(
     """Write all files, and read them as training will. UserError before the first image: it could not read them."""
     _check_names(classes)
     for name, images in splits.items():
-        every_class(str(out / f"{name}.rec"), np.array(images.labels), classes)
+        sources.every_class(str(out / f"{name}.rec"), np.array(images.labels), classes)
         _check_names(images.names)
     if len(splits["train"].names) < 2:
         raise UserError(f"{splits['train'].source.name(0)}: a single training image; two at least are needed")
     write_text(out / "classes.txt", "".join(name + "\n" for name in classes))
     done = {name: write_records(out / f"{name}.rec", images, how, skip, workers) for name, images in splits.items()}
+    listed = sources.read_classes(out / "classes.txt")
     for name, (n_images, problems) in done.items():  # some may have been skipped
-        every_class(str(out / f"{name}.rec"), Records(out / f"{name}.rec").labels, read_classes(out / "classes.txt"))
+        sources.every_class(str(out / f"{name}.rec"), sources.Records(out / f"{name}.rec").labels, listed)
         if name == "train" and n_images < 2:
             raise UserError(f"{out / 'train.rec'}: holds a single image, two at least are needed: {problems[0]}")
     report = _Prepared(
@@ -387,10 +342,8 @@ def _check_names(names: Sequence[str]) -> None:
     """UserError: a name that classes.txt or a .lst file, a name a line, cannot hold."""
     for name in names:
         if not name.strip() or re.search("[\t\r\n\ud800-\udfff]", name):
-            raise UserError(
-                f"{name!r}: a name that is blank, holds tabs or line ends, or is not UTF-8 cannot be listed in a text "
-                "file; rename it"
-            )
+            odd = "a name that is blank, holds tabs or line ends, or is not UTF-8"
+            raise UserError(f"{name!r}: {odd} cannot be listed in a text file; rename it")
 
 
 def write_records(
@@ -403,7 +356,7 @@ def write_records(
     """
     partial, index = (path.with_name(f".begun-{path.stem}{suffix}") for suffix in (".rec", ".idx"))
     if path.exists():  # it takes its place last
-        keys = set(Records(path).keys)
+        keys = set(sources.Records(path).keys)
         return len(keys), _why_left_out(images, keys, len(images.names))
     places = _places_to_go_on_from(partial, index)
     first = places[-1][0] + 1 if places else 0
@@ -430,7 +383,7 @@ def write_records(
                     problems.append(str(error))
                 else:
                     places.append((row, file.tell()))
-                    file.write(packed(LABEL.pack(0, images.labels[row], row, 0) + content))
+                    file.write(sources.packed(sources.LABEL.pack(0, images.labels[row], row, 0) + content))
                     lines.write(f"{row}\t{places[-1][1]}\n")
                 bar.update()
                 if row % _FLUSH == 0:  # the index never knows more than there is
@@ -439,16 +392,13 @@ def write_records(
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(
-            f"{partial}: cannot be written: {error.strerror}; make room, then run the same command again: "
-            "it goes on from there"
-        ) from error
+        fix = "make room, then run the same command again: it goes on from there"
+        raise UserError(f"{partial}: cannot be written: {error.strerror}; {fix}") from error
     if not places:
         raise UserError(f"{path}: none of {len(images.names)} images can be used: {problems[0]}")
+    listed = "".join(f"{key}\t{images.labels[key]:f}\t{images.names[key]}\n" for key, _ in places)
     write_text(path.with_suffix(".idx"), _index(places))
-    write_text(
-        path.with_suffix(".lst"), "".join(f"{key}\t{images.labels[key]:f}\t{images.names[key]}\n" for key, _ in places)
-    )
+    write_text(path.with_suffix(".lst"), listed)
     os.replace(partial, path)
     index.unlink()
     return len(places), problems
@@ -474,16 +424,15 @@ def _why_left_out(images: Labelled, keys: set, end: int) -> List[str]:
 def _places_to_go_on_from(partial: Path, index: Path) -> List[Tuple[int, int]]:
     """Key and offset of the whole records that a killed run left; both files are cut off after the last of them."""
     if not partial.exists() or not index.exists():
-        partial.unlink(missing_ok=True)
-        index.unlink(missing_ok=True)
-        return []
+        partial.write_bytes(b"")
+        index.write_bytes(b"")
     lines = re.findall(rb"(\d+)\t(\d+)\n", index.read_bytes())  # a torn line has no end
     places = [(int(key), int(place)) for key, place in lines]
     end = 0
     with open(partial, "r+b") as file:
         while places:
             file.seek(places[-1][1])
-            found = unpacked(file.read())
+            found = sources.unpacked(file.read())
             if found is not None:
                 end = places[-1][1] + found[1]
                 break
@@ -501,7 +450,7 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
     shape = jpeg_shape(content)
     if how.resize is None or (shape is not None and shape[2] == 3 and min(shape[:2]) <= how.resize):
         check(content, name)
-        if len(content) > MAX_PIECE - LABEL.size:
+        if len(content) > sources.MAX_PIECE - sources.LABEL.size:
             raise BadImage(f"{name}: {len(content):,} bytes, more than a record holds; store it smaller")
         return content
     image = decoded(content, name)

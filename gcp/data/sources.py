@@ -11,12 +11,12 @@ import struct
 import tarfile
 import weakref
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
 from gcp.errors import UserError
-from gcp.storage import read_text
+from gcp.storage import read_bytes, read_text
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 
@@ -84,11 +84,8 @@ class _Pieces:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Fewer bytes than `length` only at the end of the file."""
-        found = os.pread(self._file, length, offset)
-        while 0 < len(found) < length:  # a network file system may give less at a time
-            more = os.pread(self._file, length - len(found), offset + len(found))
-            if not more:
-                break
+        found = b""  # a network file system may give less at a time
+        while len(found) < length and (more := os.pread(self._file, length - len(found), offset + len(found))):
             found += more
         return found
 
@@ -137,11 +134,10 @@ def safe_members(path: Path) -> List[tarfile.TarInfo]:
         with tarfile.open(path, "r:") as tar:
             return harmless(tar, str(path))
     except tarfile.TarError as error:
-        raise UserError(
-            f"{path}: not an uncompressed tar file, or not all of it ({error}); replace it with a whole copy"
-        ) from error
+        why = f"not an uncompressed tar file, or not all of it ({error})"
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        why = f"cannot be read ({error.strerror or error})"
+    raise UserError(f"{path}: {why}; replace it with a whole copy")
 
 
 def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
@@ -152,16 +148,10 @@ def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
         raise tarfile.ReadError("it ends early")
     for member in members:
         name = PurePosixPath(member.name)
-        wrong = None
-        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-            wrong = "leads out of its folder"
-        elif not member.isfile() and not member.isdir():
-            wrong = "is a link or a device"
-        if wrong:
-            raise UserError(
-                f"{where}: member {member.name!r} {wrong}; no archive of this data set holds such a member, "
-                "get another copy"
-            )
+        leads_out = name.is_absolute() or ".." in name.parts or "\\" in member.name
+        if leads_out or not (member.isfile() or member.isdir()):
+            wrong = "leads out of its folder" if leads_out else "is a link or a device"
+            raise UserError(f"{where}: member {member.name!r} {wrong}; get another copy, without such members")
     return members
 
 
@@ -185,9 +175,8 @@ def _entries(folder: Path) -> List[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise UserError(
-            f"{folder}: folder cannot be read: {error.strerror}; give yourself the right to, or remove it"
-        ) from error
+        fix = "give yourself the right to, or remove it"
+        raise UserError(f"{folder}: folder cannot be read: {error.strerror}; {fix}") from error
 
 
 def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
@@ -197,28 +186,28 @@ def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
     """
     if not found:
         raise UserError(f"{where}: holds no class folders")
-    folded: Dict[str, str] = {}
+    for other, name in _alike(sorted(found), str.casefold):
+        raise UserError(f"{where}/{name}: the same class as {other}, but for the case; make them one")
     classes = {}
     for name in sorted(found):
-        other = folded.setdefault(name.casefold(), name)
-        if other != name:
-            raise UserError(f"{where}/{name}: the same class as {other}, but for the case; make them one")
-        files = sorted(
-            file for file in found[name] if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
-        )
+        shown = [file for file in found[name] if not file.startswith(".")]
+        files = sorted(file for file in shown if os.path.splitext(file)[1].lower() in SUFFIXES)
         if not files:
             raise UserError(f"{where}/{name}: class folder without images ({', '.join(sorted(SUFFIXES))})")
-        stems: Dict[str, str] = {}
-        for file in files:
-            stem = os.path.splitext(file)[0]
-            if stem in stems:
-                raise UserError(
-                    f"{where}/{name}/{file}: the same name as {stems[stem]}; remove one, or rename it if they are "
-                    "two images"
-                )
-            stems[stem] = file
+        for other, file in _alike(files, lambda file: os.path.splitext(file)[0]):
+            fix = "remove one, or rename it if they are two images"
+            raise UserError(f"{where}/{name}/{file}: the same name as {other}; {fix}")
         classes[name] = [f"{name}/{file}" for file in files]
     return classes
+
+
+def _alike(names: Sequence[str], key: Callable[[str], str]) -> Iterator[Tuple[str, str]]:
+    """Pairs of names that are the same by a key, the earlier one first."""
+    seen: Dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(key(name), name)
+        if other != name:
+            yield other, name
 
 
 def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -226,9 +215,8 @@ def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
     for here, there in itertools.permutations(splits):
         for name in splits[here]:
             if name not in splits[there]:
-                raise UserError(
-                    f"{there / name}: no such class folder, but {here / name} is there; both need the same classes"
-                )
+                found = f"no such class folder, but {here / name} is there"
+                raise UserError(f"{there / name}: {found}; both need the same classes")
 
 
 def every_class(where: str, labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -236,10 +224,8 @@ def every_class(where: str, labels: np.ndarray, classes: Sequence[str]) -> None:
     n_images = np.bincount(labels, minlength=len(classes))
     if not n_images.all():
         label = int(n_images.argmin())
-        raise UserError(
-            f"{where}: holds no image of class {label} ({classes[label]}); training and test images need the same "
-            "classes"
-        )
+        lacking = f"holds no image of class {label} ({classes[label]})"
+        raise UserError(f"{where}: {lacking}; training and test images need the same classes")
 
 
 def labels_of(classes: Dict[str, List[str]]) -> np.ndarray:
@@ -255,6 +241,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 LABEL = struct.Struct("<IfQQ")  # number of further labels, label, id, the id's high bits
 MAX_PIECE = 2**29 - 1
 MAX_RECORD = 2**28  # bytes; no image is larger, and a damaged file may claim anything
+ANEW = "make the index anew with MXNet's tools/rec2idx.py, or both with scripts/prepare.py"
 
 
 def packed(content: bytes) -> bytes:
@@ -307,10 +294,9 @@ class Records(_Pieces):
             labels = [self._label(row) for row in range(len(self.keys))]
         numbers = np.array(labels, np.float64)
         odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2**24) & (numbers == np.floor(numbers))))  # NaN is odd
-        if len(odd):
-            raise UserError(
-                f"{self.name(odd[0])}: the label {labels[odd[0]]:g} is no class number (0, 1, ...); make the file anew"
-            )
+        for row in odd:
+            label = f"the label {labels[row]:g} is no class number (0, 1, ...)"
+            raise UserError(f"{self.name(row)}: {label}; make the file anew")
         self.labels = numbers.astype(np.int32)
 
     def __len__(self) -> int:
@@ -333,30 +319,22 @@ class Records(_Pieces):
         if len(content) < LABEL.size:
             raise BadImage(f"{self.name(row)}: holds no image; make the file anew")
         if _label_of(content) != self.labels[row]:
-            raise UserError(
-                f"{self.name(row)}: its label is not the {self.labels[row]} of "
-                f"{self.path.with_suffix('.lst').name}; the list is of another file"
-            )
+            listed = f"the {self.labels[row]} of {self.path.stem}.lst"
+            raise UserError(f"{self.name(row)}: its label is not {listed}; the list is of another file")
         return content[LABEL.size + 4 * LABEL.unpack_from(content)[0] :]
 
     def _read_index(self, path: Path) -> Tuple[List[int], np.ndarray]:
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: not there, but {self.path.name} is; {ANEW}")
         try:
-            numbers = np.array(path.read_bytes().split(), np.int64)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: not there, but {self.path.name} is; make it with MXNet's tools/rec2idx.py, or "
-                "both with scripts/prepare.py"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+            numbers = np.array(read_bytes(path, ANEW).split(), np.int64)
         except (ValueError, OverflowError) as error:
-            raise UserError(f"{path}: not an index ({error}); it should hold a number and an offset a line") from error
-        anew = "make it anew with MXNet's tools/rec2idx.py"
+            raise UserError(f"{path}: not an index ({error}); {ANEW}") from error
         if len(numbers) == 0 or len(numbers) % 2:
-            raise UserError(f"{path}: empty or truncated; {anew}")
+            raise UserError(f"{path}: empty or truncated; {ANEW}")
         keys, offsets = numbers.reshape(-1, 2).T
         if len(np.unique(keys)) < len(keys):
-            raise UserError(f"{path}: holds a record's number twice; {anew}")
+            raise UserError(f"{path}: holds a record's number twice; {ANEW}")
         return keys.tolist(), offsets
 
     def _find_ends(self, index: Path) -> np.ndarray:
@@ -366,18 +344,13 @@ class Records(_Pieces):
         ends[order] = np.append(self._offsets[order][1:], self.n_bytes)
         last, start = int(order[-1]), int(self._offsets.max())
         if self._offsets.min() != 0 or start >= self.n_bytes:
-            raise UserError(
-                f"{index}: not the index of {self.path.name}, or that is truncated: the last record should "
-                f"begin at byte {start} of {self.n_bytes}"
-            )
+            found = f"the last record should begin at byte {start} of {self.n_bytes}"
+            raise UserError(f"{index}: not the index of {self.path.name}, or that is truncated: {found}; {ANEW}")
         found = unpacked(self.read_at(start, min(self.n_bytes - start, MAX_RECORD)))
         if found is None:
             raise UserError(f"{self.name(last)}: truncated record, or {index.name} is of another file; make both anew")
         if start + found[1] < self.n_bytes:
-            raise UserError(
-                f"{index}: truncated: {self.path.name} goes on after its last record; make it anew with "
-                "MXNet's tools/rec2idx.py"
-            )
+            raise UserError(f"{index}: truncated: {self.path.name} goes on after its last record; {ANEW}")
         return ends
 
     def _read_list(self, path: Path) -> Tuple[List[float], List[str]]:
@@ -389,10 +362,8 @@ class Records(_Pieces):
             except (ValueError, IndexError):
                 raise UserError(f"{path}, line {number}: should be number, label, name with tabs between") from None
         if len(found) != len(self.keys) or any(key not in found for key in self.keys):
-            raise UserError(
-                f"{path}: lists {len(found)} images, {self.path.name} holds {len(self.keys)}, or others; "
-                "remove the list, or make both anew"
-            )
+            held = f"{self.path.name} holds {len(self.keys)}, or others"
+            raise UserError(f"{path}: lists {len(found)} images, {held}; remove the list, or make both anew")
         return [found[key][0] for key in self.keys], [found[key][1] for key in self.keys]
 
     def _label(self, row: int) -> float:
@@ -402,10 +373,8 @@ class Records(_Pieces):
         return _label_of(content[8:])
 
     def _no_record(self, row: int) -> BadImage:
-        return BadImage(
-            f"{self.name(row)}: no whole record at byte {self._offsets[row]}; the index is of another file, or the "
-            "file was damaged: make both anew"
-        )
+        wrong = f"no whole record at byte {self._offsets[row]}"
+        return BadImage(f"{self.name(row)}: {wrong}; index and file do not belong together, or one is damaged: {ANEW}")
 
 
 def _label_of(content: bytes) -> float:

@@ -45,20 +45,17 @@ class Model(Options):
 
     FILES: ClassVar[Set[str]] = {"name"}
 
-    name: Annotated[str, Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")]
-    pretrained: Annotated[bool, Field(description="true: start from GluonCV's published weights")] = False
-    weights: Annotated[
-        Optional[str],
-        Field(
-            min_length=1,
-            description="with pretrained: the file of GluonCV's published weights, where there is no "
-            "network to fetch it",
-        ),
-    ] = None
+    name: str = Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")
+    pretrained: bool = Field(False, description="true: start from GluonCV's published weights")
+    weights: Optional[str] = Field(
+        None,
+        min_length=1,
+        description="with pretrained: the file of GluonCV's published weights, where there is no network to fetch it",
+    )
 
-    new_head: Annotated[
-        bool, Field(description="true: a saved network gets a new output layer, of as many classes as the data have")
-    ] = False
+    new_head: bool = Field(
+        False, description="true: a saved network gets a new output layer, of as many classes as the data have"
+    )
 
     # Where the file lies decides nothing: its hash has to be the published one.
     UNCOUNTED: ClassVar[Set[str]] = {"weights"}
@@ -103,48 +100,40 @@ TARGETS = ("target", "target_ms", "target_images_per_second")  # ways to say the
 class _Prune(Options):
     """Which channels go, and how. Every method's own options are in a section of its name; one's are those in use."""
 
-    method: Annotated[_names(METHODS), Field(description="the pruning method")] = "none"
-    objective: Annotated[
-        Costs, Field(description="the cost that a channel is weighed against, and that the target is about")
-    ] = "macs"
-    budget: Annotated[
-        Optional[Costs], Field(description="the cost that the target is about, where that is not the objective")
-    ] = None
-    target: Annotated[float, Field(gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")] = 1.0
-    target_ms: Annotated[
-        Optional[float], Field(gt=0, le=1e6, description="in place of target, for latency: milliseconds for a batch")
-    ] = None
-    target_images_per_second: Annotated[
-        Optional[float], Field(gt=0, le=1e9, description="in place of target, for latency: throughput")
-    ] = None
-    latency_model: Annotated[
-        Optional[str], Field(min_length=1, description="a model that `scripts/latency.py fit` wrote")
-    ] = None
-    round_to: Annotated[
-        Optional[int],
-        Field(
-            ge=1,
-            le=65536,
-            description="every final width is a multiple of this, 1 or more; auto: the model's granularity",
-        ),
-    ] = 8
-    statistics_images: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=10**9,
-            description="training images that batch norm's running statistics are recomputed from after every cut, in "
-            "whole batches; 0: they stay those of before the cut",
-        ),
-    ] = 512
+    method: _names(METHODS) = Field("none", description="the pruning method")
+    objective: Costs = Field(
+        "macs", description="the cost that a channel is weighed against, and that the target is about"
+    )
+    budget: Optional[Costs] = Field(
+        None, description="the cost that the target is about, where that is not the objective"
+    )
+    target: float = Field(1.0, gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")
+    target_ms: Optional[float] = Field(
+        None, gt=0, le=1e6, description="in place of target, for latency: milliseconds for a batch"
+    )
+    target_images_per_second: Optional[float] = Field(
+        None, gt=0, le=1e9, description="in place of target, for latency: throughput"
+    )
+    latency_model: Optional[str] = Field(None, min_length=1, description="a model that `scripts/latency.py fit` wrote")
+    round_to: Optional[int] = Field(
+        8,
+        ge=1,
+        le=65536,
+        description="every final width is a multiple of this, 1 or more; auto: the model's granularity",
+    )
+    statistics_images: int = Field(
+        512,
+        ge=0,
+        le=10**9,
+        description="training images that batch norm's running statistics are recomputed from after every cut, in "
+        "whole batches; 0: they stay those of before the cut",
+    )
 
-    moved: Annotated[
-        Literal["mean", "silenced"],
-        Field(
-            description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "
-            "normal behind its batch norm, or what it puts out once its scale is zero"
-        ),
-    ] = "mean"
+    moved: Literal["mean", "silenced"] = Field(
+        "mean",
+        description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "
+        "normal behind its batch norm, or what it puts out once its scale is zero",
+    )
 
     FILES: ClassVar[Set[str]] = {"latency_model"}
 
@@ -211,29 +200,26 @@ Prune = create_model(
 class Throughput(Options):
     """How inference speed is measured."""
 
-    batch: Annotated[int, Field(ge=1, le=65536, description="images in a batch")] = 64
-    repeats: Annotated[int, Field(ge=1, le=10**5, description="timed batches, of which the median counts")] = 20
+    batch: int = Field(64, ge=1, le=65536, description="images in a batch")
+    repeats: int = Field(20, ge=1, le=10**5, description="timed batches, of which the median counts")
 
 
 class Paper(Options):
     """Which row of the paper's tables an experiment stands in. It decides no number and is in no fingerprint."""
 
-    table: Annotated[
-        Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]],
-        Field(description="one of the paper's tables 1 to 6, or its Figure 1"),
-    ] = None
-    level: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=100,
-            description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with",
-        ),
-    ] = 0
-    chosen: Annotated[bool, Field(description="true: the level's target is not published; we chose it")] = False
-    starts_from: Annotated[
-        Optional[str], Field(min_length=1, description="the configuration whose final network model.name is")
-    ] = None
+    table: Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]] = Field(
+        None, description="one of the paper's tables 1 to 6, or its Figure 1"
+    )
+    level: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with",
+    )
+    chosen: bool = Field(False, description="true: the level's target is not published; we chose it")
+    starts_from: Optional[str] = Field(
+        None, min_length=1, description="the configuration whose final network model.name is"
+    )
 
 
 class Config(Options):
@@ -241,28 +227,23 @@ class Config(Options):
 
     UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper", "throughput"}
 
-    name: Annotated[str, Field(description="letters, digits and . _ + - only: it names the run's folder")]
-    scale: Annotated[
-        Literal["paper", "reduced", "smoke"],
-        Field(description="how near the experiment is to the paper's: paper, reduced or smoke"),
-    ]
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="0 or more")] = 0
-    threads: Annotated[int, Field(ge=0, le=1024, description="processor threads; 0: one per physical core")] = 0
-    workers: Annotated[
-        Optional[int],
-        Field(ge=1, le=1024, description="processes that share every batch; by default one for each of gpus"),
-    ] = None
-    gpus: Annotated[
-        Tuple[Annotated[int, Field(ge=0, le=1023)], ...],
-        Field(description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU"),
-    ] = ()
-    output: Annotated[str, Field(min_length=1, description="the folder in which run folders are made")] = "results/runs"
-    tensorboard: Annotated[
-        bool, Field(description="true: training's curves also as TensorBoard events, beside log.jsonl")
-    ] = False
-    model: Annotated[Model, Field(description="at least model.name")]
-    data: Annotated[SerializeAsAny[Data], Field(description="at least data.name")]
-    train: Annotated[Train, Field(description="at least train.epochs")]
+    name: str = Field(description="letters, digits and . _ + - only: it names the run's folder")
+    scale: Literal["paper", "reduced", "smoke"] = Field(
+        description="how near the experiment is to the paper's: paper, reduced or smoke"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="0 or more")
+    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: one per physical core")
+    workers: Optional[int] = Field(
+        None, ge=1, le=1024, description="processes that share every batch; by default one for each of gpus"
+    )
+    gpus: Tuple[Annotated[int, Field(ge=0, le=1023)], ...] = Field(
+        (), description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU"
+    )
+    output: str = Field("results/runs", min_length=1, description="the folder in which run folders are made")
+    tensorboard: bool = Field(False, description="true: training's curves also as TensorBoard events, beside log.jsonl")
+    model: Model = Field(description="at least model.name")
+    data: SerializeAsAny[Data] = Field(description="at least data.name")
+    train: Train = Field(description="at least train.epochs")
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
     throughput: Throughput = Throughput()

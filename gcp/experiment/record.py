@@ -39,13 +39,13 @@ class Stage(_Part):
     top1: Fraction
     top5: Fraction
     loss: Optional[float]
-    n_eval: Annotated[int, Field(ge=1)]
+    n_eval: int = Field(ge=1)
     macs: Count
     params: Count
     peak_memory_bytes: Optional[Count] = None  # None in records from before it was counted
-    epochs: Annotated[float, Field(ge=0)]
+    epochs: float = Field(ge=0)
     images: Count
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: float = Field(ge=0)
     training_loss: Optional[float] = None
     validation_loss: Optional[float] = None
     validation_top1: Optional[Fraction] = None
@@ -70,7 +70,7 @@ class RunWidths(_Part):
 class Record(_Part):
     """One finished run."""
 
-    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    fingerprint: str = Field(pattern="^[0-9a-f]{12}$")
     name: str
     scale: Literal["paper", "reduced", "smoke"]
     seed: Count
@@ -83,15 +83,15 @@ class Record(_Part):
     data: str
     method: str
     objective: str
-    target: Annotated[float, Field(gt=0, le=1)]
-    round_to: Annotated[int, Field(ge=1)]
+    target: float = Field(gt=0, le=1)
+    round_to: int = Field(ge=1)
     stages: Stages
     cost_predicted: Optional[Annotated[float, Field(ge=0)]] = None  # by the budget's cost, as a fraction of the dense
     widths: RunWidths
     history: List[Dict[str, Any]]
     images: Dict[str, Count]  # that pruning took, by purpose
     images_skipped: Count = 0
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: float = Field(ge=0)
 
     @property
     def macs_kept(self) -> float:

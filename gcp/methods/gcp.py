@@ -27,34 +27,25 @@ from gcp.seeds import Stream
 class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
 
-    score: Annotated[Literal["paper", "relative", "taylor"], Field(description="what a channel is ranked by")] = (
-        "taylor"
+    score: Literal["paper", "relative", "taylor"] = Field("taylor", description="what a channel is ranked by")
+    iterations: int = Field(4, ge=1, le=10**4, description="number of steps to the target, 1 or more")
+    schedule: Literal["equal", "geometric"] = Field(
+        "geometric", description="steps of equal cost (the paper's) or of equal ratio"
     )
-    iterations: Annotated[int, Field(ge=1, le=10**4, description="number of steps to the target, 1 or more")] = 4
-    schedule: Annotated[
-        Literal["equal", "geometric"], Field(description="steps of equal cost (the paper's) or of equal ratio")
-    ] = "geometric"
-    max_cut: Annotated[
-        Optional[float],
-        Field(gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"),
-    ] = None
-    regularise_epochs: Annotated[
-        float, Field(gt=0, le=10**4, description="epochs with penalty per iteration, above 0")
-    ] = 1.0
-    recover_epochs: Annotated[
-        float, Field(ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
-    ] = 1.0
-    lr: Annotated[float, Field(gt=0, le=1000, description="learning rate with penalty, above 0")] = 0.01
-    recover_lr: Annotated[float, Field(gt=0, le=1000, description="learning rate without penalty, above 0")] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
-    lam: Annotated[
-        Tuple[Annotated[float, Field(ge=0, le=10**6)], ...],
-        Field(
-            min_length=1,
-            max_length=100,
-            description="a list of penalties, such as [0.1]; the best on validation loss is taken",
-        ),
-    ] = (0.1,)
+    max_cut: Optional[float] = Field(
+        None, gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"
+    )
+    regularise_epochs: float = Field(1.0, gt=0, le=10**4, description="epochs with penalty per iteration, above 0")
+    recover_epochs: float = Field(1.0, ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
+    lr: float = Field(0.01, gt=0, le=1000, description="learning rate with penalty, above 0")
+    recover_lr: float = Field(0.01, gt=0, le=1000, description="learning rate without penalty, above 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
+    lam: Tuple[Annotated[float, Field(ge=0, le=10**6)], ...] = Field(
+        (0.1,),
+        min_length=1,
+        max_length=100,
+        description="a list of penalties, such as [0.1]; the best on validation loss is taken",
+    )
 
     _lists = field_validator("lam", mode="before")(listed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -38,7 +38,7 @@ def none(problem: Problem, options: NoneOptions, run: Run) -> Outcome:
 class UniformOptions(MethodOptions):
     """Which channels of a group go."""
 
-    criterion: Annotated[Literal["l1", "random"], Field(description="which channels of a group go")] = "l1"
+    criterion: Literal["l1", "random"] = Field("l1", description="which channels of a group go")
 
     def label(self, cost: str) -> str:
         """With the criterion."""

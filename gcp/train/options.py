@@ -15,43 +15,36 @@ class Recipe(Options):
 
     FILES: ClassVar[Set[str]] = {"teacher"}
 
-    epochs: Annotated[int, Field(ge=0, le=10**5, description="passes over the training images, 0 or more")]
-    lr: Annotated[float, Field(gt=0, le=1000, description="highest learning rate, above 0")] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.9
-    nesterov: Annotated[bool, Field(description="true: Nesterov's momentum, GluonCV's `nag`")] = False
-    wd: Annotated[float, Field(ge=0, le=1000, description="weight decay, 0 or more")] = 1e-4
-    warmup_epochs: Annotated[float, Field(ge=0, le=10**5, description="epochs of linear warm-up, 0 or more")] = 0.0
-    schedule: Annotated[
-        Literal["cosine", "step"],
-        Field(description="the learning rate after warm-up: half a cosine to zero, or steps down"),
-    ] = "cosine"
-    step_epochs: Annotated[
-        Tuple[Annotated[int, Field(ge=1, le=10**5)], ...],
-        Field(description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]"),
-    ] = ()
-    step_factor: Annotated[
-        float, Field(gt=0, lt=1, description="schedule step: what the rate is multiplied by, in (0, 1)")
-    ] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")] = 0.0
-    mixup: Annotated[
-        float, Field(ge=0, le=1000, description="alpha of the Beta distribution that images are mixed by; 0: not mixed")
-    ] = 0.0
-    dtype: Annotated[
-        Literal["float32", "float16"],
-        Field(description="what the network computes in; float16, on a GPU, updates float32 masters"),
-    ] = "float32"
-    teacher: Annotated[
-        Optional[str],
-        Field(
-            min_length=1,
-            description="the network to learn from: the prefix of a saved one, a GluonCV name (with its "
-            "published weights), or for finetune `dense`, the experiment's own",
-        ),
-    ] = None
-    teacher_weight: Annotated[float, Field(gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")] = 0.5
-    teacher_temperature: Annotated[
-        float, Field(gt=0, le=1000, description="what both networks' outputs are divided by to compare them, above 0")
-    ] = 1.0
+    epochs: int = Field(ge=0, le=10**5, description="passes over the training images, 0 or more")
+    lr: float = Field(0.1, gt=0, le=1000, description="highest learning rate, above 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
+    nesterov: bool = Field(False, description="true: Nesterov's momentum, GluonCV's `nag`")
+    wd: float = Field(1e-4, ge=0, le=1000, description="weight decay, 0 or more")
+    warmup_epochs: float = Field(0.0, ge=0, le=10**5, description="epochs of linear warm-up, 0 or more")
+    schedule: Literal["cosine", "step"] = Field(
+        "cosine", description="the learning rate after warm-up: half a cosine to zero, or steps down"
+    )
+    step_epochs: Tuple[Annotated[int, Field(ge=1, le=10**5)], ...] = Field(
+        (), description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]"
+    )
+    step_factor: float = Field(0.1, gt=0, lt=1, description="schedule step: what the rate is multiplied by, in (0, 1)")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="in [0, 1)")
+    mixup: float = Field(
+        0.0, ge=0, le=1000, description="alpha of the Beta distribution that images are mixed by; 0: not mixed"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="what the network computes in; float16, on a GPU, updates float32 masters"
+    )
+    teacher: Optional[str] = Field(
+        None,
+        min_length=1,
+        description="the network to learn from: the prefix of a saved one, a GluonCV name (with its "
+        "published weights), or for finetune `dense`, the experiment's own",
+    )
+    teacher_weight: float = Field(0.5, gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")
+    teacher_temperature: float = Field(
+        1.0, gt=0, le=1000, description="what both networks' outputs are divided by to compare them, above 0"
+    )
 
     _lists = field_validator("step_epochs", mode="before")(listed)
 
@@ -96,9 +89,9 @@ class Recipe(Options):
 class Train(Recipe):
     """Training of the dense network."""
 
-    last_gamma_zero: Annotated[
-        bool, Field(description="true: the last batch norm of every residual branch starts with scales of 0")
-    ] = False
+    last_gamma_zero: bool = Field(
+        False, description="true: the last batch norm of every residual branch starts with scales of 0"
+    )
 
     @model_validator(mode="after")
     def _check_teacher(self) -> Train:
@@ -112,10 +105,10 @@ class Train(Recipe):
 class Finetune(Recipe):
     """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
 
-    epochs: Annotated[int, Field(ge=0, le=10**5, description="passes over the training images, 0 or more")] = 0
-    extra_epochs: Annotated[
-        int, Field(ge=0, le=10**5, description="epochs on top of `epochs`, for a comparison at equal images")
-    ] = 0
+    epochs: int = Field(0, ge=0, le=10**5, description="passes over the training images, 0 or more")
+    extra_epochs: int = Field(
+        0, ge=0, le=10**5, description="epochs on top of `epochs`, for a comparison at equal images"
+    )
 
     @property
     def all_epochs(self) -> int:
