@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -34,12 +35,12 @@ from gcp.data import decode, prepare
 from gcp.data.base import Dataset, Split
 from gcp.data.sources import Records
 from gcp.errors import UserError
-from gcp.experiment.config import Config
+from gcp.experiment.config import Prune
+from gcp.experiment.zoo import DRAWN
 from gcp.graph.network import Network
 from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import Problem
-from gcp.runtime import physical_cores
 from gcp.train import schedules
 from gcp.train.distributed import device
 from gcp.train.loop import Batches, fit
@@ -49,12 +50,12 @@ from gcp.train.steps import OrdinaryStep, ProximalStep, Step
 from gcp.train.tasks import CLASSIFICATION
 
 Run = Callable[[], None]  # one step, or whatever is timed
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # oneDNN's names; GCP's frozen convs need no weight gradients.
 CONV_KERNELS = ("forward_training", "backward_data", "backward_weights")
 MARK = "-- the step that counts --"
 # Too small to move a weight: the arithmetic of a step is timed, and it must not end in NaN on random data.
 LR, MOMENTUM, WD = 1e-8, 0.9, 1e-4
+PIXELS = np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32)  # mean and deviation
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Row:
     limit: Optional[float] = None
 
 
+Found = Tuple[List[Row], dict]  # of a measurement: rows, and details as plain JSON values
 RESNET18 = Case("resnet18_v1b", 32, 64, 10, regularise=1.9)
 RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
@@ -111,77 +113,46 @@ NAMES = (*STEPS, "recipe", "schedule", "describe", "memory", "borders", "loader"
 
 
 def run(
-    names: Sequence[str] = (),
-    repeats: int = 11,
-    quick: bool = False,
-    clock: str = "wall",
-    show: Callable[[str], None] = lambda line: None,
+    names: Sequence[str] = (), repeats: int = 11, quick: bool = False, show: Callable[[str], None] = lambda line: None
 ) -> dict:
     """Measure; returns {"rows", "details", "device", "versions", ...} as plain JSON values.
 
-    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that
-    all of it runs. `clock`: "wall", or "cpu" for processor seconds, which a busy machine disturbs less (with
-    OMP_NUM_THREADS=1; waiting threads count too). `show` gets a line per section as it starts.
-    UserError for a name that is none of `NAMES`.
+    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that all of it
+    runs. `show` gets a line per section as it starts. UserError for a name that is none of `NAMES`.
     """
+    measurements: Dict[str, Callable[[], Found]] = {
+        **{name: partial(steps, name, TINY if quick else case, repeats) for name, case in STEPS.items()},
+        "recipe": partial(recipe, TINY if quick else RESNET18, repeats),
+        # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
+        "schedule": partial(schedules_of, *((TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16)))),
+        "describe": partial(describing, *((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224)))),
+        "memory": partial(memory, (TINY,) if quick else (RESNET18, RESNET50)),
+        "borders": partial(borders, *((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224)))),
+        "loader": partial(loader, (SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats),
+    }
     for name in names:
         if name not in NAMES:
             raise UserError(f"unknown measurement '{name}': known are {', '.join(NAMES)}")
-    if repeats < 1:
-        raise UserError(f"--repeats: {repeats} is not a number of repeats; give 1 or more")
-    rows: List[Row] = []
-    details: Dict[str, dict] = {}
+    rows, details, environment = [], {}, runtime.environment()
     for name in names or NAMES:
         show(name)
-        if name in STEPS:
-            found = steps(name, TINY if quick else STEPS[name], repeats, CLOCKS[clock])
-        elif name == "recipe":
-            found = recipe(TINY if quick else RESNET18, repeats, CLOCKS[clock])
-        elif name == "schedule":
-            # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
-            case, n_images, roundings = (TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16))
-            each = {n: schedule(case, n_images, CLOCKS[clock], n) for n in roundings}
-            found = [row for one in each.values() for row in one[0]], {f"round_to_{n}": each[n][1] for n in each}
-        elif name == "describe":
-            found = describing(*((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224))))
-        elif name == "memory":
-            found = memory((TINY,) if quick else (RESNET18, RESNET50))
-        elif name == "loader":
-            found = loader((SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats, CLOCKS[clock])
-        else:
-            found = borders(*((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224))))
-        rows += found[0]
-        details[name] = found[1]
-    environment = runtime.environment()
+        found, details[name] = measurements[name]()
+        rows += [asdict(row) for row in found]
     when = {"date": environment["date"], "git_commit": environment["git_commit"], "repeats": repeats}
-    return {
-        "rows": [asdict(row) for row in rows],
-        "details": details,
-        "quick": quick,
-        "clock": clock,
-        "repeats": repeats,
-        "measured": dict.fromkeys(details, when),
-        **environment,
-    }
+    measured = dict.fromkeys(details, when)
+    return {"rows": rows, "details": details, "quick": quick, "repeats": repeats, "measured": measured, **environment}
 
 
 def renewed(old: dict, new: dict) -> dict:
     """`run`'s old result with the sections of a new one in place of its own; `measured` says when each was made."""
 
     def of_section(key: str) -> dict:
-        return {
-            name: (new if name in new["details"] else old)[key][name]
-            for name in NAMES
-            if name in new["details"] or name in old["details"]
-        }
+        both = {**old[key], **new[key]}
+        return {name: both[name] for name in NAMES if name in both}
 
     rows = [r for r in old["rows"] if r["section"] not in new["details"]] + new["rows"]
-    return {
-        **new,
-        "rows": sorted(rows, key=lambda r: NAMES.index(r["section"])),
-        "details": of_section("details"),
-        "measured": of_section("measured"),
-    }
+    rows.sort(key=lambda r: NAMES.index(r["section"]))
+    return {**new, "rows": rows, "details": of_section("details"), "measured": of_section("measured")}
 
 
 def table(result: dict) -> str:
@@ -193,18 +164,14 @@ def table(result: dict) -> str:
         spread = f"{row.low:.2f}-{row.high:.2f}"
         lines.append(f"| {row.name} | {row.setting} | **{row.ratio:.2f} {row.unit}** | {spread} | {target} | {limit} |")
     device = result["device"]
-    lines += [
-        "",
-        f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, "
-        f"{result['clock']} clock, medians of {result['repeats']}; schedule: one run.",
-    ]
-    return "\n".join(lines)
+    machine = f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, wall clock"
+    return "\n".join([*lines, "", f"{machine}, medians of {result['repeats']}; schedule: one run."])
 
 
 # ---- steps -------------------------------------------------------------------------------------------------
 
 
-def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+def steps(name: str, case: Case, repeats: int) -> Found:
     """Rows and details of one case: GluonCV's ordinary step, ours, GCP's, and what the time goes to.
 
     A ratio is the ordinary step's seconds over the other's, in the same round.
@@ -219,12 +186,11 @@ def steps(name: str, case: Case, repeats: int, clock: Callable[[], float] = time
     base, ratios, median = gluoncv_step(case, x, y), {}, {}
     for key, make in others.items():
         # One at a time beside the ordinary step: with all of them in memory at once the later ones are slower.
-        seconds = in_turns({"gluoncv": base, key: make()}, repeats, clock)
-        ratios[key], median[key] = seconds["gluoncv"] / seconds[key], float(np.median(seconds[key]))
-        median.setdefault("gluoncv", float(np.median(seconds["gluoncv"])))
+        seconds = in_turns({"gluoncv": base, key: make()}, repeats)
+        ratios[key] = seconds["gluoncv"] / seconds[key]
+        median = {**medians(seconds), **median}
         gc.collect()
-    calls = {kind: conv_calls(case, kind) for kind in ("gcp", "ours")}
-    convs = {kind: {kernel: sum(c) for kernel, c in found.items()} for kind, found in calls.items()}
+    convs = {kind: {kernel: sum(calls) for kernel, calls in conv_calls(case, kind).items()} for kind in ("gcp", "ours")}
 
     def row(label: str, to: str, target: Optional[float] = None, kernels: Sequence[str] = ()) -> Row:
         needed = sum(convs[to][k] for k in kernels)
@@ -285,10 +251,7 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
     block.infer_shape(x)
     for p in block.collect_params().values():
         p._finish_deferred_init()  # the arrays belong to the built network, not to the first step
-    if static:
-        block.hybridize(static_alloc=True, static_shape=True)
-    else:
-        block.hybridize()
+    block.hybridize(**({"static_alloc": True, "static_shape": True} if static else {}))
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     trainer = gluon.Trainer(block.collect_params(), "sgd", {"learning_rate": LR, "momentum": MOMENTUM, "wd": WD})
 
@@ -319,7 +282,7 @@ def repeated(step: Step, case: Case) -> Run:
     return lambda: step(x, y, 0, LR)
 
 
-def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+def recipe(case: Case, repeats: int) -> Found:
     """Rows and details of what mixup and a teacher (the network itself) cost: the plain step's seconds over theirs."""
     net, rows, details = case.built(), [], {}
     teacher, plain = Teacher(net), repeated(ordinary_step(net), case)
@@ -328,10 +291,10 @@ def recipe(case: Case, repeats: int, clock: Callable[[], float] = time.perf_coun
         "teacher of its size": {"teacher": teacher},
         "both": {"mixup": 0.2, "teacher": teacher},
     }.items():
-        seconds = in_turns({"plain": plain, label: repeated(ordinary_step(net, **how), case)}, repeats, clock)
+        seconds = in_turns({"plain": plain, label: repeated(ordinary_step(net, **how), case)}, repeats)
         ratios = seconds["plain"] / seconds[label]
         rows.append(Row("recipe", f"step with {label} / plain step", str(case), *spread(ratios)))
-        details[label] = {key: case.batch / float(np.median(s)) for key, s in seconds.items()}
+        details[label] = {key: case.batch / s for key, s in medians(seconds).items()}
         gc.collect()
     return rows, {"images_per_second": details}
 
@@ -341,22 +304,26 @@ def spread(ratios: np.ndarray) -> List[float]:
     return np.percentile(ratios, (50, 25, 75)).tolist()
 
 
-def in_turns(
-    things: Dict[str, Run], repeats: int, clock: Callable[[], float] = time.perf_counter, n_warmup: int = 2
-) -> Dict[str, np.ndarray]:
-    """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds, each waited for."""
+def medians(seconds: Mapping[str, np.ndarray]) -> Dict[str, float]:
+    """The median seconds of each thing."""
+    return {key: float(np.median(s)) for key, s in seconds.items()}
+
+
+def timed(thing: Run) -> float:
+    """Seconds of the thing, waited for."""
+    start = time.perf_counter()
+    thing()
+    mx.nd.waitall()
+    return time.perf_counter() - start
+
+
+def in_turns(things: Dict[str, Run], repeats: int, n_warmup: int = 2) -> Dict[str, np.ndarray]:
+    """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds."""
     for thing in things.values():
         for _ in range(n_warmup):
-            thing()
-        mx.nd.waitall()
-    seconds: Dict[str, List[float]] = {key: [] for key in things}
-    for _ in range(repeats):
-        for key, thing in things.items():
-            start = clock()
-            thing()
-            mx.nd.waitall()
-            seconds[key].append(clock() - start)
-    return {key: np.array(s) for key, s in seconds.items()}
+            timed(thing)
+    rounds = [[timed(thing) for thing in things.values()] for _ in range(repeats)]
+    return dict(zip(things, np.array(rounds).T))
 
 
 # ---- the schedule ------------------------------------------------------------------------------------------
@@ -364,98 +331,69 @@ def in_turns(
 
 def random_data(case: Case, n_images: int) -> Dataset:
     """Random images and labels; a tenth of `n_images` more for validation, which the schedule looks at."""
-    rng = np.random.default_rng(0)
-    n_validation = max(1, n_images // 10)
-    n = n_images + n_validation
+    rng, n = np.random.default_rng(0), n_images + max(1, n_images // 10)
     images = rng.integers(0, 256, (n,) + case.shape, np.uint8)
     labels = rng.integers(0, case.classes, n).astype(np.int32)
-    mean, std = np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32)
-    train = Split(images, labels, np.arange(n_images), mean, std)
-    held_out = Split(images, labels, np.arange(n_images, n), mean, std)
+    train, held_out = (Split(images, labels, rows, *PIXELS) for rows in (np.arange(n_images), np.arange(n_images, n)))
     return Dataset("random", case.shape, tuple(map(str, range(case.classes))), train, held_out, held_out)
 
 
-def schedule(case: Case, n_images: int, clock: Callable[[], float] = time.perf_counter, round_to: int = 1) -> tuple:
+def schedules_of(case: Case, n_images: int, roundings: Sequence[int]) -> Found:
+    """Rows and details of `schedule` with widths that are multiples of each of some numbers."""
+    found = {f"round_to_{n}": schedule(case, n_images, n) for n in roundings}
+    return [row for row, _ in found.values()], {key: details for key, (_, details) in found.items()}
+
+
+def schedule(case: Case, n_images: int, round_to: int) -> Tuple[Row, dict]:
     """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
 
     Everything between the dense network and the pruned one counts: making blocks, checkpoints, statistics, the looks at
     the validation images. The ordinary epoch is timed before and after; the spread is the ratios to either.
     """
-    data = random_data(case, n_images)
-    cfg = Config.model_validate(
-        {
-            "name": "benchmark",
-            "scale": "smoke",
-            "model": {"name": case.network},
-            "data": {"name": "digits", "input": list(case.shape), "batch": case.batch},
-            "train": {"epochs": 1},
-            "prune": {
-                "method": "gcp",
-                "target": 0.2,
-                "round_to": round_to,
-                # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The
-                # penalty is relative to them, so scales shrink and channels go all the same.
-                "gcp": {"iterations": 4, "lr": 1e-6, "recover_lr": 1e-6},
-            },
-        }
-    )
-    step = gluoncv_step(case, *batch(case))
-    ctx = device()
+    data, step, target = random_data(case, n_images), gluoncv_step(case, *batch(case)), 0.2
+    # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The penalty is relative
+    # to them, so scales shrink and channels go all the same.
+    options = gcp_method.GcpOptions(iterations=4, lr=1e-6, recover_lr=1e-6)
 
-    def epoch(number: int) -> float:
-        mx.nd.waitall()
-        start = clock()
+    def epoch(number: int) -> None:
         for x, y, _ in data.train.batches(case.batch, seed=number):
-            step(mx.nd.array(x, ctx), mx.nd.array(y, ctx))
-        mx.nd.waitall()
-        return clock() - start
+            step(mx.nd.array(x, device()), mx.nd.array(y, device()))
 
     # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
     batches, ours = Batches(data.train, case.batch, seed=0), ordinary_step(case.built())
     fit(ours, batches, schedules.constant(0.01, batches.per_epoch))
     dense = ours.network()
-    step()  # builds the graph and its memory, once for all epochs
-    before = epoch(1)
-    cost = macs(dense)
-    budget = Budget(cost, cost(dense.widths), cfg.prune.target, cfg.prune.round_to)
+    timed(step)  # builds the graph and its memory, once for all epochs
+    before, cost = timed(partial(epoch, 1)), macs(dense)
+    budget = Budget(cost, cost(dense.widths), target, round_to)
+    usual = Prune.model_construct()
+    how = {"statistics_images": usual.statistics_images, "moved": usual.moved}
+    problem = Problem(dense, budget, data, 0, case.batch, **how)
     with tempfile.TemporaryDirectory() as folder:
-        start = clock()
-        how = dict(augment=cfg.data.augment, statistics_images=cfg.prune.statistics_images, moved=cfg.prune.moved)
-        problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, **how)
         run = SimpleNamespace(path=Path(folder), log=lambda event, **values: None)
-        outcome = gcp_method.gcp(problem, cfg.prune.gcp, run)
-        small, iterations = outcome.network, outcome.history
+        start = time.perf_counter()
+        outcome = gcp_method.gcp(problem, options, run)
         mx.nd.waitall()
-        seconds = clock() - start
-    after = epoch(2)
+        seconds = time.perf_counter() - start
+    after = timed(partial(epoch, 2))
     setting = (
-        f"{case}, {n_images} images, T={cfg.prune.gcp.iterations}, to {cfg.prune.target:g} of the MACs, "
-        f"widths multiples of {round_to}"
+        f"{case}, {n_images} images, T={options.iterations}, to {target:g} of the MACs, widths multiples of {round_to}"
     )
-    row = Row(
-        "schedule",
-        "GCP schedule / ordinary epoch",
-        setting,
-        2 * seconds / (before + after),
-        seconds / max(before, after),
-        seconds / min(before, after),
-        "epochs",
-        3.5,
-        more=False,
-    )
-    return [row], {
+    ratios = 2 * seconds / (before + after), seconds / max(before, after), seconds / min(before, after)
+    row = Row("schedule", "GCP schedule / ordinary epoch", setting, *ratios, "epochs", 3.5, more=False)
+    return row, {
         "schedule_s": seconds,
         "epoch_before_s": before,
         "epoch_after_s": after,
-        "cost_kept": [one["cost_kept"] for one in iterations],
-        "macs_kept": cost(small.widths) / budget.original,
+        "cost_kept": [one["cost_kept"] for one in outcome.history],
+        "macs_kept": cost(outcome.network.widths) / budget.original,
     }
 
 
 # ---- describing --------------------------------------------------------------------------------------------
 
 
-def describing(network: str, shape: Sequence[int], repeats: int = 3) -> tuple:
+def describing(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
     """Row and details of opening and describing a network, walking its groups and halving every one of them.
 
     In wall seconds, imports not counted. The first time counts: that is what a command waits for.
@@ -477,8 +415,8 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> tuple:
 # ---- borders ---------------------------------------------------------------------------------------------
 
 
-def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
-    """Rows and details of how far a network with half of its channels removed is from the masked one.
+def borders(network: str, sides: Sequence[int], n_images: int = 4) -> Found:
+    """Rows and details of how far a network with half of its channels removed is from the one with them silenced.
 
     A removed channel's constant moves into the next running mean, which is exact but within a kernel's reach of
     zero-padded borders. Worst case: channels and norms drawn at random, shifts as large as scales, nothing recovered.
@@ -487,50 +425,32 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> tuple:
     """
     rows, details = [], {}
     for side in sides:
-        rng = np.random.default_rng(0)
-        net = from_gluoncv(network, (3, side, side), seed=0)
-        draw = {
-            "gamma": lambda n: rng.uniform(0.5, 1.5, n) * rng.choice([-1, 1], n),
-            "beta": lambda n: rng.normal(0.3, 0.5, n),
-            "running_mean": lambda n: rng.normal(0, 0.3, n),
-            "running_var": lambda n: rng.uniform(0.5, 1.5, n),
-        }
+        rng, net = np.random.default_rng(0), from_gluoncv(network, (3, side, side), seed=0)
         net = net.with_arrays(
             {
-                k: draw[end](len(v)).astype(np.float32)
+                k: DRAWN[end](rng, v.shape).astype(np.float32)
                 for k, v in net.arrays.items()
-                for end in draw
+                for end in ("gamma", "beta", "running_mean", "running_var")
                 if k.endswith("_" + end)
             }
         )
         keep = {g.name: np.sort(rng.choice(g.size, g.size // 2, replace=False)) for g in net.groups}
         images = rng.standard_normal((n_images, 3, side, side)).astype(np.float32)
-        masked = silence(net, keep)
-        expected = predict(masked, images)
-        silent = {
+        silenced = silence(net, keep)
+        expected = predict(silenced, images)
+        without_shifts = {
             beta: np.where(np.isin(np.arange(g.size), keep[g.name]), net.arrays[beta], 0).astype(np.float32)
             for g in net.groups
             for beta in (net.norm_arrays(norm)[1] for norm in g.norms)
             if beta is not None
         }
-
-        def error(outputs: np.ndarray) -> float:
-            return float(np.abs(outputs - expected).max() / np.abs(expected).max())
-
-        moved = error(predict(shrink(net, keep), images))
-        dropped = error(predict(masked.with_arrays(silent), images))
-        details[str(side)] = {"constants_moved": moved, "constants_dropped": dropped}
-        rows.append(
-            Row(
-                "borders",
-                "removed against masked, half of the channels",
-                f"{network}, {side} px",
-                moved,
-                moved,
-                moved,
-                "of the largest output",
-            )
+        moved, dropped = (
+            float(np.abs(predict(other, images) - expected).max() / np.abs(expected).max())
+            for other in (shrink(net, keep), silenced.with_arrays(without_shifts))
         )
+        details[str(side)] = {"constants_moved": moved, "constants_dropped": dropped}
+        name, setting = "removed against silenced, half of the channels", f"{network}, {side} px"
+        rows.append(Row("borders", name, setting, moved, moved, moved, "of the largest output"))
     return rows, details
 
 
@@ -556,56 +476,36 @@ PICTURES = Photos(512, 375, 500, 224, 64, target=0.95)  # ImageNet's median size
 SMALL_PICTURES = Photos(512, 28, 28, 32, 64)
 
 
-def loader(cases: Sequence[Photos], repeats: int, clock: Callable[[], float] = time.perf_counter) -> tuple:
+def loader(cases: Sequence[Photos], repeats: int) -> Found:
     """Rows and details of our ImageNet training loader against `ImageRecordIter`: seconds of MXNet's pass over ours.
 
     The same file, augmentation (GluonCV's recipe) and number of threads; each pass from opening to its last batch on
     the device.
     """
-    rows, details, workers = [], {}, physical_cores()
+    rows, details, workers = [], {}, runtime.physical_cores()
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.rec"
             prepare.write_records(path, photos(case), prepare.Encoding(None))
-            records_in = Records(path)
-            shape = (3, case.side, case.side)
-            split = Split(
-                decode.Pictures(records_in, shape, workers),
-                records_in.labels,
-                np.arange(case.n),
-                np.full(3, 127.5, np.float32),
-                np.full(3, 73.9, np.float32),
-            )
-            contents = [records_in.read(row) for row in range(case.n)]
-            seconds = in_turns(
-                {
-                    "ImageRecordIter": lambda: plain_pass(path, case, workers),
-                    "ours": lambda: [
-                        mx.nd.array(x, device()).wait_to_read()
-                        for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet")
-                    ],
-                    "decoding": lambda: list(
-                        decode.in_order(lambda c: decode.decoded(c, "").shape, contents, workers, 8 * workers)
-                    ),
-                },
-                repeats,
-                clock,
-                n_warmup=1,
-            )
-        low, ratio, high = np.percentile(seconds["ImageRecordIter"] / seconds["ours"], (25, 50, 75)).tolist()
-        median = {key: float(np.median(s)) for key, s in seconds.items()}
-        rows.append(
-            Row(
-                "loader",
-                "our ImageNet loader / ImageRecordIter",
-                str(case),
-                ratio,
-                low,
-                high,
-                target=case.target,
-                limit=median["ImageRecordIter"] / median["decoding"],
-            )
-        )
+            records = Records(path)
+            pictures = decode.Pictures(records, (3, case.side, case.side), workers)
+            split = Split(pictures, records.labels, np.arange(case.n), *PIXELS)
+            contents = [records.read(row) for row in range(case.n)]
+
+            def our_pass() -> None:
+                for x, _, _ in split.batches(case.batch, seed=0, augment="imagenet"):
+                    mx.nd.array(x, device()).wait_to_read()
+
+            def decoding() -> None:
+                for _ in decode.in_order(lambda c: decode.decoded(c, "").shape, contents, workers, 8 * workers):
+                    pass
+
+            passes = {"ImageRecordIter": partial(plain_pass, path, case, workers), "ours": our_pass}
+            seconds = in_turns({**passes, "decoding": decoding}, repeats, n_warmup=1)
+        ratios, median = seconds["ImageRecordIter"] / seconds["ours"], medians(seconds)
+        limit = median["ImageRecordIter"] / median["decoding"]
+        name = "our ImageNet loader / ImageRecordIter"
+        rows.append(Row("loader", name, str(case), *spread(ratios), target=case.target, limit=limit))
         details[str(case)] = {"images_per_second": {key: case.n / s for key, s in median.items()}, "threads": workers}
     return rows, details
 
@@ -620,32 +520,16 @@ def photos(case: Photos) -> prepare.Labelled:
         height = int(rng.integers(whole.shape[0] // 2, whole.shape[0] + 1))
         width = min(whole.shape[1], round(height * case.width / case.height))
         top, left = rng.integers(0, whole.shape[0] - height + 1), rng.integers(0, whole.shape[1] - width + 1)
-        part = cv2.resize(
-            np.ascontiguousarray(whole[top : top + height, left : left + width]),
-            (case.width, case.height),
-            interpolation=cv2.INTER_AREA,
-        )
+        part = np.ascontiguousarray(whole[top : top + height, left : left + width])
+        part = cv2.resize(part, (case.width, case.height), interpolation=cv2.INTER_AREA)
         contents.append(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
-    return prepare.Labelled(_Contents(contents), [str(k) for k in range(case.n)], [k % 10 for k in range(case.n)])
-
-
-class _Contents:
-    """A `Source` in memory."""
-
-    def __init__(self, contents: List[bytes]) -> None:
-        self._contents = contents
-
-    def name(self, row: int) -> str:
-        """Its number."""
-        return f"image {row}"
-
-    def read(self, row: int) -> bytes:
-        """The encoded image."""
-        return self._contents[row]
+    source = SimpleNamespace(name=lambda row: f"image {row}", read=contents.__getitem__)
+    return prepare.Labelled(source, [str(k) for k in range(case.n)], [k % 10 for k in range(case.n)])
 
 
 def plain_pass(path: Path, case: Photos, workers: int) -> None:
     """One pass of MXNet's own iterator as GluonCV sets it up for ImageNet."""
+    (mean, *_), (std, *_) = PIXELS
     batches = mx.io.ImageRecordIter(
         path_imgrec=str(path),
         path_imgidx=str(path.with_suffix(".idx")),
@@ -653,21 +537,15 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
         shuffle=True,
         batch_size=case.batch,
         data_shape=(3, case.side, case.side),
-        mean_r=127.5,
-        mean_g=127.5,
-        mean_b=127.5,
-        std_r=73.9,
-        std_g=73.9,
-        std_b=73.9,
+        **{f"mean_{channel}": mean for channel in "rgb"},
+        **{f"std_{channel}": std for channel in "rgb"},
         rand_mirror=True,
         random_resized_crop=True,
         max_aspect_ratio=4 / 3,
         min_aspect_ratio=3 / 4,
         max_random_area=1,
         min_random_area=0.08,
-        brightness=0.4,
-        saturation=0.4,
-        contrast=0.4,
+        **dict.fromkeys(("brightness", "saturation", "contrast"), 0.4),
         pca_noise=0.1,
         verbose=False,
     )
@@ -678,20 +556,18 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
-def memory(cases: Sequence[Case]) -> tuple:
+def memory(cases: Sequence[Case]) -> Found:
     """Rows and details of peak memory, GCP's step over GluonCV's, each kind of step in a process of its own.
 
     Two ratios each: of the whole processes, and of what the steps add to imports and the built network. The arrays
     that a block was made from are not kept, as GluonCV's step keeps none; `training.fit` does keep them.
     """
-    rows, details = [], {}
+    rows, details, name = [], {}, "peak memory, GCP step / GluonCV step"
     for case in cases:
         peaks = {kind: json.loads(_in_own_process(case, kind, "print_peak", {})[-1]) for kind in ("gluoncv", "gcp")}
-        whole = peaks["gcp"]["peak_mb"] / peaks["gluoncv"]["peak_mb"]
-        added = (peaks["gcp"]["peak_mb"] - peaks["gcp"]["built_mb"]) / max(
-            1e-9, peaks["gluoncv"]["peak_mb"] - peaks["gluoncv"]["built_mb"]
-        )
-        name = "peak memory, GCP step / GluonCV step"
+        theirs, ours = peaks["gluoncv"], peaks["gcp"]
+        whole = ours["peak_mb"] / theirs["peak_mb"]
+        added = (ours["peak_mb"] - ours["built_mb"]) / max(1e-9, theirs["peak_mb"] - theirs["built_mb"])
         rows += [
             Row("memory", f"{name}, whole process", str(case), whole, whole, whole, target=1.1, more=False),
             Row("memory", f"{name}, beyond imports and network", str(case), added, added, added),

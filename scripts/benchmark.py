@@ -27,25 +27,14 @@ def run(argv: list) -> None:
         help="write all figures there, and the table beside it as .md; with --only, renew these alone",
     )
     parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
-    parser.add_argument(
-        "--clock",
-        choices=["wall", "cpu"],
-        default="wall",
-        help="cpu: processor seconds, for a busy machine with OMP_NUM_THREADS=1",
-    )
     args = parser.parse_args(argv)
     runtime.use_threads(0)
     from gcp import benchmark, storage  # imports MXNet, which reads the number of threads as it loads
 
     path = Path(args.json) if args.json else None
     old = storage.read_json(path, Dict[str, Any]) if path is not None and args.only and path.exists() else None
-    result = benchmark.run(
-        args.only,
-        args.repeats,
-        args.quick,
-        args.clock,
-        show=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True),
-    )
+    told = {"file": sys.stderr, "flush": True}
+    result = benchmark.run(args.only, args.repeats, args.quick, lambda name: print(f"measuring {name} ...", **told))
     if old is not None:
         try:
             result = benchmark.renewed(old, result)

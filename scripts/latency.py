@@ -210,7 +210,7 @@ def validate(args: argparse.Namespace) -> None:
     )
     for name, good in result.quality.items():
         print(
-            f"{name:<12}  RMSE {1e3 * good.rmse_s:8.3f} ms  NRMSE {100 * good.nrmse:6.2f} %  "
+            f"{name:<18}  RMSE {1e3 * good.rmse_s:8.3f} ms  NRMSE {100 * good.nrmse:6.2f} %  "
             f"Kendall's tau {'-' if good.tau is None else f'{good.tau:.3f}'}"
         )
     if args.out:

@@ -329,7 +329,7 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path, monkeypatch):
                 "--out",
                 tmp_path / "v",
             ],
-            "clock again",
+            "repeat measurement",
         ),
         (["predict", tmp_path / "m", "cifar_resnet20_v1"], '"layers_by_regression": 0'),
         (["table", tmp_path], "validation.md"),

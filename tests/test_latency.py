@@ -217,7 +217,7 @@ def test_the_clock_is_compared_with_itself(net, fitted):
     ]
     again = replace(held, lines=slower)
     result = latency.validate(fitted, net, held, again=again)
-    assert result.quality["clock again"].nrmse < 1e-9, "a machine of a third of the speed is not noise"
+    assert result.quality["repeat measurement"].nrmse < 1e-9, "a machine of a third of the speed is not noise"
     with pytest.raises(UserError, match="holds other networks"):
         latency.validate(fitted, net, held, again=samples(net, truth(net, odd=1.0), 30, seed=3))
 

@@ -565,7 +565,7 @@ def validate(
             raise UserError(
                 f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet"
             )
-        predicted["clock again"] = at_that_speed(again).tolist()
+        predicted["repeat measurement"] = at_that_speed(again).tolist()
     return Validation(
         network=model.network,
         input=model.input,

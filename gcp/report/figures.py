@@ -294,7 +294,7 @@ def predictions(result: Validation) -> Figure:
     predicted = {name: 1e3 * np.array(values) for name, values in result.predicted_s.items()}
     everything = np.concatenate([measured, *(values[values > 0] for values in predicted.values())])
     low, high = everything.min() / 1.15, everything.max() * 1.15
-    figure, (axes,) = _panels(1, len(predicted), 2.75, 3.75)
+    figure, (axes,) = _panels(1, len(predicted), 3.0, 3.75)
     for ax, (name, values) in zip(axes, predicted.items()):
         ax.plot([low, high], [low, high], color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
         ax.plot(measured, values, "o", markersize=4, alpha=0.6, markeredgewidth=0, color=COLOURS["GCP-f"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,20 +29,7 @@ NAMED_OPTIONS = {
     *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
     *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
 }
-WORDS = [
-    "setting",
-    "data",
-    "model",
-    "scale",
-    "method",
-    "label",
-    "objective",
-    "device",
-    "kept",
-    "n_channels",
-    "noisy",
-    "cost_noisy",
-]
+WORDS = "setting data model scale method label objective device kept n_channels noisy cost_noisy".split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
     "pruned_top1 images_before finetune_epochs images_total"
@@ -173,16 +161,13 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
     """
     options = [METHODS.options[run.record.method](**_own(run)) for run in runs]
     seen = {(run.record.method, *item) for run, each in zip(runs, options) for item in each.variant().items()}
-    several = {(method, key) for method, key, _ in seen if sum((method, key) == other[:2] for other in seen) > 1}
-    names = []
+    n_values, names = Counter((method, key) for method, key, _ in seen), []
     for run, each in zip(runs, options):
         record, extra = run.record, run.record.config["finetune"]["extra_epochs"]
         name = each.label(record.objective)
-        parts = [
-            *(f"{key}={value}" for key, value in each.variant().items() if (record.method, key) in several),
-            *([f"widths x{record.round_to}"] if record.round_to > 1 else []),
-            *([f"+{extra} epochs"] if extra else []),
-        ]
+        parts = [f"{key}={value}" for key, value in each.variant().items() if n_values[record.method, key] > 1]
+        parts += [f"widths x{record.round_to}"] if record.round_to > 1 else []
+        parts += [f"+{extra} epochs"] if extra else []
         names.append((name, ", ".join((name, *parts)) if each.PRUNES else name))
     return names
 
@@ -199,13 +184,11 @@ def varying(runs: Sequence[Finished], places: Sequence[tuple], sections: Sequenc
     Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds.
     """
     options = [dict(_options(run, sections)) for run in runs]
-    keys = {key for each in options for key in each} - NAMED_OPTIONS
-    values: dict[tuple, set] = {}
-    for each, place in zip(options, places):
-        for key in keys:
-            values.setdefault((place, key), set()).add(each.get(key, "null"))
+    keys = sorted({key for each in options for key in each} - NAMED_OPTIONS)
+    seen = {(place, key, each.get(key, "null")) for each, place in zip(options, places) for key in keys}
+    n_values = Counter((place, key) for place, key, _ in seen)
     return [
-        tuple(f"{key}={each.get(key, 'null')}" for key in sorted(keys) if len(values[place, key]) > 1)
+        tuple(f"{key}={each.get(key, 'null')}" for key in keys if n_values[place, key] > 1)
         for each, place in zip(options, places)
     ]
 
@@ -229,24 +212,29 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 class Measure(NamedTuple):
-    """One measured column: its title, its key in the frame of runs, how seeds are joined, its digits."""
+    """One column over seeds: its title, its key in the frame of runs, how seeds are joined, its digits."""
 
     title: str
     key: str
-    how: str  # "mean +- sd", "mean" or "median"
-    digits: int
+    how: str = "mean"  # "mean +- sd", "mean", "median" or "any"
+    digits: int = 2
 
 
-def aggregate(runs: pd.DataFrame, measures: Iterable[Measure]) -> dict[str, float]:
-    """Title -> value over seeds; a seed that occurs twice (the dense network of many runs) counts once."""
-    row: dict[str, Any] = {}
+def aggregate(runs: pd.DataFrame, cells: list[str], measures: Iterable[Measure]) -> pd.DataFrame:
+    """A row per cell, in the runs' order: the columns of `cells`, those of `titles`, and the number of seeds.
+
+    A seed that occurs twice (the dense network of many runs) counts once. A single seed has no deviation.
+    """
+    joined = {m.title: m.how.partition(" ")[0] for m in measures}
+    by_seed = runs.groupby([*cells, "seed"], sort=False, dropna=False).agg(
+        **{m.title: (m.key, joined[m.title]) for m in measures}
+    )
+    of_cell = by_seed.groupby(cells, sort=False, dropna=False)
+    table = of_cell.agg(joined).assign(Seeds=of_cell.size())
     for measure in measures:
-        per_seed = runs.groupby("seed", dropna=False)[measure.key]
-        values = (per_seed.median() if measure.how == "median" else per_seed.mean()).dropna()
-        row[measure.title] = values.median() if measure.how == "median" else values.mean()
         if measure.how == "mean +- sd":
-            row[measure.title + " sd"] = values.std(ddof=1)  # NaN for a single seed
-    return row
+            table[f"{measure.title} sd"] = of_cell[measure.title].std()
+    return table[[*titles(measures), "Seeds"]].reset_index()
 
 
 def titles(measures: Iterable[Measure]) -> list[str]:

@@ -7,7 +7,6 @@ results/reference alone, each method on its own base accuracy; what is not there
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,18 +44,30 @@ TABLES = {
 WIDTHS = {"paper_figure2": ("table3", 3), "paper_figure3": ("table4", 3)}
 
 MEASURES = (
-    Measure("Params reduction", "params_reduction", "mean", 2),
-    Measure("FLOPs reduction", "flops_reduction", "mean", 2),
-    Measure("Top-1 drop", "top1_drop", "mean +- sd", 2),
-    Measure("Top-5 drop", "top5_drop", "mean +- sd", 2),
-    Measure("Base top-1 %", "base_top1", "mean", 2),
-    Measure("Base top-5 %", "base_top5", "mean", 2),
-    Measure("Top-1 %", "top1", "mean +- sd", 2),
-    Measure("Top-5 %", "top5", "mean", 2),
+    Measure("Params reduction", "params_reduction"),
+    Measure("FLOPs reduction", "flops_reduction"),
+    Measure("Top-1 drop", "top1_drop", "mean +- sd"),
+    Measure("Top-5 drop", "top5_drop", "mean +- sd"),
+    Measure("Base top-1 %", "base_top1"),
+    Measure("Base top-5 %", "base_top5"),
+    Measure("Top-1 %", "top1", "mean +- sd"),
+    Measure("Top-5 %", "top5"),
 )
-REDUCTIONS = {"Params reduction": "params_reduction", "FLOPs reduction": "flops_reduction"}  # column -> of the files
-ACCURACIES = ("Base top-1 %", "Base top-5 %", "Top-1 %", "Top-5 %")
+REDUCTIONS = ("Params reduction", "FLOPs reduction")
+QUOTED = [*REDUCTIONS, "Top-1 drop", "Top-5 drop"]  # the numbers by which a row of the paper is another paper's
+ACCURACIES = ["Base top-1 %", "Base top-5 %", "Top-1 %", "Top-5 %", "Source"]
 COLUMNS = ["Level", "Method", *frame.titles(MEASURES), "Seeds", "Source", *(f"{title} text" for title in REDUCTIONS)]
+TITLES = {  # of the published files' columns
+    "method": "Method",
+    "params_reduction": "Params reduction text",
+    "flops_reduction": "FLOPs reduction text",
+    "top1_drop": "Top-1 drop",
+    "top5_drop": "Top-5 drop",
+    "abs_top1": "Top-1 %",
+    "abs_top5": "Top-5 %",
+    "source": "Source",
+    "status": "Source",
+}
 
 
 class Reference(NamedTuple):
@@ -108,26 +119,33 @@ def table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference)
     that its source gave it.
     """
     blocks = levels(name, known)
+    targets = {level: target for level, (target, _) in blocks.items()}
+    papers = pd.concat([rows.assign(level=level) for level, (_, rows) in blocks.items()], ignore_index=True)
+    papers = papers.reindex(columns=["level", *COLUMNS])
     others = known.published[(known.published.network == layout.network) & (known.published.data == layout.data)]
-    quoted: set = set()
-    papers = {level: [_with_base(row, others, quoted) for row in rows] for level, (_, rows) in blocks.items()}
+    numbers, known_numbers, quoted = papers[QUOTED].astype(float).fillna(-1), others[QUOTED].fillna(-1), []
+    for i, row in papers[papers["Top-5 drop"].notna()].iterrows():
+        same = others[(known_numbers == numbers.loc[i]).all(axis=1) & others.Method.str.startswith(row.Method)]
+        if len(same):
+            quoted.append(same.index[0])
+            papers.loc[i, ACCURACIES] = same.iloc[0][ACCURACIES]
     reduction = "FLOPs reduction" if layout.cost == "macs" else "Params reduction"
-    others = others.drop(index=list(quoted)).sort_values([reduction, "Method"])
-    ours = _ours(layout, runs, {level: target for level, (target, _) in blocks.items()})
-    placed: dict[int, list[dict]] = {level: [*papers.get(level, []), *ours.get(level, [])] for level in (0, *blocks)}
-    for row in others[others[reduction].notna()].to_dict("records"):
-        placed[min(blocks, key=lambda level: abs(math.log(row[reduction] * blocks[level][0])))].append(row)
+    others = others.drop(index=quoted).sort_values([reduction, "Method"])
+    placed = others[others[reduction].notna()]
+    nearest = [min(targets, key=lambda level: abs(math.log(x * targets[level]))) for x in placed[reduction]]
     titles = {0: "0: not pruned"}
-    for level, (target, _) in blocks.items():
+    for level, target in targets.items():
         chosen = ", chosen" if level > len(blocks) - len(layout.chosen) else ""
         titles[level] = f"{level}: {100 * target:.4g} % of {COSTS[layout.cost].paper_label}{chosen}"
-    rows = pd.DataFrame(
-        [{**row, "Level": titles[level]} for level, block in placed.items() for row in block], columns=COLUMNS
-    ).astype(dict.fromkeys([*frame.titles(MEASURES), "Seeds"], float))
+    parts = [papers, _ours(layout, runs, targets), placed.assign(level=nearest)]
+    rows = pd.concat([part.reindex(columns=["level", *COLUMNS]).astype(object) for part in parts])
+    rows = rows.sort_values("level", kind="stable", ignore_index=True)
+    rows = rows.assign(Level=rows.level.map(titles))[COLUMNS]
+    rows = rows.astype(dict.fromkeys([*frame.titles(MEASURES), "Seeds"], float))
     for title in REDUCTIONS:
         texts = [MISSING if pd.isna(value) else f"{tables.number(value, 2)}x" for value in rows[title]]
         rows[f"{title} text"] = rows[f"{title} text"].where(rows[f"{title} text"].notna(), texts)
-    return rows, int(others[reduction].isna().sum())
+    return rows, len(others) - len(placed)
 
 
 # ---- published -----------------------------------------------------------------------------------------------------
@@ -137,90 +155,48 @@ def published(folder: Path) -> Reference:
     """The tables of results/reference. UserError: one is missing or is not as it came with the toolkit."""
 
     def read(name: str, columns: str) -> pd.DataFrame:
-        return figure1.read_table(folder / name, {key: key for key in columns.split()})
+        table = figure1.read_table(folder / name, {key: TITLES.get(key, key) for key in columns.split()})
+        for title in REDUCTIONS:
+            if f"{title} text" in table:  # such as 1.39x; anything else is no number
+                table[title] = pd.to_numeric(table[f"{title} text"].str.extract(r"^(.+)x$")[0])
+                table[f"{title} text"] = table[f"{title} text"].where(table[title].notna())
+        return table
 
     numbers = "params_reduction flops_reduction top1_drop top5_drop"
     methods = read("published_reference.csv", f"method network dataset {numbers} source abs_top1 abs_top5 notes")
+    # A base is accuracy plus drop, else what the notes say.
+    stated = methods.notes.str.extract(r"\bbase (\d\d\.\d+)(?:/(\d\d\.\d+))?").astype(float)
+    for k, n in enumerate((1, 5)):
+        methods[f"Base top-{n} %"] = (methods[f"Top-{n} %"] + methods[f"Top-{n} drop"]).fillna(stated[k])
     skeleton = read("prunenet_table_skeleton.csv", f"table row method {numbers} target_fraction_kept status")
     released = read(
         "released_prunenets.csv", "model top1 top5 base_model base_top1 base_top5 params_kept macs_reduction"
     )
-    rows = [_published_row(row) for row in methods.to_dict("records")]
-    for row in released.to_dict("records"):
-        rows.append(
-            {
-                "network": f"ResNet-{re.search('[0-9]+', row['base_model'])[0]}",
-                "data": "ImageNet",
-                "Method": f"PruneNet {row['model']} (released)",
-                "Params reduction": 1 / row["params_kept"],
-                "FLOPs reduction": row["macs_reduction"],
-                "Top-1 drop": row["base_top1"] - row["top1"],
-                "Top-5 drop": row["base_top5"] - row["top5"],
-                "Base top-1 %": row["base_top1"],
-                "Base top-5 %": row["base_top5"],
-                "Top-1 %": row["top1"],
-                "Top-5 %": row["top5"],
-                "Source": "GluonCV model zoo",
-            }
-        )
-    return Reference(skeleton, pd.DataFrame(rows), figure1.published(folder))
-
-
-def _published_row(row: dict) -> dict:
-    """A row of published_reference.csv in our columns; the base is accuracy plus drop, else what the notes say."""
-    line = {"network": row["network"], "data": row["dataset"], "Method": row["method"], "Source": row["source"]}
-    stated = re.search(r"\bbase (\d\d\.\d+)(?:/(\d\d\.\d+))?", str(row["notes"]))
-    for group, n in ((1, 1), (2, 5)):
-        value, drop = row[f"abs_top{n}"], row[f"top{n}_drop"]
-        base = float(stated[group]) if pd.isna(value + drop) and stated and stated[group] else value + drop
-        line |= {f"Top-{n} %": value, f"Top-{n} drop": drop, f"Base top-{n} %": base}
-    return line | _reductions(row)
-
-
-def _reductions(row: dict) -> dict:
-    """The two reductions as numbers, and as the source prints them: "2x"."""
-    line = {}
-    for title, column in REDUCTIONS.items():
-        text = str(row.get(column))
-        line[title], line[f"{title} text"] = (float(text[:-1]), text) if text.endswith("x") else (None, None)
-    return line
-
-
-def levels(name: str, known: Reference) -> dict[int, tuple[float, list[dict]]]:
-    """Level of a table -> (fraction kept, the paper's own rows there, in its order)."""
-    layout, skeleton = TABLES[name], known.skeleton[known.skeleton.table == int(name[-1])]
-    blocks, block = [], []
-    for row in skeleton.to_dict("records"):
-        if "-" in str(row["row"]):  # of tables 5 and 6 only the kinds of rows are known, on one line of the file
-            continue
-        block.append(row)
-        if row["method"].startswith("GCP"):
-            blocks.append(block)
-            block = []
-    targets = [block[-1]["target_fraction_kept"] for block in blocks]
-    targets = [target for target in targets if not pd.isna(target)] + list(layout.chosen)
-    own = [{"method": method, "status": " ".join(skeleton.status)} for method in layout.methods]
-    blocks += [own] * (len(targets) - len(blocks))
-    return {
-        level: (target, [_paper_row(row) for row in block])
-        for level, (target, block) in enumerate(zip(targets, blocks), 1)
+    ours = {
+        "network": "ResNet-" + released.base_model.str.extract("([0-9]+)")[0],
+        "data": "ImageNet",
+        "Method": "PruneNet " + released.model + " (released)",
+        "Params reduction": 1 / released.params_kept,
+        "FLOPs reduction": released.macs_reduction,
+        "Source": "GluonCV model zoo",
     }
+    for n in (1, 5):
+        top, base = released[f"top{n}"], released[f"base_top{n}"]
+        ours |= {f"Top-{n} drop": base - top, f"Base top-{n} %": base, f"Top-{n} %": top}
+    known = pd.concat([methods.rename(columns={"dataset": "data"}), pd.DataFrame(ours)], ignore_index=True)
+    return Reference(skeleton, known, figure1.published(folder))
 
 
-def _paper_row(row: dict) -> dict:
-    drops = {"Top-1 drop": row.get("top1_drop"), "Top-5 drop": row.get("top5_drop")}
-    return {"Method": row["method"], "Source": row["status"]} | drops | _reductions(row)
-
-
-def _with_base(row: dict, methods: pd.DataFrame, quoted: set) -> dict:
-    """A row of the paper with the accuracies of the published row that it quotes, whose index goes into `quoted`."""
-    numbers = [*REDUCTIONS, "Top-1 drop", "Top-5 drop"]
-    for i, other in methods.iterrows():
-        is_same = all(row[key] == other[key] or pd.isna(row[key]) and pd.isna(other[key]) for key in numbers)
-        if is_same and not pd.isna(row["Top-5 drop"]) and other.Method.startswith(row["Method"]):
-            quoted.add(i)
-            return row | {key: other[key] for key in (*ACCURACIES, "Source")}
-    return row
+def levels(name: str, known: Reference) -> dict[int, tuple[float, pd.DataFrame]]:
+    """Level of a table -> (fraction kept, the paper's own rows there, in its order)."""
+    layout, rows = TABLES[name], known.skeleton[known.skeleton.table == int(name[-1])]
+    own = pd.DataFrame({"Method": layout.methods, "Source": " ".join(rows.Source)})
+    rows = rows[~rows.row.str.contains("-")]  # of tables 5 and 6 only the kinds of rows are known, on one line
+    is_last = rows.Method.str.startswith("GCP")
+    blocks = [block for _, block in rows.groupby(is_last.cumsum() - is_last)]
+    targets = [*rows.target_fraction_kept[is_last].dropna(), *layout.chosen]
+    blocks += [own] * (len(targets) - len(blocks))
+    return dict(enumerate(zip(targets, blocks), 1))
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------
@@ -231,8 +207,8 @@ def place(run: Finished) -> tuple[str | None, int]:
     return run.record.config["paper"]["table"], run.record.config["paper"]["level"]
 
 
-def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -> dict[int, list[dict]]:
-    """Level -> a row per scale and method (with every option that tells it from its neighbours): seeds are aggregated.
+def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -> pd.DataFrame:
+    """A row per level, scale and method (with every option that tells it from its neighbours): seeds are aggregated.
 
     A pruned network's drop is from its own dense one; on Caltech-256, where pruned networks are what the training
     starts from, from the run of level 0 of the same scale and seed.
@@ -241,22 +217,21 @@ def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -
     names = [_label(run, name, layout, targets) for run, (_, name) in zip(runs, frame.method_names(runs))]
     cells = [(place(run)[1], run.record.scale, name) for run, name in zip(runs, names)]
     rows = []
-    for run, cell, options in zip(runs, cells, frame.varying(runs, cells, DENSE_SECTIONS + PRUNE_SECTIONS)):
+    for run, (level, scale, name), more in zip(
+        runs, cells, frame.varying(runs, cells, DENSE_SECTIONS + PRUNE_SECTIONS)
+    ):
         record, stages = run.record, run.record.stages
-        base = unpruned.get((record.scale, record.seed)) if layout.data == "Caltech-256" else stages.dense
-        rows.append(
-            {"level": cell[0], "scale": record.scale, "label": ", ".join((cell[2], *options)), "seed": record.seed}
-            | {"where": f"{record.model} on {record.data}, {record.config['data']['input'][1]} px"}
-            | _measured(stages.final, base)
-        )
-    ours: dict[int, list[dict]] = {}
-    for (level, scale, label), same in pd.DataFrame(rows).groupby(["level", "scale", "label"]) if rows else ():
-        ours.setdefault(level, []).append(
-            {"Method": f"this toolkit: {label}{figures.mark(scale)}", "Seeds": same.seed.nunique()}
-            | frame.aggregate(same, MEASURES)
-            | {"Source": f"measured: {' and '.join(sorted(set(same['where'])))}"}
-        )
-    return ours
+        base = unpruned.get((scale, record.seed)) if layout.data == "Caltech-256" else stages.dense
+        where = f"{record.model} on {record.data}, {record.config['data']['input'][1]} px"
+        row = {"level": level, "scale": scale, "label": ", ".join((name, *more)), "seed": record.seed, "where": where}
+        rows.append(row | _measured(stages.final, base))
+    if not rows:
+        return pd.DataFrame()
+    cell = ["level", "scale", "label"]
+    runs = pd.DataFrame(rows).sort_values(cell, kind="stable")
+    where = runs.groupby(cell)["where"].agg(lambda names: " and ".join(sorted(set(names))))
+    table = frame.aggregate(runs, cell, MEASURES).assign(Source=("measured: " + where).to_list())
+    return table.assign(Method="this toolkit: " + table.label + table.scale.map(figures.mark))
 
 
 def _label(run: Finished, name: str, layout: Layout, targets: dict[int, float]) -> str:

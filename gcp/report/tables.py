@@ -32,26 +32,39 @@ SCALES = {
 }
 Digits = Mapping[str, "int | None"]  # title of a column of numbers -> digits after the point; None: six that count
 
+CELL = ["setting", "label", "objective", "target"]  # what seeds of one run share
 MEASURES = (
-    Measure("MACs kept %", "macs_kept", "mean", 2),
-    Measure("Params kept %", "params_kept", "mean", 2),
-    Measure("Top-1 %", "top1", "mean +- sd", 2),
-    Measure("Drop (points)", "drop", "mean +- sd", 2),
-    Measure("Top-5 %", "top5", "mean", 2),
+    Measure("MACs kept %", "macs_kept"),
+    Measure("Params kept %", "params_kept"),
+    Measure("Top-1 %", "top1", "mean +- sd"),
+    Measure("Drop (points)", "drop", "mean +- sd"),
+    Measure("Top-5 %", "top5"),
     Measure("Images/s", "images_per_second", "median", 0),
-    Measure("Throughput ratio", "throughput_ratio", "median", 2),
-    Measure("Top-1 % before fine-tuning", "pruned_top1", "mean", 2),
+    Measure("Throughput ratio", "throughput_ratio", "median"),
+    Measure("Top-1 % before fine-tuning", "pruned_top1"),
     Measure("Images before fine-tuning", "images_before", "mean", 0),
     Measure("Fine-tune epochs", "finetune_epochs", "mean", 0),
     Measure("Images total", "images_total", "mean", 0),
+    Measure("Images/s noisy", "noisy", "any"),
+    Measure("Throughput ratio noisy", "noisy", "any"),
 )
 COMPARED = (
-    Measure("Top-1 difference (points)", "difference", "mean +- sd", 2),
-    Measure("Cost kept %", "cost", "mean", 2),
-    Measure("Cost kept %, other", "other_cost", "mean", 2),
-    Measure("Cost difference %", "cost_difference", "mean", 2),
-    Measure("Images total", "images", "mean", 0),
-    Measure("Images total, other", "other_images", "mean", 0),
+    Measure("Top-1 difference (points)", "difference", "mean +- sd"),
+    Measure("Cost kept %", "cost"),
+    Measure("Cost kept %, other", "cost_other"),
+    Measure("Cost difference %", "cost_difference"),
+    Measure("Images total", "images_total", "mean", 0),
+    Measure("Images total, other", "images_total_other", "mean", 0),
+    Measure("Cost kept % noisy", "cost_noisy", "any"),
+    Measure("Cost kept %, other noisy", "cost_noisy_other", "any"),
+)
+SHORT = (
+    Measure("MACs %", "macs_kept", "mean", 1),
+    Measure("Params %", "params_kept", "mean", 1),
+    Measure("Top-1 %", "top1", "mean +- sd"),
+    Measure("Speed", "throughput_ratio", "median"),
+    Measure("Speed noisy", "noisy", "any"),
+    Measure("n_eval", "n_eval"),
 )
 
 
@@ -68,9 +81,9 @@ def number(value: float | None, digits: int | None, sign: str = "") -> str:
     return text.lstrip("-+") if float(text.replace(",", "")) == 0 else text  # no "-0.00"
 
 
-def digits_of(measures: Iterable[Measure], **others: int | None) -> dict[str, int | None]:
+def digits_of(measures: Iterable[Measure]) -> dict[str, int | None]:
     """Title -> digits of the measures' columns, and of those that most tables have."""
-    return {"Target %": None, "Seeds": 0, **{m.title: m.digits for m in measures}, **others}
+    return {"Target %": None, "Seeds": 0, **{m.title: m.digits for m in measures}}
 
 
 def formatted(table: pd.DataFrame, digits: Digits) -> pd.DataFrame:
@@ -197,20 +210,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
     The dense network comes first in its setting; then by objective, falling target, GCP before others.
     """
-    rows = []
-    for (setting, label, objective, target), same in _cells(in_order(runs)):
-        rows.append(
-            {"Data": setting[0], "Model": setting[1], "Method": label, "Objective": cost_label(objective)}
-            | {"Target %": 100.0 * target}
-            | aggregate(same, MEASURES)
-            | {f"{title} noisy": bool(same.noisy.any()) for title in ("Images/s", "Throughput ratio")}
-            | {"Seeds": same.seed.nunique(), "Scale": setting[2]}
-        )
-    return pd.DataFrame(rows)
-
-
-def _cells(runs: pd.DataFrame) -> Iterable[tuple[tuple, pd.DataFrame]]:
-    return runs.groupby(["setting", "label", "objective", "target"], sort=False, dropna=False)
+    return _placed(aggregate(in_order(runs), CELL, MEASURES), {"Method": "label"}, MEASURES)
 
 
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
@@ -218,36 +218,31 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
 
     Cost is the one that both were pruned for; its difference is relative: GCP's over the other's, minus one.
     """
-    rows = []
+    place = ["setting", "objective", "target"]
     pruned = in_order(runs[runs.method != "Dense"])
-    for (setting, objective, target), some in pruned.groupby(["setting", "objective", "target"], sort=False):
-        kept = ["top1", f"{objective}_kept", "images_total"]
-        ours = some[some.method == COSTS[objective].method]
-        others = some[some.method != COSTS[objective].method]
-        for label, one in ours.groupby("label", sort=False):
-            for other_label, other in others.groupby("label", sort=False):
-                a, b = (
-                    runs.groupby("seed")[kept].mean().set_axis(["top1", "cost", "images"], axis=1)
-                    for runs in (one, other)
-                )
-                pair = a.join(b.add_prefix("other_"), how="inner").reset_index()
-                if pair.empty:
-                    continue
-                apart = pair.cost / pair.other_cost - 1
-                # The seed furthest apart decides: a mean could hide two that differ in opposite directions.
-                equal = None if apart.isna().any() else "yes" if apart.abs().max() <= EQUAL_COST else "NO"
-                pair = pair.assign(difference=pair.top1 - pair.other_top1, cost_difference=100 * apart)
-                rows.append(
-                    {"Data": setting[0], "Model": setting[1], "Method": label, "Other": other_label}
-                    | {"Objective": cost_label(objective), "Target %": 100.0 * target}
-                    | aggregate(pair, COMPARED)
-                    | {"Cost kept % noisy": bool(one.cost_noisy.any())}
-                    | {"Cost kept %, other noisy": bool(other.cost_noisy.any())}
-                    | {"Equal cost": equal, "Seeds": len(pair), "Scale": setting[2]}
-                )
-    marks = [f"Cost kept %{whose} noisy" for whose in ("", ", other")]
-    first = ["Data", "Model", "Method", "Other", "Objective", "Target %"]
-    return pd.DataFrame(rows, columns=[*first, *titles(COMPARED), *marks, "Equal cost", "Seeds", "Scale"])
+    cost = [run[f"{run.objective}_kept"] for _, run in pruned.iterrows()]
+    by_seed = pruned.assign(cost=cost).groupby([*place, "method", "label", "seed"], sort=False)
+    how = {"top1": "mean", "cost": "mean", "images_total": "mean", "cost_noisy": "any"}
+    seeds = by_seed[[*how]].agg(how).reset_index()
+    is_ours = seeds.method == seeds.objective.map(lambda name: COSTS[name].method)
+    pairs = seeds[is_ours].merge(seeds[~is_ours], on=[*place, "seed"], suffixes=("", "_other"))
+    apart = pairs.cost / pairs.cost_other - 1
+    pairs = pairs.assign(difference=pairs.top1 - pairs.top1_other, cost_difference=100 * apart)
+    cells = [*place, "label", "label_other"]
+    # The seed furthest apart decides: a mean could hide two that differ in opposite directions.
+    furthest = apart.abs().groupby([pairs[key] for key in cells], sort=False).agg(lambda all_: all_.max(skipna=False))
+    equal = [None if pd.isna(most) else "yes" if most <= EQUAL_COST else "NO" for most in furthest]
+    table = _placed(aggregate(pairs, cells, COMPARED), {"Method": "label", "Other": "label_other"}, COMPARED)
+    table.insert(len(table.columns) - 2, "Equal cost", equal)
+    return table
+
+
+def _placed(table: pd.DataFrame, names: Mapping[str, str], measures: Sequence[Measure]) -> pd.DataFrame:
+    """What `aggregate` gave with its cells as a table's first columns, and the scale as the last."""
+    first = {"Data": table.setting.str[0], "Model": table.setting.str[1]}
+    first |= {title: table[key] for title, key in names.items()}
+    first |= {"Objective": table.objective.map(cost_label), "Target %": 100.0 * table.target}
+    return pd.DataFrame(first).join(table[[*titles(measures), "Seeds"]]).assign(Scale=table.setting.str[2])
 
 
 def caption(runs: pd.DataFrame) -> str:
@@ -315,46 +310,31 @@ def short(runs: pd.DataFrame, full: Path) -> str:
     The noise is the standard deviation over seeds or, of a single seed, the standard error of an accuracy that was
     counted on so many test images.
     """
-    runs = in_order(runs)
-    names = [set(label.split(", ")[1:]) for label in runs.label[runs.method != "Dense"]]
-    shared = set.intersection(*names) if names else set()
-    lines, deviations = [], set()
-    for (setting, label, objective, target), same in _cells(runs):
+    table, names, targets = aggregate(in_order(runs), CELL, SHORT), [], []
+    options = [set(label.split(", ")[1:]) for label in runs.label[runs.method != "Dense"]]
+    shared = set.intersection(*options) if options else set()
+    for setting, label, objective, target in table[CELL].itertuples(index=False):
         place = [part for key, part in zip(("data", "model", "scale"), setting) if runs[key].nunique() > 1]
-        options = [re.sub(r"^\w+\.", "", part) for part in label.split(", ") if part not in shared]
-        name = ", ".join([*place, *options])
-        by_seed = same.groupby("seed")[["top1", "n_eval", "throughput_ratio"]].median()
-        top1, n = by_seed.top1.mean(), by_seed.n_eval.iloc[0]
-        deviations.add(len(by_seed) > 1)
-        lines.append(
-            {
-                "Method": name if len(name) <= NAME else f"{name[: NAME - 4]} ...",
-                "Target": MISSING if pd.isna(target) else f"{100 * target:.4g} % of {cost_label(objective)}",
-                "MACs %": same.macs_kept.mean(),
-                "Params %": same.params_kept.mean(),
-                "Top-1 %": top1,
-                "Top-1 % sd": by_seed.top1.std() if len(by_seed) > 1 else (top1 * (100 - top1) / n) ** 0.5,
-                "Speed": by_seed.throughput_ratio.dropna().median(),
-                "Speed noisy": bool(same.noisy.any()),
-            }
-        )
-    digits = {"MACs %": 1, "Params %": 1, "Top-1 %": 2, "Speed": 2}
+        own = [re.sub(r"^\w+\.", "", part) for part in label.split(", ") if part not in shared]
+        name = ", ".join([*place, *own])
+        names.append(name if len(name) <= NAME else f"{name[: NAME - 4]} ...")
+        targets.append(MISSING if pd.isna(target) else f"{100 * target:.4g} % of {cost_label(objective)}")
+    is_single, top1, n_eval = table.Seeds == 1, table["Top-1 %"], table.pop("n_eval")
+    table["Top-1 % sd"] = table["Top-1 % sd"].where(~is_single, (top1 * (100 - top1) / n_eval) ** 0.5)
+    rows = pd.DataFrame({"Method": names, "Target": targets}).join(table.drop(columns=[*CELL, "Seeds"]))
     images = " or ".join(f"{int(n):,}" for n in sorted(set(runs.n_eval)))
     sentences = [
         f"{whose(runs)}.",
         *scale_sentences(runs.scale),
-        *(["±: the standard deviation over seeds."] if True in deviations else []),
-        *(
-            [f"± of a single seed: the standard error of an accuracy on {images} images."]
-            if False in deviations
-            else []
-        ),
+        *([] if is_single.all() else ["±: the standard deviation over seeds."]),
+        *([f"± of a single seed: the standard error of an accuracy on {images} images."] if is_single.any() else []),
         *([f"All pruned networks: {', '.join(sorted(shared))}."] if shared else []),
         "MACs, Params and Speed (throughput): over the dense network's.",
         *([NOISE] if runs.noisy.any() else []),
     ]
     words = textwrap.fill(" ".join(sentences), LINE, break_long_words=False, break_on_hyphens=False)
-    return f"{markdown(formatted(pd.DataFrame(lines), digits), digits)}\n\n{words}\nThe full table: {full}"
+    digits = digits_of(SHORT)
+    return f"{markdown(formatted(rows, digits), digits)}\n\n{words}\nThe full table: {full}"
 
 
 # ---- other tables --------------------------------------------------------------------------------------------------
@@ -423,8 +403,8 @@ def write_validations(folder: Path) -> list[Path]:
         f"Predicted against measured latency of networks with random widths that no model was fitted to "
         f"({'; '.join(setups)}). NRMSE: root mean squared error over the mean; tau: Kendall's; span: of the "
         "held-out networks' latencies, over the network's own. MACs: proportional to them; layers alone: the "
-        "sum of all layers, each timed by itself; clock again: the same networks timed a second time, which no "
-        "model can be nearer than by luck."
+        "sum of all layers, each timed by itself; repeat measurement: the same networks timed a second time, "
+        "which no model can be nearer than by luck."
     )
     return save(
         pd.DataFrame(lines).astype(dict.fromkeys(digits, float)), digits, caption, folder / "validation", "tab:latency"
@@ -437,45 +417,39 @@ def setup_of(result: Validation, batch: bool = False) -> str:
     return f"{setup.runtime} on {result.hardware.cpu}, {setup.dtype}{of_batch}, {threads(setup.threads)}"
 
 
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100.0 * fraction
-
-
 def forecast(rows: Sequence[Any], measured: str | None = None) -> str:
     """What experiments will take (rows of `experiment.estimate`) as Markdown, with a sum and what it stands on."""
-    lines = []
-    for row in rows:
-        target = f"{100 * (row.target or 1):.4g} of {row.objective}{', chosen' if row.chosen else ''}"
-        reach = "yes" if row.is_reachable else f"NO: {100 * (row.lowest or 1):.2f} % at least"
-        mark = "*" if row.stand_in else ""
-        lines.append(
-            {
-                "Experiment": row.name,
-                "Seed": str(row.seed),
-                "Level": MISSING if row.table in (None, "figure1") else str(row.level),
-                "Target %": MISSING if row.target is None else target,
-                "Reachable": MISSING if row.target is None else reach,
-                "Lowest %": number(_percent(row.lowest), 2),
-                "Params (M), uniform": number(row.params / 1e6, 3) + mark,
-                "GMACs, uniform": number(row.macs / 1e9, 4) + mark,
-                "Images, dense": number(row.images_dense, 0),
-                "Images, pruning": number(row.images_prune, 0),
-                "Images, fine-tuning": number(row.images_finetune, 0),
-                "Images": number(row.images, 0),
-                "Time": MISSING if row.seconds is None else duration(row.seconds),
-            }
-        )
-    total = dict.fromkeys(lines[0], "") | {
-        "Experiment": "all",
-        "Images": number(sum(row.images for row in rows), 0),
-        "Time": MISSING if measured is None else duration(sum(row.seconds for row in rows)),
-    }
+    lines = [
+        {
+            "Experiment": row.name,
+            "Seed": row.seed,
+            "Level": None if row.table in (None, "figure1") else row.level,
+            "Target %": row.target and f"{100 * row.target:.4g} of {row.objective}{', chosen' if row.chosen else ''}",
+            "Reachable": row.target and ("yes" if row.is_reachable else f"NO: {100 * row.lowest:.2f} % at least"),
+            "Lowest %": row.lowest and 100 * row.lowest,
+            "Params (M), uniform": row.params / 1e6,
+            "Params (M), uniform noisy": row.stand_in,
+            "GMACs, uniform": row.macs / 1e9,
+            "GMACs, uniform noisy": row.stand_in,
+            "Images, dense": row.images_dense,
+            "Images, pruning": row.images_prune,
+            "Images, fine-tuning": row.images_finetune,
+            "Images": row.images,
+            "Time": row.seconds and duration(row.seconds),
+        }
+        for row in rows
+    ]
+    images = ["Images, dense", "Images, pruning", "Images, fine-tuning", "Images"]
+    digits = {"Seed": 0, "Level": 0, "Lowest %": 2, "Params (M), uniform": 3, "GMACs, uniform": 4}
+    digits |= dict.fromkeys(images, 0)
+    total = {"Experiment": "all", "Images": number(sum(row.images for row in rows), 0)}
+    total["Time"] = MISSING if measured is None else duration(sum(row.seconds for row in rows))
+    printed = pd.concat([formatted(pd.DataFrame(lines), digits), pd.DataFrame([total])]).fillna("")
     notes = ["Params and MACs: of the network pruned uniformly to the target; without one, of the network itself."]
     if any(row.stand_in for row in rows):
         notes.append("*: the network to start from is not there yet; its uniform counterpart stands in.")
     notes.append("Time: not measured." if measured is None else f"Time: on {measured}.")
-    numbers = dict.fromkeys(total.keys() - {"Experiment", "Target %", "Reachable"})
-    return f"{markdown(pd.DataFrame([*lines, total]), numbers)}\n\n{' '.join(notes)}"
+    return f"{markdown(printed, {**digits, 'Time': None})}\n\n{' '.join(notes)}"
 
 
 def duration(seconds: float) -> str:
@@ -488,13 +462,7 @@ def duration(seconds: float) -> str:
 
 def released(facts: Sequence[dict]) -> str:
     """The released PruneNets (facts of `experiment.released`) as Markdown."""
-    digits = dict.fromkeys([key for key in facts[0] if key != "Network"], 0) | {
-        "Params (M)": 3,
-        "GMACs": 3,
-        "Params kept": 4,
-        "MACs reduction": 2,
-        "Params with norms (M)": 3,
-        "Top-1 %": 2,
-        "Top-5 %": 2,
-    }
+    digits = dict.fromkeys(facts[0].keys() - {"Network"}, 0)
+    digits |= {"Params (M)": 3, "GMACs": 3, "Params kept": 4, "MACs reduction": 2, "Params with norms (M)": 3}
+    digits |= {"Top-1 %": 2, "Top-5 %": 2}
     return markdown(formatted(pd.DataFrame(facts), digits), digits)
