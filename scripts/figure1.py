@@ -61,7 +61,6 @@ def run(argv: list[str]) -> None:
 
 def measure(args: argparse.Namespace, networks, path: Path) -> dict:
     """Time the networks that are not in the file yet."""
-    repeats = args.repeats or 5
     some = figure1.to_measure(networks, args.only or ())
     runtime.use_threads(args.threads or 0)
     from tqdm import tqdm
@@ -77,29 +76,24 @@ def measure(args: argparse.Namespace, networks, path: Path) -> dict:
         tqdm.write(f"warning: {text}", file=sys.stderr)
 
     # One network a call, not all in turn: the activations of a deep network's batch fill much of a small memory.
-    def clock(name: str) -> dict:
+    def time_one(name: str) -> dict:
         net = open_network(name, figure1.INPUT)
         net = resized(net, net.widths)
-        (row,) = clock.measure([net], setup, repeats, warn=warn)
+        (row,) = clock.measure([net], setup, args.repeats or 5, warn=warn)
         gc.collect()  # a block is full of cycles, and holds its memory
         return {**row, "macs": int(macs(net)(net.widths)), "params": int(params(net)(net.widths))}
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shares of work, not numbers of networks: the slowest takes as long as many of the others together.
-    with tqdm(
-        total=1.0,
-        file=sys.stderr,
-        smoothing=0,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}",
-    ) as bar:
+    look = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}", "smoothing": 0}
+    with tqdm(total=1.0, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20, **look) as bar:
 
         def progress(done: float, name: str) -> None:
             bar.set_description_str(f"{setup}: {name}" if name else str(setup), refresh=False)
             bar.update(done - bar.n)
             bar.refresh()
 
-        return figure1.measure(some, path, setup.as_json(), clock.hardware(), clock, progress)
+        return figure1.measure(some, path, setup.as_json(), clock.hardware(), time_one, progress)
 
 
 if __name__ == "__main__":

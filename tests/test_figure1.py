@@ -308,6 +308,14 @@ def test_the_script_draws_the_published_figure(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["figure1_v100.png", "figure1_v100.svg"]
 
 
+def test_the_script_times_what_is_not_timed_yet(tmp_path):
+    done = run("--measure", "--only", "mobilenet0.25", "--batch", "1", "--repeats", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = figure1.read(tmp_path / "measured.json")["networks"]
+    assert row["name"] == "mobilenet0.25" and row["macs"] == pytest.approx(41e6, rel=0.02)
+    assert "tau between both throughputs: - over all 1" in done.stdout
+
+
 def test_an_option_that_would_do_nothing_is_refused(tmp_path):
     done = run("--only", "vgg11", "--repeats", "3", "--out", str(tmp_path))
     assert done.returncode == 2 and not list(tmp_path.iterdir())

@@ -29,18 +29,9 @@ from gcp.storage import read_json, write_json
 INPUT = (3, 224, 224)
 MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
 FAMILIES = {"mobilenet": MOBILENETS[0], "mobilenetv2": MOBILENETS[1]}
-DIGITS = {
-    "Top-1 %": 2,
-    "GMACs": 3,
-    "V100 images/s": 0,
-    "CPU images/s": 1,
-    "V100 ratio": 2,
-    "CPU ratio": 2,
-    "V100 ratio to base": 2,
-    "CPU ratio to base": 2,
-    "V100 rank": 0,
-    "CPU rank": 0,
-}
+DEVICES = {"V100": "v100", "CPU": "cpu"}  # title -> the column of its speeds
+DIGITS = {"Top-1 %": 2, "GMACs": 3, "V100 images/s": 0, "CPU images/s": 1, "V100 rank": 0, "CPU rank": 0}
+DIGITS |= {"V100 ratio": 2, "CPU ratio": 2, "V100 ratio to base": 2, "CPU ratio to base": 2}
 
 
 class Timed(Schema):
@@ -76,31 +67,21 @@ def published(folder: Path) -> pd.DataFrame:
 
     UserError: a file of `folder` is missing or lacks a column or a network.
     """
-    networks = read_table(
-        folder / "gluoncv_fig1_throughput_v100.csv",
-        {
-            "model": "name",
-            "top1_acc": "top1",
-            "throughput_img_per_s": "images_per_second",
-            "device": "device",
-            "batch_size": "batch",
-        },
-    )
+    columns = {"model": "name", "top1_acc": "top1", "throughput_img_per_s": "images_per_second"}
+    columns |= {"device": "device", "batch_size": "batch"}
+    networks = read_table(folder / "gluoncv_fig1_throughput_v100.csv", columns)
     released = read_table(folder / "released_prunenets.csv", {"model": "name", "base_model": "base"})
     lacking = (set(released.name) | set(released.base)) - set(networks.name)
     if lacking:
         raise UserError(f"{folder}: the published throughputs lack {', '.join(sorted(lacking))}")
-    bases = dict(zip(released.name, released.base))
     networks = networks.sort_values(["images_per_second", "name"], ascending=[False, True], ignore_index=True)
-    originals = set(released.base)
-    resnets = _resnets(networks.name, originals)
+    base = networks.name.map(dict(zip(released.name, released.base))).astype(object)
+    is_base, resnets = networks.name.isin(released.base), _resnets(networks.name, set(released.base))
+    kind = networks.name.map(lambda name: RESNET if name in resnets else FAMILIES.get(family(name), OTHER))
     return networks.assign(
-        base=[bases.get(name) for name in networks.name],
-        chain=[bases.get(name, name if name in originals else None) for name in networks.name],
-        kind=[
-            PRUNENET if name in bases else RESNET if name in resnets else FAMILIES.get(family(name), OTHER)
-            for name in networks.name
-        ],
+        base=base.where(base.notna(), None),
+        chain=base.where(base.notna(), networks.name.where(is_base, None)),
+        kind=kind.mask(base.notna(), PRUNENET),
     )
 
 
@@ -203,24 +184,12 @@ def joined(networks: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
 def ranking(both: pd.DataFrame) -> pd.DataFrame:
     """One row per measured network, fastest on the V100 first: speeds, those over the base's, and ranks."""
     table = pd.DataFrame({"Network": both.name, "Top-1 %": both.top1, "GMACs": both.macs / 1e9})
-    for title, key in (("V100", "v100"), ("CPU", "cpu")):
-        speed = both.set_index("name")[key]
-        table[f"{title} images/s"] = both[key]
-        table[f"{title} ratio to base"] = both[key] / both.base.map(speed)
-        table[f"{title} rank"] = both[key].rank(ascending=False, method="min")
-    return table[
-        [
-            "Network",
-            "Top-1 %",
-            "GMACs",
-            "V100 images/s",
-            "CPU images/s",
-            "V100 ratio to base",
-            "CPU ratio to base",
-            "V100 rank",
-            "CPU rank",
-        ]
-    ]
+    for what in ("images/s", "ratio to base", "rank"):
+        for title, key in DEVICES.items():
+            ratio = both[key] / both.base.map(both.set_index("name")[key])
+            rank = both[key].rank(ascending=False, method="min")
+            table[f"{title} {what}"] = {"images/s": both[key], "ratio to base": ratio, "rank": rank}[what]
+    return table
 
 
 def agreement(both: pd.DataFrame) -> float:
@@ -250,7 +219,7 @@ def dominated(both: pd.DataFrame) -> pd.DataFrame:
     """Per PruneNet, the MobileNets that are as good on either device: names, "none", or None where none was timed."""
     some = both[both.kind == PRUNENET]
     table = pd.DataFrame({"Network": some.name, "Base": some.base, "Top-1 %": some.top1})
-    for title, key in (("V100", "v100"), ("CPU", "cpu")):
+    for title, key in DEVICES.items():
         table[f"Dominated by, {title}"] = [
             (", ".join(dominators(both, name, key)) or "none") if both.kind.isin(MOBILENETS).any() else None
             for name in some.name
@@ -277,47 +246,46 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
     paths = figures.save(figure, output / "figure1_v100")
     if measured is None or not measured["networks"]:
         return paths
-    both = joined(networks, measured["networks"])
+    both, setup = joined(networks, measured["networks"]), _conditions(measured)
     figure = figures.figure1(
         both.assign(images_per_second=both.cpu),
         figures.KINDS,
         f"The networks of the paper's Figure 1 on {measured['hardware']['cpu']}",
-        f"Accuracy: published. Throughput: {_conditions(measured)}; made-up weights.",
+        f"Accuracy: published. Throughput: {setup}; made-up weights.",
     )
     paths += figures.save(figure, output / "figure1_cpu")
-    where = f"V100: published, {published_on(networks)}. CPU: measured, {_conditions(measured)}, made-up weights."
+    where = f"V100: published, {published_on(networks)}. CPU: measured, {setup}, made-up weights."
     turned, beaten = flips(both), dominated(both)
-    n_beaten = {device: (~beaten[f"Dominated by, {device}"].isin(["none", None])).sum() for device in ("V100", "CPU")}
-    counts = [f"{n} of {len(beaten)} on the {device}" for device, n in n_beaten.items()]
-    captions = {
-        "ranking": (ranking(both), _agreement_sentences(both, where)),
-        "flips": (
+    counts = [
+        f"{(~beaten[f'Dominated by, {device}'].isin(['none', None])).sum()} of {len(beaten)} on the {device}"
+        for device in DEVICES
+    ]
+    related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
+    noisy = f" NOISY: {', '.join(both.name[both.noisy.astype(bool)])}." if both.noisy.any() else ""
+    for name, table, caption in (
+        (
+            "ranking",
+            ranking(both),
+            f"{where} Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
+            f"{100 * both.spread.max():.0f} %.{noisy} Kendall's tau between both throughputs: "
+            f"{tables.number(agreement(both), 3)} over all {len(both)} networks, "
+            f"{tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases.",
+        ),
+        (
+            "flips",
             turned,
             f"{len(turned)} of {math.comb(len(both), 2)} pairs of networks change their order between the V100 and "
             f"the CPU by more than {100 * MARGIN:g} % on both. {where}",
         ),
-        "dominated": (
+        (
+            "dominated",
             beaten,
             "PruneNets for which a MobileNet (v1 or v2) of this comparison is at least as "
             f"accurate and at least as fast: {', '.join(counts)}. {where}",
         ),
-    }
-    for name, (table, caption) in captions.items():
+    ):
         paths += tables.save(table, DIGITS, caption, output / name, f"tab:{name}")
     return paths
-
-
-def _agreement_sentences(both: pd.DataFrame, where: str) -> str:
-    related = both[both.kind.eq(PRUNENET) | both.name.isin(both.base.dropna())]
-    sentences = [
-        where,
-        f"Median of {both.n.min()} passes or more; widest spread (interquartile range over median) "
-        f"{100 * both.spread.max():.0f} %.",
-        *([f"NOISY: {', '.join(both.name[both.noisy.astype(bool)])}."] if both.noisy.any() else []),
-        f"Kendall's tau between both throughputs: {tables.number(agreement(both), 3)} over all {len(both)} "
-        f"networks, {tables.number(agreement(related), 3)} over the {len(related)} PruneNets and bases.",
-    ]
-    return " ".join(sentences)
 
 
 def published_on(networks: pd.DataFrame) -> str:

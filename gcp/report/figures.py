@@ -305,14 +305,11 @@ def predictions(result: Validation) -> Figure:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         ax.set(xlim=(low, high), ylim=(low, high), xlabel="Measured (ms)", box_aspect=1)
     axes[0].set_ylabel("Predicted (ms)")
-    figure.suptitle(
+    title = (
         f"{result.network} at {'x'.join(map(str, result.input))}: {len(measured)} networks that were not fitted, "
-        f"fitted to {result.n_samples} others; {setup_of(result, batch=True)}",
-        x=0.01,
-        ha="left",
-        fontsize=FONT + 1,
-        fontweight="bold",
+        f"fitted to {result.n_samples} others; {setup_of(result, batch=True)}"
     )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold")
     return figure
 
 
@@ -327,22 +324,20 @@ def networks_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict]]:
     """
     rows, kinds = [], {}
     for setting, some in in_order(runs).groupby("setting", sort=False):
-        seeds = points(some, "images_per_second")
-        styles, model = _styles(seeds), setting[1]
-        methods = seeds.line[seeds.method != "Dense"].unique()
-        family = f"Dense: {re.match('[a-z]*', model)[0]}"
-        marker = "sP*X"[sum(kind.startswith("Dense: ") for kind in kinds) % 4]
+        seeds, model = points(some, "images_per_second"), setting[1]
+        styles, methods = _styles(seeds), seeds.line[seeds.method != "Dense"].unique()
+        family, marker = f"Dense: {re.match('[a-z]*', model)[0]}", "sP*X"[sum("Dense: " in kind for kind in kinds) % 4]
         kinds.setdefault(family, {"color": INK, "marker": marker})
         for line in methods:
             kinds.setdefault(line, {key: styles[line][key] for key in ("color", "marker")})
         for point in joined(seeds, True).rename(columns={"x": "images_per_second", "y": "top1"}).to_dict("records"):
-            if point["method"] != "Dense":
+            if point["method"] == "Dense":
+                rows.append({**point, "name": model, "kind": family, "chain": None})
+                # Once more for each method's line to start from; without a name, it adds nothing to see.
+                rows += [{**point, "name": None, "kind": family, "chain": f"{setting} {line}"} for line in methods]
+            else:
                 chain, name = f"{setting} {point['line']}", f"{100 * point['target']:g} %"
                 rows.append({**point, "name": name, "kind": point["line"], "chain": chain})
-                continue
-            rows.append({**point, "name": model, "kind": family, "chain": None})
-            # Once more for each method's line to start from; without a name, it adds nothing to see.
-            rows += [{**point, "name": None, "kind": family, "chain": f"{setting} {line}"} for line in methods]
     return pd.DataFrame(rows), kinds
 
 
@@ -370,17 +365,9 @@ def figure1(
     for kind, style in kinds.items():
         some = networks[networks.kind == kind]
         if len(some):
-            size, order = (4.5, 2) if kind == OTHER else (7, 4)
-            ax.plot(
-                some.images_per_second,
-                some.top1,
-                linestyle="none",
-                label=kind,
-                markeredgewidth=0,
-                markersize=size,
-                zorder=order,
-                **style,
-            )
+            look = {"linestyle": "none", "markeredgewidth": 0, "markersize": 7, "zorder": 4, **style}
+            look |= {"markersize": 4.5, "zorder": 2} if kind == OTHER else {}
+            ax.plot(some.images_per_second, some.top1, label=kind, **look)
     front = pareto(networks)
     # Corners: up to each network's speed, its accuracy can be had.
     corners = front.images_per_second.repeat(2)[:-1], front.top1.repeat(2)[1:]
@@ -400,41 +387,21 @@ def figure1(
     figure.set_layout_engine("none")
     named = networks[networks.name.notna() & (networks.kind != OTHER)]
     # A name starts outside of the front, right of a network on it and left of one below it, as do most of the others.
-    texts = [
-        ax.text(
-            point.images_per_second,
-            point.top1,
-            f" {point.name_} ",
-            fontsize=FONT - 1,
-            zorder=5,
-            color=kinds[point.kind]["color"],
-            ha="left" if point.Index in front.index else "right",
-            va="bottom" if point.Index in front.index else "center",
-        )
-        for point in named.rename(columns={"name": "name_"}).itertuples()
-    ]
-
-    def box(x: float, y: float, radius: float) -> Bbox:
-        (x, y), r = ax.transData.transform((x, y)), radius * figure.dpi / 72
-        return Bbox.from_extents(x - r, y - r, x + r, y + r).transformed(ax.transData.inverted())
-
-    # Names keep off points, the legend and lines: of lines, off points along them.
-    covered = [box(x, y, 5.0) for x, y in networks[["images_per_second", "top1"]].to_numpy(float)]
-    covered.append(legend.get_window_extent().transformed(ax.transData.inverted()))
-    along = [np.empty((2, 0))]
-    for curve in chains:
-        at = np.linspace(0, len(curve) - 1, 5 * len(curve))
-        along.append([np.interp(at, np.arange(len(curve)), curve[key]) for key in ("images_per_second", "top1")])
-    adjustText.adjust_text(
-        texts,
-        *np.concatenate(along, axis=1),
-        objects=covered,
-        ax=ax,
-        force_explode=(0.05, 0.2),
-        force_static=(0.3, 0.5),
-        force_text=(0.2, 0.4),
-        min_arrow_len=14,
-        arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": FAINT},
-        **MOVES,
-    )
+    texts = []
+    for i, point in named.iterrows():
+        ha, va = ("left", "bottom") if i in front.index else ("right", "top")
+        style = {"color": kinds[point.kind]["color"], "fontsize": FONT - 1, "zorder": 5}
+        texts.append(ax.text(point.images_per_second, point.top1, f" {point['name']} ", ha=ha, va=va, **style))
+    # Names keep off networks and the legend; of lines, off points along them.
+    to_data, r, along = ax.transData.inverted(), 5.0 * figure.dpi / 72, []
+    at = ax.transData.transform(networks[["images_per_second", "top1"]].to_numpy(float))
+    covered = [Bbox.from_extents(x - r, y - r, x + r, y + r).transformed(to_data) for x, y in at]
+    covered.append(legend.get_window_extent().transformed(to_data))
+    for chain in chains:
+        ends, at = chain[["images_per_second", "top1"]], np.linspace(0, len(chain) - 1, 5 * len(chain))
+        along.append([np.interp(at, range(len(chain)), ends[key]) for key in ends])
+    forces = {"force_explode": (0.05, 0.2), "force_static": (0.3, 0.5), "force_text": (0.2, 0.4)}
+    leader = {"min_arrow_len": 14, "arrowprops": {"arrowstyle": "-", "linewidth": 0.6, "color": FAINT}}
+    lines = np.concatenate([np.empty((2, 0)), *along], axis=1)
+    adjustText.adjust_text(texts, *lines, objects=covered, ax=ax, **forces, **leader, **MOVES)
     return figure
