@@ -1,6 +1,7 @@
 """Latency: measure networks on this machine, sample random widths, fit a per-layer model, validate it, predict."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -93,12 +94,6 @@ def add_setup(sub: argparse.ArgumentParser) -> None:
         default=7,
         help="forward passes, at least, of which the median counts",
     )
-    sub.add_argument(
-        "--max-spread",
-        type=command_line.positive(float),
-        default=0.1,
-        help="interquartile range / median that is noise",
-    )
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -111,16 +106,10 @@ def measure(args: argparse.Namespace) -> None:
 
     setup = _setup(args)
     nets = [open_network(name, args.input, args.classes, seed=0) for name in args.network]
-    rows = clock.measure(nets, setup, args.repeats, args.max_spread, warn=_warn)
     rows = [
-        {
-            "network": name,
-            "input": list(net.input_shape),
-            "macs": int(macs(net)(net.widths)),
-            "params": int(params(net)(net.widths)),
-            **row,
-        }
-        for name, net, row in zip(args.network, nets, rows)
+        {"network": name, "input": list(net.input_shape), "macs": int(macs(net)(net.widths))}
+        | {"params": int(params(net)(net.widths)), **row}
+        for name, net, row in zip(args.network, nets, clock.measure(nets, setup, args.repeats, warn=_warn))
     ]
     if args.json:
         storage.write_json(args.json, {"setup": setup.as_json(), "hardware": clock.hardware(), "networks": rows})
@@ -144,13 +133,10 @@ def sample(args: argparse.Namespace) -> None:
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
-    measured, here = (
-        clock.against_reference(net, setup, args.repeats, args.max_spread, _warn),
-        clock.hardware(args.device),
-    )
-    with _bar(f"{net.name}, {setup}") as bar:
+    measured, here = clock.against_reference(net, setup, args.repeats, _warn), clock.hardware(args.device)
+    with _bar(f"{net.name}, {setup}") as progress:
         held = sampling.sample(
-            net, Path(args.out), setup.as_json(), here, measured, args.n, args.seed, progress=_to(bar), warn=_warn
+            net, Path(args.out), setup.as_json(), here, measured, args.n, args.seed, progress=progress, warn=_warn
         )
     print(
         f"{args.out}: {len(held.lines)} networks, {sum(line.noisy for line in held.lines)} of them noisy; "
@@ -192,15 +178,15 @@ def validate(args: argparse.Namespace) -> None:
 
     def drawn(path: str, n: int, text: str):
         how = {"seed": args.seed, "slowdowns": model.slowdowns, "warn": _warn}
-        with _bar(f"{net.name}, {setup}{text}") as bar:
-            return sampling.sample(net, Path(path), setup.as_json(), here, measured, n, progress=_to(bar), **how)
+        with _bar(f"{net.name}, {setup}{text}") as progress:
+            return sampling.sample(net, Path(path), setup.as_json(), here, measured, n, progress=progress, **how)
 
     held = drawn(args.held_out, args.n, "")
     again = drawn(args.again, len(held.lines), ", again") if args.again else None
     alone = None
     if args.layers:
-        with _bar("layers alone") as bar:
-            alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, _to(bar))
+        with _bar("layers alone") as progress:
+            alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, progress)
     result = latency.validate(model, net, held, alone, again)
     if args.out:
         storage.write_json(f"{args.out}.validation.json", result.model_dump(mode="json"))
@@ -237,15 +223,9 @@ def predict(args: argparse.Namespace) -> None:
     for name in args.network:
         net = open_network(name, model.input, None)
         seconds, kinds = model.cost(net)(net.widths), layers(net)
-        rows.append(
-            {
-                "network": name,
-                "latency_s": seconds,
-                "images_per_second": model.setup.batch / seconds,
-                "layers": len(kinds),
-                "layers_by_regression": sum(not model.knows(layer) for layer in kinds),
-            }
-        )
+        row = {"network": name, "latency_s": seconds, "images_per_second": model.setup.batch / seconds}
+        by_regression = sum(not model.knows(layer) for layer in kinds)
+        rows.append({**row, "layers": len(kinds), "layers_by_regression": by_regression})
     facts = model.model_dump(mode="json", include={"setup", "hardware"})
     print(json.dumps({**facts, "predicted": rows}, indent=1))
 
@@ -268,18 +248,18 @@ def _setup(args: argparse.Namespace):
     return clock.Setup(args.runtime, args.device, dtype, args.batch)
 
 
+@contextlib.contextmanager
 def _bar(text: str):
+    """A bar, as the function that moves it: so many of so many are done."""
     from tqdm import tqdm
 
-    return tqdm(desc=text, unit="net", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20)
+    with tqdm(desc=text, unit="net", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
 
+        def progress(done: int, n: int) -> None:
+            bar.total = n
+            bar.update(done - bar.n)
 
-def _to(bar):
-    def progress(done: int, n: int) -> None:
-        bar.total = n
-        bar.update(done - bar.n)
-
-    return progress
+        yield progress
 
 
 def _warn(text: str) -> None:

@@ -21,7 +21,6 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--paper", action="store_true", help="all of the paper's tables 1 to 6, those without a record too"
     )
-    parser.add_argument("--embed", metavar="FILE", help="Markdown document whose embedded tables to bring up to date")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output or Path(arguments.results) / "report")
     runs = records.load_records(arguments.results)
@@ -34,8 +33,6 @@ def run(argv: list[str]) -> None:
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
-    if arguments.embed:
-        tables.embed(arguments.embed)
 
 
 if __name__ == "__main__":

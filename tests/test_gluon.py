@@ -11,6 +11,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from gluoncv.model_zoo import get_model, model_store, pruned_resnet
+from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
 from mxnet import autograd
 from networks import centre_taps, difference, images, random_keep, random_network, shape_only
 
@@ -147,10 +148,11 @@ def test_a_saved_network_loads_here(pruned, tmp_path):
 
 def test_a_saved_network_loads_in_gluoncvs_pruned_form(pruned, tmp_path):
     net, x, expected = pruned
-    json_path, _ = zoo.save_gluoncv(net, tmp_path / "net")
-    block = zoo.load_gluoncv(net.name, tmp_path / "net", net.n_classes)
+    json_path, params_path = zoo.save_gluoncv(net, tmp_path / "net")
+    block = zoo._gluoncv_block(net.name, net.n_classes)
+    shapes, params = json.loads(json_path.read_text(encoding="utf-8")), mx.nd.load(str(params_path))
+    prune_gluon_block(block, block.name, shapes, params=params, pretrained=True)
     assert difference(block(mx.nd.array(x)).asnumpy(), expected) < 1e-6
-    shapes = json.loads(json_path.read_text(encoding="utf-8"))
     assert all(key.startswith("resnetv1d_") for key in shapes)
 
 

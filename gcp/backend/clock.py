@@ -21,7 +21,7 @@ import psutil
 
 from gcp.backend import export
 from gcp.backend.blocks import to_block
-from gcp.backend.engine import mx
+from gcp.backend.engine import gluon, mx
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.runtime import hardware, n_threads  # noqa: F401  (hardware: what a measurement was made on)
@@ -90,30 +90,28 @@ def default_device() -> str:
     return devices()[:2][-1]
 
 
-def context(device: str) -> mx.Context:
-    """MXNet's context of a device's name."""
-    return mx.cpu() if device == "cpu" else mx.gpu(int(device[len("gpu(") : -1]))
-
-
 # ---- runtimes: how one forward pass is made --------------------------------------------------------------------------
 
 
 def _images(net: Network, batch: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(batch,) + tuple(net.input_shape)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(batch, *net.input_shape)).astype(np.float32)
 
 
-def forward(block, images: np.ndarray, device: str = "cpu", dtype: str = "float32") -> Callable[[], None]:
+def forward(
+    block: gluon.Block, images: np.ndarray, context: mx.Context = mx.cpu(), dtype: str = "float32"
+) -> Callable[[], None]:
     """A function that runs an MXNet block once on these images, already on the device, and waits for it."""
-    x = mx.nd.array(images, context(device), dtype=dtype)
+    x = mx.nd.array(images, context, dtype=dtype)
     x.wait_to_read()
     return lambda: block(x).wait_to_read()
 
 
 def _mxnet(net: Network, setup: Setup) -> Callable[[], None]:
-    block = to_block(net, context(setup.device), trainable=set())
+    context = mx.cpu() if setup.device == "cpu" else mx.gpu(int(setup.device[len("gpu(") : -1]))
+    block = to_block(net, context, trainable=set())
     if setup.dtype != "float32":
         block.cast(setup.dtype)
-    return forward(block, _images(net, setup.batch), setup.device, setup.dtype)
+    return forward(block, _images(net, setup.batch), context, setup.dtype)
 
 
 def _mxnet_int8(net: Network, setup: Setup) -> Callable[[], None]:
@@ -150,13 +148,12 @@ def measure(
     nets: Sequence[Network],
     setup: Setup,
     repeats: int = 10,
-    max_spread: float = MAX_SPREAD,
     attempts: int = ATTEMPTS,
     warn: Callable[[str], None] = lambda text: None,
 ) -> List[dict]:
     """Latency of each network, all timed alternately: the keys of `timed`, and `images_per_second`."""
     passes = [RUNTIMES[setup.runtime].prepare(net, setup) for net in nets]
-    rows = timed(passes, repeats, max_spread, attempts, warn, setup.cores)
+    rows = timed(passes, repeats, MAX_SPREAD, attempts, warn, setup.cores)
     return [{**row, "images_per_second": setup.batch / row["latency_s"]} for row in rows]
 
 
@@ -240,11 +237,7 @@ def _lost_cores(before: Tuple[float, float, float], after: Tuple[float, float, f
 
 
 def against_reference(
-    net: Network,
-    setup: Setup,
-    repeats: int = 7,
-    max_spread: float = MAX_SPREAD,
-    warn: Callable[[str], None] = lambda text: None,
+    net: Network, setup: Setup, repeats: int = 7, warn: Callable[[str], None] = lambda text: None
 ) -> Callable[[Network], Tuple[dict, float]]:
     """A function that times one network after another: measurement, and latency of `net` at about that time.
 
@@ -255,7 +248,7 @@ def against_reference(
     reference, timed_at, reference_s = prepare(net, setup), -math.inf, 0.0
 
     def latency(one: Callable[[], None]) -> dict:
-        return timed([one], repeats, max_spread, warn=warn, threads=setup.cores)[0]
+        return timed([one], repeats, warn=warn, threads=setup.cores)[0]
 
     def measured(network: Network) -> Tuple[dict, float]:
         nonlocal timed_at, reference_s

@@ -18,7 +18,7 @@ import numpy as np
 
 from gcp.backend.blocks import predict, to_symbol
 from gcp.backend.engine import gluon, mx
-from gcp.backend.files import load_arrays, save_arrays
+from gcp.backend.files import load_arrays, paths, save_arrays
 from gcp.errors import UserError
 from gcp.graph.network import Network, auxiliary
 from gcp.storage import replacing
@@ -73,15 +73,9 @@ def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     with warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # the exporter uses what onnx has deprecated
-        export_model(
-            to_symbol(net),
-            {k: mx.nd.array(v) for k, v in net.arrays.items()},
-            [(1, *net.input_shape)],
-            np.float32,
-            str(path),
-            dynamic=True,
-            dynamic_input_shapes=[("batch", *net.input_shape)],
-        )
+        shape, arrays = ["batch", *net.input_shape], {k: mx.nd.array(v) for k, v in net.arrays.items()}
+        how = {"dynamic": True, "dynamic_input_shapes": [tuple(shape)]}
+        export_model(to_symbol(net), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
     model = onnx.load(str(path))
     _tidy(model, net.n_classes)
     onnx.checker.check_model(model, full_check=True)
@@ -154,17 +148,9 @@ def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
     arrays = {k: mx.nd.array(v) for k, v in net.arrays.items()}
     aux = {k: arrays.pop(k) for k in auxiliary(net)}
     try:
-        symbol, args, aux = mx.contrib.quantization.quantize_model_mkldnn(
-            to_symbol(net),
-            arrays,
-            aux,
-            label_names=None,
-            calib_mode="naive",
-            calib_data=data,
-            quantized_dtype="auto",
-            quantize_mode="smart",
-            quantize_granularity="channel-wise",
-        )
+        how = {"calib_mode": "naive", "calib_data": data, "label_names": None, "quantized_dtype": "auto"}
+        how |= {"quantize_mode": "smart", "quantize_granularity": "channel-wise"}
+        symbol, args, aux = mx.contrib.quantization.quantize_model_mkldnn(to_symbol(net), arrays, aux, **how)
     except mx.MXNetError as error:
         raise UserError(f"network '{net.name}' cannot be quantized: {str(error).strip().splitlines()[0]}") from error
     block = _block(symbol, {k: v.asnumpy() for k, v in {**args, **aux}.items()})
@@ -191,24 +177,22 @@ def save_quantized(block: gluon.SymbolBlock, prefix: os.PathLike) -> Tuple[Path,
     The files are not smaller than float32's: oneDNN's conv keeps float32 weights, and quantizes them in its first run.
     UserError: a float32 network is there under this prefix, or the folder does not let itself be written to.
     """
-    symbol_path, params_path = _paths(prefix)
+    symbol_path, params_path = paths(prefix)
     if symbol_path.exists() and '"quantized"' not in symbol_path.read_text():
         raise UserError(f"'{symbol_path}' is a float32 network, which int8 would overwrite; give another prefix")
     symbol = _symbol(block)
     aux = set(symbol.list_auxiliary_states())
+    arrays = {f"{'aux' if k in aux else 'arg'}:{k}": p.data().asnumpy() for k, p in block.collect_params().items()}
     with replacing(symbol_path) as temporary:
         symbol_path.parent.mkdir(parents=True, exist_ok=True)
-        save_arrays(
-            params_path,
-            {f"{'aux' if k in aux else 'arg'}:{k}": p.data().asnumpy() for k, p in block.collect_params().items()},
-        )
+        save_arrays(params_path, arrays)
         temporary.write_text(symbol.tojson())
     return symbol_path, params_path
 
 
 def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
     """Read what `save_quantized` wrote. UserError, naming the file, for one that is missing, truncated or another's."""
-    symbol_path, params_path = _paths(prefix)
+    symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
         if not path.is_file():
             raise UserError(f"int8 network '{prefix}': file '{path}' is missing")
@@ -226,10 +210,6 @@ def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
     if not layers(block)[0]:
         raise UserError(f"'{symbol_path}' is no int8 network")
     return block
-
-
-def _paths(prefix: os.PathLike) -> Tuple[Path, Path]:
-    return Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
 
 
 def _symbol(block: gluon.SymbolBlock) -> mx.sym.Symbol:

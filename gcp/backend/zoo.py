@@ -2,7 +2,7 @@
 
 A saved network is MXNet's own `-symbol.json` + `-0000.params`, which plain MXNet loads without this project; the
 input shape and GluonCV name travel as attributes of the input variable. GluonCV's pruned-ResNet form (a JSON of
-weight shapes beside the parameters) can be written and read for its ResNets.
+weight shapes beside the parameters) can be written for its ResNets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from gcp.storage import write_text
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
     from gluoncv.model_zoo import get_model, get_model_list, model_store, model_zoo
-    from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
 MXNET = "mxnet:"  # before a name: the network of MXNet's own model zoo
 INPUTS = {  # start of a name -> (channels, height, width) of its images
     "cifar": (3, 32, 32),
@@ -90,19 +89,17 @@ def from_gluoncv(
         values = {k: p.data().asnumpy() for k, p in read.items()}
     else:
         values = {k: np.broadcast_to(np.float32(0), found[k]) for k in read}
-    strip = _stripper(block.prefix, [n.name for n in nodes])
-    kept = []
+    # Gluon numbers prefixes per process (`mobilenet0_`, `mobilenet1_`): names are kept without, where they stay apart.
+    short = {n.name: n.name[len(block.prefix) :] if n.name.startswith(block.prefix) else n.name for n in nodes}
+    if len(set(short.values())) < len(nodes):
+        short = {n.name: n.name for n in nodes}
+    fixed, kept = {key for key, p in read.items() if p.grad_req == "null" and "running" not in key}, []
     for node in nodes:
         attrs = {k: v for k, v in node.attrs.items() if not k.startswith("__")} if node.op == "null" else node.attrs
-        if (
-            node.op == "null"
-            and node.name in read
-            and read[node.name].grad_req == "null"
-            and "running" not in node.name
-        ):
+        if node.name in fixed:
             attrs[FROZEN] = "0.0"
-        kept.append(replace(node, name=strip(node.name), attrs=attrs))
-    arrays = {strip(k): v for k, v in values.items()}
+        kept.append(replace(node, name=short[node.name], attrs=attrs))
+    arrays = {short[k]: v for k, v in values.items()}
     return with_free_scales(Network(name, tuple(kept), outputs, shapes, arrays))
 
 
@@ -179,10 +176,10 @@ def _gluoncv_block(
     except Exception as error:  # each builder has its own ways, and some download
         with_classes = "" if n_classes is None else f" with {n_classes} classes"
         raise UserError(f"network '{name}' cannot be built{with_classes}: {first_line(error)}") from error
-    if n_classes is None or _n_outputs(full) == n_classes:
+    if n_classes is None or list(full.collect_params().values())[-1].shape[0] == n_classes:
         return full
-    block, theirs = _with_classes(_built(name, **kwargs), n_classes), full._collect_params_with_prefix()
-    own, head = block._collect_params_with_prefix(), ("output", "fc")
+    block, head = _with_classes(_built(name, **kwargs), n_classes), ("output", "fc")
+    own, theirs = block._collect_params_with_prefix(), full._collect_params_with_prefix()
     for key, value in theirs.items():  # all shapes first: what is initialised before its shape is known has no values
         own[key].shape = own[key].shape[:1] + value.shape[1:] if key.startswith(head) else value.shape
     np.random.seed(seed)
@@ -245,20 +242,6 @@ def _with_classes(block: gluon.HybridBlock, n_classes: Optional[int]) -> gluon.H
     return block
 
 
-def _n_outputs(block: gluon.HybridBlock) -> int:
-    return list(block.collect_params().values())[-1].shape[0]
-
-
-def _stripper(prefix: str, names: List[str]):
-    """Gluon numbers prefixes per process (`mobilenet0_`, `mobilenet1_`): names are kept without."""
-
-    def strip(name: str) -> str:
-        return name[len(prefix) :] if prefix and name.startswith(prefix) else name
-
-    stripped = [strip(n) for n in names]
-    return strip if len(set(stripped)) == len(names) else (lambda name: name)
-
-
 def open_network(
     name: str,
     input_shape: Optional[Sequence[int]] = None,
@@ -300,11 +283,8 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
     n_inputs = net.arrays[net.weight(node.name)].shape[1]
     # Its slope of 0.25 gives the variance 2 / (1 + 0.25^2) over the mean of fan-in and fan-out.
     scale = np.sqrt(2 / (1 + 0.25**2) / ((n_inputs + n_classes) / 2))
-    new = {
-        net.weight(node.name): np.random.default_rng((seed, n_classes))
-        .normal(0, scale, (n_classes, n_inputs))
-        .astype(np.float32)
-    }
+    drawn = np.random.default_rng((seed, n_classes)).normal(0, scale, (n_classes, n_inputs))
+    new = {net.weight(node.name): drawn.astype(np.float32)}
     if net.bias(node.name) is not None:
         new[net.bias(node.name)] = np.zeros(n_classes, np.float32)
     nodes, shapes = list(net.nodes), list(net.shapes)
@@ -320,50 +300,31 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
 # ---- GluonCV's pruned-ResNet form -------------------------------------------------------------------------------
 
 
-def _gluoncv_key(name: str) -> str:
-    return GLUONCV_PREFIX + name
-
-
 def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     """Write `<prefix>.json` (shapes of the weights) and `<prefix>.params` as `prune_gluon_block` reads them.
 
     Only for GluonCV's ResNets whose convs have no bias (v1b to v1e, CIFAR v1, basic-block v1); UserError else.
     """
-    reason = None
+    biased = [n.name for n in net.nodes if n.op == "Convolution" and net.bias(n.name) is not None]
+    reason = f"conv '{biased[0]}' has a bias, which that form cannot hold" if biased else None
     if "resnet" not in net.name or "v2" in net.name:
         reason = "it is not one of GluonCV's version-1 ResNets"
-    biased = [n.name for n in net.nodes if n.op == "Convolution" and net.bias(n.name) is not None]
-    if biased and reason is None:
-        reason = f"conv '{biased[0]}' has a bias, which that form cannot hold"
     if reason:
         raise UserError(f"network '{net.name}' cannot be written in GluonCV's pruned-ResNet form: {reason}")
-    shapes = {}
-    for node in net.nodes:
-        if has_weight(node):
-            for j, _ in node.inputs[1:]:
-                name = net.nodes[j].name
-                shapes[_gluoncv_key(name)] = list(net.arrays[name].shape)
+    weights = [net.nodes[j].name for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:]]
     json_path, params_path = Path(f"{prefix}.json"), Path(f"{prefix}.params")
-    save_arrays(params_path, {_gluoncv_key(k): v for k, v in net.arrays.items()})
+    save_arrays(params_path, {GLUONCV_PREFIX + k: v for k, v in net.arrays.items()})
+    shapes = {GLUONCV_PREFIX + name: list(net.arrays[name].shape) for name in weights}
     write_text(json_path, json.dumps(shapes, indent=1))
     return json_path, params_path
-
-
-def load_gluoncv(name: str, prefix: os.PathLike, n_classes: int) -> gluon.HybridBlock:
-    """The GluonCV block of `name` cut to what `save_gluoncv` wrote, by GluonCV's own reader."""
-    block = _gluoncv_block(name, n_classes)
-    shapes = json.loads(Path(f"{prefix}.json").read_text())
-    prune_gluon_block(block, block.name, shapes, params=mx.nd.load(f"{prefix}.params"), pretrained=True)
-    return block
 
 
 def families() -> Dict[str, List[str]]:
     """GluonCV's names by the module that builds them, and MXNet's own after them under `mxnet`."""
     found: Dict[str, List[str]] = {}
     for name in get_model_list():
-        module = inspect.getmodule(model_zoo._models[name]).__name__
-        parts = module.split(".")[2:]
-        found.setdefault(parts[0] if parts[0] != "pruned_resnet" else "resnetv1b", []).append(name)
+        module = inspect.getmodule(model_zoo._models[name]).__name__.split(".")[2]
+        found.setdefault("resnetv1b" if module == "pruned_resnet" else module, []).append(name)
     try:
         mx.gluon.model_zoo.vision.get_model("")
     except ValueError as error:  # which lists the names

@@ -84,13 +84,13 @@ class Steps(NamedTuple):
         """
         n = self.rounded(widths) // self.step
         odd = n % 2 == 1
-        return np.stack([odd, odd / n, n % 4 == 2, _is_stiff(n), odd & _is_stiff(n + 1)], -1).astype(np.float64)
 
+        def is_stiff(n: np.ndarray) -> np.ndarray:
+            """Whether the odd part of n is 7 or more and has neither 3 nor 5 in it."""
+            odd_part = n // (n & -n)
+            return (odd_part >= 7) & (odd_part % 3 != 0) & (odd_part % 5 != 0)
 
-def _is_stiff(n: np.ndarray) -> np.ndarray:
-    """Whether the odd part of n is 7 or more and has neither 3 nor 5 in it."""
-    odd_part = n // (n & -n)
-    return (odd_part >= 7) & (odd_part % 3 != 0) & (odd_part % 5 != 0)
+        return np.stack([odd, odd / n, n % 4 == 2, is_stiff(n), odd & is_stiff(n + 1)], -1).astype(np.float64)
 
 
 # ---- the regression: a few coefficients per operator -----------------------------------------------------------------
@@ -216,9 +216,9 @@ class LatencyModel(Divided):
     def layer(self, layer: Layer, n_in: int, n_out: int) -> float:
         """Seconds of one layer; by the regression where the table has no such kind."""
         n_in, n_out = np.array(n_in), np.array(n_out)
-        factor = _factor(layer, self.steps, n_in, n_out)
+        factor, flags = _sides(layer, self.steps, n_in, n_out)
         if layer.kind in self.extras:
-            added = (np.array(self.extras[layer.kind]) * _flagged(layer, self.steps, n_in, n_out)).sum(-1)
+            added = (np.array(self.extras[layer.kind]) * flags).sum(-1)
             factor = factor * (1 + added[0]) * (1 + added[1])
         n_in, n_out = self.steps.rounded(n_in), self.steps.rounded(n_out)
         if not self.knows(layer):
@@ -247,16 +247,15 @@ class LatencyModel(Divided):
         return cost
 
 
-def _factor(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
-    """Slowdown of widths that are no multiples of the step; a width that is fixed counts as it is."""
-    slower = [steps.factor(n) for n, side in ((n_in, layer.inputs), (n_out, layer.outputs)) if side.per_unit]
-    return np.maximum.reduce([np.ones(np.shape(n_out)), *slower])
+def _sides(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Of a layer's widths, the slowdown where one is no multiple of the step, and the flags, shape (2, ..., FLAGS).
 
-
-def _flagged(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
-    """Flags of both widths, shape (2, ..., FLAGS); none where a width is fixed."""
-    sides = ((n_in, layer.inputs), (n_out, layer.outputs))
-    return np.stack([steps.flags(n) * bool(side.per_unit) for n, side in sides])
+    A width that is fixed counts as it is.
+    """
+    sides = [(n, bool(side.per_unit)) for n, side in ((n_in, layer.inputs), (n_out, layer.outputs))]
+    slower = [steps.factor(n) for n, varies in sides if varies]
+    factor = np.maximum.reduce([np.ones(np.shape(n_out)), *slower])
+    return factor, np.stack([steps.flags(n) * varies for n, varies in sides])
 
 
 def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -264,20 +263,16 @@ def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.nd
 
     Below its axis, a point is at its beginning.
     """
-    (in_low, in_high, in_share), (out_low, out_high, out_share) = (_side(a, n) for a, n in zip(axes, (n_in, n_out)))
-    index = [i * len(axes[1]) + j for i in (in_low, in_high) for j in (out_low, out_high)]
-    weight = [a * b for a in (1 - in_share, in_share) for b in (1 - out_share, out_share)]
+    low, high, share = [], [], []
+    for axis, at in zip(axes, (n_in, n_out)):
+        above = np.clip(np.searchsorted(axis, at), 1, max(1, len(axis) - 1))
+        below, above = above - 1, np.minimum(above, len(axis) - 1)  # the same where the axis has one width
+        low.append(below)
+        high.append(above)
+        share.append(np.maximum((at - axis[below]) / np.maximum(axis[above] - axis[below], 1), 0.0) * (len(axis) > 1))
+    index = [i * len(axes[1]) + j for i in (low[0], high[0]) for j in (low[1], high[1])]
+    weight = [a * b for a in (1 - share[0], share[0]) for b in (1 - share[1], share[1])]
     return np.stack(index, -1), np.stack(weight, -1)
-
-
-def _side(axis: np.ndarray, at: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Along one axis, the indices of the entries below and above points, and the share of the upper one."""
-    if len(axis) == 1:
-        zeros = np.zeros(np.shape(at), np.int64)
-        return zeros, zeros, zeros.astype(np.float64)
-    above = np.clip(np.searchsorted(axis, at), 1, len(axis) - 1)
-    share = (at - axis[above - 1]) / (axis[above] - axis[above - 1])
-    return above - 1, above, np.maximum(share, 0.0)
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
@@ -312,7 +307,7 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
     monotone = min(MONOTONICITY, key=lambda weight: error(smooth, weight))
     final = _Fit(equations, np.ones(len(seconds), bool), seconds)
     table, extras = final.tables(final.solve(smooth, monotone, TOLERANCE))
-    took = [line.took_s for line in samples.lines]
+    took, counts = [line.took_s for line in samples.lines], np.array([macs(net)(w) for w in samples.widths])
     return LatencyModel(
         **{key: value for key, value in head if key in Divided.model_fields},
         n_samples=len(seconds),
@@ -320,7 +315,8 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
         smoothness=smooth,
         monotonicity=monotone,
         held_out_nrmse=error(smooth, monotone),
-        seconds_per_mac=_seconds_per_mac(net, samples.widths, seconds),
+        # Proportional to multiply-accumulates: the simplest model, by the same weighted least squares.
+        seconds_per_mac=float(counts.sum() / (counts**2 / seconds).sum()),
         reference_s=samples.reference_s,
         table=table,
         extras=extras,
@@ -339,21 +335,18 @@ class _Equations:
         self.axes = _axes(kinds, sizes, steps)
         counts = [len(n_in) * len(n_out) for n_in, n_out in self.axes.values()]
         self.start = dict(zip(self.axes, np.cumsum([0, *counts])))
-        self.n_entries, n_rows = sum(counts), len(kinds) * len(widths)
+        self.n_entries = sum(counts)
         number = {kind: k for k, kind in enumerate(self.axes)}
-        entries, shares, flags, factor = [], [], [], []
+        parts = []
         for layer in kinds:
             n_in, n_out = _widths_of(layer, widths)
             index, share = _corners(self.axes[layer.kind], steps.rounded(n_in), steps.rounded(n_out))
-            entries.append(self.start[layer.kind] + index)
-            shares.append(share)
-            factor.append(_factor(layer, steps, n_in, n_out))
-            flags.append(_flagged(layer, steps, n_in, n_out))
+            parts.append((self.start[layer.kind] + index, share, *_sides(layer, steps, n_in, n_out)))
+        entries, shares, factor, flags = zip(*parts)
         self.factor = np.concatenate(factor)
         self.entries = _sparse(np.concatenate(entries), np.concatenate(shares), self.n_entries)
         of_kind = np.repeat([FLAGS * number[layer.kind] for layer in kinds], len(widths))[:, None] + np.arange(FLAGS)
         self.flags = [_sparse(of_kind, np.concatenate(side), FLAGS * len(number)) for side in zip(*flags)]
-        assert self.entries.shape == (n_rows, self.n_entries)
 
 
 def _sparse(columns: np.ndarray, values: np.ndarray, width: int) -> sparse.csr_matrix:
@@ -372,10 +365,10 @@ def _axes(kinds: Sequence[Layer], sizes: Widths, steps: Steps) -> Dict[str, Tupl
             grid(side(sizes), steps.granularity, steps.step) if side.per_unit else [side(sizes)]
             for side in (layer.inputs, layer.outputs)
         )
-        sides = points.setdefault(layer.kind, (set(), set()))
-        sides[0].update(n_out if layer.depthwise else n_in)  # a depthwise conv has one width, which is both
-        sides[1].update([0] if layer.depthwise else n_out)
-    return {kind: (np.array(sorted(n_in)), np.array(sorted(n_out))) for kind, (n_in, n_out) in points.items()}
+        read, made = points.setdefault(layer.kind, (set(), set()))
+        read.update(n_out if layer.depthwise else n_in)  # a depthwise conv has one width, which is both
+        made.update([0] if layer.depthwise else n_out)
+    return {kind: tuple(np.array(sorted(side)) for side in sides) for kind, sides in points.items()}
 
 
 class _Fit:
@@ -436,12 +429,8 @@ class _Fit:
             miss = weight * (predicted - self.seconds)
             clipped = np.clip(miss, -OUTLIER, OUTLIER)
             away = x - self.begin
-            value = (
-                clipped @ (2 * miss - clipped)
-                + smooth * step @ step / n_layers
-                + monotone * fall @ fall
-                + self.pull @ away**2
-            )
+            value = clipped @ (2 * miss - clipped) + smooth * step @ step / n_layers
+            value = value + monotone * fall @ fall + self.pull @ away**2
             slope = np.tile(weight * clipped, n_layers) * factor
             of_parts = [slope * by_in * by_out, slope * part * by_out, slope * part * by_in]
             back = np.concatenate([*of_parts, smooth / n_layers * step, monotone * fall])
@@ -477,13 +466,6 @@ class _Fit:
             values = seconds[equations.start[kind] :][: len(n_in) * len(n_out)].reshape(len(n_in), len(n_out))
             table[kind] = Entries(read=n_in.tolist(), made=n_out.tolist(), seconds=values.tolist())
         return table, {k: tuple(map(tuple, extras[:, n].tolist())) for n, k in enumerate(equations.axes)}
-
-
-def _seconds_per_mac(net: Network, widths: Sequence[Widths], seconds: np.ndarray) -> float:
-    """The simplest model, latency proportional to multiply-accumulates, by the same weighted least squares."""
-    cost = macs(net)
-    counts = np.array([cost(w) for w in widths])
-    return float(counts.sum() / (counts**2 / seconds).sum())
 
 
 # ---- how good a model is ---------------------------------------------------------------------------------------------
@@ -566,15 +548,10 @@ def validate(
                 f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet"
             )
         predicted["repeat measurement"] = at_that_speed(again).tolist()
+    kept = ("network", "input", "setup", "n_samples", "sampling_s", "granularity", "reference_s")
     return Validation(
-        network=model.network,
-        input=model.input,
-        setup=model.setup,
+        **{key: getattr(model, key) for key in kept},
         hardware=held_out.header.hardware,
-        n_samples=model.n_samples,
-        sampling_s=model.sampling_s,
-        granularity=model.granularity,
-        reference_s=reference,
         span=(float(measured.min() / reference), float(measured.max() / reference)),
         quality={name: quality(np.array(values), measured) for name, values in predicted.items()},
         measured_s=measured.tolist(),
@@ -582,18 +559,13 @@ def validate(
     )
 
 
-def _tau(predicted: np.ndarray, measured: np.ndarray) -> Optional[float]:
-    """Kendall's tau; None where either has no order."""
-    tau = float(stats.kendalltau(predicted, measured).statistic)
-    return tau if np.isfinite(tau) else None
-
-
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
     """How good predictions are."""
+    tau = float(stats.kendalltau(predicted, measured).statistic)
     return Quality(
         rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),
         nrmse=nrmse(predicted, measured),
-        tau=_tau(predicted, measured),
+        tau=tau if np.isfinite(tau) else None,
         mean_relative_error=float(np.mean(np.abs(predicted / measured - 1))),
         n=len(measured),
     )

@@ -142,10 +142,8 @@ def difference(held: Subject, here: Subject, warn: Callable[[str], None] = lambd
 
     Where a file does not say which of the processors of a name it is about, the name has to do, and `warn` hears of it.
     """
-    facts: List[Tuple[str, Any, Any]] = [
-        (key, getattr(held, key), getattr(here, key)) for key in ("network", "input", "classes")
-    ]
-    facts.append(("widths", held.sizes, here.sizes))
+    names = {"network": "network", "input": "input", "classes": "classes", "widths": "sizes"}
+    facts = [(name, getattr(held, key), getattr(here, key)) for name, key in names.items()]
     facts += [(key, value, getattr(here.setup, key)) for key, value in held.setup]
     facts.append(("processor", held.hardware.cpu, here.hardware.cpu))
     for key, name in (("cpu_model", "processor"), ("gpu", "GPU")):
@@ -215,12 +213,11 @@ def granularity_probes(sizes: Widths) -> List[Tuple[int, Widths]]:
 
     Two for each g, about 3/4 of the network's own widths: the multiples below and above.
     """
-    probes = []
-    for g in GRANULARITIES:
-        odd = {group: (math.floor((0.75 * n / g - 1) / 2) * 2 + 1) * g for group, n in sizes.items()}
-        probes.append((g, {group: max(g, width) for group, width in odd.items()}))
-        probes.append((g, {group: max(g, width + 2 * g) for group, width in odd.items()}))
-    return probes
+    return [
+        (g, {group: max(g, (math.floor((0.75 * n / g - 1) / 2) * 2 + odd) * g) for group, n in sizes.items()})
+        for g in GRANULARITIES
+        for odd in (1, 3)
+    ]
 
 
 def slowdowns_of(probes: Sequence[Tuple[int, float, float]]) -> Dict[int, float]:
@@ -230,21 +227,16 @@ def slowdowns_of(probes: Sequence[Tuple[int, float, float]]) -> Dict[int, float]
     differences of a_g, 1 at least.
     """
     known = sorted({g for g, _, _ in probes})
-    rows = np.zeros((len(probes), len(known) + 1))
-    for row, (g, cost, _) in zip(rows, probes):
-        row[known.index(g)], row[-1] = 1.0, math.log(cost)
+    of_g = np.array([[g == other for other in known] for g, _, _ in probes], float)
+    rows = np.column_stack([of_g, [math.log(cost) for _, cost, _ in probes]])
     a = np.linalg.lstsq(rows, np.log([s for _, _, s in probes]), rcond=None)[0][:-1]
     return {g: max(1.0, math.exp(a[i] - a[i:].min())) for i, g in enumerate(known)}
 
 
 def granularity(slowdowns: Mapping[int, float], tolerance: float = 0.12) -> int:
     """The smallest g from which on networks are within `tolerance` of the fastest multiples."""
-    fine = max(slowdowns)
-    for g in sorted(slowdowns, reverse=True):
-        if slowdowns[g] > 1 + tolerance:
-            break
-        fine = g
-    return fine
+    slow = [g for g in slowdowns if slowdowns[g] > 1 + tolerance]
+    return min((g for g in slowdowns if g > max(slow, default=0)), default=max(slowdowns))
 
 
 def step_of(slowdowns: Mapping[int, float]) -> int:
@@ -362,14 +354,8 @@ def sample(
         else:
             probes = _probed(net, measure) if slowdowns is None else None
             slow = slowdowns_of(probes) if probes else dict(slowdowns)
-            header = Header(
-                format="gcp latency samples 1",
-                **dict(subject),
-                probes=probes,
-                slowdowns=slow,
-                granularity=granularity(slow),
-                step=step_of(slow),
-            )
+            how = {"probes": probes, "slowdowns": slow, "granularity": granularity(slow), "step": step_of(slow)}
+            header = Header(format="gcp latency samples 1", **dict(subject), **how)
             _append(path, header)
             held = Samples(path, header, [])
         for widths in held.widths:
@@ -410,8 +396,8 @@ def layers_alone(
             if key not in known:
                 row, reference = measure(alone(resized(net, w), layer))
                 known[key] = row["latency_s"] / reference
-                kind, read, made = key
-                _append(path, LayerSample(kind=kind, read=read, made=made, **row, reference_s=reference))
+                line = dict(zip(("kind", "read", "made"), key), **row, reference_s=reference)
+                _append(path, LayerSample(**line))
             progress(number, len(wanted))
     return [sum(known[(layer.kind, *layer.widths(w))] for layer in kinds) for w in widths]
 
