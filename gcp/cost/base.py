@@ -45,23 +45,14 @@ class Cost:
     """Prices widths: the sum or the maximum of `terms`.
 
     `granularity`: None where every channel counts. Else the device works in blocks of about so many channels, which
-    makes the cost a staircase, whose slope `marginal` gives. `setup`: what a clock needs in order to measure the cost
-    of a real network, None where there is nothing to measure. `reference`: the cost of the whole network in that setup.
+    makes the cost a staircase, whose slope `marginal` gives.
 
     The values of the last call are kept, and only the terms of groups that have changed since are evaluated again.
     """
 
-    def __init__(
-        self,
-        terms: Sequence[Term],
-        combine: str = "sum",
-        granularity: Optional[int] = None,
-        setup: Optional[dict] = None,
-        reference: Optional[float] = None,
-    ) -> None:
-        self.terms, self.combine = tuple(terms), combine
-        self.granularity, self.setup, self.reference = granularity, setup, reference
-        self._combined = {"sum": sum, "max": max}[combine]
+    def __init__(self, terms: Sequence[Term], combine: str = "sum", granularity: Optional[int] = None) -> None:
+        self.terms, self.granularity = tuple(terms), granularity
+        self._combine = {"sum": sum, "max": max}[combine]
         self._terms_of: Dict[str, List[int]] = {}
         for k, term in enumerate(self.terms):
             for name in term.names:
@@ -79,7 +70,7 @@ class Cost:
         for k in {k for name in changed for k in self._terms_of[name]}:
             self._values[k] = self._value(k, widths)
         self._widths.update((name, widths[name]) for name in changed)
-        return float(self._combined(self._values))
+        return float(self._combine(self._values))
 
     def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
         """Per group, the drop in the whole network's cost when one of its channels goes.
@@ -90,7 +81,7 @@ class Cost:
         counts with a thousandth of the mean at least, so that nothing divides by zero.
         """
         drops = {name: self._drop(name, widths) for name in widths}
-        if self.granularity is None and self.combine == "sum":
+        if self.granularity is None and self._combine is sum:
             return drops
         least = 1e-3 * max(float(np.mean(list(drops.values()))), 1e-12)
         return {name: max(drop, least) for name, drop in drops.items()}
@@ -98,12 +89,12 @@ class Cost:
     def _drop(self, name: str, widths: Mapping[str, int]) -> float:
         now, of_group = widths[name], self._terms_of.get(name, ())
         others = []  # what stays as it is cancels out of a difference of sums, but not of one of maxima
-        if self.combine == "max":
+        if self._combine is max:
             self(widths)
             others = [max((v for k, v in enumerate(self._values) if k not in of_group), default=0.0)]
 
         def cost_at(n: int) -> float:
-            return self._combined(others + [self._value(k, {**widths, name: n}) for k in of_group])
+            return self._combine(others + [self._value(k, {**widths, name: n}) for k in of_group])
 
         if self.granularity is None:
             return float(cost_at(now) - cost_at(now - 1))

@@ -241,7 +241,7 @@ class LatencyModel(Divided):
             return Term(layer.groups, seconds)
 
         terms = [term(layer) for layer in layers(net)]
-        cost = Cost(terms, "sum", self.granularity, dict(self.setup), self.reference_s)
+        cost = Cost(terms, granularity=self.granularity)
         if not 0 < cost(net.widths) < np.inf:
             raise UserError(f"by the latency model, '{net.name}' takes {cost(net.widths):g} s; fit it to other samples")
         return cost

@@ -23,14 +23,12 @@ This page is generated from the schema: `python scripts/docs.py`.
 
 def markdown() -> str:
     """The page."""
-    sections: List[str] = [INTRODUCTION]
+    sections = [INTRODUCTION]
     for path, model in _sections("", Config):
         sections += _table(f"`{path}`" if path else "Top level", model, model.model_fields)
-    for name in DATASETS:
-        kind = DATASETS.options[name]
-        sections += _table(
-            f"`data`, further keys of `name: {name}`", kind, set(kind.model_fields) - set(Data.model_fields)
-        )
+    for name, kind in DATASETS.options.items():
+        own = set(kind.model_fields) - set(Data.model_fields)
+        sections += _table(f"`data`, further keys of `name: {name}`", kind, own)
     return "\n".join(sections)
 
 
@@ -47,20 +45,16 @@ def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[Bas
 
 def _table(title: str, model: Type[BaseModel], keys: Container[str]) -> List[str]:
     """A section's keys that hold values, those of `keys`; nothing where it has none."""
-    fields = {
-        key: field for key, field in model.model_fields.items() if key in keys and not _is_section(field.annotation)
-    }
+    fields = {k: field for k, field in model.model_fields.items() if k in keys and not _is_section(field.annotation)}
     if not fields:
         return []
-    head = "| key | value | default | meaning |\n|:----|:------|:--------|:--------|"
-    rows = [_row(key, field) for key, field in fields.items()]
-    return ["\n".join([f"## {title}", "", " ".join((model.__doc__ or "").split()), "", head, *rows, ""])]
-
-
-def _row(key: str, field: Any) -> str:
-    default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
-    cells = (f"`{key}`", _kind(field.annotation), default, field.description or "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    lines = [f"## {title}", "", " ".join((model.__doc__ or "").split()), ""]
+    lines += ["| key | value | default | meaning |", "|:----|:------|:--------|:--------|"]
+    for key, field in fields.items():
+        default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+        cells = (f"`{key}`", _kind(field.annotation), default, field.description or "")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return ["\n".join([*lines, ""])]
 
 
 def _kind(annotation: Any) -> str:
@@ -74,6 +68,5 @@ def _kind(annotation: Any) -> str:
         return " or ".join("nothing" if kind is type(None) else _kind(kind) for kind in arguments)
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
-    return {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}.get(
-        annotation, str(annotation)
-    )
+    words = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}
+    return words.get(annotation, str(annotation))

@@ -197,9 +197,8 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
     """Write the tables of a frame of runs: table and comparison as .md, .tex and .csv, and short.md; returns paths."""
     rows, compared = summary(runs), comparison(runs)
     paths = save(rows, digits_of(MEASURES), caption(runs), output / "table", "tab:results")
-    paths += save(
-        compared, digits_of(COMPARED), _comparison_caption(runs, compared), output / "comparison", "tab:comparison"
-    )
+    about = _comparison_caption(runs, compared)
+    paths += save(compared, digits_of(COMPARED), about, output / "comparison", "tab:comparison")
     path = output / "short.md"
     path.write_text(short(runs, paths[0]) + "\n", encoding="utf-8")
     return [*paths, path]
@@ -247,48 +246,36 @@ def _placed(table: pd.DataFrame, names: Mapping[str, str], measures: Sequence[Me
 
 def caption(runs: pd.DataFrame) -> str:
     """What stands above the table of runs."""
-    sentences = [f"{whose(runs)}.", *scale_sentences(runs.scale)]
-    evaluated = sorted({int(n) for n in runs.n_eval.dropna()})
-    if evaluated:
-        sentences.append(f"Accuracies on {' or '.join(f'{n:,}' for n in evaluated)} test images.")
-    sentences.append(
-        "Mean ± sample standard deviation over seeds; drop: points below the same seed's dense network. "
-        "Images total: training images after the dense network; in the dense row, its own."
-    )
-    devices = sorted({device for device in runs.device if device})
-    if devices:
-        sentences.append(
-            f"Throughput: median over seeds, {'; '.join(devices)}; ratio: to the same run's dense network."
-        )
-    if runs.noisy.any():
-        sentences.append(NOISE)
-    dense = runs[runs.method == "Dense"]
-    unlike = [
-        f"{setting[1]} seed {seed:g}"
-        for (setting, seed), some in dense.groupby(["setting", "seed"])
-        if some.top1.nunique() > 1
-    ]
-    if unlike:  # should not happen: equal options and seed give one dense network
-        sentences.append(
-            f"CAUTION: the runs of {', '.join(unlike)} do not share one dense network; its row is their mean."
-        )
-    return " ".join(sentences)
+    evaluated = " or ".join(f"{n:,}" for n in sorted({int(n) for n in runs.n_eval.dropna()}))
+    devices = "; ".join(sorted({device for device in runs.device if device}))
+    n_values = runs[runs.method == "Dense"].groupby(["setting", "seed"]).top1.nunique()
+    unlike = ", ".join(f"{setting[1]} seed {seed:g}" for setting, seed in n_values.index[n_values > 1])
+    sentences = {
+        f"{whose(runs)}. {' '.join(scale_sentences(runs.scale))}": True,
+        f"Accuracies on {evaluated} test images.": evaluated,
+        "Mean ± sample standard deviation over seeds; drop: points below the same seed's dense network.": True,
+        "Images total: training images after the dense network; in the dense row, its own.": True,
+        f"Throughput: median over seeds, {devices}; ratio: to the same run's dense network.": devices,
+        NOISE: runs.noisy.any(),
+        # Should not happen: equal options and seed give one dense network.
+        f"CAUTION: the runs of {unlike} do not share one dense network; its row is their mean.": unlike,
+    }
+    return " ".join(sentence for sentence, is_said in sentences.items() if is_said)
 
 
 def _comparison_caption(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
     if compared.empty:
         return "No GCP run shares data, model, objective, target and seed with a run of another method."
-    return " ".join(
-        [
-            f"Comparison at equal achieved cost, {whose(runs)}:",
-            "top-1 of the method minus that of the other, seed by seed.",
-            *scale_sentences(runs.scale),
-            "Mean ± sample standard deviation over the seeds that both have.",
-            "Cost: what both were pruned for (objective).",
-            f"Equal cost says NO where any seed's achieved costs differ by more than {100 * EQUAL_COST:g} %.",
-            *([NOISE] if runs.cost_noisy.eq(True).any() else []),
-        ]
-    )
+    sentences = [
+        f"Comparison at equal achieved cost, {whose(runs)}:",
+        "top-1 of the method minus that of the other, seed by seed.",
+        *scale_sentences(runs.scale),
+        "Mean ± sample standard deviation over the seeds that both have.",
+        "Cost: what both were pruned for (objective).",
+        f"Equal cost says NO where any seed's achieved costs differ by more than {100 * EQUAL_COST:g} %.",
+        *([NOISE] if runs.cost_noisy.eq(True).any() else []),
+    ]
+    return " ".join(sentences)
 
 
 def whose(runs: pd.DataFrame) -> str:
