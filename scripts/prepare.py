@@ -16,46 +16,32 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
 
-    sub = verbs.add_parser("imagenet", help="ILSVRC2012's archives to train.rec and val.rec")
-    sub.set_defaults(function=imagenet)
-    sub.add_argument(
-        "--tar-dir",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz",
-    )
-    sub.add_argument(
-        "--ground-truth",
-        type=Path,
-        metavar="FILE",
-        help="in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line",
-    )
-    add_encoding(sub)
-    for what in ("classes", "train", "val"):
-        things = "classes" if what == "classes" else f"{what} images"
-        sub.add_argument(
-            f"--expect-{what}",
-            type=command_line.natural,
-            metavar="N",
-            help=f"for a subset: its number of {things}; sizes and checksums are not compared then",
-        )
+    def verb(function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(function.__name__, help=text)
+        sub.set_defaults(function=function)
+        return sub
 
-    sub = verbs.add_parser("folder", help="class folders train/ and val/ (or test/) to .rec files")
-    sub.set_defaults(function=folder)
-    sub.add_argument("--root", required=True, type=Path, metavar="DIR", help="holds train/ and val/ or test/")
+    path, count = {"type": Path}, {"type": command_line.natural, "metavar": "N"}
+    sub = verb(imagenet, "ILSVRC2012's archives to train.rec and val.rec")
+    archives = "holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz"
+    sub.add_argument("--tar-dir", required=True, metavar="DIR", help=archives, **path)
+    truth = "in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line"
+    sub.add_argument("--ground-truth", metavar="FILE", help=truth, **path)
+    add_encoding(sub)
+    for what, things in {"classes": "classes", "train": "train images", "val": "val images"}.items():
+        subset = f"for a subset: its number of {things}; sizes and checksums are not compared then"
+        sub.add_argument(f"--expect-{what}", help=subset, **count)
+
+    sub = verb(folder, "class folders train/ and val/ (or test/) to .rec files")
+    sub.add_argument("--root", required=True, metavar="DIR", help="holds train/ and val/ or test/", **path)
     add_encoding(sub)
 
-    sub = verbs.add_parser("caltech256", help="unpack Caltech-256")
-    sub.set_defaults(function=caltech256)
-    sub.add_argument("--tar", required=True, type=Path, metavar="FILE", help="256_ObjectCategories.tar")
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="256_ObjectCategories goes there")
-    sub.add_argument(
-        "--expect-images", type=command_line.natural, default=30607, metavar="N", help="for a subset (default 30607)"
-    )
+    sub = verb(caltech256, "unpack Caltech-256")
+    sub.add_argument("--tar", required=True, metavar="FILE", help="256_ObjectCategories.tar", **path)
+    sub.add_argument("--out", required=True, metavar="DIR", help="256_ObjectCategories goes there", **path)
+    sub.add_argument("--expect-images", default=30607, help="for a subset (default 30607)", **count)
 
-    sub = verbs.add_parser("smoke", help="draw the tiny image sets of configs/smoke.yaml that are not there yet")
-    sub.set_defaults(function=smoke)
+    verb(smoke, "draw the tiny image sets of configs/smoke.yaml that are not there yet")
 
     args = parser.parse_args(argv)
     print(json.dumps(args.function(args), indent=1))
@@ -64,27 +50,16 @@ def run(argv: list) -> None:
 def add_encoding(sub: argparse.ArgumentParser) -> None:
     """Where the .rec files go, and what is in them."""
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the .rec files and classes.txt go there")
-    sub.add_argument(
-        "--resize",
-        type=command_line.positive(int),
-        default=480,
-        metavar="N",
-        help="make short sides at most this (default 480)",
-    )
-    sub.add_argument(
-        "--quality",
-        type=command_line.positive(int),
-        default=95,
-        metavar="Q",
-        help="of the JPEGs that are made (default 95)",
-    )
+    positive = command_line.positive(int)
+    most = "make short sides at most this (default 480)"
+    sub.add_argument("--resize", type=positive, default=480, metavar="N", help=most)
+    made = "of the JPEGs that are made (default 95)"
+    sub.add_argument("--quality", type=positive, default=95, metavar="Q", help=made)
     sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
-    sub.add_argument(
-        "--on-bad-image", choices=["error", "skip"], default="error", help="skip: leave it out, and say so"
-    )
-    sub.add_argument(
-        "--workers", type=command_line.natural, default=0, metavar="N", help="threads (default: one per physical core)"
-    )
+    skip = "skip: leave it out, and say so"
+    sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help=skip)
+    workers = {"type": command_line.natural, "default": 0, "metavar": "N"}
+    sub.add_argument("--workers", help="threads (default: one per physical core)", **workers)
 
 
 def encoding(args: argparse.Namespace):
