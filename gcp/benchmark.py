@@ -226,17 +226,20 @@ def conv_calls(case: Case, kind: str) -> Dict[str, List[float]]:
 def print_step(case: Case, kind: str, n_warmup: int = 3) -> None:
     """Take a few steps of the kind, print `MARK`, take one more."""
     step = _step_of(case, kind)
-    for i in range(n_warmup + 1):
-        if i == n_warmup:
-            print(MARK, flush=True)
-        step()
-        mx.nd.waitall()
+    for _ in range(n_warmup):
+        timed(step)
+    print(MARK, flush=True)
+    timed(step)
 
 
 def _step_of(case: Case, kind: str) -> Run:
+    """A step of "gluoncv", of ordinary training by us ("ours"), or of GCP's regularise phase ("gcp")."""
     if kind == "gluoncv":
         return gluoncv_step(case, *batch(case))
-    return repeated({"gcp": gcp_step, "ours": ordinary_step}[kind](case.built()), case)
+    if kind == "ours":
+        return repeated(ordinary_step(case.built()), case)
+    net = rescale(with_gates(case.built()))
+    return repeated(ProximalStep(net, Objective(), gcp_method.channel_penalties(net, macs(net)), MOMENTUM), case)
 
 
 def batch(case: Case) -> tuple:
@@ -268,12 +271,6 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
 def ordinary_step(net: Network, **how) -> OrdinaryStep:
     """The step of ordinary training on all weights; `how` is its objective."""
     return OrdinaryStep(net, Objective(**how), lambda block: SGD(block, MOMENTUM, WD))
-
-
-def gcp_step(net: Network) -> ProximalStep:
-    """The step of GCP's regularise phase."""
-    net = rescale(with_gates(net))
-    return ProximalStep(net, Objective(), gcp_method.channel_penalties(net, macs(net)), MOMENTUM)
 
 
 def repeated(step: Step, case: Case) -> Run:
@@ -595,8 +592,7 @@ def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
     gc.collect()  # GluonCV's blocks are cycles; in a run of GCP there is none, the dense network comes from a file
     built = _resident_mb("VmRSS")
     for _ in range(n_steps):
-        step()
-        mx.nd.waitall()
+        timed(step)
     print(json.dumps({"built_mb": built, "peak_mb": _resident_mb("VmHWM")}))
 
 

@@ -128,15 +128,8 @@ def _tidy(model, n_classes: int) -> None:
 def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
     """The network with int8 arithmetic, as a hybridized block from images to logits, both float32, on the CPU.
 
-    The ranges of all layers' outputs are the extremes over the images of `batches`, (x (n, 3, H, W), y, n_valid);
-    all of these are held at once.
-    Batch norms, activations and residual additions become part of the convs before them. On ResNet-18 the extremes
-    were as good as thresholds by KL divergence, in 0.3 s instead of 9, and leaving the first conv or the dense layer
-    in float32 gained nothing.
-
-    The gain is the processor's: int8 ran a pruned ResNet-18 (32 px, batch 64, one thread) at 3.3 times the speed of
-    float32 with AVX-512 VNNI, 2.6 times with AVX-512 alone and 2.9 times with AVX2; without VNNI sums of two
-    products may saturate, which changed the accuracy by 0.0003.
+    The ranges of all layers' outputs are the extremes over the images of `batches`, (x (n, 3, H, W), y, n_valid), which
+    are held at once. Batch norms, activations and residual additions become part of the convs before them.
     UserError: no images, an MXNet without oneDNN, or nothing in the network that can be quantized.
     """
     if not mx.runtime.Features().is_enabled("MKLDNN"):

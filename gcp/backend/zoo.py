@@ -77,15 +77,14 @@ def from_gluoncv(
     found = {n.name: s[0] for n, s in zip(nodes, shapes)}
     for key, p in read.items():
         p.shape = found[key]
-    if pretrained:
-        values = {k: p.data().asnumpy() for k, p in read.items()}
-    elif seed is not None:
+    if seed is not None and not pretrained:
         np.random.seed(seed)
         mx.random.seed(seed)
         try:
             block.initialize(mx.init.MSRAPrelu(), force_reinit=True)
         except ValueError:  # detection networks ask for a matrix's initialiser where they hold vectors
             _initialize_each(read)
+    if pretrained or seed is not None:
         values = {k: p.data().asnumpy() for k, p in read.items()}
     else:
         values = {k: np.broadcast_to(np.float32(0), found[k]) for k in read}

@@ -307,7 +307,7 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
     monotone = min(MONOTONICITY, key=lambda weight: error(smooth, weight))
     final = _Fit(equations, np.ones(len(seconds), bool), seconds)
     table, extras = final.tables(final.solve(smooth, monotone, TOLERANCE))
-    took, counts = [line.took_s for line in samples.lines], np.array([macs(net)(w) for w in samples.widths])
+    took, counts = [line.took_s for line in samples.lines], np.array(list(map(macs(net), samples.widths)))
     return LatencyModel(
         **{key: value for key, value in head if key in Divided.model_fields},
         n_samples=len(seconds),

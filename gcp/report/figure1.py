@@ -24,6 +24,7 @@ from gcp.errors import UserError
 from gcp.experiment.record import Count
 from gcp.report import figures, tables
 from gcp.report.figures import MOBILENETS, OTHER, PRUNENET, RESNET
+from gcp.report.frame import threads
 from gcp.storage import read_json, write_json
 
 INPUT = (3, 224, 224)
@@ -161,12 +162,9 @@ def read(path: Path) -> dict:
 
 def _conditions(held: dict) -> str:
     """What measured speeds stand on, in words: two files with the same can be compared."""
-    setup = held["setup"]
-    return (
-        f"{setup['runtime']} on {setup['device']} ({held['hardware']['cpu']}), {setup['dtype']}, "
-        f"batch {setup['batch']}, {setup['threads']} thread{'s' * (setup['threads'] != 1)}, "
-        f"input {'x'.join(map(str, held['input']))}"
-    )
+    setup, size = held["setup"], "x".join(map(str, held["input"]))
+    where = f"{setup['runtime']} on {setup['device']} ({held['hardware']['cpu']}), {setup['dtype']}"
+    return f"{where}, batch {setup['batch']}, {threads(setup['threads'])}, input {size}"
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------------
