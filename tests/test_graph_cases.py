@@ -122,3 +122,49 @@ def test_the_mean_of_dead_channels_is_their_constant():
     for name, value in silenced.arrays.items():
         np.testing.assert_allclose(mean.arrays[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     assert difference(predict(mean, x) + 1e-3 * x.mean((2, 3)), predict(net, x) + 1e-3 * x.mean((2, 3))) < 1e-5
+
+
+def features(name="first", image=None):
+    image = mx.sym.var("data") if image is None else image
+    return mx.sym.relu(norm(conv(image, name, 8, no_bias=True), name + "_norm"))
+
+
+def pixel_shuffled():
+    """Channels that are one unit become positions of one channel, by way of another reshape."""
+    x = mx.sym.reshape(mx.sym.reshape(features(), shape=(0, -4, -1, 4, 0, 0)), shape=(0, 0, -4, 2, 2, 0, 0))
+    x = mx.sym.reshape(mx.sym.transpose(x, axes=(0, 1, 4, 2, 5, 3)), shape=(0, 0, -3, -3))
+    return built(classifier(mx.sym.relu(conv(x, "second"))), SHAPE)
+
+
+def shared_layer():
+    """One layer of two inputs, whose channels are one unit each but have constants of their own."""
+    weight, bias = mx.sym.var("shared_weight"), mx.sym.var("shared_bias")
+    image = mx.sym.var("data")
+    a, b = features("a", image), features("b", image)
+    a, b = (conv(x, name, weight=weight, bias=bias) for x, name in ((a, "left"), (b, "right")))
+    return built(classifier(mx.sym.relu(a) + mx.sym.sigmoid(b)), SHAPE)
+
+
+def boxes():
+    """A box that lies partly beyond the border, where zeros are read."""
+    box = mx.sym.var("box", shape=(1, 5))
+    x = mx.sym.contrib.ROIAlign(features(), box, pooled_size=(2, 2), spatial_scale=1.0)
+    net = built(mx.sym.FullyConnected(x, num_hidden=3, name="dense"), SHAPE)
+    return net.with_arrays({"box": np.array([[0, -6, -6, 3, 3]], np.float32)})
+
+
+def anchors():
+    """An array cut to the size of the features, whose channels it does not count."""
+    x = features()
+    of = mx.sym.slice_like(mx.sym.var("anchors", shape=(1, 1, 16, 16)), x * 0, axes=(2, 3))
+    return built(classifier(mx.sym.broadcast_add(mx.sym.relu(conv(x, "second", 1)), of)), SHAPE)
+
+
+@pytest.mark.parametrize("make", [pixel_shuffled, shared_layer, boxes, anchors])
+def test_removed_is_silenced(make):
+    net = make()
+    assert net.widths[net.groups[0].name] == (2 if make is pixel_shuffled else 8)
+    for each in (net, with_gates(net)):
+        keep = {g.name: np.arange(1, g.size, 2) for g in each.groups if g.size > 1}
+        keep, x = {**random_keep(each, 0.0), **keep}, images(each)[: 1 if make is boxes else None]
+        assert difference(predict(shrink(each, keep), x), predict(silence(each, keep), x)) < 1e-5

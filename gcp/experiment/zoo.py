@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from gcp.backend import zoo
 from gcp.backend.blocks import predict
 from gcp.cost.analytic import prunable_share
 from gcp.errors import UserError
-from gcp.graph.network import Network, frozen
-from gcp.graph.surgery import shrink, silence
+from gcp.graph.network import Network, Node, frozen
+from gcp.graph.surgery import rewrite, shrink, silence
 
 KEPT = 0.7
+SELECTING = ("_contrib_box_nms", "topk")
+READING_BOXES = ("_contrib_ROIAlign", "ROIPooling")
 DRAWN = {  # end of a name -> numbers for its array, of which no two channels have the same
     "gamma": lambda rng, shape: rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape),
     "beta": lambda rng, shape: rng.normal(0.3, 0.5, shape),
@@ -67,18 +69,53 @@ def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]]
     rng = np.random.default_rng(0)
     keep = {g.name: np.sort(rng.choice(g.size, max(1, int(KEPT * g.size)), replace=False)) for g in net.groups}
     images = rng.normal(size=(1, *net.input_shape)).astype(np.float32)
-    expected = predict(ahead_of_selection(silence(net, keep)), images)
+    tails = deciding_layers(net)
+    expected = predict(up_to(silence(net, keep), tails), images)
     if not np.isfinite(expected).all():
         return Trial(f"{said}, not compared: outputs of random weights are not finite", share, n_params)
-    small = predict(ahead_of_selection(shrink(net, keep)), images)
+    small = predict(up_to(shrink(net, keep), tails), images)
     difference = float(np.abs(small - expected).max() / np.abs(expected).max())
     return Trial(f"{said}, difference {difference:.1e}", share, n_params, difference)
 
 
-def ahead_of_selection(net: Network) -> Network:
-    """A detector up to what it selects boxes from: rounding decides which of equally good ones it puts out."""
-    at = next((node for node in net.nodes if node.op == "_contrib_box_nms"), None)
-    return net if at is None else replace(net, outputs=at.inputs[:1])
+def deciding_layers(net: Network) -> Tuple[str, ...]:
+    """Names of the layers to compare in place of the outputs; none where the outputs themselves can be compared.
+
+    A detector selects boxes from what these layers put out, and rounding decides which of equally good ones; a
+    sigmoid of the large outputs of random weights is nothing but rounding.
+    """
+    if not any(node.op in SELECTING for node in net.nodes) and not any(
+        is_sigmoid(net.nodes[i]) for i, _ in net.outputs
+    ):
+        return ()
+    calls = net.structure.calls.values()
+    return tuple(call.node.name for call in calls if call.made is not None and (call.made < 0).all())
+
+
+def is_sigmoid(node: Node) -> bool:
+    """Whether the node is a sigmoid, by either of MXNet's operators."""
+    return node.op == "sigmoid" or node.attrs.get("act_type") == "sigmoid"
+
+
+def up_to(net: Network, layers: Sequence[str]) -> Network:
+    """The network with the outputs of these layers as its own, if any, and the same boxes wherever it reads boxes."""
+    if not layers:
+        return net
+    side, rng, arrays, at = min(net.input_shape[1:]), np.random.default_rng(0), dict(net.arrays), {}
+
+    def edit(i: int, node: Node, add: Callable[[Node, tuple], int]) -> int:
+        if node.op in READING_BOXES:
+            (j, o), name = net.nodes[i].inputs[1], f"{node.name}_boxes"
+            n = net.shapes[j][o][0]
+            corners = rng.uniform(0, side, (n, 2, 2))
+            arrays[name] = np.concatenate([np.zeros((n, 1)), corners.min(1), corners.max(1)], 1).astype(np.float32)
+            boxes = add(Node("null", name, {}), (arrays[name].shape,))
+            node = replace(node, inputs=(node.inputs[0], (boxes, 0)))
+        at[node.name] = add(node, net.shapes[i])
+        return at[node.name]
+
+    net = rewrite(net, edit, arrays)
+    return replace(net, outputs=tuple((at[layer], 0) for layer in layers))
 
 
 def drawn(net: Network, seed: int = 0) -> Network:

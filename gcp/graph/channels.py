@@ -89,6 +89,13 @@ class Call:
         k = self.operator.weight
         return None if k is None or len(self.ins) <= k + 1 else k + 1
 
+    @property
+    def shares(self) -> bool:
+        """Whether a layer's arrays, or those of a norm behind it, are read by other nodes as well."""
+        net = self.walk.net
+        norms = [i for i in net.readers[self.i, 0] if is_norm(net, i)]
+        return any(len(net.readers[t]) > 1 for i in (self.i, *norms) for t in net.nodes[i].inputs if net.is_array(t[0]))
+
     def along(self, k: int, axis: int) -> np.ndarray:
         """Labels of input k along this axis; where another one carries labels, these are fixed."""
         x = self.ins[k]
@@ -106,7 +113,7 @@ class Call:
                 self.unite(rows[:, 1:], np.broadcast_to(rows[:, :1], rows[:, 1:].shape))
                 self.walk.cut.add((self.i, o))
             labels = rows[:, 0]
-        elif self.node.inputs and self.node.inputs[0] in self.walk.cut:
+        if self.node.inputs and self.node.inputs[0] in self.walk.cut:
             self.walk.cut.add((self.i, o))
         self.outs[o] = Channels(axis, labels)
         return labels
@@ -119,7 +126,8 @@ class Call:
 
     def makes(self, o: int, axis: int) -> np.ndarray:
         """Fresh labels at output o."""
-        self.made = self.put(o, axis, self.walk.fresh(self.out_shapes[o][axis]))
+        self.made = self.walk.fresh(self.out_shapes[o][axis])
+        self.outs[o] = Channels(axis, self.made)
         return self.made
 
     def reads(self, labels: np.ndarray) -> None:

@@ -135,8 +135,8 @@ class Layer(Operator):
         return True
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Known constants can be moved on, whatever becomes of the outputs."""
-        return [CONSTANT] + [ANY] * (len(call.ins) - 1)
+        """Known constants can be moved on, whatever becomes of the outputs; but not if each call has others."""
+        return [ZERO if call.shares else CONSTANT] + [ANY] * (len(call.ins) - 1)
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
         return {self.size: str(count(call.outs[0].labels))}
@@ -243,7 +243,9 @@ class Convolution(Layer):
         return changed
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        return [wanted if self.ties(call) == "depthwise" else CONSTANT] + [ANY] * (len(call.ins) - 1)
+        return (
+            [wanted] + [ANY] * (len(call.ins) - 1) if self.ties(call) == "depthwise" else super().demand(call, wanted)
+        )
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
         """Of each group."""
@@ -574,10 +576,12 @@ class Resampling(Linear):
         call.put(0, 1, call.along(0, 1))
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zeros where a border of zeros is counted in a mean: other constants do not come out as they went in."""
+        """Zeros where a border of zeros is counted in a mean, or a box is read that may lie beyond the border: other
+        constants do not come out as they went in."""
         literal = call.node.literal
         counted = literal("pool_type", "max") == "avg" and literal("count_include_pad", True)
         mixed = counted and any(literal("pad", None) or ()) and not literal("global_pool", False)
+        mixed = mixed or call.node.op in ("_contrib_ROIAlign", "ROIPooling")
         return [ZERO if mixed and wanted else wanted] + [ANY] * (len(call.ins) - 1)
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
@@ -977,12 +981,18 @@ class Slice(Moving):
         return axis
 
     def channels(self, call: "Call") -> None:
+        """Of `slice_like` the second input is read along the axes only."""
+        x, like = call.ins[0], call.ins[1] if len(call.ins) > 1 else None
+        if x is None and like is not None and like.axis not in self.parts(call)[0]:
+            return
         super().channels(call)
-        x = call.ins[0]
         if x is not None and call.node.op in ("SliceChannel", "split") and call.outs[0] is not None:
             if x.axis in self.parts(call)[0]:
                 for out in call.outs[1:]:
                     call.unite(call.outs[0].labels, out.labels)
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [wanted] + [ANY] * (len(call.ins) - 1)
 
     def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
         """Take the indices along the axes where anything differs."""

@@ -319,7 +319,7 @@ def _with_constants(
             d = np.broadcast_to(
                 ds[0].mean(axis=tuple(a for a in range(ds[0].ndim) if a != out.axis)), arrays[mean].shape
             )
-            arrays[mean] = (arrays[mean] - d).astype(np.float32)
+            arrays[mean] = (arrays[mean] - d / len(net.readers[call.node.inputs[3]])).astype(np.float32)
             made = [np.zeros((1,) * len(s)) for s in call.out_shapes]
         elif layer and call.made is not None:
             made = [_lost(call, xs[0], ds[0], alive, arrays)]
@@ -360,8 +360,11 @@ def _lost(call: Call, x: Gaussian, d: np.ndarray, alive: np.ndarray, arrays: Dic
 
 
 def _add_bias(call: Call, y: np.ndarray, out: Channels, arrays: Dict[str, np.ndarray]) -> None:
-    name = call.walk.net.nodes[call.node.inputs[call.bias][0]].name
-    arrays[name] = (arrays[name] + y.mean(axis=tuple(a for a in range(y.ndim) if a != out.axis))).astype(np.float32)
+    """Into the bias; of one that several layers read, each adds its part."""
+    net, bias = call.walk.net, call.node.inputs[call.bias]
+    name, n = net.nodes[bias[0]].name, len(net.readers[bias])
+    y = y.mean(axis=tuple(a for a in range(y.ndim) if a != out.axis)) / n
+    arrays[name] = (arrays[name] + y).astype(np.float32)
 
 
 # ---- scales ---------------------------------------------------------------------------------------------------------
