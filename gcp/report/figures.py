@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import adjustText
@@ -112,34 +112,18 @@ def mark(scale: str) -> str:
 # ---- figures of runs -----------------------------------------------------------------------------------------------
 
 
-@matplotlib.rc_context(LOOK)
 def accuracy_throughput(runs: pd.DataFrame) -> Figure | None:
     """Top-1 against images per second (the paper's Figure 1), one panel per setting and device."""
-    runs = runs[runs.images_per_second.notna() & runs.top1.notna()]
-    panels = list(runs.groupby(["setting", "device"]))
-    if not panels:
-        return None
-    figure, axes = _panels(len(panels), 1, 9.0, 5.0)
-    for ((setting, device), some), ax in zip(panels, axes[:, 0]):
-        _accuracy_panel(ax, some, "images_per_second", "Throughput (images/s)")
-        _title(ax, _whose(setting), f"Throughput: {device}" if device else "")
-    return _name_lines(figure)
+    panels = runs[runs.images_per_second.notna()].groupby(["setting", "device"])
+    rows = [(setting, some, f"Throughput: {device}" if device else "") for (setting, device), some in panels]
+    return _accuracy_figure(rows, {"images_per_second": "Throughput (images/s)"}, 9.0)
 
 
-@matplotlib.rc_context(LOOK)
 def accuracy_cost(runs: pd.DataFrame) -> Figure | None:
     """Top-1 against MACs kept and against params kept, two panels per setting; smaller is to the right."""
-    runs = runs[runs.top1.notna()]
-    settings = list(runs.groupby("setting"))
-    if not settings:
-        return None
-    figure, axes = _panels(len(settings), 2, 8.0, 5.0)
-    for (setting, some), row in zip(settings, axes):
-        for ax, key, name in zip(row, ("macs_kept", "params_kept"), ("MACs", "Parameters")):
-            _accuracy_panel(ax, some, key, f"{name} kept (%)")
-            ax.invert_xaxis()  # harder pruned to the right, as in the throughput figure
-        _title(row[0], _whose(setting), "Test accuracy of each seed (faint) and their mean (solid).")
-    return _name_lines(figure)
+    note = "Test accuracy of each seed (faint) and their mean (solid)."
+    rows = [(setting, some, note) for setting, some in runs.groupby("setting")]
+    return _accuracy_figure(rows, {"macs_kept": "MACs kept (%)", "params_kept": "Parameters kept (%)"}, 8.0)
 
 
 @matplotlib.rc_context(LOOK)
@@ -188,21 +172,34 @@ def joined(points: pd.DataFrame, median: bool) -> pd.DataFrame:
     return means.reset_index().sort_values("x", kind="stable")
 
 
-def _accuracy_panel(ax: Axes, runs: pd.DataFrame, key: str, label: str) -> None:
-    """A line per method and objective along the x axis: seeds faint, their mean (median throughput) solid."""
-    timed = key == "images_per_second"
-    seeds = points(runs, key)
-    styles, means = _styles(seeds), joined(seeds, timed)
-    for line, same in seeds.groupby("line", sort=False):
-        style, mean = styles[line], means[means.line == line].iloc[:: 1 if timed else -1]  # the hardest pruned is last
-        _faint(ax, same.x, same.y, style, 4)
-        ax.plot(mean.x, mean.y, linewidth=1.5, zorder=3, label=line, **{"markersize": 6, **style})
-        if same.method.iloc[0] == "Dense":
-            ax.lines[-1].set_label("")
-            ax.axhline(mean.y.iloc[0], color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1, label=line)
-    low, high = seeds.x.min(), seeds.x.max()
-    ax.margins(x=0.08)
-    _axes(ax, label, "Top-1 accuracy (%)", *((low / 1.25, high * 1.25) if high > 5 * low > 0 else ()))
+@matplotlib.rc_context(LOOK)
+def _accuracy_figure(rows: Sequence[tuple], columns: Mapping[str, str], width: float) -> Figure | None:
+    """A row of panels for each (setting, its runs, subtitle), with the accuracy against each of the named columns.
+
+    In a panel, a line per method and objective along the x axis: seeds faint, their mean (median throughput) solid.
+    """
+    if not rows:
+        return None
+    figure, axes = _panels(len(rows), len(columns), width, 5.0)
+    for (setting, runs, subtitle), panels in zip(rows, axes):
+        for ax, (key, label) in zip(panels, columns.items()):
+            timed, seeds = key == "images_per_second", points(runs, key)
+            styles, means = _styles(seeds), joined(seeds, timed)
+            for line, same in seeds.groupby("line", sort=False):
+                mean = means[means.line == line].iloc[:: 1 if timed else -1]  # the hardest pruned is last
+                _faint(ax, same.x, same.y, styles[line], 4)
+                ax.plot(mean.x, mean.y, linewidth=1.5, zorder=3, label=line, **{"markersize": 6, **styles[line]})
+                if same.method.iloc[0] == "Dense":
+                    ax.lines[-1].set_label("")
+                    level = {"linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1, "color": FAINT}
+                    ax.axhline(mean.y.iloc[0], label=line, **level)
+            low, high = seeds.x.min(), seeds.x.max()
+            ax.margins(x=0.08)
+            _axes(ax, label, "Top-1 accuracy (%)", *((low / 1.25, high * 1.25) if high > 5 * low > 0 else ()))
+            if not timed:
+                ax.invert_xaxis()  # harder pruned to the right, as in the throughput figure
+        _title(panels[0], _whose(setting), subtitle)
+    return _name_lines(figure)
 
 
 def _axes(ax: Axes, x: str, y: str, *limits: float) -> None:
