@@ -80,3 +80,9 @@ def small_network(middle, folder):
 @pytest.mark.parametrize("middle", [m if m == QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MIDDLES])
 def test_gcp_on_small_networks(middle, tmp_path):
     prune(small_network(middle, tmp_path), 8, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size", [("mobilenetv3_small", 32), ("cifar_resnext29_32x4d", 8), ("shufflenet_v2", 64)])
+def test_gcp_on_networks_of_the_zoo(name, size, tmp_path):
+    prune(name, size, tmp_path)

@@ -221,9 +221,14 @@ def _widths(net: Network) -> tuple:
 
 
 def _aligned(net: Network) -> bool:
-    """Whether all kernels lay out channels in blocks of 16: AVX-512, and every conv's width is a multiple of it."""
+    """Whether all kernels lay out channels in blocks of 16: AVX-512, and every conv's width is a multiple of it.
+
+    Grouped convs have kernels of their own, depthwise ones apart.
+    """
     return _has_avx512() and all(
-        net.shapes[i][0][1] % 16 == 0 for i, n in enumerate(net.nodes) if n.op == "Convolution"
+        net.shapes[i][0][1] % 16 == 0 and int(n.literal("num_group", 1)) in (1, net.shapes[i][0][1])
+        for i, n in enumerate(net.nodes)
+        if n.op == "Convolution"
     )
 
 
