@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST = 1200  # characters of a message: what it quotes, such as a name in a damaged file, can be of any length
+
 
 class UserError(Exception):
     """Something that the user can put right; its message is one line: where, what, and what to do.
@@ -13,5 +15,6 @@ class UserError(Exception):
     exit_status = 2
 
     def __init__(self, message: str, key: str = "") -> None:
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+        line = " ".join(line.strip() for line in message.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
         self.key = key

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Set
+from typing import Any, ClassVar, Iterator, Set, Tuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from gcp.errors import UserError
 
 MOST, LONGEST = 2**31, 1000  # for what has no narrower bounds of its own
-
-# Sections. Each description doubles as the hint in the error message about its key.
 
 
 class Options(BaseModel):
@@ -28,6 +26,16 @@ class Options(BaseModel):
             raise ValueError(f"should have at most {LONGEST:,} {'characters' if isinstance(value, str) else 'items'}")
         return value
 
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with values that are each right by themselves."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _check(self) -> Options:
+        for mistake in self.mistakes():
+            raise ValueError(mistake)
+        return self
+
     # Keys that decide no number: in no fingerprint, whatever they say.
     UNCOUNTED: ClassVar[Set[str]] = set()
     # Keys that name files, or saved networks by their prefix: their contents are in the fingerprint, not their names.
@@ -43,7 +51,7 @@ class Options(BaseModel):
 
 
 def listed(value: Any) -> Any:
-    # YAML has lists where a frozen config needs tuples, and strict mode does not convert between them.
+    """A list as a tuple: YAML has lists where a frozen section needs tuples, and strict mode does not convert."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -58,23 +66,25 @@ def section(kind: type[Options], values: dict) -> Any:
 def explained(error: ValidationError) -> str:
     """The first thing that is wrong, in words: the key, the value, what it should be."""
     first = error.errors()[0]
-    where = ".".join(str(key) for key in first["loc"])
-    if first["type"] in ("missing", "extra_forbidden"):
-        return f"{where} is missing" if first["type"] == "missing" else f"{where}: no such key"
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # a combination; it says the values
-        words = [where, str(first["ctx"]["error"])]
-    else:
-        words = [where, f"{shown(first['input'])} {_should(first)}"]
-    return ": ".join(word for word in words if word)
+    return (".".join(str(key) for key in first["loc"]) + described(first)[1]).lstrip(": ")
 
 
-def _should(error: Any) -> str:
-    """What pydantic says that the value should be."""
-    should = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"].replace("Input ", "")
-    return should[:1].lower() + should[1:]
+def described(error: Any, hint: str = "") -> Tuple[str, str]:
+    """One of pydantic's errors as a kind of mistake, and in words that follow the key."""
+    kind, in_own_words = error["type"], error["type"] == "value_error"
+    if kind == "missing":
+        return "missing-key", " is missing" + (f": {hint}" if hint else "")
+    if kind in ("extra_forbidden", "invalid_key"):
+        return "unknown-key", ": no such key"
+    should = str(error["ctx"]["error"]) if in_own_words else error["msg"].replace("Input ", "")
+    if in_own_words and isinstance(error["input"], dict):  # a combination; it says the values
+        return "combination", f": {should}"
+    should = should[:1].lower() + should[1:] + (f" ({hint})" if hint else "")
+    return "value", f": {shown(error['input'])} {should}"
 
 
 def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
     text = "nothing" if value is None else repr(value)
     if isinstance(value, float) and not math.isfinite(value):
         text = f"{value} (not a finite number)"

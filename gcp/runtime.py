@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def n_threads(configured: int = 0, n_processes: int = 1) -> int:
     if configured:
         return configured
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) else max(1, physical_cores() // n_processes)
+    return int(text) if re.fullmatch("0*[1-9][0-9]{0,5}", text) else max(1, physical_cores() // n_processes)
 
 
 def use_threads(configured: int = 0, n_processes: int = 1) -> None:

@@ -52,7 +52,7 @@ def run(argv: list) -> None:
     for folder in smoke.draw_missing([getattr(cfg.data, "root", None) for _, _, cfg in cfgs]):
         print(f"drew {folder}", file=sys.stderr)
     if args.dry_run:
-        print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark))
+        print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark, args.overlay))
         return
     code = reproduce.reproduce(cfgs, SCRIPTS / "run.py", args.jobs, args.overlay)
     if code:
@@ -64,16 +64,16 @@ def run(argv: list) -> None:
             sys.exit(code)
 
 
-def dry_run(cfgs: list, timed: bool) -> str:
+def dry_run(cfgs: list, timed: bool, overlays: list) -> str:
     """What the experiments would take, as a Markdown table."""
     runtime.use_threads(cfgs[0].threads)
     from gcp.experiment import estimate  # imports MXNet, which reads the number of threads as it loads
     from gcp.report import tables
 
     if not timed:
-        return tables.forecast(estimate.forecast(cfgs))
+        return tables.forecast(estimate.forecast(cfgs, overlays=overlays))
     watch = estimate.Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
-    return tables.forecast(estimate.forecast(cfgs, watch), watch.measured)
+    return tables.forecast(estimate.forecast(cfgs, watch, overlays), watch.measured)
 
 
 if __name__ == "__main__":

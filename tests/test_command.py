@@ -181,3 +181,8 @@ def test_numbers_of_a_command_line(kind, good, bad):
         with pytest.raises(UserError, match="argument --n: .* should be ") as caught:
             parser.parse_args([f"--n={text}"])
         assert caught.value.key == "option.value" and len(str(caught.value)) < 250
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    line = str(UserError("file.json: " + "x" * 10**6 + " is not there; make it"))
+    assert line.startswith("file.json: xx") and line.endswith("xx is not there; make it") and len(line) < 1500

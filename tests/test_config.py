@@ -33,11 +33,15 @@ def write(tmp_path):
     return write
 
 
-def mistake(path, *overrides) -> str:
+def refused(path, *overrides) -> UserError:
     with pytest.raises(UserError) as caught:
         config.load(path, overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.key
+    return caught.value
+
+
+def mistake(path, *overrides) -> str:
+    return str(refused(path, *overrides))
 
 
 # What comes out
@@ -218,7 +222,9 @@ def test_dense_fingerprint_is_shared_by_what_starts_from_the_same_network(write)
     ],
 )
 def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key, fix):
-    assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {key}: no such key; {fix}")
+    error = refused(write(MINIMAL), override)
+    assert error.key == "config.unknown-key"
+    assert str(error).startswith(f"--set {override}: {key}: no such key; {fix}")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +282,9 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
     ],
 )
 def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, override, part):
-    assert mistake(write(MINIMAL), override).startswith(f"--set {override}: {part}")
+    error = refused(write(MINIMAL), override)
+    assert error.key == ("config.unknown-key" if "no such key" in part else "config.value")
+    assert str(error).startswith(f"--set {override}: {part}")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +327,8 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
 )
 def test_impossible_combination(write, override, part):
     values = {**MINIMAL, "prune": None} if override.startswith("prune={") else MINIMAL
-    assert part in mistake(write(values), override)
+    error = refused(write(values), override)
+    assert error.key == "config.combination" and part in str(error)
 
 
 @pytest.mark.parametrize("model", ["{name: resnet18_v1b, pretrained: true}", "{name: runs/net}"])
@@ -337,7 +346,8 @@ def test_steps_may_end_within_the_extra_epochs(write):
 @pytest.mark.parametrize("key", ["scale", "model", "data", "train"])
 def test_missing_section_is_named_with_the_file(write, key):
     path = write({k: v for k, v in MINIMAL.items() if k != key})
-    assert mistake(path).startswith(f"{path}: {key} is missing: ")
+    error = refused(path)
+    assert error.key == "config.missing-key" and str(error).startswith(f"{path}: {key} is missing: ")
 
 
 def test_a_misspelt_key_is_not_reported_as_missing(write):

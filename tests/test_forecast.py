@@ -97,6 +97,19 @@ def test_a_source_that_was_pruned_by_latency_stands_in(tmp_path):
     assert again.is_reachable and again.target == 0.1 and again.macs < first.macs
 
 
+def test_an_overlay_lies_over_the_source_too(tmp_path):
+    text = "scale: smoke\nmodel: {name: cifar_resnet20_v1}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
+    (tmp_path / "source.yaml").write_text(f"{text}prune: {{method: uniform, target: 0.9, round_to: 1}}\n")
+    start = f"model: {{name: {tmp_path}/none/final}}\npaper: {{starts_from: {tmp_path}/source.yaml}}\n"
+    (tmp_path / "again.yaml").write_text(f"base: source.yaml\n{start}")
+    (tmp_path / "over.yaml").write_text("prune: {target: 0.3}\n")
+    whole, small = (
+        estimate.start_network(config.load(tmp_path / "again.yaml", [], overlays), 10, overlays)[1]
+        for overlays in ([], [tmp_path / "over.yaml"])
+    )
+    assert all(small[group] < whole[group] for group in whole)
+
+
 def test_sizes_are_counted_where_there_are_images(tmp_path):
     cfg = config.load(TABLE3 / "gcp-macs-0.29.yaml", [f"data.root={tmp_path}", "data.validation=0.5"])
     assert estimate.sizes(cfg) == (1000, 1_281_167 - 640_584), "nothing there: the known numbers"

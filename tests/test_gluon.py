@@ -230,6 +230,12 @@ def test_truncated_parameters(saved, size):
     refused(str(saved[0])[: -len("-symbol.json")], "net-0000.params")
 
 
+@pytest.mark.parametrize("heads", [[[0, 0, 0]], [[0, 0]]])
+def test_a_graph_whose_output_depends_on_a_part_of_it(saved, heads):
+    saved[0].write_text(json.dumps({**json.loads(saved[0].read_text(encoding="utf-8")), "heads": heads}))
+    refused(str(saved[0])[: -len("-symbol.json")], "no output depends on '")
+
+
 @pytest.mark.parametrize("size", [0, 1, 50, 3000, -1])
 def test_truncated_graph(saved, size):
     text = saved[0].read_text(encoding="utf-8").rstrip()

@@ -107,18 +107,20 @@ def test_opening_again_leaves_the_checkpoints(cfg):
 
 def test_a_run_is_open_once(cfg):
     with records.open_run(cfg):
-        with pytest.raises(UserError, match="another process is at work here"):
-            records.open_run(cfg)
-    records.open_run(cfg).close()
+        with pytest.raises(UserError, match="another process is at work here"), records.open_run(cfg):
+            pass
+    with records.open_run(cfg):
+        pass
 
 
 def test_a_killed_process_lets_go_of_its_run(cfg):
     hold = (
         "import sys, time; from gcp.experiment import config, record; "
-        "run = record.open_run(config.load(sys.argv[1])); "
+        "run = record.open_run(config.load(sys.argv[1])); run.__enter__(); "
         "print('open', flush=True); time.sleep(60)"
     )
-    records.open_run(cfg).close()
+    with records.open_run(cfg):
+        pass
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(records.run_path(cfg) / "config.yaml")],
         stdout=subprocess.PIPE,
@@ -128,25 +130,26 @@ def test_a_killed_process_lets_go_of_its_run(cfg):
     with holder:
         try:
             assert holder.stdout.readline() == "open\n"
-            with pytest.raises(UserError, match="another process"):
-                records.open_run(cfg)
+            with pytest.raises(UserError, match="another process"), records.open_run(cfg):
+                pass
         finally:
             holder.send_signal(signal.SIGKILL)
-    records.open_run(cfg).close()
+    with records.open_run(cfg):
+        pass
 
 
 def test_output_that_is_a_file(cfg, tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match=f"^{tmp_path}/runs/.* cannot be written: "):
-        records.open_run(cfg)
+    with pytest.raises(UserError, match=f"^{tmp_path}/runs/.* cannot be written: "), records.open_run(cfg):
+        pass
 
 
 def test_a_broken_record_is_not_taken_for_done(cfg):
     with records.open_run(cfg) as run:
         (run.path / "record.json").write_text('{"name": "ti')
     for _ in range(2):  # the first failure lets go of the lock
-        with pytest.raises(UserError, match="record.json: not valid JSON"):
-            records.open_run(cfg)
+        with pytest.raises(UserError, match="record.json: not valid JSON"), records.open_run(cfg):
+            pass
 
 
 @pytest.mark.parametrize(

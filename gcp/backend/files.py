@@ -56,11 +56,13 @@ def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[i
         raise UserError(f"network '{net.name}' cannot take an input of {image}: {first_line(error)}") from error
     if args is None or any(not s or 0 in s for s in (*args, *outs, *auxs)):
         raise UserError(f"network '{net.name}' cannot take an input of {image}: some layer would be empty")
-    variables = dict(zip(internals.list_arguments(), args))
-    variables.update(zip(internals.list_auxiliary_states(), auxs))
+    variables = dict(zip([*internals.list_arguments(), *internals.list_auxiliary_states()], [*args, *auxs]))
     outputs, shapes = dict(zip(internals.list_outputs(), outs)), []
     read = {t for n in net.nodes for t in n.inputs}
     for i, node in enumerate(net.nodes):
+        if node.op == "null" and node.name not in variables:
+            wrong = f"no output depends on '{node.name}'; its graph is damaged, save it anew"
+            raise UserError(f"network '{net.name}': {wrong}", "symbol.format")
         if node.op == "null":
             shapes.append((tuple(variables[node.name]),))
             continue
@@ -96,7 +98,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
         if not path.exists():
-            raise UserError(f"saved network '{prefix}': file '{path}' is missing")
+            raise UserError(f"saved network '{prefix}': file '{path}' is missing", "network.absent")
     try:
         text = read_text(symbol_path)
         nodes, outputs = parse_nodes(text)
@@ -107,10 +109,8 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     free = [n for n in nodes if n.op == "null" and n.name not in arrays]
     if len(free) != 1 or free[0].name != "data":
-        raise UserError(
-            f"'{params_path}' lacks {', '.join(n.name for n in free if n.name != 'data') or 'data'}; "
-            f"it does not belong to '{symbol_path}'"
-        )
+        lacking = ", ".join(n.name for n in free if n.name != "data") or "data"
+        raise UserError(f"'{params_path}' lacks {lacking}; it does not belong to '{symbol_path}'")
     if input_shape is None:
         shape = free[0].literal(INPUT_SHAPE)
         if not isinstance(shape, tuple) or len(shape) != 4:
@@ -124,10 +124,8 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
         if key not in wanted:
             raise UserError(f"'{params_path}' holds '{key}', which '{symbol_path}' does not know")
         if wanted[key] != value.shape:
-            raise UserError(
-                f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' "
-                f"needs {wanted[key]} for an input of {'x'.join(map(str, input_shape))}"
-            )
+            needs = f"needs {wanted[key]} for an input of {'x'.join(map(str, input_shape))}"
+            raise UserError(f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' {needs}")
     return with_free_scales(replace(net, name=free[0].attrs.get(SOURCE, Path(prefix).name), shapes=shapes))
 
 
@@ -137,6 +135,7 @@ def is_saved(prefix: str) -> bool:
 
 
 def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
+    """The two files of a saved network; `prefix` may be the path of one of them."""
     text = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(prefix))
     return Path(text + "-symbol.json"), Path(text + "-0000.params")
 
@@ -155,6 +154,5 @@ def load_arrays(path: Path) -> Dict[str, np.ndarray]:
     try:
         return read_arrays(path)
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"'{path}' is not a whole MXNet parameter file: {first_line(error)}", "params.format"
-        ) from error
+        why = f"'{path}' is not a whole MXNet parameter file: {first_line(error)}"
+        raise UserError(why, "params.format") from error

@@ -16,10 +16,10 @@ from contextlib import closing
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Any, ClassVar, Dict, List, Literal, Optional, Sequence, Set, Tuple
+from typing import Any, ClassVar, Dict, Iterator, List, Literal, Optional, Sequence, Set, Tuple
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from gcp.data import sources
 from gcp.data.base import DATASETS, Data, Dataset, Split, capped, from_arrays, held_out, spread
@@ -205,11 +205,10 @@ class Encoded(Data):
     )
     workers: int = Field(0, ge=0, le=1024, description="threads that decode images; 0: one per physical core")
 
-    @model_validator(mode="after")
-    def _check_root(self) -> Encoded:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
         if self.root is None:
-            raise ValueError(f"name: {self.name} needs a root; set data.root to {self.ROOT}")
-        return self
+            yield f"name: {self.name} needs a root; set data.root to {self.ROOT}"
 
 
 class Folder(Encoded):
@@ -393,11 +392,11 @@ class Caltech256(Encoded):
         "it stands for the seed",
     )
 
-    @model_validator(mode="after")
-    def _check_split_file(self) -> Caltech256:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        yield from super().mistakes()
         if self.split_file is not None and not self.split_file.lower().endswith((".json", ".csv")):
-            raise ValueError(f"split_file: {self.split_file!r} should end in .json or .csv")
-        return self
+            yield f"split_file: {self.split_file!r} should end in .json or .csv"
 
     def known_size(self) -> Tuple[int, int]:
         """Of 30,607 images 827 are clutter; what is not for training is for testing."""

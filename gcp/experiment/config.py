@@ -6,10 +6,13 @@ Whatever is wrong with them ends in one `UserError` line: the place, the key, th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import glob
 import hashlib
 import json
+import operator
 import os
 import re
 from pathlib import Path
@@ -17,14 +20,14 @@ from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
 from typing import Annotated, Any, ClassVar, Dict, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator
 
-from gcp import runtime, storage
+from gcp import storage
 from gcp.cost.base import COSTS
 from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
 from gcp.methods.base import METHODS, MethodOptions
-from gcp.options import Options, listed, shown
+from gcp.options import Options, described, listed, shown
 from gcp.registry import Registry
 from gcp.storage import parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
@@ -52,7 +55,6 @@ class Model(Options):
         min_length=1,
         description="with pretrained: the file of GluonCV's published weights, where there is no network to fetch it",
     )
-
     new_head: bool = Field(
         False, description="true: a saved network gets a new output layer, of as many classes as the data have"
     )
@@ -74,24 +76,19 @@ class Model(Options):
         """Whether `name` is a pattern that no saved network fits yet."""
         return self.is_saved and ("*" in self.name or "{seed}" in self.name)
 
-    @model_validator(mode="after")
-    def _check(self) -> Model:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        saved = f"{self.name!r} is a saved network, which brings its own weights"
         if self.pretrained and self.is_saved:
-            raise ValueError(
-                f"pretrained: true goes with a GluonCV name, but {self.name!r} is a saved "
-                "network, which brings its own weights; set model.pretrained to false"
-            )
+            yield f"pretrained: true goes with a GluonCV name, but {saved}; set model.pretrained to false"
         if self.weights is not None and not self.pretrained:
-            raise ValueError(
-                "weights is the file of GluonCV's published weights; set model.pretrained to true (your "
-                "own weights come as a saved network: give its prefix as model.name)"
+            yield (
+                "weights is the file of GluonCV's published weights; set model.pretrained to true (your own weights "
+                "come as a saved network: give its prefix as model.name)"
             )
         if self.new_head and not self.is_saved:
-            raise ValueError(
-                f"new_head: true goes with a saved network, but {self.name!r} is a GluonCV name, whose "
-                "output layer follows the data anyway; set model.new_head to false"
-            )
-        return self
+            named = f"{self.name!r} is a GluonCV name, whose output layer follows the data anyway"
+            yield f"new_head: true goes with a saved network, but {named}; set model.new_head to false"
 
 
 TARGETS = ("target", "target_ms", "target_images_per_second")  # ways to say the same thing
@@ -101,12 +98,8 @@ class _Prune(Options):
     """Which channels go, and how. Every method's own options are in a section of its name; one's are those in use."""
 
     method: _names(METHODS) = Field("none", description="the pruning method")
-    objective: Costs = Field(
-        "macs", description="the cost that a channel is weighed against, and that the target is about"
-    )
-    budget: Optional[Costs] = Field(
-        None, description="the cost that the target is about, where that is not the objective"
-    )
+    objective: Costs = Field("macs", description="the cost that a channel is weighed against, and the target is about")
+    budget: Optional[Costs] = Field(None, description="the cost that the target is about, if not the objective")
     target: float = Field(1.0, gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")
     target_ms: Optional[float] = Field(
         None, gt=0, le=1e6, description="in place of target, for latency: milliseconds for a batch"
@@ -128,7 +121,6 @@ class _Prune(Options):
         description="training images that batch norm's running statistics are recomputed from after every cut, in "
         "whole batches; 0: they stay those of before the cut",
     )
-
     moved: Literal["mean", "silenced"] = Field(
         "mean",
         description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "
@@ -157,37 +149,25 @@ class _Prune(Options):
         """The options of the method in use."""
         return getattr(self, self.method)
 
-    @model_validator(mode="after")
-    def _check(self) -> _Prune:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
         targets = {key for key in TARGETS if key in self.model_fields_set and getattr(self, key) is not None}
-        if not self.is_timed and targets - {"target"}:
-            raise ValueError(
-                f"{min(targets - {'target'})} is for latencies, but the target is about {self.counted}; "
-                "set prune.objective or prune.budget to latency"
-            )
+        for key in sorted(targets - {"target"}) if not self.is_timed else ():
+            wrong = f"{key} is for latencies, but the target is about {self.counted}"
+            yield f"{wrong}; set prune.objective or prune.budget to latency"
         if len(targets) > 1:
-            raise ValueError(f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them")
+            yield f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them"
         needs = {key for name in (self.objective, self.counted) for key in COSTS.options[name].model_fields}
+        fix = "set prune.latency_model to a file that `scripts/latency.py fit` wrote"
         if self.latency_model is None and "latency_model" in needs:
-            raise ValueError(
-                "latency needs a model of it; set prune.latency_model to a file that `scripts/latency.py fit` wrote"
-            )
+            yield f"latency needs a model of it; {fix}"
         if self.latency_model is None and self.round_to is None:
-            raise ValueError(
-                "round_to: auto is a latency model's granularity; set prune.latency_model to a file that "
-                "`scripts/latency.py fit` wrote, or prune.round_to to a number"
-            )
-        prunes = self.options.PRUNES
-        if not prunes and self.target != 1:
+            yield f"round_to: auto is a latency model's granularity; {fix}, or prune.round_to to a number"
+        if not self.options.PRUNES and self.target != 1:
             others = " or ".join(name for name in METHODS if METHODS.options[name].PRUNES)
-            raise ValueError(
-                f"target: {self.target:g} cannot be met by method: {self.method}; set prune.method to {others}"
-            )
-        if prunes and not targets:
-            raise ValueError(
-                f"method: {self.method} needs a target; set prune.target to the fraction of the cost to keep"
-            )
-        return self
+            yield f"target: {self.target:g} cannot be met by method: {self.method}; set prune.method to {others}"
+        if self.options.PRUNES and not targets:
+            yield f"method: {self.method} needs a target; set prune.target to the fraction of the cost to keep"
 
 
 Prune = create_model(
@@ -211,10 +191,7 @@ class Paper(Options):
         None, description="one of the paper's tables 1 to 6, or its Figure 1"
     )
     level: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="the table's block of rows, 1 for the lightest cut; 0: what others are compared with",
+        0, ge=0, le=100, description="the table's block of rows, 1 for the lightest cut; 0: what others compare with"
     )
     chosen: bool = Field(False, description="true: the level's target is not published; we chose it")
     starts_from: Optional[str] = Field(
@@ -259,35 +236,23 @@ class Config(Options):
         return value
 
     @property
-    def n_threads(self) -> int:
-        """The number of threads to compute with: `threads`, or one per physical core."""
-        return runtime.n_threads(self.threads)
-
-    @property
     def n_workers(self) -> int:
         """The number of processes that share every batch: it decides what batch norm sees."""
         return self.workers or max(1, len(self.gpus))
 
-    @model_validator(mode="after")
-    def _check(self) -> Config:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
         if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
-            raise ValueError(
-                "train.last_gamma_zero: true is for a network that starts from random weights, but "
-                f"{self.model.name!r} brings its own; set it to false"
-            )
+            wrong = f"is for a network that starts from random weights, but {self.model.name!r} brings its own"
+            yield f"train.last_gamma_zero: true {wrong}; set it to false"
         if len(set(self.gpus)) < len(self.gpus):
-            raise ValueError(f"gpus: {list(self.gpus)} names a GPU twice; each takes one worker")
+            yield f"gpus: {list(self.gpus)} names a GPU twice; each takes one worker"
         if self.gpus and self.n_workers % len(self.gpus):
-            raise ValueError(
-                f"workers: {self.workers} cannot be spread over the {len(self.gpus)} gpus of every "
-                f"machine; set it to a multiple of {len(self.gpus)}, or leave it out"
-            )
+            wrong = f"cannot be spread over the {len(self.gpus)} gpus of every machine"
+            yield f"workers: {self.workers} {wrong}; set it to a multiple of {len(self.gpus)}, or leave it out"
         if self.data.batch % self.n_workers:
-            raise ValueError(
-                f"data.batch: {self.data.batch} images cannot be divided evenly among {self.n_workers} "
-                f"workers; set it to a multiple of {self.n_workers}"
-            )
-        return self
+            wrong = f"images cannot be divided evenly among {self.n_workers} workers"
+            yield f"data.batch: {self.data.batch} {wrong}; set it to a multiple of {self.n_workers}"
 
     def fingerprint(self) -> str:
         """12 hex digits that change with everything that decides a number.
@@ -354,8 +319,7 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = (), overlays: Seque
         return _with_start(Config.model_validate(values))
     except ValidationError as error:
         # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
-        first = min(error.errors(), key=lambda e: e["type"] == "missing")
-        raise UserError(_explain(first, layers, str(path))) from None
+        raise _explained(min(error.errors(), key=lambda e: e["type"] == "missing"), layers, str(path)) from None
 
 
 def _with_start(cfg: Config) -> Config:
@@ -364,13 +328,9 @@ def _with_start(cfg: Config) -> Config:
         return cfg
     found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
     if len(found) > 1:
-        raise UserError(
-            f"model.name: {cfg.model.name} means several saved networks: {', '.join(found)}; name one with "
-            "--set model.name=PREFIX"
-        )
-    if not found:
-        return cfg
-    name = found[0][: -len("-symbol.json")]
+        several = f"{cfg.model.name} means several saved networks: {', '.join(found)}"
+        raise UserError(f"model.name: {several}; name one with --set model.name=PREFIX", key="config.start")
+    name = found[0][: -len("-symbol.json")] if found else cfg.model.name
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
 
 
@@ -390,16 +350,12 @@ def load_all(
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give a configuration or a folder of them")
+        raise UserError(f"{path}: no such file or folder; give a configuration or a folder of them", key="file.read")
     files = sorted(p for p in path.glob("*.yaml") if not p.name.startswith("_")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: holds no configuration (*.yaml)")
-    return [
-        (file, extra, load(file, extra, overlays))
-        for seed in (seeds or [None])
-        for file in files
-        for extra in [[*overrides, *([] if seed is None else [f"seed={seed}"])]]
-    ]
+        raise UserError(f"{path}: holds no configuration (*.yaml)", key="config.none")
+    sets = [[*overrides, f"seed={seed}"] for seed in seeds] if seeds else [list(overrides)]
+    return [(file, given, load(file, given, overlays)) for given in sets for file in files]
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
@@ -412,16 +368,15 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
         values = read_yaml(path)
     except UserError as error:
         raise UserError(f"{above[-1]}: base: {error}" if above else str(error), key=error.key) from None
-    if values is None:
-        values = {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {shown(values)}; a configuration is made of `key: value` lines")
+        wrong = f"holds {shown(values)}; a configuration is made of `key: value` lines"
+        raise UserError(f"{path}: {wrong}", key="config.value")
     base = values.pop("base", None)
-    if base is None:
-        return [(str(path), values)]
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base: {shown(base)} should be the path of one configuration file")
-    return [*_read_chain(path.parent / base, (*above, here)), (str(path), values)]
+    if not isinstance(base, (str, type(None))):
+        wrong = f"{shown(base)} should be the path of one configuration file"
+        raise UserError(f"{path}: base: {wrong}", key="config.base")
+    return [*(() if base is None else _read_chain(path.parent / base, (*above, here))), (str(path), values)]
 
 
 def _read_overlay(path: Path) -> Tuple[Dict[str, str], list[_Layer]]:
@@ -431,7 +386,8 @@ def _read_overlay(path: Path) -> Tuple[Dict[str, str], list[_Layer]]:
     for source, layer in layers:
         found = layer.pop("moved", {})
         if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
-            raise UserError(f"{source}: moved: {shown(found)} should name folders, such as `data: data/smoke`")
+            wrong = f"{shown(found)} should name folders, such as `data: data/smoke`"
+            raise UserError(f"{source}: moved: {wrong}", key="config.value")
         moved.update(found)
     return moved, layers
 
@@ -450,9 +406,11 @@ def _parse_override(text: str) -> dict:
     dotted, equals, value = text.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
-        raise UserError(f"{_said(text)}: should look like section.key=value, such as prune.target=0.5")
+        wrong = "should look like section.key=value, such as prune.target=0.5"
+        raise UserError(f"{_said(text)}: {wrong}", key="option.value")
     if keys == ["base"]:
-        raise UserError(f"{_said(text)}: base belongs in a file; give that file as the configuration instead")
+        wrong = "base belongs in a file; give that file as the configuration instead"
+        raise UserError(f"{_said(text)}: {wrong}", key="config.base")
     nested = parse_yaml(value, _said(text))
     for key in reversed(keys):
         nested = {key: nested}
@@ -475,41 +433,30 @@ def _merged(under: Any, over: Any) -> Any:
 # Explaining what is wrong
 
 
-def _explain(error: Any, layers: list[_Layer], path: str) -> str:
+def _explained(error: Any, layers: list[_Layer], path: str) -> UserError:
     """One line about a pydantic error: where the key was written, the key, the value, what it should be."""
-    keys = tuple(key for key in error["loc"] if key != "[key]")
-    kind, value = error["type"], shown(error["input"])
+    keys, kind, given = tuple(key for key in error["loc"] if key != "[key]"), error["type"], error["input"]
     if kind in ("tuple_type", "too_short", "too_long") or (kind == "missing" and isinstance(keys[-1], int)):
         keys = keys[: 1 + max(n for n, key in enumerate(keys) if isinstance(key, str))]
-        value = shown(list(error["input"]) if isinstance(error["input"], tuple) else error["input"])
-        return f"{_source(layers, keys, path)}: {'.'.join(keys)}: {value} does not fit: {_hint(keys)}"
-    dotted = ".".join(str(key) for key in keys)
-    source = path if kind == "missing" else _source(layers, keys, path)
-    hint = _hint(keys)
-    if kind in ("extra_forbidden", "invalid_key"):
-        return f"{source}: {dotted}: no such key; {_nearest(keys)}"
-    if kind == "missing":
-        return f"{source}: {dotted} is missing" + (f": {hint}" if hint else "")
-    if kind == "value_error" and isinstance(error["input"], dict):  # a combination; it says the values
-        return f"{source}: {dotted}: {error['ctx']['error']}" if keys else f"{path}: {error['ctx']['error']}"
-    if kind in ("model_type", "model_attributes_type"):
-        known = ", ".join(_fields(keys))
-        return f"{source}: {dotted}: {value} should be a section of its own, with keys {known}"
-    should = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].replace("Input ", "")
-    return f"{source}: {dotted}: {value} {should[:1].lower()}{should[1:]}" + (f" ({hint})" if hint else "")
+        value = shown(list(given) if isinstance(given, tuple) else given)
+        key, words = "value", f": {value} does not fit: {_hint(keys)}"
+    elif kind in ("model_type", "model_attributes_type"):
+        key, words = "value", f": {shown(given)} should be a section of its own, with keys {', '.join(_fields(keys))}"
+    else:
+        key, words = described(error, _hint(keys))
+    if key == "unknown-key":
+        words += f"; {_nearest(keys)}"
+    source = path if key == "missing-key" else _source(layers, keys, path)
+    said = (".".join(map(str, keys)) + words).lstrip(": ")
+    return UserError(f"{source}: {said}", key=f"config.{key}")
 
 
 def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) -> str:
     """Where the value at `keys` was written last; an item of a list counts as written with the list."""
-    for source, layer in reversed(layers):
-        found: Any = layer
-        for key in keys:
-            if isinstance(key, int) and isinstance(found, list):
-                return source
-            if not isinstance(found, dict) or key not in found:
-                break
-            found = found[key]
-        else:
+    named = [key for key in keys if isinstance(key, str)]
+    for source, layer in reversed(layers if named else ()):
+        with contextlib.suppress(KeyError, TypeError):  # not in this layer
+            functools.reduce(operator.getitem, named, layer)
             return path if source == "defaults" else source
     return path
 
@@ -527,28 +474,18 @@ def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
     return section.model_fields
 
 
-def _hint(keys: tuple[Union[str, int], ...]) -> str | None:
+def _hint(keys: tuple[Union[str, int], ...]) -> str:
     named = tuple(key for key in keys if isinstance(key, str))
     field = _fields(named[:-1]).get(named[-1]) if named else None
-    return field.description if field else None
-
-
-def _all_keys() -> Iterator[str]:
-    for key in Config.model_fields:
-        yield key
-        yield from (f"{key}.{name}" for name in _fields((key,)))
+    return field.description or "" if field else ""
 
 
 def _nearest(keys: tuple[Union[str, int], ...]) -> str:
     """What may have been meant: a key of the same section, else of another, else all the section's keys."""
-    prefix = "".join(f"{key}." for key in keys[:-1])
-    siblings = list(_fields(keys[:-1]))
-    written = str(keys[-1])
-    near = difflib.get_close_matches(written, siblings, n=1)
-    if near:
-        return f"did you mean {prefix}{near[0]}?"
-    leaves = {key.rpartition(".")[2]: key for key in reversed(list(_all_keys()))}
-    near = difflib.get_close_matches(written, leaves, n=1)
-    if near:
-        return f"did you mean {leaves[near[0]]}?"
+    prefix, siblings = "".join(f"{key}." for key in keys[:-1]), list(_fields(keys[:-1]))
+    own = {name: prefix + name for name in siblings}
+    others = {name: f"{key}.{name}" for key in reversed(Config.model_fields) for name in _fields((key,))}
+    for known in (own, {**others, **{key: key for key in Config.model_fields}}):
+        for near in difflib.get_close_matches(str(keys[-1]), known, n=1):
+            return f"did you mean {known[near]}?"
     return f"{'the keys of ' + prefix[:-1] if prefix else 'the keys'} are {', '.join(siblings)}"

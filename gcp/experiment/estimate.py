@@ -10,7 +10,7 @@ import gc
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -76,33 +76,28 @@ def sizes(cfg: Config) -> Tuple[int, int]:
     return n_classes, n - max(1, round(n * cfg.data.validation))
 
 
-def start_network(cfg: Config, n_classes: int) -> Tuple[Network, Widths, bool]:
+def start_network(cfg: Config, n_classes: int, overlays: Sequence[str] = ()) -> Tuple[Network, Widths, bool]:
     """The network that pruning starts from, without its weights; its widths; whether they stand in for others.
 
-    A saved network that is not there yet has the shape of the configuration that makes it (`paper.starts_from`),
-    pruned uniformly. UserError: there is no such network, or no saying what it will look like.
+    A saved network that is not there yet has the shape of the configuration that makes it (`paper.starts_from`, under
+    the same `overlays`), pruned uniformly. UserError: there is no such network, or no saying what it will look like.
     """
-    if not cfg.model.is_saved:
-        net = _opened(cfg.model.name, cfg.data.input, n_classes)
-        return net, net.widths, False
-    if not cfg.model.is_pattern and is_saved(cfg.model.name):
-        net = open_network(cfg.model.name, cfg.data.input, n_classes, new_head=cfg.model.new_head)
+    model = cfg.model
+    if not model.is_saved or (not model.is_pattern and is_saved(model.name)):
+        args = model.name, cfg.data.input, n_classes
+        net = open_network(*args, new_head=model.new_head) if model.is_saved else _opened(*args)
         return net, net.widths, False
     if cfg.paper.starts_from is None:
-        raise UserError(
-            f"{cfg.name}: the saved network '{cfg.model.name}' is not there; finish the run that makes it, "
-            "or name its configuration in paper.starts_from"
-        )
-    source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"])
-    whole, widths, _ = start_network(source, sizes(source)[0])
-    widths = small_widths(whole, widths, budget_of(source, whole))
+        fix = "finish the run that makes it, or name its configuration in paper.starts_from"
+        raise UserError(f"{cfg.name}: the saved network '{model.name}' is not there; {fix}", key="network.absent")
+    source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"], overlays)
+    whole, widths, _ = start_network(source, sizes(source)[0], overlays)
+    budget = budget_of(source, whole)
+    widths = widths if budget.target >= 1 else uniform_widths(whole.widths, budget)
     return _opened(whole.name, cfg.data.input, n_classes), widths, True
 
 
-@lru_cache(maxsize=8)
-def _opened(name: str, input_shape: Tuple[int, int, int], n_classes: int) -> Network:
-    """A GluonCV network without its weights: the rows of a table share one."""
-    return open_network(name, input_shape, n_classes)
+_opened = lru_cache(maxsize=8)(open_network)  # GluonCV networks without their weights: the rows of a table share one
 
 
 def budget_of(cfg: Config, net: Network) -> Budget:
@@ -110,51 +105,35 @@ def budget_of(cfg: Config, net: Network) -> Budget:
     return plan.budget_of(cfg, net, latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None)
 
 
-def small_widths(net: Network, widths: Widths, budget: Budget) -> Widths:
-    """The uniform network's widths at the budget; the smallest there are, where it cannot be reached."""
-    return widths if budget.target >= 1 else uniform_widths(net.widths, budget)
+def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequence[str] = ()) -> List[Row]:
+    """A row for each configuration; with a `speed`, how long it will take. UserError: a network or data are unknown.
 
-
-def forecast(cfgs: List[Config], speed: Optional[Speed] = None) -> List[Row]:
-    """A row for each configuration; with a `speed`, how long it will take. UserError: a network or data are unknown."""
+    `overlays`: what the configurations were loaded with.
+    """
     rows, trained = [], set()
     for cfg in cfgs:
         n_classes, n_train = sizes(cfg)
-        net, widths, stand_in = start_network(cfg, n_classes)
-        budget, is_cut = budget_of(cfg, net), cfg.prune.options.PRUNES
-        small = small_widths(net, widths, budget) if is_cut else widths
-        per_epoch = -(-n_train // cfg.data.batch) * cfg.data.batch
+        net, widths, stand_in = start_network(cfg, n_classes, overlays)
+        budget, is_cut, batch = budget_of(cfg, net), cfg.prune.options.PRUNES, cfg.data.batch
+        # The smallest widths there are, where the target cannot be reached.
+        small = uniform_widths(net.widths, budget) if is_cut and budget.target < 1 else widths
+        per_epoch, renewed = -(-n_train // batch) * batch, n_statistics(cfg.prune.statistics_images, n_train, batch)
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,
-            cfg.prune.options.n_images(
-                n_train, cfg.data.batch, n_statistics(cfg.prune.statistics_images, n_train, cfg.data.batch)
-            ),
-            (cfg.finetune.epochs + cfg.finetune.extra_epochs) * per_epoch,
+            cfg.prune.options.n_images(n_train, batch, renewed),
+            cfg.finetune.all_epochs * per_epoch,
         )
         trained.add(dense)
         seconds = None
         if speed is not None:
-            whole, after = (speed(resized(net, w), cfg.data.batch) if sum(images) else 1.0 for w in (widths, small))
+            whole, after = (speed(resized(net, w), batch) if sum(images) else 1.0 for w in (widths, small))
             # While it is pruned it is as fast as the mean of what it was and what it becomes, nearly.
             seconds = images[0] / whole + images[1] * (1 / whole + 1 / after) / 2 + images[2] / after
-        rows.append(
-            Row(
-                cfg.name,
-                cfg.seed,
-                cfg.paper.table,
-                cfg.paper.level,
-                cfg.paper.chosen,
-                cfg.prune.counted,
-                budget.target if is_cut else None,
-                budget.lowest(widths) if is_cut else None,
-                int(params(net)(small)),
-                int(macs(net)(small)),
-                *images,
-                seconds,
-                stand_in,
-            )
-        )
+        place = cfg.name, cfg.seed, cfg.paper.table, cfg.paper.level, cfg.paper.chosen, cfg.prune.counted
+        targets = (budget.target, budget.lowest(widths)) if is_cut else (None, None)
+        counts = int(params(net)(small)), int(macs(net)(small))
+        rows.append(Row(*place, *targets, *counts, *images, seconds, stand_in))
     return rows
 
 
@@ -172,20 +151,16 @@ class Stopwatch:
         batch = min(batch, BENCHMARK_BATCH[self.device])
         key = (net.name, net.input_shape, net.n_classes, tuple(net.widths.items()), batch)
         if key not in self._seen:
-            self._show(
-                f"timing {net.name}, {'x'.join(map(str, net.input_shape))}, batch {batch}, "
-                f"{int(macs(net)(net.widths)) / 1e6:,.0f} MMACs ..."
-            )
-            step = random_step(net, batch)
-            seconds = []
-            for _ in range(N_STEPS + 1):
-                began = time.perf_counter()
+            size = f"{'x'.join(map(str, net.input_shape))}, batch {batch}"
+            self._show(f"timing {net.name}, {size}, {int(macs(net)(net.widths)) / 1e6:,.0f} MMACs ...")
+            step, ended = random_step(net, batch), []
+            for _ in range(N_STEPS + 2):
+                ended.append(time.perf_counter())
                 step()
                 mx.nd.waitall()
-                seconds.append(time.perf_counter() - began)
             del step
             gc.collect()  # a block is full of cycles, and holds its memory
-            self._seen[key] = batch / float(np.median(seconds[1:]))
+            self._seen[key] = batch / float(np.median(np.diff(ended)[1:]))
             self.batches.add(batch)
         return self._seen[key]
 

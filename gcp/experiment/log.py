@@ -87,10 +87,8 @@ def check_tensorboard() -> None:
     try:
         import tensorboard.summary.writer.event_file_writer  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"tensorboard: true needs a package that is not there ({error}); run `pip install -c "
-            "constraints.txt '.[tensorboard]'`, or set it to false"
-        ) from error
+        fix = "run `pip install -c constraints.txt '.[tensorboard]'`, or set it to false"
+        raise UserError(f"tensorboard: true needs a package that is not there ({error}); {fix}") from error
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:

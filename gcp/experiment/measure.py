@@ -73,10 +73,8 @@ def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, 
 def with_weights(name: str, pretrained: bool) -> None:
     """UserError for a GluonCV name without its published weights: there would be nothing but random numbers in it."""
     if not pretrained and not is_saved(name):
-        raise UserError(
-            f"'{name}' is no saved network (no file '{name}-symbol.json'); give the path prefix of one, "
-            "or a GluonCV name with --pretrained"
-        )
+        fix = "give the path prefix of one, or a GluonCV name with --pretrained"
+        raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); {fix}", "network.absent")
 
 
 def quantize(
@@ -101,17 +99,9 @@ def quantize(
         export.save_quantized(export.quantized(net, _first(shuffled, n_images)), prefix)
         forms = {"float32": to_block(net, trainable=set()), "int8": export.load_quantized(prefix)}
         in_int8, in_float32 = export.layers(forms["int8"])
-        rows.append(
-            {
-                "network": name,
-                "prefix": str(prefix),
-                "macs": int(macs(net)(net.widths)),
-                "params": int(params(net)(net.widths)),
-                "n_calibration": n_images,
-                "n_layers_int8": len(in_int8),
-                "layers_float32": in_float32,
-            }
-        )
+        counts = {"macs": int(macs(net)(net.widths)), "params": int(params(net)(net.widths))}
+        kept = {"n_calibration": n_images, "n_layers_int8": len(in_int8), "layers_float32": in_float32}
+        rows.append({"network": name, "prefix": str(prefix), **counts, **kept})
         for form, block in forms.items():
             rows[-1][form] = {
                 **TASKS[images.task].evaluate(export.outputs(block), images.test, batch),
@@ -120,17 +110,10 @@ def quantize(
             blocks.append(block)
     x, _, _ = next(images.test.batches(batch))
     speeds = clock.timed([clock.forward(block, x) for block in blocks], repeats)
+    setup = {"batch": batch, "device": "cpu", "threads": runtime.n_threads()}
     for form, speed in zip((row[form] for row in rows for form in ("float32", "int8")), speeds):
-        form.update(
-            {
-                **speed,
-                "images_per_second": batch / speed["latency_s"],
-                "batch": batch,
-                "device": "cpu",
-                "threads": runtime.n_threads(),
-                "times_first": speeds[0]["latency_s"] / speed["latency_s"],
-            }
-        )
+        form.update(speed, images_per_second=batch / speed["latency_s"], **setup)
+        form["times_first"] = speeds[0]["latency_s"] / speed["latency_s"]
     return rows
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
+from gcp import runtime
 from gcp.backend import clock
 from gcp.backend.files import is_saved
 from gcp.backend.zoo import open_network
@@ -15,21 +16,13 @@ from gcp.data.datasets import Data, Dataset
 from gcp.data.datasets import load as open_data
 from gcp.errors import UserError
 from gcp.experiment.config import Config, Prune
-from gcp.experiment.log import check_tensorboard
 from gcp.graph.network import Network
 from gcp.graph.surgery import with_zero_residuals
 from gcp.train import checkpoints, losses, optimisers
-from gcp.train.distributed import check_gpus, process_group
+from gcp.train.distributed import process_group
 from gcp.train.options import Recipe
 
 SHOWN = 10  # skipped images that are named
-
-
-def check_machine(cfg: Config) -> None:
-    """UserError where what the configuration asks of the machine is not there."""
-    check_gpus(cfg.gpus)
-    if cfg.tensorboard:
-        check_tensorboard()
 
 
 def load_data(cfg: Data, seed: int = 0) -> Dataset:
@@ -48,20 +41,13 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     UserError: the target cannot be reached, a network or a model that the configuration names is not there or does not
     fit, or the device cannot train as it should.
     """
-    if cfg.model.is_pattern:
-        source = cfg.paper.starts_from
-        fix = (
-            f"make it first: python scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
-            if source
-            else ("finish the run that makes it first")
-        )
-        raise UserError(f"model.name: no saved network fits '{cfg.model.name}' (seed {cfg.seed}); {fix}")
     model = cfg.model
-    start = checkpoints.same_network(
-        lambda: open_network(
-            model.name, data.shape, len(data.classes), model.pretrained, cfg.seed, model.weights, model.new_head
-        )
-    )
+    if model.is_pattern:
+        source = cfg.paper.starts_from or "CONFIG"
+        fix = f"make it first: scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
+        raise UserError(f"model.name: no saved network fits '{model.name}' (seed {cfg.seed}); {fix}", "network.absent")
+    how = data.shape, len(data.classes), model.pretrained, cfg.seed, model.weights, model.new_head
+    start = checkpoints.same_network(lambda: open_network(model.name, *how))
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
     budget = budget_of(cfg, start, latency_model(cfg, start))
@@ -98,10 +84,8 @@ def _target(how: Prune, table: latency.LatencyModel) -> float:
         return how.target
     asked_s = how.target_ms / 1e3 if how.target_ms else batch / how.target_images_per_second
     if asked_s > whole_s:
-        raise UserError(
-            f"prune: {1e3 * asked_s:.4g} ms is more than the {1e3 * whole_s:.4g} ms that the whole network "
-            "takes; ask for less"
-        )
+        whole = f"the {1e3 * whole_s:.4g} ms that the whole network takes"
+        raise UserError(f"prune: {1e3 * asked_s:.4g} ms is more than {whole}; ask for less", "budget.target")
     return asked_s / whole_s
 
 
@@ -127,7 +111,7 @@ def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]
     """
     if cfg.prune.latency_model is None:
         return None
-    return latency.load_for(Path(cfg.prune.latency_model), start, cfg.n_threads, clock.hardware, warn)
+    return latency.load_for(Path(cfg.prune.latency_model), start, runtime.n_threads(cfg.threads), clock.hardware, warn)
 
 
 def warn(text: str) -> None:
@@ -146,8 +130,6 @@ def teacher(recipe: Recipe, data: Dataset, dense: Optional[Network] = None) -> O
     if recipe.teacher != "dense":
         net = open_network(recipe.teacher, data.shape, None, pretrained=not is_saved(recipe.teacher))
     if net.n_classes != len(data.classes):
-        raise UserError(
-            f"teacher: '{recipe.teacher}' has {net.n_classes} classes, data '{data.name}' has "
-            f"{len(data.classes)}; name a network that was trained on these data"
-        )
+        wrong = f"'{recipe.teacher}' has {net.n_classes} classes, data '{data.name}' has {len(data.classes)}"
+        raise UserError(f"teacher: {wrong}; name a network that was trained on these data", "network.classes")
     return losses.Teacher(net, recipe.teacher_weight, recipe.teacher_temperature)

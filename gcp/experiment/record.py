@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Dict, List, Literal, NamedTuple, Optional
+from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -173,42 +174,26 @@ def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
     try:
         return schema.model_validate(plain(values, finite=True))
     except ValidationError as error:
-        raise UserError(
-            f"{folder}: the results saved there make no record: {explained(error)}; remove what is wrong among "
-            "dense.json, pruned.json and final.json, and it is computed again",
-            key="record.facts",
-        ) from error
+        wrong = f"the results saved there make no record: {explained(error)}"
+        fix = "remove what is wrong among dense.json, pruned.json and final.json, and it is computed again"
+        raise UserError(f"{folder}: {wrong}; {fix}", key="record.facts") from error
 
 
 # One run
 
 
+@dataclass
 class Run:
-    """One run's folder, locked for this process from `open_run` to `close` or the end of a `with` block."""
+    """One run's folder; `log(event, **values)` adds a line to its `log.jsonl`."""
 
-    def __init__(self, path: Path, record: Optional[Record], lock: contextlib.ExitStack, log: Log):
-        self.path = path
-        self.record = record
-        self._lock = lock
-        self._log = log
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, done={self.done})"
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    path: Path
+    record: Optional[Record]
+    log: Callable[..., None]
 
     @property
     def done(self) -> bool:
         """Whether the run's record is written."""
         return self.record is not None
-
-    def log(self, event: str, **values: Any) -> None:
-        """Add an event to `log.jsonl`: see `Log.add`."""
-        self._log.add(event, **values)
 
     def finish(self, **values: Any) -> Record:
         """Write the record, which makes the run done; `values` are the keys of `Record`."""
@@ -216,11 +201,6 @@ class Run:
         write_json(self.path / RECORD, record.model_dump(mode="json"))
         self.record = record
         return record
-
-    def close(self) -> None:
-        """Let other processes open the run."""
-        self._log.close()
-        self._lock.close()
 
 
 def run_path(cfg: Config) -> Path:
@@ -239,19 +219,19 @@ def is_timed(cfg: Config) -> bool:
     return speeds is not None and speeds.throughput.setup["batch"] == cfg.throughput.batch
 
 
-def open_run(cfg: Config) -> Run:
-    """Make the run's folder or open it again, and lock it.
+@contextlib.contextmanager
+def open_run(cfg: Config) -> Iterator[Run]:
+    """Make the run's folder or open it again, and lock it until the block ends.
 
     UserError: another process has it open, the folder cannot be written, or a record in it cannot be read.
     """
     path = run_path(cfg)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(path, wait=False))
+    with locked(path, wait=False):
         if not (path / "config.yaml").exists():
             write_text(path / "config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
         record = _read(path / RECORD, Record) if (path / RECORD).exists() else None
-        log = Log(path / "log.jsonl", cfg.tensorboard)
-        return Run(path, record, stack.pop_all(), log)
+        with Log(path / "log.jsonl", cfg.tensorboard) as log:
+            yield Run(path, record, log.add)
 
 
 # Reading finished runs

@@ -13,16 +13,17 @@ from gcp.cost.base import Budget
 from gcp.data.base import Dataset
 from gcp.experiment import record as records
 from gcp.experiment.config import Config
-from gcp.experiment.log import Log
-from gcp.experiment.plan import check_machine, load_data, plan, teacher
+from gcp.experiment.log import Log, check_tensorboard
+from gcp.experiment.plan import load_data, plan, teacher
 from gcp.experiment.record import Record, Run, open_run
 from gcp.graph.network import Network
 from gcp.methods.base import METHODS, Problem
 from gcp.seeds import Stream
-from gcp.train import losses, optimisers, schedules
+from gcp.train import losses, schedules
 from gcp.train.checkpoints import run_once
-from gcp.train.distributed import process_group
+from gcp.train.distributed import check_gpus, process_group
 from gcp.train.loop import Batches, fit
+from gcp.train.optimisers import SGD, MixedSGD
 from gcp.train.options import Recipe
 from gcp.train.steps import MixedStep, OrdinaryStep
 from gcp.train.tasks import TASKS
@@ -37,7 +38,9 @@ def run(cfg: Config) -> Record:
     Of several ranks, rank 0 has the run's folder and the record; the others' folders vanish. How fast the networks are
     is measured later, when the machine is quiet (`measure.measure_speed`).
     """
-    check_machine(cfg)
+    check_gpus(cfg.gpus)
+    if cfg.tensorboard:
+        check_tensorboard()
     group = process_group()
     with group.output(cfg.output) as output, open_run(cfg.model_copy(update={"output": output})) as folder:
         cfg = cfg.model_copy(update={"output": output})
@@ -47,12 +50,11 @@ def run(cfg: Config) -> Record:
         start, budget = plan(cfg, data)
         dense = dense_network(cfg, data, start)
         pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense[0], budget, folder))
-        final = run_once(
-            folder.path / FINAL,
-            lambda checkpoint: train(
-                pruned[0], data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense[0]
-            ),
-        )
+
+        def finetune(checkpoint: Path) -> Stage:
+            return train(pruned[0], data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense[0])
+
+        final = run_once(folder.path / FINAL, finetune)
         return finish(folder, cfg, data, budget, {DENSE: dense, PRUNED: pruned, FINAL: final})
 
 
@@ -65,25 +67,14 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
     """The trained network that pruning starts from. While another experiment trains it, this one waits."""
     prefix = dense_prefix(cfg)
     with storage.locked(prefix.parent), Log(prefix.parent / "log.jsonl", cfg.tensorboard) as log:
-        return run_once(
-            prefix, lambda checkpoint: train(start, data, cfg, cfg.train, Stream.DENSE, checkpoint, log.add)
-        )
+        return run_once(prefix, lambda path: train(start, data, cfg, cfg.train, Stream.DENSE, path, log.add))
 
 
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:
     """The configured method's small network, and what it took."""
     began = time.monotonic()
-    problem = Problem(
-        dense,
-        budget,
-        data,
-        cfg.seed,
-        cfg.data.batch,
-        cfg.data.augment,
-        task=data.task,
-        statistics_images=cfg.prune.statistics_images,
-        moved=cfg.prune.moved,
-    )
+    how = {"task": data.task, "statistics_images": cfg.prune.statistics_images, "moved": cfg.prune.moved}
+    problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, **how)
     outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
     images = sum(outcome.images.values())
     return outcome.network, {
@@ -110,24 +101,19 @@ def train(
     `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means.
     """
     began, batch, task = time.monotonic(), cfg.data.batch, TASKS[data.task]
-    per_epoch, epochs = data.train.n_batches(batch), recipe.all_epochs
-    stage = DENSE if stream is Stream.DENSE else FINAL
-    loss: Optional[float] = None
+    per_epoch, epochs, loss = data.train.n_batches(batch), recipe.all_epochs, None
+    stage, name = (DENSE, "train") if stream is Stream.DENSE else (FINAL, "fine-tune")
     if epochs:
-        half, seed = recipe.dtype == "float16", stream.seed(cfg.seed)
+        seed = stream.seed(cfg.seed)
         objective = losses.Objective(task, recipe.label_smoothing, recipe.mixup, teacher(recipe, data, dense))
-        optimiser = optimisers.MixedSGD if half else optimisers.SGD
-        step = (MixedStep if half else OrdinaryStep)(
-            net, objective, lambda block: optimiser(block, recipe.momentum, recipe.wd, recipe.nesterov), seed
-        )
-        loss = fit(
-            step,
-            Batches(data.train, batch, seed, cfg.data.augment),
-            schedule(recipe, per_epoch),
-            name="train" if stage == DENSE else "fine-tune",
-            checkpoint=checkpoint,
-            log=lambda **facts: log("epoch", stage=stage, **facts),
-        )
+        kind, optimiser = (MixedStep, MixedSGD) if recipe.dtype == "float16" else (OrdinaryStep, SGD)
+        step = kind(net, objective, lambda b: optimiser(b, recipe.momentum, recipe.wd, recipe.nesterov), seed)
+        batches, rates = Batches(data.train, batch, seed, cfg.data.augment), schedule(recipe, per_epoch)
+
+        def say(**facts: Any) -> None:
+            log("epoch", stage=stage, **facts)
+
+        loss = fit(step, batches, rates, name=name, checkpoint=checkpoint, log=say)
         net = step.network()
     validation = task.evaluate(net, data.validation)
     facts = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, ClassVar, Literal, Optional, Set, Tuple
+from typing import Annotated, ClassVar, Iterator, Literal, Optional, Set, Tuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from gcp.options import Options, listed
 
@@ -57,33 +57,25 @@ class Recipe(Options):
         """The length of the training in epochs."""
         return self.epochs
 
-    @model_validator(mode="after")
-    def _check(self) -> Recipe:
-        n = self.all_epochs
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        n, steps, warmup = self.all_epochs, list(self.step_epochs), f"warmup_epochs: {self.warmup_epochs:g}"
+        moved = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
         if 0 < n < self.warmup_epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs:g} is longer than the whole training; "
-                f"set it to at most epochs: {n}"
-            )
-        steps, fields = list(self.step_epochs), type(self).model_fields
+            yield f"{warmup} is longer than the whole training; set it to at most epochs: {n}"
         if self.schedule == "step" and not steps:
-            raise ValueError(
-                "schedule: step needs step_epochs; set it to the epochs after which the rate falls, such "
-                "as [30, 60, 90]"
-            )
-        for key in ("step_epochs", "step_factor"):
-            if self.schedule == "cosine" and getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key} is for schedule: step, but the schedule is cosine; set schedule to step")
+            fix = "set it to the epochs after which the rate falls, such as [30, 60, 90]"
+            yield f"schedule: step needs step_epochs; {fix}"
+        for key in sorted(moved & {"step_epochs", "step_factor"}) if self.schedule == "cosine" else ():
+            yield f"{key} is for schedule: step, but the schedule is cosine; set schedule to step"
         if any(a >= b for a, b in zip(steps, steps[1:])):
-            raise ValueError(f"step_epochs: {steps} should rise")
+            yield f"step_epochs: {steps} should rise"
         if steps and 0 < n <= steps[-1]:
-            raise ValueError(f"step_epochs: {steps} goes beyond the training, which ends after epoch {n}")
+            yield f"step_epochs: {steps} goes beyond the training, which ends after epoch {n}"
         if steps and steps[0] < self.warmup_epochs:
-            raise ValueError(f"step_epochs: {steps} begins before the end of warmup_epochs: {self.warmup_epochs:g}")
-        for key in ("teacher_weight", "teacher_temperature"):
-            if self.teacher is None and getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key}: {getattr(self, key):g} without a teacher; set teacher to a network")
-        return self
+            yield f"step_epochs: {steps} begins before the end of {warmup}"
+        for key in sorted(moved & {"teacher_weight", "teacher_temperature"}) if self.teacher is None else ():
+            yield f"{key}: {getattr(self, key):g} without a teacher; set teacher to a network"
 
 
 class Train(Recipe):
@@ -93,13 +85,11 @@ class Train(Recipe):
         False, description="true: the last batch norm of every residual branch starts with scales of 0"
     )
 
-    @model_validator(mode="after")
-    def _check_teacher(self) -> Train:
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        yield from super().mistakes()
         if self.teacher == "dense":
-            raise ValueError(
-                "teacher: dense is the network that this very training makes; name another, or set finetune.teacher"
-            )
-        return self
+            yield "teacher: dense is the network that this very training makes; name another, or set finetune.teacher"
 
 
 class Finetune(Recipe):
