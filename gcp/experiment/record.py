@@ -43,7 +43,6 @@ class Stage(_Part):
     n_eval: int = Field(ge=1)
     macs: Count
     params: Count
-    peak_memory_bytes: Optional[Count] = None  # None in records from before it was counted
     epochs: float = Field(ge=0)
     images: Count
     seconds: float = Field(ge=0)
