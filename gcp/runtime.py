@@ -70,7 +70,8 @@ def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
         if visible and gpus[local_rank] >= len(visible):
             raise UserError(
                 f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
-                f"numbers up to {len(visible) - 1} are"
+                f"numbers up to {len(visible) - 1} are",
+                key="gpu.absent",
             )
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpus[local_rank]] if visible else str(gpus[local_rank])

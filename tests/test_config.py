@@ -571,8 +571,9 @@ def test_a_worker_sees_its_own_gpu(monkeypatch, visible, gpus, local_rank, chose
 def test_a_gpu_that_is_not_visible(monkeypatch):
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; numbers up to 1 are"):
+    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; numbers up to 1 are") as caught:
         runtime.use_gpu((0, 2), 1)
+    assert caught.value.key == "gpu.absent"
 
 
 def test_workers_on_one_machine_share_its_cores(monkeypatch):

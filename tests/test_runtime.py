@@ -1,5 +1,9 @@
 """The machine that a process runs on: its number of threads in one place, and what tells two machines apart."""
 
+import os
+import sys
+from types import ModuleType
+
 import pytest
 
 from gcp import runtime
@@ -17,6 +21,23 @@ def test_the_number_of_threads_is_the_same_everywhere(monkeypatch, variable, con
     assert runtime.n_threads(configured) == expected
     monkeypatch.setenv("OMP_NUM_THREADS", str(expected))  # as scripts set it, before MXNet is imported
     assert clock.Setup().threads == runtime.environment()["device"]["threads"] == runtime.n_threads(0) == expected
+
+
+def test_threads_and_gpus_cannot_be_chosen_once_mxnet_is_imported(monkeypatch):
+    """MXNet reads both as it is imported: a later choice would be in the record and nowhere else."""
+    monkeypatch.setitem(sys.modules, "mxnet", ModuleType("mxnet"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    for choose in (lambda: runtime.use_threads(2), lambda: runtime.use_gpu((1,))):
+        with pytest.raises(RuntimeError):
+            choose()
+    runtime.use_threads(3)  # as it is
+    runtime.use_gpu(())  # no choice
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "5,7")
+    monkeypatch.delitem(sys.modules, "mxnet")
+    runtime.use_threads(2)
+    runtime.use_gpu((1,))
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("2", "7")
 
 
 CPUINFO = """processor\t: 0
