@@ -366,3 +366,28 @@ def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert record.images_skipped == 1 and record == records.load_records(tmp_path / "runs")[0].record
     assert f"warning: skipped: {tmp_path}/train/b/2.png: not an image" in said and "1 images of data 'folder'" in said
+
+
+def test_a_record_says_the_device_that_ran_and_tells_two_gpus_apart(tmp_path, monkeypatch):
+    from gcp import runtime
+    from gcp.backend import clock
+    from gcp.experiment import config
+    from gcp.experiment import run as experiment_run
+
+    cfg = config.Config.model_validate(
+        {
+            "name": "device",
+            "scale": "smoke",
+            "model": {"name": "cifar_resnet20_v1"},
+            "data": {"name": "digits", "input": [3, 8, 8], "n_train": 100},
+            "train": {"epochs": 0},
+        }
+    )
+    said = []
+    monkeypatch.setattr(runtime, "_gpu_name", lambda number: "AB"[number])
+    for device in ("gpu(0)", "gpu(1)"):
+        monkeypatch.setattr(clock, "default_device", lambda: device)
+        record = experiment_run.run(cfg.model_copy(update={"output": str(tmp_path / device)}))
+        said.append((record.device["name"], record.device["gpu"]))
+        assert record.device["cpu"] and record.device["cpu_model"] and record.device["threads"] == runtime.n_threads()
+    assert said == [("gpu(0)", "A"), ("gpu(1)", "B")]
