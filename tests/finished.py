@@ -44,12 +44,13 @@ def finished(
     latency=None,
     noisy=False,
     device="cpu",
+    gpu=None,
     top5_above=None,
     **options,
 ):
     """A run of a three-group network; `speeds` are the dense and the final network's images per second, or None.
 
-    `latency`: the fraction kept in the latency model's setup, and the processor (and its model) that measured it.
+    `latency`: the fraction kept in the latency model's setup, and the processor (its model, the GPU) that measured it.
     `top5_above`: how far top-5 lies above top-1, where it is not 0.99. `options` are the method's own.
     """
     macs_kept = target if macs_kept is None else macs_kept
@@ -75,7 +76,7 @@ def finished(
             "config": config,
             "git_commit": None,
             "versions": {},
-            "device": {"name": device, "cpu": "Test CPU", "cpu_model": "model 1", "threads": 2},
+            "device": {"name": device, "cpu": "Test CPU", "cpu_model": "model 1", "gpu": gpu, "threads": 2},
             "date": "",
             "model": model,
             "data": data,
@@ -112,7 +113,7 @@ def finished(
         setup=setup, hardware={"cpu": "Test CPU"}, dense=timing(speeds[0]), final=timing(speeds[1], noisy)
     )
     kept = latency and BudgetLatency(
-        setup=setup, hardware=dict(zip(("cpu", "cpu_model"), latency[1:])), kept=latency[0], noisy=noisy
+        setup=setup, hardware=dict(zip(("cpu", "cpu_model", "gpu"), latency[1:])), kept=latency[0], noisy=noisy
     )
     return Finished(Path("run"), record, Speeds(throughput=throughput, budget=kept))
 

@@ -164,6 +164,17 @@ def test_latency_of_another_processor_is_no_achieved_budget():
         assert row["Equal cost"] is None
 
 
+@pytest.mark.parametrize(
+    "device, gpu, kept",
+    [("gpu(0)", "GPU A", 49), ("gpu(0)", "GPU B", None), ("gpu(0)", None, 49), ("cpu", "GPU B", 49)],
+)
+def test_latency_of_another_gpu_is_no_achieved_budget(device, gpu, kept):
+    """It matters where the latency is the GPU's, and is known."""
+    run = finished("gcp", "latency", 0.5, device=device, gpu="GPU A", latency=(0.49, "Test CPU", "model 1", gpu))
+    (found,) = frame.frame([run]).query("method != 'Dense'").latency_kept
+    assert found == pytest.approx(kept or float("nan"), nan_ok=True)
+
+
 def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):
     runs = [finished("uniform"), finished(), finished(top1=0.91, seed=1)]
     runs += [finished("gcp", "params", 0.1, recover_epochs=n / 7, lam=[0.1, 0.01], score="paper") for n in (1, 2)]

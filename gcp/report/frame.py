@@ -102,13 +102,15 @@ def _measured(stage: Stage, timing: Timing | None) -> dict[str, Any]:
 def _latency_kept(run: Finished) -> float | None:
     """The latency that the budget is about, in percent; None where it was measured elsewhere than the run was pruned.
 
-    Pruning checks that its latency model was fitted on its own processor: another one's latency is no achieved budget.
+    Pruning checks that its latency model was fitted on its own processor and, for a latency on a GPU, its own GPU:
+    another one's latency is no achieved budget.
     """
     budget = run.speeds and run.speeds.budget
     if not budget:
         return None
+    keys = ("cpu", "cpu_model", *(() if budget.setup.get("device") == "cpu" else ("gpu",)))
     # Files from before `cpu_model` was kept know the processor by its name only.
-    pairs = [(budget.hardware.get(key), run.record.device.get(key)) for key in ("cpu", "cpu_model")]
+    pairs = [(budget.hardware.get(key), run.record.device.get(key)) for key in keys]
     is_same = all(there == here for there, here in pairs if there and here)
     return 100.0 * budget.kept if is_same else None
 
