@@ -159,9 +159,11 @@ def test_contradictions_are_one_line(configured, overrides, message):
         configured(*overrides)
 
 
-def test_another_processor_is_refused(configured, model, tmp_path):
+@pytest.mark.parametrize("key", ["cpu", "cpu_model"])
+def test_another_processor_is_refused(configured, model, tmp_path, key):
+    """By its name, and by its model where two processors have one name."""
     raw = json.loads(model.read_text())
-    raw["hardware"]["cpu"] = "another one"
+    raw["hardware"][key] = "another one"
     (tmp_path / "other.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="processor 'another one' and processor"):
         experiment_run.run(configured("prune.objective=latency", "prune.target=0.5", model=tmp_path / "other.json"))

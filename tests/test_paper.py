@@ -13,7 +13,7 @@ from finished import finished, rows_of, saved
 
 from gcp.errors import UserError
 from gcp.experiment import config
-from gcp.report import figures, paper, tables
+from gcp.report import figure1, figures, frame, paper, tables
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -241,6 +241,21 @@ def test_figure1_gets_our_points_on_imagenet_only(tmp_path):
     assert ours.top1 == pytest.approx(76) and ours.images_per_second == 3100 and ours.kind == figures.OURS
     paths = paper.write(runs, REFERENCE, tmp_path)
     assert tmp_path / "paper_figure1.svg" in paths
+
+
+def test_no_figure_1_overwrites_another(known, tmp_path, monkeypatch):
+    """The paper's with our networks, the published networks on two devices, and our own of the same runs."""
+    monkeypatch.setattr(figures, "figure1", lambda *arguments: "figure 1")
+    monkeypatch.setattr(figures, "save", lambda figure, stem: [stem] if figure == "figure 1" else [])
+    monkeypatch.setattr(paper, "write_table", lambda *arguments: [])
+    monkeypatch.setattr(tables, "save", lambda *arguments: [])
+    runs = [run("figure1", 0, "none", 1.0, 0.7, kept=1.0, speed=9.0, model=model) for model in ("vgg11", "vgg13")]
+    timed = {"name": "vgg11", "latency_s": 1.0, "images_per_second": 1.0, "macs": 1, "params": 1, "noisy": False}
+    setup = {"runtime": "mxnet", "device": "cpu", "dtype": "float32", "batch": 1, "threads": 1}
+    measured = {"setup": setup, "input": [3, 8, 8], "hardware": {"cpu": "CPU"}}
+    paths = paper.write(runs, REFERENCE, tmp_path) + figures.write(frame.frame(runs), tmp_path)
+    paths += figure1.write(known.networks, {**measured, "networks": [{**timed, "spread": 0.0, "n": 5}]}, tmp_path)
+    assert len(paths) == len({path.name.lower() for path in paths}) == 4
 
 
 def test_errors(tmp_path):
