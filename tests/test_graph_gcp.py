@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mxnet as mx
 import pytest
 from networks import built
@@ -11,6 +13,7 @@ from gcp.cost.analytic import macs
 from gcp.experiment import config
 from gcp.experiment import run as experiment_run
 from gcp.experiment.record import load_records
+from gcp.methods import criteria
 
 CONFIG = """
 scale: smoke
@@ -80,6 +83,32 @@ def small_network(middle, folder):
 @pytest.mark.parametrize("middle", [m if m == QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MIDDLES])
 def test_gcp_on_small_networks(middle, tmp_path):
     prune(small_network(middle, tmp_path), 8, tmp_path)
+
+
+def test_a_resumed_run_with_dropout_cuts_the_same_channels(tmp_path, monkeypatch):
+    """It is interrupted where the second iteration ranks channels by a loss of which dropout is a part."""
+    (tmp_path / "c.yaml").write_text(
+        CONFIG.replace("NAME", str(small_network("dropout", tmp_path))).replace("SIZE", "8")
+    )
+    whole, resumed = (
+        config.load(tmp_path / "c.yaml", [f"output={tmp_path / name}", "prune.gcp.score=taylor"]) for name in "ab"
+    )
+    expected, scores = experiment_run.run(whole), criteria.taylor_scores
+    n_scored = itertools.count(1)
+
+    def interrupted(*arguments):
+        if next(n_scored) == 2:
+            raise KeyboardInterrupt
+        return scores(*arguments)
+
+    monkeypatch.setattr(criteria, "taylor_scores", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment_run.run(resumed)
+    monkeypatch.undo()
+    mx.random.seed(99)  # another process begins elsewhere in MXNet's numbers
+    found = experiment_run.run(resumed)
+    assert (found.widths, found.history) == (expected.widths, expected.history)
+    assert found.stages.final.loss == expected.stages.final.loss
 
 
 @pytest.mark.slow
