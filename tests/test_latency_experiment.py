@@ -1,8 +1,10 @@
 """Pruning for a latency, whole: config, model, clock, record. The model's samples are made up, the clock is real."""
 
+import itertools
 import json
 
 import pytest
+from finished import rows_of
 from networks import random_network
 
 from gcp.backend import clock
@@ -12,6 +14,7 @@ from gcp.errors import UserError
 from gcp.experiment import config, measure
 from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
+from gcp.report import frame, tables
 
 TINY = """
 scale: smoke
@@ -102,6 +105,34 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
     ):
         record = experiment_run.run(configured(*overrides, "prune.target=0.8", "prune.round_to=4"))
         assert record.cost_predicted < 1
+
+
+def test_noise_goes_from_the_clock_through_the_file_to_the_tables_marks(configured, tmp_path, monkeypatch):
+    """Of the throughput and of the latency that the budget is about; the processor's load is made up."""
+    monkeypatch.setattr(clock, "MAX_SPREAD", 1e9)
+    for name in ("MIN_TIME_S", "WARM_UP_S"):
+        monkeypatch.setattr(clock, name, 0.0)
+
+    def load(ours):
+        readings = itertools.cycle([(0.0, 0.0, 0.0), (10.0, 10.0 * ours, 10.0 * ours)])
+        monkeypatch.setattr(clock, "_processor_times", lambda: next(readings))
+
+    cfg = configured("prune={method: uniform, objective: latency, target: 0.9}", "train.epochs=0", "finetune.epochs=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "measure", lambda *_, **__: [{"latency_s": 0.9}, {"latency_s": 1.0}])
+        experiment_run.run(cfg)
+    seen = {}
+    for busy in (False, True):
+        load(0.6 if busy else clock.Setup().threads)  # of ten seconds we had six
+        speeds = measure.measure_speed(cfg).speeds
+        assert speeds.throughput.dense.noisy is speeds.throughput.final.noisy is speeds.budget.noisy is busy
+        saved = json.loads((records.run_path(cfg) / records.SPEED).read_text())
+        assert saved["throughput"]["final"]["noisy"] is saved["budget"]["noisy"] is busy
+        tables.write(frame.frame(records.load_records(tmp_path / "results")), tmp_path)
+        rows = rows_of((tmp_path / "table.md").read_text())
+        seen[busy] = {key: {row[key][-1:] == "*" for row in rows} for key in ("Images/s", "Throughput ratio")}
+        (records.run_path(cfg) / records.SPEED).unlink()
+    assert seen == {busy: {"Images/s": {busy}, "Throughput ratio": {busy}} for busy in (False, True)}
 
 
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
