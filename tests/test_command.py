@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutations import tried
 
 from gcp import command
 from gcp.errors import UserError
 
 ROOT = Path(command.__file__).parents[1]
+PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # a system that knows ASCII only
 
 
-def script(text, *shell, **how):
-    """A script whose `run(argv)` does what `text` says."""
+def script(text, *shell, arguments=(), **how):
+    """A script whose `run(argv)` does what `text` says, with these arguments."""
     lines = "\n".join(f"    {line}" for line in text.splitlines())
     code = f"import sys, time\nfrom gcp import command\ndef run(argv):\n{lines}\ncommand.main(run)\n"
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    return subprocess.Popen([*shell, sys.executable, "-c", code], text=True, cwd=ROOT, **how)
+    return subprocess.Popen([*shell, sys.executable, "-c", code, *arguments], text=True, cwd=ROOT, **how)
 
 
 def status(capsys, error):
@@ -74,6 +76,33 @@ def test_what_breaks_while_a_signal_is_answered_is_no_bug(capsys):
 def test_a_bug_is_shown():
     with pytest.raises(ZeroDivisionError):
         command.status(lambda argv: 1 / 0, [])
+
+
+EVALUATE = ["evaluate.py", "resnet18_v1b", "--pretrained", "--data"]
+
+
+@pytest.mark.parametrize("place", ["n" * 300, "a/" * 3000, "~nosuchuser/x", "loop", "file/x", "a\0b", "\udcff\udcfe"])
+@pytest.mark.parametrize(
+    "words",
+    [["describe.py"], ["evaluate.py", "--data", "digits"], [*EVALUATE, "folder", "--root"], ["report.py"]],
+    ids=["network", "evaluated", "data", "records"],
+)
+def test_a_place_that_no_file_can_be_at_is_one_line(words, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    code, out, err = tried([*words, place])
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [[*EVALUATE, "folder"], [*EVALUATE, "imagenet"], [*EVALUATE, "digits", "--root", "a"]]
+)
+def test_data_options_that_do_not_fit_are_said_as_they_were_given(words):
+    """Not as a configuration's keys, and not as pydantic says it."""
+    code, out, err = tried(words)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert "--root" in err and not any(part in err for part in ("{", "Value error", "data.root", "pydantic"))
 
 
 # Signals
@@ -153,9 +182,20 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
 
 
 def test_any_text_can_be_printed_in_any_locale():
-    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    out, err = script("print('\\xe9 \\udcff'); raise command.UserError('\\xe9')", env=plain).communicate(timeout=20)
+    out, err = script("print('\\xe9 \\udcff'); raise command.UserError('\\xe9')", env=PLAIN).communicate(timeout=20)
     assert (out, err) == ("\\xe9 \\udcff\n", "error: \\xe9\n")
+
+
+def test_in_the_c_locale_files_are_utf8_and_their_names_whatever_they_are(tmp_path):
+    text = "scale: smoke\noutput: \xe9\nmodel: {name: b}\ndata: {name: digits}\ntrain: {epochs: 1}\nname: a\n"
+    paths = [os.path.join(os.fsencode(tmp_path), name) for name in (b"caf\xc3\xa9", b"\xff\xfe", b"\xff\xfe-absent")]
+    for path in paths[:2]:
+        Path(os.fsdecode(path)).write_text(text, encoding="utf-8")
+    load = "from gcp.experiment import config\nfor path in argv:\n    print(config.load(path).output)"
+    with script(load, arguments=paths, env=PLAIN) as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (2, 2 * "\\xe9\n")
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.isascii()
 
 
 # Options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -294,6 +295,7 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
         ("data.name=folder", "name: folder needs a root; set data.root"),
         ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
         ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
+        ("data.root=a", "root is for name: fashion_mnist or folder or imagenet or caltech256, and digits takes none"),
         ("data.per_class=30", "per_class is for name: caltech256"),
         ("data.split_file=a.json", "split_file is for name: caltech256"),
         ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),
@@ -415,6 +417,24 @@ def test_missing_file(tmp_path):
 def test_missing_base_says_who_asked(write, tmp_path):
     path = write("base: gone.yaml\n")
     assert mistake(path).startswith(f"{path}: base: {tmp_path / 'gone.yaml'}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "base, key",
+    [
+        (r'"a\0b"', "yaml.syntax"),
+        (r'"\ud800"', "yaml.syntax"),
+        ("loop", "file.read"),
+        ("n" * 300, "file.read"),
+        ("a/" * 3000, "file.read"),
+        (".", "file.kind"),
+        ("pipe", "file.kind"),
+    ],
+)
+def test_a_base_that_no_file_can_be(write, tmp_path, base, key):
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(write(f"base: {base}\n")).key == key
 
 
 def test_bases_in_a_circle(write):
