@@ -169,7 +169,7 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
         name = each.label(record.objective)
         parts = [f"{key}={value}" for key, value in each.variant().items() if n_values[record.method, key] > 1]
         parts += [f"widths x{record.round_to}"] if record.round_to > 1 else []
-        parts += [f"+{extra} epochs"] if extra else []
+        parts += [f"+{extra} epoch{'s' * (extra > 1)}"] if extra else []
         names.append((name, ", ".join((name, *parts)) if each.PRUNES else name))
     return names
 
