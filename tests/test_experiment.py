@@ -388,6 +388,6 @@ def test_a_record_says_the_device_that_ran_and_tells_two_gpus_apart(tmp_path, mo
     for device in ("gpu(0)", "gpu(1)"):
         monkeypatch.setattr(clock, "default_device", lambda: device)
         record = experiment_run.run(cfg.model_copy(update={"output": str(tmp_path / device)}))
-        said.append((record.device["name"], record.device["gpu"]))
-        assert record.device["cpu"] and record.device["cpu_model"] and record.device["threads"] == runtime.n_threads()
+        said.append((record.device.name, record.device.gpu))
+        assert record.device.cpu and record.device.cpu_model and record.device.threads == runtime.n_threads()
     assert said == [("gpu(0)", "A"), ("gpu(1)", "B")]

@@ -56,7 +56,7 @@ def record(**changes) -> dict:
         "config": {},
         "git_commit": None,
         "versions": {},
-        "device": {},
+        "device": {"name": "cpu", "cpu": "Test CPU", "threads": 1},
         "date": "2020-01-01T00:00:00+00:00",
         "model": "resnet18_v1b",
         "data": "digits",
@@ -154,7 +154,18 @@ def test_a_broken_record_is_not_taken_for_done(cfg):
 
 @pytest.mark.parametrize(
     "change",
-    [{"scale": None}, {"stages": {}}, {"seed": True}, {"widths": {"dense": {}}}, {"fingerprint": "x"}, {"other": 1}],
+    [
+        {"scale": None},
+        {"stages": {}},
+        {"seed": True},
+        {"widths": {"dense": {}}},
+        {"fingerprint": "x"},
+        {"other": 1},
+        {"device": {}},
+        {"device": {"name": "tpu", "cpu": "Test CPU", "threads": 1}},
+        {"device": {"name": "cpu", "cpu": "x" * 1001, "threads": 1}},
+        {"device": {"name": "cpu", "cpu": "Test CPU", "threads": 0}},
+    ],
 )
 def test_finish_takes_whole_records_only(cfg, change):
     with records.open_run(cfg) as run:

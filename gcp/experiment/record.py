@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gcp.errors import UserError
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log
-from gcp.options import explained
+from gcp.options import LONGEST, explained
 from gcp.storage import locked, plain, read_json, write_json, write_text
 
 RECORD, SPEED = "record.json", "speed.json"
@@ -67,6 +67,16 @@ class RunWidths(_Part):
     final: Widths
 
 
+class Device(_Part):
+    """What computed a run; `cpu_model` tells two processors of one name apart (see `runtime.environment`)."""
+
+    name: str = Field(pattern=r"^(cpu|gpu\(\d{1,4}\))$")
+    cpu: str = Field(max_length=LONGEST)
+    cpu_model: Optional[str] = Field(None, max_length=LONGEST)  # None in records from before it was kept
+    gpu: Optional[str] = Field(None, max_length=LONGEST)  # None on a processor, or where its driver does not say
+    threads: int = Field(ge=1, le=1024)
+
+
 class Record(_Part):
     """One finished run."""
 
@@ -77,7 +87,7 @@ class Record(_Part):
     config: Dict[str, Any]
     git_commit: Optional[str]
     versions: Dict[str, Optional[str]]
-    device: Dict[str, Any]
+    device: Device
     date: str
     model: str
     data: str

@@ -110,7 +110,7 @@ def _latency_kept(run: Finished) -> float | None:
         return None
     keys = ("cpu", "cpu_model", *(() if budget.setup.get("device") == "cpu" else ("gpu",)))
     # Files from before `cpu_model` was kept know the processor by its name only.
-    pairs = [(budget.hardware.get(key), run.record.device.get(key)) for key in keys]
+    pairs = [(budget.hardware.get(key), getattr(run.record.device, key)) for key in keys]
     is_same = all(there == here for there, here in pairs if there and here)
     return 100.0 * budget.kept if is_same else None
 
