@@ -377,7 +377,8 @@ def schedule(case: Case, n_images: int, round_to: int) -> Tuple[Row, dict]:
         f"{case}, {n_images} images, T={options.iterations}, to {target:g} of the MACs, widths multiples of {round_to}"
     )
     ratios = 2 * seconds / (before + after), seconds / max(before, after), seconds / min(before, after)
-    row = Row("schedule", "GCP schedule / ordinary epoch", setting, *ratios, "epochs", 3.5, more=False)
+    target_epochs = {8: 5.0, 16: 3.5}.get(round_to)
+    row = Row("schedule", "GCP schedule / ordinary epoch", setting, *ratios, "epochs", target_epochs, more=False)
     return row, {
         "schedule_s": seconds,
         "epoch_before_s": before,

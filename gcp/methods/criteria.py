@@ -93,17 +93,31 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     (images, labels)), and dropout follows from `seed` and that number. Several ranks each bring batches of their own.
     """
     from gcp.backend.engine import mx
-    from gcp.train.distributed import process_group
+    from gcp.train.distributed import device, process_group
 
-    net, params = step.network(), step.block.collect_params()
+    net, ctx = step.network(), device()
     norms = list(dict.fromkeys(n for g in net.groups for n in g.norms))
-    arrays = [[params[a].data() for a in net.norm_arrays(n) if a is not None] for n in norms]
-    at = mx.nd.array(_entries([net.structure.units_of(net.index[n]) for n in norms]), arrays[0][0].context, "int32")
-    zero, total, n_batches = mx.nd.zeros(1, arrays[0][0].context), 0.0, 0
+    at = mx.nd.array(_entries([net.structure.units_of(net.index[n]) for n in norms]), ctx, "int32")
+
+    def joined(arrays: Sequence) -> mx.nd.NDArray:
+        return mx.nd.concat(*(a.reshape(-1) for a in arrays), dim=0)
+
+    def columns() -> list:
+        """All scales as one vector, all shifts as another, each with their slopes: few operations a batch."""
+        params, of = step.block.collect_params(), []
+        for gamma, beta in map(net.norm_arrays, norms):
+            shift = mx.nd.zeros_like(params[gamma].data()) if beta is None else params[beta].data()
+            if beta is None:  # a gate
+                shift.attach_grad()
+            of.append((params[gamma].data(), shift))
+        return [(joined(arrays), [a.grad for a in arrays]) for arrays in zip(*of)]
+
+    found, zero, total, n_batches = [], mx.nd.zeros(1, ctx), 0.0, 0
     for i, (x, y) in batches:
         step.backward(x, y, i, seed)
-        slopes = [sum((a * a.grad).reshape(-1) for a in of_norm) / len(x) for of_norm in arrays]
-        total = total + mx.nd.take(mx.nd.concat(*slopes, zero, dim=0), at).sum(axis=1) ** 2
+        found = found or columns()  # not before: the first batch can show that the block has to be built anew
+        slopes = sum(values * joined(slopes) for values, slopes in found) / len(x)
+        total = total + mx.nd.take(mx.nd.concat(slopes, zero, dim=0), at).sum(axis=1) ** 2
         n_batches += 1
     # Summed where they are and read once: reading waits for the device.
     own = total.asnumpy() if n_batches else np.zeros(len(at))

@@ -66,7 +66,8 @@ class OrdinaryStep:
     ) -> None:
         self.objective, self._make_optimiser, self._seed = objective, optimiser, seed
         self._trainable, self._frozen_statistics = trainable, frozen_statistics
-        self._fused, self._has_run = self.dtype == "float32" and _widths(net) not in _WITHOUT_FUSED, False
+        self._fused = self.dtype == "float32" and _widths(net) not in _WITHOUT_FUSED
+        self._is_tried = not self._fused or _aligned(net)
         self._build(net)
 
     def _build(self, net: Network) -> None:
@@ -94,9 +95,9 @@ class OrdinaryStep:
         that it picks for the machine; where the first batch shows that it has none, the block is built without. The
         results are the same bit by bit.
         """
-        if self._has_run or not self._fused or _aligned(self._net):
+        if self._is_tried:
             return self._backward(x, y, i, seed)
-        state, self._has_run = {k: v.asnumpy() for k, v in self.state().items()}, True
+        state, self._is_tried = {k: v.asnumpy() for k, v in self.state().items()}, True
         try:
             loss = self._backward(x, y, i, seed)
             mx.nd.waitall()
