@@ -142,7 +142,13 @@ def test_marginal_cost_is_the_difference_of_whole_costs(name, objective):
             assert marginal[g] == cost(widths) - cost({**widths, g: widths[g] - 1})
 
 
-@pytest.mark.parametrize("name", ["resnet18_v2", "cifar_resnet20_v1", "mobilenet1.0", "mobilenetv2_1.0", "vgg16_bn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18_v2", "cifar_resnet20_v1", "mobilenet1.0", "mobilenetv2_1.0"),
+        pytest.param("vgg16_bn", marks=pytest.mark.slow),
+    ],
+)
 def test_cost_of_widths_is_that_of_the_removed_network(name):
     net = random_network(name)
     keep = random_keep(net, 0.3)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from mutations import tried
 from networks import random_network, shape_only
 
 from gcp.backend import files
@@ -25,17 +23,6 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.run
-
-
-def start(name, *args):
-    """The script in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{name}.py"), *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)},
-        timeout=120,
-    )
 
 
 def test_json_has_the_promised_keys(capsys):
@@ -115,12 +102,13 @@ def test_bad_input_ends_with_one_line_and_exit_2(tmp_path):
     net = random_network("cifar_resnet20_v1")
     paths = files.save(net, tmp_path / "net")
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
-    for done, said in (
-        (start("describe", "vgg16_bn", "--input", "3,16,16"), "3x16x16"),
-        (start("evaluate", str(tmp_path / "net"), "--data", "digits"), "net-0000.params"),
+    for words, said in (
+        (["describe.py", "vgg16_bn", "--input", "3,16,16"], "3x16x16"),
+        (["evaluate.py", str(tmp_path / "net"), "--data", "digits"], "net-0000.params"),
     ):
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+        code, out, err = tried(words)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1 and said in err
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
         plan.teacher(other, data)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_says_how_to_resume(configs, tmp_path, number):
     process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "train.epochs=5000")
     until(lambda: list(tmp_path.glob("none-*/lock")), process)
@@ -218,7 +218,8 @@ def test_a_signal_says_how_to_resume(configs, tmp_path, number):
     assert code == 128 + number and "run the same command again to resume" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_child_outlives_a_reproduction(configs, tmp_path, number):
     """Also where nobody is left to end them. The second process waits for the dense network that the first trains."""
     process = script(
@@ -298,6 +299,7 @@ def test_bad_input_gets_one_line_and_exit_2(configs, tmp_path, monkeypatch, name
     assert lines[0].startswith("error: ") and message in lines[0]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there(configs, tmp_path):
     """In a process of its own, since MXNet reads which GPUs there are as it is imported."""
     code, _, err = finish(script("run.py", configs / "none.yaml", "--set", "gpus=[0]", f"output={tmp_path}"))

@@ -202,6 +202,7 @@ def test_no_images_are_refused():
 # ---- what is measured -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys):
     run(
         saved,

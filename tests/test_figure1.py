@@ -267,6 +267,7 @@ def test_the_same_data_give_the_same_files(networks, tmp_path):
     assert (tmp_path / "a" / "flips.md").read_text(encoding="utf-8").startswith("0 of 171 pairs")
 
 
+@pytest.mark.slow
 def test_the_other_way_round_every_pair_flips(networks, tmp_path):
     held = measured(networks, lambda there: 1e5 / there)
     figure1.write(networks, held, tmp_path)
@@ -302,12 +303,14 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_script_draws_the_published_figure(tmp_path):
     done = run("--out", str(tmp_path / "new"))
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["figure1_v100.png", "figure1_v100.svg"]
 
 
+@pytest.mark.slow
 def test_the_script_times_what_is_not_timed_yet(tmp_path):
     done = run("--measure", "--only", "mobilenet0.25", "--batch", "1", "--repeats", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -355,7 +355,13 @@ def test_only_what_is_trainable_gets_gradients():
 
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize(
-    "name, width", [("resnet18_v1b", None), ("resnet18_v1b", 16), ("resnet18_v2", 48), ("mobilenet1.0", None)]
+    "name, width",
+    [
+        ("resnet18_v1b", 16),
+        ("mobilenet1.0", None),
+        pytest.param("resnet18_v1b", None, marks=pytest.mark.slow),
+        pytest.param("resnet18_v2", 48, marks=pytest.mark.slow),
+    ],
 )
 def test_norm_and_relu_in_one_change_no_bit_of_training(name, width, frozen):
     net = random_network(name)

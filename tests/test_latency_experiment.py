@@ -107,6 +107,7 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
         assert record.cost_predicted < 1
 
 
+@pytest.mark.slow
 def test_noise_goes_from_the_clock_through_the_file_to_the_tables_marks(configured, tmp_path, monkeypatch):
     """Of the throughput and of the latency that the budget is about; the processor's load is made up."""
     monkeypatch.setattr(clock, "MAX_SPREAD", 1e9)

@@ -39,6 +39,7 @@ def begun(tmp_path):
     return sorted(path.name for path in tmp_path.glob("begun-*"))
 
 
+@pytest.mark.slow
 def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
     command = worker(
         tmp_path,
@@ -89,6 +90,7 @@ def is_running(pid):
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_a_silent_job_is_ended(tmp_path, capfd):
     command = worker(tmp_path, "print('here', flush=True)\ntime.sleep(60 if attempt == 0 else 0)")
     assert launch.supervise(command, 1, restarts=1, timeout_s=1.0) == 0

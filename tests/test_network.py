@@ -43,9 +43,9 @@ LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version 
 ]
 # One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
 FAMILIES = [
-    "resnet18_v1",
+    pytest.param("resnet18_v1", marks=pytest.mark.slow),
     pytest.param("resnet50_v1", marks=pytest.mark.slow),
-    "resnet18_v2",
+    pytest.param("resnet18_v2", marks=pytest.mark.slow),
     "resnet18_v1b_0.89",
     "resnet50_v1d_0.11",
     "cifar_resnet20_v1",

@@ -350,7 +350,9 @@ def prune(net, target, data, folder, seen=None, **options):
     return outcome.network, outcome.history
 
 
-@pytest.mark.parametrize("score", ["paper", "relative", "taylor"])
+@pytest.mark.parametrize(
+    "score", ["taylor", *(pytest.param(score, marks=pytest.mark.slow) for score in ("paper", "relative"))]
+)
 def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     data, cost, seen = SimpleNamespace(train=Noise(24), validation=Noise(20)), macs(net), []
     budget = Budget(cost, cost(net.widths), 0.3)

@@ -191,6 +191,7 @@ def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):
     assert "deviation over seeds" in text and "standard error of an accuracy on 10,000 images" in " ".join(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a-0.5", "a.b-0.05", "plain"])
 def test_no_part_of_a_name_is_lost(tmp_path, name):
     table = pd.DataFrame({"n": [1]})
@@ -280,6 +281,7 @@ def test_widths_follow_the_records_order():
     assert [12.5, 50.0, 25.0] in [list(line.get_ydata()) for line in axes.lines]
 
 
+@pytest.mark.slow
 def test_every_file_is_made_and_the_same_again(tmp_path):
     runs = three_seeds() + [finished("gcp", "params", 0.1, 0, 0.9)]
     table = frame.frame(runs)

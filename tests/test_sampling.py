@@ -121,6 +121,7 @@ def test_probes_are_odd_multiples_about_the_networks_own_size():
     assert (below, above) == ({"a": 40, "b": 376}, {"a": 56, "b": 392})
 
 
+@pytest.mark.slow
 def test_a_killed_sampling_goes_on_as_if_it_had_not_been(net, tmp_path):
     whole = sampling.sample(net, tmp_path / "whole", SETUP, HARDWARE, Clock(), 12)
     probes = len(sampling.granularity_probes(net.widths)) * 3

@@ -81,8 +81,8 @@ def to_block(
         p = params.get(
             name, shape=value.shape, dtype=kind, grad_req="write" if learn else "null", differentiable=name not in aux
         )
-        p.initialize(mx.init.Zero(), ctx=ctx)
-        p.set_data(mx.nd.array(value, ctx=ctx, dtype=kind))
+        # What loading a file calls; to initialize and then set the values took twice as long.
+        p._load_init(mx.nd.array(value, ctx=ctx, dtype=kind), ctx)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
         fused = fused and ctx.device_type == "cpu"
