@@ -33,6 +33,13 @@ def run(argv: list) -> None:
 
     path = Path(args.json) if args.json else None
     old = storage.read_json(path, Dict[str, Any]) if path is not None and args.only and path.exists() else None
+    here = runtime.environment()["device"]
+    if old is not None and old.get("device") != here:
+        raise errors.UserError(
+            f"{path}: measured on another machine ({old.get('device')}) than this one ({here}), and ratios of two do "
+            "not go into one table; name another file, or measure everything again without --only",
+            key="benchmark.machine",
+        )
     told = {"file": sys.stderr, "flush": True}
     result = benchmark.run(args.only, args.repeats, args.quick, lambda name: print(f"measuring {name} ...", **told))
     if old is not None:

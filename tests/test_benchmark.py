@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import tried
 from mxnet import autograd
 from networks import shape_only
 
@@ -90,6 +91,13 @@ def test_a_renewed_section_takes_the_place_of_the_old_one():
         "borders": 1,
     }
     assert both["details"]["describe"] == {"at": 2} and both["date"] == 2
+
+
+def test_a_file_of_another_machine_is_not_renewed(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"device": {"name": "cpu", "cpu": "another", "threads": 1}, "rows": []}))
+    code, out, err = tried(["benchmark.py", "--quick", "--only", "describe", "--json", str(path)])
+    assert (code, out) == (2, "") and "another machine" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow
