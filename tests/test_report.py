@@ -79,6 +79,26 @@ def test_table_by_hand(tmp_path):
     assert other["Method"] == "Uniform (L1)" and other["Images/s"] == "2,500" and other["Top-1 %"] == "89.67 ± 0.58"
 
 
+def test_accuracies_on_validation_images(tmp_path):
+    run = finished("uniform", "macs", 0.05, 0, 0.89, dense_top1=0.92)
+    with pytest.raises(UserError, match="does not hold"):
+        frame.frame([run], "validation")
+    stages = run.record.stages
+    on_validation = {
+        name: getattr(stages, name).model_copy(
+            update={"validation_top1": top1, "validation_top5": 0.9, "n_validation": 400}
+        )
+        for name, top1 in (("dense", 0.8), ("final", 0.75))
+    }
+    record = run.record.model_copy(update={"stages": stages.model_copy(update=on_validation)})
+    runs = frame.frame([run._replace(record=record)], "validation")
+    tables.write(runs, tmp_path)
+    dense, uniform = cells(tmp_path / "table.md")
+    assert (dense["Top-1 %"], uniform["Top-1 %"], uniform["Drop (points)"]) == ("80.00", "75.00", "5.00")
+    assert uniform["Top-1 % before fine-tuning"] == "-"
+    assert "on 400 validation images" in (tmp_path / "table.md").read_text()
+
+
 def test_comparison_by_hand(tmp_path):
     written(three_seeds(), tmp_path)
     [row] = cells(tmp_path / "comparison.md")
@@ -188,7 +208,9 @@ def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):
     top1 = {row["Method"] + " " + row["Target"]: row["Top-1 %"] for row in rows}
     assert top1["GCP-f, score=relative 5 % of MACs"] == "90.50 ± 0.71"
     assert top1["GCP-p, score=paper 20 % of Params"] == "90.00 ± 0.30"
-    assert "deviation over seeds" in text and "standard error of an accuracy on 10,000 images" in " ".join(text.split())
+    assert "deviation over seeds" in text and "standard error of an accuracy on 10,000 test images" in " ".join(
+        text.split()
+    )
 
 
 @pytest.mark.slow

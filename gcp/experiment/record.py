@@ -49,6 +49,8 @@ class Stage(_Part):
     training_loss: Optional[float] = None
     validation_loss: Optional[float] = None
     validation_top1: Optional[Fraction] = None
+    validation_top5: Optional[Fraction] = None
+    n_validation: Optional[Annotated[int, Field(ge=1)]] = None  # None in records from before it was kept
     threads: Optional[int] = None
 
 

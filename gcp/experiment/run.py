@@ -122,6 +122,8 @@ def train(
         "training_loss": loss,
         "validation_loss": validation["loss"],
         "validation_top1": validation["top1"],
+        "validation_top5": validation["top5"],
+        "n_validation": validation["n_eval"],
         "threads": runtime.n_threads(),
         "seconds": time.monotonic() - began,
     }

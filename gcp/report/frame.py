@@ -10,16 +10,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 import gcp.cost
 import gcp.methods  # noqa: F401
 from gcp.cost.base import COSTS
+from gcp.errors import UserError
 from gcp.experiment.record import Finished, Stage, Timing
 from gcp.methods.base import METHODS
 
+Images = Literal["test", "validation"]
 DENSE_SECTIONS = ("model", "data", "train", "threads")  # of a configuration: what the dense network depends on
 PRUNE_SECTIONS = ("prune", "finetune")
 # Options that a method's name or the table's own columns tell already.
@@ -29,7 +31,7 @@ NAMED_OPTIONS = {
     *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
     *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
 }
-WORDS = "setting data model scale method label objective device kept n_channels noisy cost_noisy".split()
+WORDS = "setting data model scale method label objective device kept n_channels noisy cost_noisy images".split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
     "pruned_top1 images_before finetune_epochs images_total"
@@ -41,11 +43,13 @@ def unique(runs: Iterable[Finished]) -> list[Finished]:
     return list({run.record.fingerprint: run for run in runs}.values())
 
 
-def frame(runs: Iterable[Finished]) -> pd.DataFrame:
+def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     """One row per run (accuracies and costs in percent), and per run a row of its dense network ("Dense").
 
-    `setting` is what a dense network depends on: data, model, scale and any other dense option that varies among the
-    runs. `label` is the method with every option that tells it from its neighbours, so that only seeds are averaged.
+    Accuracies are those on the test images, or on the validation images, which settings are to be chosen by: `images`
+    says which. UserError: a record does not hold the latter. `setting` is what a dense network depends on: data,
+    model, scale and any other dense option that varies among the runs. `label` is the method with every option that
+    tells it from its neighbours, so that only seeds are averaged.
     """
     runs = unique(runs)
     places = [(run.record.data, run.record.model, run.record.scale) for run in runs]
@@ -58,12 +62,13 @@ def frame(runs: Iterable[Finished]) -> pd.DataFrame:
         common = dict(zip(("data", "model", "scale"), setting)) | {
             "setting": setting,
             "seed": record.seed,
+            "images": images,
             "device": device_of(run),
             "noisy": bool(speed and (speed.dense.noisy or speed.final.noisy)),
         }
         rows.append(
             common
-            | _measured(stages.dense, speed and speed.dense)
+            | (dense := _measured(stages.dense, speed and speed.dense, images))
             | {"method": "Dense", "label": ", ".join(("Dense", *setting[3])), "images_total": stages.dense.images}
             | {"macs_kept": 100.0, "params_kept": 100.0, "throughput_ratio": 1.0 if speed else None}
         )
@@ -71,7 +76,7 @@ def frame(runs: Iterable[Finished]) -> pd.DataFrame:
             continue
         rows.append(
             common
-            | _measured(stages.final, speed and speed.final)
+            | (final := _measured(stages.final, speed and speed.final, images))
             | {
                 "method": method,
                 "label": ", ".join((name, *setting[3], *extra)),
@@ -82,8 +87,8 @@ def frame(runs: Iterable[Finished]) -> pd.DataFrame:
                 "latency_kept": _latency_kept(run),
                 "cost_noisy": bool(run.speeds and run.speeds.budget and run.speeds.budget.noisy),
                 "throughput_ratio": speed and speed.final.images_per_second / speed.dense.images_per_second,
-                "drop": 100.0 * stages.dense.top1 - 100.0 * stages.final.top1,
-                "pruned_top1": 100.0 * stages.pruned.top1,
+                "drop": dense["top1"] - final["top1"],
+                "pruned_top1": 100.0 * stages.pruned.top1 if images == "test" else None,
                 "images_before": record.images_before_finetune,
                 "finetune_epochs": stages.final.epochs,
                 "images_total": record.images_total,
@@ -94,9 +99,15 @@ def frame(runs: Iterable[Finished]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=WORDS + NUMBERS).astype(dict.fromkeys(NUMBERS, float))  # None becomes NaN
 
 
-def _measured(stage: Stage, timing: Timing | None) -> dict[str, Any]:
-    images = timing and timing.images_per_second
-    return {"top1": 100.0 * stage.top1, "top5": 100.0 * stage.top5, "n_eval": stage.n_eval, "images_per_second": images}
+def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, Any]:
+    found = (stage.top1, stage.top5, stage.n_eval)
+    if images == "validation":
+        found = (stage.validation_top1, stage.validation_top5, stage.n_validation)
+        if None in found:
+            raise UserError("a record does not hold its accuracy on validation images; run the experiment again")
+    top1, top5, n_eval = found
+    speed = timing and timing.images_per_second
+    return {"top1": 100.0 * top1, "top5": 100.0 * top5, "n_eval": n_eval, "images_per_second": speed}
 
 
 def _latency_kept(run: Finished) -> float | None:

@@ -252,7 +252,7 @@ def caption(runs: pd.DataFrame) -> str:
     unlike = ", ".join(f"{setting[1]} seed {seed:g}" for setting, seed in n_values.index[n_values > 1])
     sentences = {
         f"{whose(runs)}. {' '.join(scale_sentences(runs.scale))}": True,
-        f"Accuracies on {evaluated} test images.": evaluated,
+        f"Accuracies on {evaluated} {runs.images.iloc[0]} images.": evaluated,
         "Mean ± sample standard deviation over seeds; drop: points below the same seed's dense network.": True,
         "Images total: training images after the dense network; in the dense row, its own.": True,
         f"Throughput: median over seeds, {devices}; ratio: to the same run's dense network.": devices,
@@ -268,7 +268,7 @@ def _comparison_caption(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
         return "No GCP run shares data, model, objective, target and seed with a run of another method."
     sentences = [
         f"Comparison at equal achieved cost, {whose(runs)}:",
-        "top-1 of the method minus that of the other, seed by seed.",
+        f"top-1 on {runs.images.iloc[0]} images of the method minus that of the other, seed by seed.",
         *scale_sentences(runs.scale),
         "Mean ± sample standard deviation over the seeds that both have.",
         "Cost: what both were pruned for (objective).",
@@ -314,7 +314,11 @@ def short(runs: pd.DataFrame, full: Path) -> str:
         f"{whose(runs)}.",
         *scale_sentences(runs.scale),
         *([] if is_single.all() else ["±: the standard deviation over seeds."]),
-        *([f"± of a single seed: the standard error of an accuracy on {images} images."] if is_single.any() else []),
+        *(
+            [f"± of a single seed: the standard error of an accuracy on {images} {runs.images.iloc[0]} images."]
+            if is_single.any()
+            else []
+        ),
         *([f"All pruned networks: {', '.join(sorted(shared))}."] if shared else []),
         "MACs, Params and Speed (throughput): over the dense network's.",
         *([NOISE] if runs.noisy.any() else []),
