@@ -203,7 +203,7 @@ def test_taylor_scores_are_the_same_where_the_first_batch_has_the_block_built_an
         return backward(*args)
 
     monkeypatch.setattr(steps.OrdinaryStep, "_backward", fails_at_first)
-    monkeypatch.setattr(steps, "_WITHOUT_FUSED", set())
+    monkeypatch.setattr(steps, "_TRIED", {})
     monkeypatch.setattr(steps, "_aligned", lambda net: False)
     again = scores()
     assert len(calls) == 3

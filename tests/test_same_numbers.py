@@ -1,6 +1,7 @@
 """The first house's numbers: its configurations, run by this one, give what it gave (tests/golden/first_house).
 
-Expected numbers are those of commit 69833b1, one thread. Another processor rounds otherwise, so accuracies may
+Expected numbers are those of commit 69833b1, one thread; the fine-tuning of `gcp` with batch norm and relu as two
+operators, since as one they gave wrong gradients for its widths. Another processor rounds otherwise, so accuracies may
 differ by a few images and losses in the third digit; widths and costs are exact.
 """
 

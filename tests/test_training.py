@@ -7,13 +7,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
-from networks import images, random_network
+from networks import built, difference, images, random_keep, random_network
 
 from gcp.backend.blocks import predict, to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, auxiliary
-from gcp.graph.surgery import shrink
+from gcp.graph.surgery import padded, shrink
 from gcp.train import checkpoints, loop, losses, optimisers, schedules, statistics, steps
 from gcp.train.tasks import CLASSIFICATION, Classification
 from tests.test_prune import Noise
@@ -144,11 +144,21 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, re
     assert told == again
 
 
-@pytest.mark.parametrize("tied, single", [(8, 16), (16, 16)])
-def test_a_block_trains_whatever_kernels_there_are(tied, single):
-    """Widths of 8 and 16 in turns have no fused backward on AVX-512: the block does without, and nothing has moved."""
-    dense = random_network("resnet18_v1b")
-    net = shrink(dense, {g.name: np.arange(tied if len(g.norms) > 1 else single) for g in dense.groups})
+@pytest.mark.parametrize(
+    "name, widths",
+    [
+        ("resnet18_v1b", [8, 16, 16, 8, 16, 16, 8, 16, 16, 8, 16, 16]),
+        ("resnet18_v1b", [16] * 12),
+        ("cifar_resnet20_v1", [12, 8, 4, 8, 32, 24, 16, 12, 56, 36, 28, 16]),
+    ],
+)
+def test_a_block_trains_whatever_kernels_there_are(name, widths):
+    """Widths of 8 and 16 in turns have no fused backward on AVX-512, the last ones one with wrong gradients.
+
+    The block does without, and nothing has moved.
+    """
+    dense = random_network(name)
+    net = shrink(dense, {g.name: np.arange(n) for g, n in zip(dense.groups, widths)})
     x, y = mx.nd.array(images(net, 4)), mx.nd.array([0, 1, 2, 3])
     step, block = steps.OrdinaryStep(net, losses.Objective(), optimisers.SGD), to_block(net)
     step.outputs(images(net, 2))  # a network can be looked at before it is trained
@@ -164,6 +174,78 @@ def test_a_block_trains_whatever_kernels_there_are(tied, single):
     one, two = ({k: p.grad().asnumpy() for k, p in b.collect_params().items() if p.grad_req != "null"} for b in blocks)
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+IDLE = ["cifar_resnet20_v1", "mobilenetv2_0.25", pytest.param("se_resnet18_v1", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_idle_channels_change_nothing_and_stay_idle(name, monkeypatch):
+    """Groups filled up to 16 channels, as on AVX-512, train to the same network as without, up to rounding."""
+    dense = random_network(name)
+    net, trained = shrink(dense, random_keep(dense, 0.7)), []
+    wide, places = padded(net, 16)
+    assert all(width % 16 == 0 for width in wide.widths.values()) and places
+    assert difference(predict(wide, images(net)), predict(net, images(net))) < 1e-5
+    for width in (1, 16):
+        monkeypatch.setattr(steps, "kernel_width", lambda: width)
+        step = steps.OrdinaryStep(net, losses.Objective(), lambda block: optimisers.SGD(block, 0.9, 1e-2))
+        for i in range(2):
+            step(mx.nd.array(images(net, 16, i)), mx.nd.arange(16) % 7, i, 1e-3)
+        trained.append(step.network())
+    values = {k: p.data().asnumpy() for k, p in step.block.collect_params().items()}
+    for name, place in places.items():
+        idle = values[name].copy()
+        idle[place] = 0
+        assert not idle.any() or "running_var" in name, name
+    moved = np.concatenate([(trained[0].arrays[k] - net.arrays[k]).ravel() for k in sorted(net.arrays)])
+    apart = np.concatenate([(trained[0].arrays[k] - trained[1].arrays[k]).ravel() for k in sorted(net.arrays)])
+    assert 0 < np.linalg.norm(apart) < 1e-3 * np.linalg.norm(moved)
+
+
+def test_what_a_shuffle_or_groups_tie_is_not_filled_up():
+    for name in ("shufflenet_v2", "cifar_resnext29_32x4d"):
+        net = random_network(name, (3, 64, 64))
+        net = shrink(net, random_keep(net, 0.7))
+        wide, _ = padded(net, 16)
+        assert difference(predict(wide, images(net)), predict(net, images(net))) < 1e-5
+        assert any(n == net.widths[g] and n % 16 for g, n in wide.widths.items())
+
+
+@pytest.mark.parametrize("kernel_width", [1, 16])
+def test_a_checkpoint_is_taken_over_from_a_machine_with_other_kernels(net, kernel_width, monkeypatch):
+    net = shrink(net, random_keep(net, 0.7))
+    x, y = mx.nd.array(images(net, 8)), mx.nd.arange(8) % 4
+    monkeypatch.setattr(steps, "kernel_width", lambda: kernel_width)
+    there = steps.OrdinaryStep(net, losses.Objective(), optimisers.SGD)
+    there(x, y, 0, 0.1)
+    state = {k: v.asnumpy() for k, v in there.state().items()}
+    monkeypatch.setattr(steps, "kernel_width", lambda: 17 - kernel_width)
+    here = steps.OrdinaryStep(net, losses.Objective(), optimisers.SGD)
+    here.restore(state)
+    for step in (there, here):
+        step(x, y, 1, 0.1)
+    assert all(np.array_equal(v, here.network().arrays[k]) for k, v in there.network().arrays.items())
+
+
+def test_joined_channels_train_at_any_width():
+    """MXNet's own backward of a concatenation fails where a part ends within a block of channels."""
+    image = mx.sym.var("data")
+    parts = [mx.sym.Convolution(image, num_filter=n, kernel=(3, 3), pad=(1, 1), name=f"part{n}") for n in (19, 5)]
+    joined = mx.sym.Convolution(mx.sym.Concat(*parts), num_filter=16, kernel=(3, 3), name="after")
+    pooled = mx.sym.Pooling(joined, global_pool=True, pool_type="avg")
+    net = built(mx.sym.FullyConnected(pooled, num_hidden=3, name="out"), (3, 8, 8))
+    x, y, block = images(net, 4), mx.nd.array([0, 1, 2, 0]), to_block(net)
+    with autograd.record():
+        loss = CLASSIFICATION.loss(block(mx.nd.array(x)), y)
+    loss.backward()
+    gradient = block.collect_params()["part19_weight"].grad().asnumpy()
+    norm, losses_at = np.linalg.norm(gradient), []
+    for step in (0.01, -0.01):  # along its own gradient the loss changes by the gradient's norm
+        moved = net.arrays["part19_weight"] + step * gradient / norm
+        out = predict(net.with_arrays({"part19_weight": moved}), x)
+        losses_at.append(CLASSIFICATION.loss(mx.nd.array(out), y).sum().asscalar())
+    assert (losses_at[0] - losses_at[1]) / 0.02 == pytest.approx(norm, rel=0.02)
 
 
 @pytest.mark.slow

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import numpy as np
 
 from gcp.backend.engine import gluon, mx
 from gcp.graph.channels import is_norm
 from gcp.graph.network import Network, Node, auxiliary, frozen
+from gcp.graph.surgery import rewrite
 
 NORM_RELU = "_contrib_BatchNormWithReLU"
+KERNEL_BLOCK = 16  # channels that oneDNN's kernels lay out together, at most
 BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
 
 
 # ---- blocks -----------------------------------------------------------------------------------------------------
 
 
-def to_symbol(net: Network, frozen_statistics: bool = False, fused: bool = False) -> mx.sym.Symbol:
-    """The graph as a Symbol.
+def to_symbol(
+    net: Network, frozen_statistics: bool = False, fused: bool = False, trained: bool = False
+) -> mx.sym.Symbol:
+    """The graph as a Symbol, `trained` or for predicting only.
 
     With `frozen_statistics` batch norm uses its running statistics in training too. With `fused` a batch norm and
     the relu that alone reads it are one operator, of CPUs only. Not every network trains with that: neighbouring
@@ -33,7 +37,31 @@ def to_symbol(net: Network, frozen_statistics: bool = False, fused: bool = False
     for i, norm in _norms_before_relu(net) if fused else ():
         nodes[i] = replace(nodes[norm], op=NORM_RELU, name=nodes[i].name)
     nodes[net.data] = Node("null", "data", {})
-    return mx.sym.load_json(replace(net, nodes=tuple(nodes)).to_json())
+    net = replace(net, nodes=tuple(nodes))
+    return mx.sym.load_json((_with_trainable_concats(net) if trained else net).to_json())
+
+
+def _with_trainable_concats(net: Network) -> Network:
+    """The same graph with concatenations along channels whose parts do not begin at multiples of 16 in five dimensions.
+
+    In four MXNet leaves them to oneDNN, whose backward raises "could not construct a sub-memory" where it would have
+    to cut a gradient within the blocks of 8 or 16 channels that a conv has laid it out in.
+    """
+
+    def edit(i: int, node: Node, add: Callable) -> int:
+        shapes = [net.shapes[j][o] for j, o in net.nodes[i].inputs]
+        ends = np.cumsum([shape[1] for shape in shapes[:-1]]) if node.op == "Concat" and len(shapes[0]) == 4 else ()
+        if not any(end % KERNEL_BLOCK for end in ends) or node.literal("dim", 1) != 1:
+            return add(node, net.shapes[i])
+        parts = [
+            add(Node("expand_dims", f"{node.name}_part{k}", {"axis": "4"}, (t,)), ((*shape, 1),))
+            for k, (t, shape) in enumerate(zip(node.inputs, shapes))
+        ]
+        whole = replace(node, name=node.name + "_parts", inputs=tuple((at, 0) for at in parts))
+        at = add(whole, ((*net.shapes[i][0], 1),))
+        return add(Node("Reshape", node.name, {"shape": "(0, 0, 0, -1)"}, ((at, 0),)), net.shapes[i])
+
+    return rewrite(net, edit, net.arrays)
 
 
 def _norms_before_relu(net: Network) -> List[Tuple[int, int]]:
@@ -86,7 +114,8 @@ def to_block(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
         fused = fused and ctx.device_type == "cpu"
-        symbol, data = to_symbol(net, frozen_statistics, fused), mx.sym.var("data")
+        trained = trainable is None or bool(trainable)
+        symbol, data = to_symbol(net, frozen_statistics, fused, trained), mx.sym.var("data")
         if dtype != "float32":
             data = mx.sym.var("data", dtype="float32")  # said, so that the types of all parameters follow from it
             symbol = mx.sym.cast(symbol(data=mx.sym.cast(data, dtype)), "float32")

@@ -208,6 +208,17 @@ def _recounted(net: Network, count: Callable[[np.ndarray], int]) -> Network:
     return replace(net, nodes=tuple(nodes), shapes=tuple(map(tuple, shapes)))
 
 
+def _at_widths(net: Network, widths: Mapping[str, int]) -> Network:
+    """Attributes and shapes of the graph with other numbers of units; arrays as they were."""
+    ratio, group_of = np.array([widths[g.name] / g.size for g in net.groups]), net.structure.group_of
+
+    def count(labels: np.ndarray) -> int:
+        own = labels[labels >= 0]
+        return len(labels) - len(own) + round(float(ratio[group_of[own]].sum())) if len(own) else len(labels)
+
+    return _recounted(net, count)
+
+
 def resized(net: Network, widths: Mapping[str, int]) -> Network:
     """The same architecture at other widths, smaller or larger, with made-up weights: for costs and for timing.
 
@@ -215,16 +226,8 @@ def resized(net: Network, widths: Mapping[str, int]) -> Network:
     at He's scale, so that a ResNet-101 takes a tenth of a second; a network's time does not depend on them.
     """
     pattern = np.random.default_rng(0).normal(size=4093).astype(np.float32)  # a prime: rows do not repeat each other
-    structure = net.structure
-    ratio = np.array([widths[g.name] / g.size for g in net.groups])
-
-    def count(labels: np.ndarray) -> int:
-        own = labels[labels >= 0]
-        return len(labels) - len(own) + round(float(ratio[structure.group_of[own]].sum())) if len(own) else len(labels)
-
-    other = _recounted(net, count)
-    arrays = {}
-    for i, call in structure.calls.items():
+    other, arrays = _at_widths(net, widths), {}
+    for i, call in net.structure.calls.items():
         ones = (1, 4) if is_norm(net, i) else (1,) if is_gate(net, i) else ()  # scale and variance
         for k, (j, _) in enumerate(call.node.inputs):
             if net.is_array(j) and net.nodes[j].name not in arrays:
@@ -240,6 +243,72 @@ def resized(net: Network, widths: Mapping[str, int]) -> Network:
                     else (net.arrays[net.nodes[j].name])
                 )
     return replace(other, arrays=arrays)
+
+
+def padded(net: Network, multiple: int) -> Tuple[Network, Dict[str, Tuple[np.ndarray, ...]]]:
+    """The same function with idle channels that fill groups up to a multiple; and where its own values are.
+
+    An idle channel is made by zeros, scaled by zeros and read by zeros, so that its slopes and those of whatever
+    reads it are zero: training leaves it as it is, and changes the others as without it. The groups' own units come
+    first. A group stays as it is where that would not hold: behind operators that make something else of zero, in
+    grouped convolutions, and where a shuffle would mix idle channels among the others. The second result maps the name
+    of each array that became larger to the index of the values that were there before.
+    """
+    structure = net.structure
+    fixed = np.zeros(len(structure.sizes), bool)
+    for call in structure.calls.values():
+        if call.operator.weight is not None:
+            grouped = not is_depthwise(net, call.i) and int(call.node.literal("num_group", 1)) > 1
+            for x in (call.ins[0], *call.outs) if grouped else () if call.zeroable[0] else call.ins[:1]:
+                if x is not None:
+                    fixed[structure.groups_in(x.labels)] = True
+    while True:
+        widths = {g.name: g.size if held else -(-g.size // multiple) * multiple for g, held in zip(net.groups, fixed)}
+        if widths == net.widths:
+            return net, {}
+        wide = _at_widths(net, widths)
+        shapes = {n.name: wide.shapes[i][0] for i, n in enumerate(net.nodes) if net.is_array(i)}
+        wide = replace(wide, arrays={name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        moved = _moved(net, wide)
+        if not moved.any():
+            break
+        fixed |= moved
+    own = _alive(wide, {name: range(n) for name, n in net.widths.items()})
+    arrays = {name: value for name, value in net.arrays.items() if value.shape == shapes[name]}
+    places: Dict[str, Tuple[np.ndarray, ...]] = {}
+    for call in wide.structure.calls.values():
+        for k, axes in call.arrays.items():
+            name = net.nodes[call.node.inputs[k][0]].name
+            if name not in arrays:
+                along = [axes.get(axis, np.full(n, -1)) for axis, n in enumerate(shapes[name])]
+                places[name] = np.ix_(*[np.flatnonzero((labels < 0) | own[labels]) for labels in along])
+                is_variance = call.operator.is_norm and k == 4
+                arrays[name] = np.full(shapes[name], float(is_variance), np.float32)
+                arrays[name][places[name]] = net.arrays[name]
+    return replace(wide, arrays=arrays), places
+
+
+def _moved(net: Network, wide: Network) -> np.ndarray:
+    """Per group of `net`, whether its units are not in the same order among the first ones of `wide`, everywhere."""
+    structure, n = net.structure, len(net.structure.group_of)
+    if list(wide.widths) != list(net.widths):
+        return np.ones(len(structure.sizes), bool)
+    unit = np.full(len(wide.structure.group_of) + 1, n)  # of `wide` -> of `net`; n for idle ones
+    for a, b in zip(net.groups, wide.groups):
+        unit[b.start : b.start + min(a.size, b.size)] = np.arange(a.start, a.start + min(a.size, b.size))
+    unit[-1], moved = -1, np.zeros(len(structure.sizes), bool)
+
+    def labels_of(call: Call) -> List[Optional[np.ndarray]]:
+        along = [labels for _, axes in sorted(call.arrays.items()) for _, labels in sorted(axes.items())]
+        return [*(x if x is None else x.labels for x in (*call.ins, *call.outs)), *along]
+
+    for i, call in structure.calls.items():
+        for before, after in zip(labels_of(call), labels_of(wide.structure.calls[i])):
+            found = None if after is None else unit[after][unit[after] < n]
+            if (before is None) != (found is None) or before is not None and not np.array_equal(before, found):
+                for labels in (before, found):
+                    moved[structure.groups_in(labels) if labels is not None else []] = True
+    return moved
 
 
 # ---- constants that move on -----------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     from gcp.backend.engine import mx
     from gcp.train.distributed import device, process_group
 
-    net, ctx = step.network(), device()
+    net, widths, ctx = step.wide, step.network().widths, device()
     norms = list(dict.fromkeys(n for g in net.groups for n in g.norms))
     at = mx.nd.array(_entries([net.structure.units_of(net.index[n]) for n in norms]), ctx, "int32")
 
@@ -122,9 +122,9 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     # Summed where they are and read once: reading waits for the device.
     own = total.asnumpy() if n_batches else np.zeros(len(at))
     n_batches, *totals = process_group().all_reduce_floats([n_batches, *own.astype(np.float64)])
-    ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(net.widths)
-    by_group = zip(net.widths, np.split(np.array(totals), ends[:-1]))
-    return {name: total / max(1, n_batches) / per_channel[name] for name, total in by_group}
+    ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(widths)
+    by_group = zip(widths.items(), np.split(np.array(totals), ends[:-1]))  # idle channels come last
+    return {name: total[:n] / max(1, n_batches) / per_channel[name] for (name, n), total in by_group}
 
 
 def _entries(units: Sequence[np.ndarray]) -> np.ndarray:
