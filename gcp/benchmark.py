@@ -109,7 +109,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "schedule", "describe", "memory", "borders", "loader")
+NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "memory", "borders", "loader")
 
 
 def run(
@@ -123,6 +123,7 @@ def run(
     measurements: Dict[str, Callable[[], Found]] = {
         **{name: partial(steps, name, TINY if quick else case, repeats) for name, case in STEPS.items()},
         "recipe": partial(recipe, TINY if quick else RESNET18, repeats),
+        "widths": partial(widths, TINY if quick else RESNET18, repeats),
         # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
         "schedule": partial(schedules_of, *((TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16)))),
         "describe": partial(describing, *((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224)))),
@@ -294,6 +295,35 @@ def recipe(case: Case, repeats: int) -> Found:
         details[label] = {key: case.batch / s for key, s in medians(seconds).items()}
         gc.collect()
     return rows, {"images_per_second": details}
+
+
+class AsItIs(OrdinaryStep):
+    """An ordinary step whose groups are not filled up with idle channels."""
+
+    width = 1
+
+
+def widths(case: Case, repeats: int) -> Found:
+    """Rows and details of what idle channels are worth: the step of networks as they are over that of filled ones.
+
+    Of networks cut to about half of their channels at random, to any width and to multiples of 8.
+    """
+    rows, details, rng, dense = [], {}, np.random.default_rng(0), case.built()
+    for multiple in (1, 8):
+        kept = {g: max(1, round(n * rng.uniform(0.35, 0.65) / multiple)) * multiple for g, n in dense.widths.items()}
+        net = shrink(dense, {g: range(min(n, dense.widths[g])) for g, n in kept.items()})
+        as_it_is = AsItIs(net, Objective(), lambda block: SGD(block, MOMENTUM, WD))
+        filled = ordinary_step(net)
+        both = {"as_it_is": repeated(as_it_is, case), "filled": repeated(filled, case)}
+        seconds = in_turns(both, repeats)
+        label = f"step of widths filled up to x{filled.width} / as they are"
+        setting = f"{case}, half of it, multiples of {multiple}"
+        rows.append(Row("widths", label, setting, *spread(seconds["as_it_is"] / seconds["filled"])))
+        details[f"round_to_{multiple}"] = {
+            "images_per_second": {key: case.batch / s for key, s in medians(seconds).items()},
+            "macs_filled": macs(filled.wide)(filled.wide.widths) / macs(net)(net.widths),
+        }
+    return rows, details
 
 
 def spread(ratios: np.ndarray) -> List[float]:

@@ -59,6 +59,7 @@ class OrdinaryStep:
     """
 
     dtype = "float32"
+    width: Optional[int] = None  # multiple that groups are filled up to; None: the device's `kernel_width`
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class OrdinaryStep:
     ) -> None:
         self.objective, self._make_optimiser, self._seed = objective, optimiser, seed
         self._trainable, self._frozen_statistics = trainable, frozen_statistics
-        self._net, self._width = net, process_group().broadcast(kernel_width)
-        self.wide, self._places = padded(net, self._width)
+        self._net, self.width = net, self.width or process_group().broadcast(kernel_width)
+        self.wide, self._places = padded(net, self.width)
         fused = self.dtype == "float32" and device().device_type == "cpu"
         fused = fused and (_aligned(self.wide) or _TRIED.get(_widths(self.wide)))
         self._is_tried = fused is not None
@@ -144,21 +145,21 @@ class OrdinaryStep:
         return {
             **{NET + k: p.data() for k, p in self._params.items()},
             **{OPTIMISER + k: v for k, v in self.optimiser.state().items()},
-            WIDTH: mx.nd.array([self._width]),
+            WIDTH: mx.nd.array([self.width]),
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Step`."""
-        if int(state[WIDTH][0]) != self._width:  # of a machine with other kernels
-            self._width = int(state[WIDTH][0])
-            self.wide, self._places = padded(self._net, self._width)
+        if int(state[WIDTH][0]) != self.width:  # of a machine with other kernels
+            self.width = int(state[WIDTH][0])
+            self.wide, self._places = padded(self._net, self.width)
             self._build(fused=False)
         self._set(_part(state, NET))
         self.optimiser.restore({k: mx.nd.array(v, device(), v.dtype) for k, v in _part(state, OPTIMISER).items()})
 
     def load(self, net: Network) -> None:
         """Take over the values of a network of the same graph; the optimiser's state stays as it is."""
-        self._set(padded(net, self._width)[0].arrays)
+        self._set(padded(net, self.width)[0].arrays)
 
     def _set(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, value in arrays.items():
