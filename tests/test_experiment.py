@@ -209,7 +209,8 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
         plan.teacher(other, data)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_says_how_to_resume(configs, tmp_path, number):
     process = script("run.py", configs / "none.yaml", "--set", f"output={tmp_path}", "train.epochs=5000")
     until(lambda: list(tmp_path.glob("none-*/lock")), process)

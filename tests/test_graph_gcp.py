@@ -85,6 +85,7 @@ def test_gcp_on_small_networks(middle, tmp_path):
     prune(small_network(middle, tmp_path), 8, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_dropout_cuts_the_same_channels(tmp_path, monkeypatch):
     """It is interrupted where the second iteration ranks channels by a loss of which dropout is a part."""
     (tmp_path / "c.yaml").write_text(

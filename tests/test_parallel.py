@@ -50,6 +50,7 @@ def two(tmp_path_factory):
     return folder, [dict(np.load(folder / f"results-{rank}.npz")) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_sums_are_exact_and_workers_equal(two):
     folder, (zero, one) = two
     assert zero["wrong"] == one["wrong"] == 0
@@ -62,6 +63,7 @@ def test_sums_are_exact_and_workers_equal(two):
         )
 
 
+@pytest.mark.slow
 def test_two_workers_do_what_one_does_on_the_joined_batch(two, tmp_path):
     """Regularising, training with frozen statistics or without batch norm, scores, evaluation."""
     for name, value in job.results(tmp_path).items():
@@ -74,6 +76,7 @@ def test_two_workers_do_what_one_does_on_the_joined_batch(two, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_with_batch_norm_each_part_has_its_own_statistics(two):
     """Against two halves one after the other: gradients summed, running statistics averaged."""
     net, half = job.NET, job.BATCH // 2

@@ -26,7 +26,7 @@ def output(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("gcp", "uniform") else [pytest.mark.slow]) for n in EXPECTED["runs"]]
+    "name", [pytest.param(n, marks=[] if n == "uniform" else [pytest.mark.slow]) for n in EXPECTED["runs"]]
 )
 def test_a_configuration_of_the_first_house_gives_its_numbers(name, output, monkeypatch):
     expected = EXPECTED["runs"][name]
