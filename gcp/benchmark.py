@@ -23,12 +23,11 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from gluoncv.model_zoo import get_model
 
 from gcp import runtime
 from gcp.backend.blocks import predict
 from gcp.backend.engine import autograd, gluon, mx
-from gcp.backend.zoo import from_gluoncv
+from gcp.backend.zoo import from_gluoncv, get_model
 from gcp.cost.analytic import describe, macs
 from gcp.cost.base import Budget
 from gcp.data import decode, prepare

@@ -15,7 +15,7 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import filelock
 import yaml
@@ -125,15 +125,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def content_hash(name: str, key: str) -> str:
-    """SHA-256 of a file, or of a saved network's two files where `name` is their prefix.
+def content_hash(name: str, key: str, others: Sequence[Path] = ()) -> str:
+    """SHA-256 of a file, or of a saved network's two files where `name` is their prefix; and of `others` behind them.
 
     `key` is what names it in a configuration. UserError: it is not there.
     """
     paths = [Path(name)] if Path(name).is_file() else [Path(f"{name}-symbol.json"), Path(f"{name}-0000.params")]
     sha = hashlib.sha256()
     try:
-        for path in paths:
+        for path in (*paths, *others):
             sha.update(path.read_bytes())
     except OSError as error:
         raise UserError(f"{key}: '{name}' cannot be read ({error.strerror}); make it first, or name another") from error

@@ -11,7 +11,7 @@ from gcp.errors import UserError
 def run(argv: list) -> None:
     """Parse, open the network, print."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("network", help="a GluonCV name, or the path prefix of a saved network")
+    parser.add_argument("network", help="a GluonCV name, an ONNX file, or the path prefix of a saved network")
     parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
     parser.add_argument("--strict", action="store_true", help="an operator that is not known is an error")

@@ -15,7 +15,7 @@ def run(argv: list) -> None:
     """Parse, load, export, print JSON."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "network", nargs="+", help="path prefix of a saved network, or a GluonCV name with --pretrained"
+        "network", nargs="+", help="an ONNX file, path prefix of a saved network, or a GluonCV name with --pretrained"
     )
     parser.add_argument(
         "--onnx",

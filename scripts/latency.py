@@ -64,7 +64,7 @@ def run(argv: list) -> None:
 
     sub = verb("predict", predict, "a network's latency by a model, without running it")
     sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("network", nargs="+", help="GluonCV name or path prefix of a saved network")
+    sub.add_argument("network", nargs="+", help="GluonCV name, ONNX file or path prefix of a saved network")
 
     sub = verb("table", table, "a table of all validations in a folder")
     sub.add_argument("folder", metavar="FOLDER", help="holds *.validation.json")
@@ -74,7 +74,9 @@ def run(argv: list) -> None:
 
 def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
     """The network and its shape."""
-    sub.add_argument("network", nargs="+" if many else None, help="GluonCV name or path prefix of a saved network")
+    sub.add_argument(
+        "network", nargs="+" if many else None, help="GluonCV name, ONNX file or path prefix of a saved network"
+    )
     sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
     sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
 

@@ -359,7 +359,7 @@ def test_a_misspelt_key_is_not_reported_as_missing(write):
 
 def test_missing_key_of_a_section(write):
     path = write({**MINIMAL, "model": {}})
-    assert mistake(path).startswith(f"{path}: model.name is missing: a GluonCV name, or the path prefix of")
+    assert mistake(path).startswith(f"{path}: model.name is missing: a GluonCV name, the path of an ONNX file")
 
 
 def test_a_mistake_in_a_base_names_the_base(write):

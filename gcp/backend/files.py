@@ -15,6 +15,7 @@ import numpy as np
 
 from gcp.backend.arrays import read_arrays
 from gcp.backend.engine import mx
+from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, is_norm
 from gcp.graph.network import Network, auxiliary, parse_nodes
@@ -129,9 +130,9 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     return with_free_scales(replace(net, name=free[0].attrs.get(SOURCE, Path(prefix).name), shapes=shapes))
 
 
-def is_saved(prefix: str) -> bool:
-    """Whether a saved network of this prefix is there (or half of one)."""
-    return any(path.exists() for path in paths(prefix))
+def is_saved(name: str) -> bool:
+    """Whether a network brings its own weights: an ONNX file, or a saved network (or half of one) of this prefix."""
+    return is_onnx(name) or any(path.exists() for path in paths(name))
 
 
 def paths(prefix: os.PathLike) -> Tuple[Path, Path]:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -22,8 +23,10 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from gcp.backend import onnx_import
 from gcp.backend.engine import gluon, mx
 from gcp.backend.files import INPUT_SHAPE, first_line, is_saved, load, node_shapes, save_arrays, with_free_scales
+from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, has_weight
 from gcp.graph.network import Network, parse_nodes
@@ -31,7 +34,14 @@ from gcp.storage import write_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
+    # It looks for PyTorch, which it does not need, and refuses to be imported beside one of today.
+    torch = sys.modules.get("torch")
+    sys.modules["torch"] = None
     from gluoncv.model_zoo import get_model, get_model_list, model_store, model_zoo
+
+    del sys.modules["torch"]
+    if torch is not None:
+        sys.modules["torch"] = torch
 MXNET = "mxnet:"  # before a name: the network of MXNet's own model zoo
 INPUTS = {  # start of a name -> (channels, height, width) of its images
     "cifar": (3, 32, 32),
@@ -250,12 +260,12 @@ def open_network(
     weights: Optional[os.PathLike] = None,
     new_head: bool = False,
 ) -> Network:
-    """A saved network if `name` is the prefix of one, else the GluonCV network of that name (224 px by default).
+    """The network of an ONNX file, a saved network if `name` is the prefix of one, else GluonCV's (224 px by default).
 
     With `new_head` a saved network gets a new output layer of `n_classes`, drawn from `seed`.
     """
     if is_saved(name):
-        net = load(name, input_shape)
+        net = onnx_import.load(name, input_shape) if is_onnx(name) else load(name, input_shape)
         if new_head:
             return with_new_head(net, net.n_classes if n_classes is None else n_classes, seed or 0)
         if n_classes is not None and net.n_classes != n_classes:

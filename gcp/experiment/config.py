@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Dict, Iterator, Literal, Optional, 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator
 
 from gcp import storage
+from gcp.backend.onnx_files import external_files, is_onnx
 from gcp.cost.base import COSTS
 from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
@@ -48,7 +49,9 @@ class Model(Options):
 
     FILES: ClassVar[Set[str]] = {"name"}
 
-    name: str = Field(min_length=1, description="a GluonCV name, or the path prefix of a saved network")
+    name: str = Field(
+        min_length=1, description="a GluonCV name, the path of an ONNX file, or the path prefix of a saved network"
+    )
     pretrained: bool = Field(False, description="true: start from GluonCV's published weights")
     weights: Optional[str] = Field(
         None,
@@ -64,8 +67,9 @@ class Model(Options):
 
     @property
     def is_saved(self) -> bool:
-        """Whether `name` is the path prefix of a saved network; no GluonCV name contains a slash."""
-        return "/" in self.name or os.sep in self.name or os.path.isfile(self.name + "-symbol.json")
+        """Whether `name` is an ONNX file or the path prefix of a saved network; no GluonCV name contains a slash."""
+        is_path = "/" in self.name or os.sep in self.name or is_onnx(self.name)
+        return is_path or os.path.isfile(self.name + "-symbol.json")
 
     def is_file(self, key: str) -> bool:
         """A GluonCV name is no file."""
@@ -288,7 +292,8 @@ def _counted(section: Options, values: Dict[str, Any], contents: bool, place: st
         if isinstance(own, Options):
             value = _counted(own, value, contents, f"{place}{key}.")
         elif key in section.FILES and contents and section.is_file(key):
-            value = storage.content_hash(own, f"{place}{key}")
+            others = external_files(Path(own)) if is_onnx(own) else ()
+            value = storage.content_hash(own, f"{place}{key}", others)
         found[key] = value
     return found
 

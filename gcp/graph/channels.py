@@ -236,7 +236,7 @@ class Structure:
                     walk.fix(walk.tensors[t].labels)
             self.calls, self.tensors = walk.calls, walk.tensors
             demand, impossible = _demand(net, walk)
-            if not impossible:
+            if set(impossible) <= set(pinned):
                 break
             pinned += impossible
         self.unknown: List["Node"] = [
@@ -358,12 +358,12 @@ class Structure:
         self.demand = demand
         readers = net.readers
         for i, call in self.calls.items():
-            if call.outs[0] is None or (call.made is None and not call.operator.is_norm):
+            if call.outs[0] is None or (call.made is None and not _shifts(call)):
                 continue
             wanted, after = demand.get((i, 0), ANY), readers[i, 0]
             if wanted == ANY or call.made is not None and len(after) == 1 and self._takes_gate(after[0]):
                 continue
-            if call.operator.is_norm and wanted != ZERO and not self._takes_gate(i):
+            if _shifts(call) and wanted != ZERO and not self._takes_gate(i):
                 continue
             labels = call.outs[0].labels
             own = labels >= 0
@@ -421,7 +421,7 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
     for i, call in walk.calls.items():
         call.zeroable = [zeroable.get(t, False) for t in call.node.inputs]
         mine = [z for z, x in zip(call.zeroable, call.ins) if x is not None]
-        if call.made is not None or call.operator.is_norm:
+        if call.made is not None or _shifts(call):
             able = True
         elif isinstance(call.operator, Product):
             able = any(mine)
@@ -438,12 +438,20 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
             continue
         if wanted == ZERO and not zeroable[i, 0]:
             impossible.append((i, 0))
-        if call.operator.is_norm and wanted == ZERO:
+        if _shifts(call) and wanted == ZERO:
             wanted = ANY  # by a gate behind it
         for t, d, x in zip(call.node.inputs, call.operator.demand(call, wanted), call.ins):
             if x is not None:
                 demand[t] = max(demand.get(t, ANY), d)
     return demand, [t for t in impossible if t in walk.tensors]
+
+
+def _shifts(call: Call) -> bool:
+    """Whether the node passes channels and adds numbers of its own: a norm, or a depthwise conv with a bias.
+
+    No zero ahead of it is one behind it, but a gate behind it scales these numbers as well.
+    """
+    return call.operator.is_norm or call.made is None and call.bias is not None
 
 
 # ---- questions about nodes ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Iterator, Literal, Optional, Set, Tuple
 
 from pydantic import Field, field_validator
 
+from gcp.backend.onnx_files import is_onnx
 from gcp.options import Options, listed
 
 
@@ -38,7 +39,7 @@ class Recipe(Options):
     teacher: Optional[str] = Field(
         None,
         min_length=1,
-        description="the network to learn from: the prefix of a saved one, a GluonCV name (with its "
+        description="the network to learn from: an ONNX file, the prefix of a saved one, a GluonCV name (with its "
         "published weights), or for finetune `dense`, the experiment's own",
     )
     teacher_weight: float = Field(0.5, gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")
@@ -50,7 +51,7 @@ class Recipe(Options):
 
     def is_file(self, key: str) -> bool:
         """A teacher may also be a GluonCV name, or `dense`."""
-        return self.teacher is not None and "/" in self.teacher
+        return self.teacher is not None and ("/" in self.teacher or is_onnx(self.teacher))
 
     @property
     def all_epochs(self) -> int:

@@ -1,0 +1,173 @@
+"""ONNX files as they are read: within bounds, without running anything in them, and without MXNet.
+
+A file and the files of external data that it names are one network. External data lie beside the file or below its
+folder, as ONNX asks for; a place outside is refused, however it is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Tuple
+
+import numpy as np
+import psutil
+
+from gcp.errors import UserError
+from gcp.storage import read_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+SUFFIX = ".onnx"
+OLDEST = 7  # opset; before it elementwise operators had rules of their own for axes
+LARGEST = 2**31  # bytes of the file itself, by the format; more is external data
+SHARE = 0.25  # of the free memory that a network's numbers may take: they are held more than once
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+AGAIN = "export it anew, or give another file"
+
+
+def is_onnx(name: str) -> bool:
+    """Whether a network's name is the path of an ONNX file."""
+    return name.lower().endswith(SUFFIX)
+
+
+def read_model(path: Path) -> "onnx.ModelProto":
+    """The file's content, its graph checked for what can be said before its operators are looked at.
+
+    UserError: it cannot be read, is no ONNX file or cut off, or holds what no network here can be made of.
+    """
+    import onnx  # a quarter of a second, which networks from elsewhere need not take
+    from google.protobuf.message import DecodeError
+
+    content = read_bytes(path, AGAIN, LARGEST)
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError:
+        raise _wrong(path, "is no whole ONNX file; get it anew", "onnx.format") from None
+    if not model.graph.node:
+        raise _wrong(path, "holds no operators, so it is no whole ONNX network; get it anew", "onnx.format")
+    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise _wrong(path, f"is of opset {opset}; {OLDEST} to {newest} are read: export it with one of these")
+    quantized = next((n.op_type for n in model.graph.node if n.op_type in QUANTIZED or n.op_type[:4] == "QLin"), None)
+    if quantized:
+        raise _wrong(path, f"is quantized ({quantized}); export the network before its quantization", "onnx.quantized")
+    if model.functions:
+        raise _wrong(path, f"defines operators of its own ('{model.functions[0].name}'); inline them (onnx.inliner)")
+    if model.graph.sparse_initializer:
+        raise _wrong(path, "holds sparse arrays; export them dense")
+    return model
+
+
+def opset_of(model: "onnx.ModelProto") -> int:
+    """The version of ONNX's own operators; 0 where the file does not say."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def external_files(path: Path) -> List[Path]:
+    """The files of external data that belong to the file, each once. UserError: see `read_model` and `arrays`."""
+    model = read_model(path)
+    return sorted({_place(path, tensor)[0] for tensor in model.graph.initializer if tensor.external_data})
+
+
+def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
+    """The model's arrays by name, from the file and from its external data.
+
+    UserError: external data that are missing, too short or outside the file's folder; shapes that do not fit the
+    numbers; types that are no numbers; more than memory has room for, which is found out before any is taken.
+    """
+    tensors = list(model.graph.initializer)
+    size = sum(_bytes(path, tensor) for tensor in tensors)
+    room = SHARE * psutil.virtual_memory().available
+    if size > room:
+        raise _wrong(path, f"holds arrays of {size:,} bytes; there is room for {room:,.0f}", "onnx.memory")
+    return {tensor.name: array(path, tensor) for tensor in tensors}
+
+
+def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
+    """One array; those of external data are read from their file."""
+    import onnx
+
+    size = _bytes(path, tensor)
+    if tensor.external_data:
+        place, offset = _place(path, tensor)
+        end = place.stat().st_size
+        if offset + size > end:
+            raise _wrong(path, f"'{tensor.name}' should be the bytes {offset:,} to {offset + size:,} of '{place.name}'"
+                         f", which has {end:,}; the two do not belong together", "onnx.external")  # fmt: skip
+        inner = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        with open(place, "rb") as file:
+            file.seek(offset)
+            inner.raw_data = file.read(size)
+        tensor = inner
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise _wrong(path, f"'{tensor.name}' does not hold what its shape says ({error}); get it anew") from None
+
+
+def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
+    """What the array takes by its shape. UserError: of a type that is no number, or a damaged shape."""
+    import onnx
+
+    kinds = onnx.TensorProto
+    if tensor.data_type not in (*floats(), kinds.INT8, kinds.UINT8, kinds.INT32, kinds.INT64, kinds.BOOL):
+        kind = kinds.DataType.Name(tensor.data_type) if tensor.data_type in kinds.DataType.values() else "unknown"
+        raise _wrong(path, f"holds '{tensor.name}' of the type {kind}; export the network in float32")
+    if any(d < 0 for d in tensor.dims):
+        raise _wrong(path, f"says a shape of '{tensor.name}' that cannot be; get the file anew")
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod([itemsize, *tensor.dims], dtype=object))
+
+
+def _place(path: Path, tensor: "onnx.TensorProto") -> Tuple[Path, int]:
+    """The file of external data that holds an array, and where it begins there."""
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    location, offset = facts.get("location", ""), facts.get("offset", "0")
+    folder = path.parent.resolve()
+    place = (folder / location.replace("\0", "")).resolve()
+    if not location or "\0" in location or Path(location).is_absolute() or folder not in place.parents:
+        fix = "only files in its own folder are read"
+        raise _wrong(path, f"keeps '{tensor.name}' in {location!r:.200}; {fix}", "onnx.external")
+    if not place.is_file():
+        raise _wrong(path, f"keeps '{tensor.name}' in '{location}', which is not beside it; put it there",
+                     "onnx.external")  # fmt: skip
+    if not offset.isdecimal() or len(offset) > 15:
+        raise _wrong(path, f"says {offset!r:.50} for where '{tensor.name}' begins in '{location}'", "onnx.external")
+    return place, int(offset)
+
+
+def image_input(path: Path, model: "onnx.ModelProto") -> Tuple[str, List[int]]:
+    """Name of the network's input, and (channels, height, width) of an image, 0 where the file leaves it free.
+
+    UserError: it has several inputs, or one that is no batch of images.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs[:5]) or "none"
+        raise _wrong(path, f"needs one input, the images; it has {len(inputs)} ({names})", "onnx.inputs")
+    kind = inputs[0].type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    if len(dims) != 4:
+        raise _wrong(path, f"input '{inputs[0].name}' has {len(dims)} axes; images have 4 (batch, channels, height, "
+                     "width)", "onnx.inputs")  # fmt: skip
+    if kind.elem_type not in floats():
+        raise _wrong(path, f"input '{inputs[0].name}' is not of floating-point numbers; export the network "
+                     "without the steps before it", "onnx.inputs")  # fmt: skip
+    if dims[0] > 1:
+        raise _wrong(path, f"is exported for batches of {dims[0]} images; export it for one, or with a free batch axis",
+                     "onnx.batch")  # fmt: skip
+    return inputs[0].name, dims[1:]
+
+
+def floats() -> Tuple[int, ...]:
+    """ONNX's numbers for the types that are computed with."""
+    import onnx
+
+    kinds = onnx.TensorProto
+    return (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE)
+
+
+def _wrong(path: Path, what: str, key: str = "onnx.content") -> UserError:
+    return UserError(f"'{path}' {what}", key)
