@@ -8,21 +8,29 @@ from gcp.experiment import config
 from gcp.experiment import record as records
 
 REPO = Path(__file__).parents[1]
-# Of configurations, and where their results are checked in, where that is not what they say.
-FOLDERS = {
-    "configs/fashion_mnist": None,
-    "configs/fashion_mnist/ablation": None,
-    "configs/fashion_mnist_latency": None,
-    "configs/statistics": None,
-    "configs/demo": "results/fashion_mnist_part",
-}
+# Of configurations, and what checked-in results say otherwise.
+FOLDERS = [
+    ("configs/fashion_mnist", []),
+    ("configs/fashion_mnist/ablation", []),
+    ("configs/fashion_mnist_latency", []),
+    ("configs/statistics", []),
+    ("configs/demo", ["output=results/fashion_mnist_part"]),
+    ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
+]
+SEEDS = [0, 1, 2, 10, 11, 12]
 
 
 @pytest.fixture(scope="module")
 def checked_in():
     return {
         run.path: run.record
-        for folder in ("fashion_mnist", "fashion_mnist_latency", "fashion_mnist_part", "statistics")
+        for folder in (
+            "fashion_mnist",
+            "fashion_mnist_latency",
+            "fashion_mnist_part",
+            "fashion_mnist_part_choice",
+            "statistics",
+        )
         for run in records.load_records(REPO / "results" / folder)
     }
 
@@ -30,8 +38,8 @@ def checked_in():
 def test_every_record_is_found_by_a_checked_in_configuration(checked_in, monkeypatch):
     monkeypatch.chdir(REPO)
     found = set()
-    for folder, output in FOLDERS.items():
-        for _, _, cfg in config.load_all(folder, [f"output={output}"] if output else [], [0, 1, 2]):
+    for folder, overrides in FOLDERS:
+        for _, _, cfg in config.load_all(folder, overrides, SEEDS):
             if records.is_done(cfg):
                 found.add(REPO / records.run_path(cfg))
     assert found == set(checked_in)
