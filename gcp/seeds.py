@@ -21,6 +21,7 @@ class Stream(Enum):
     RECOVER = (None, 2)  # of GCP's steps without
     SCORING = (None, 3)  # images and dropout of a criterion that looks at the loss
     STATISTICS = (None, 4)  # images and dropout of recomputed batch-norm statistics
+    RECONSTRUCTION = (None, 5)  # images and places that weights are fitted to after a cut
 
     def seed(self, seed: int, iteration: int = 0) -> int:
         """The seed of this stream; `iteration` counts from 1 where a method repeats itself."""

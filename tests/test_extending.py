@@ -76,10 +76,10 @@ def test_a_criterion_and_a_method(monkeypatch):
     code = example("A method")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     exec(code, {**vars(methods), "CRITERIA": criteria.CRITERIA, "select": select, "shrink": shrink})
-    options = methods.METHODS.options["one_shot"](criterion="bn_scale")
-    outcome = methods.METHODS["one_shot"](problem, options, run=None)
+    options = methods.METHODS.options["ranked"](criterion="bn_scale")
+    outcome = methods.METHODS["ranked"](problem, options, run=None)
     assert macs(outcome.network)(outcome.network.widths) <= 0.5 * cost(net.widths)
-    assert options.label("macs") == "One shot (bn_scale)"
+    assert options.label("macs") == "Ranked (bn_scale)"
 
 
 def test_a_cost(monkeypatch):

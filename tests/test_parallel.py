@@ -110,7 +110,7 @@ def test_a_single_process_is_left_alone():
     group, array = distributed.SingleProcess(), mx.nd.array([1.0, 2.0])
     group.all_reducer([array])()
     group.averager([array])()
-    assert array.asnumpy().tolist() == [1, 2] and group.all_reduce_floats([1, 2.5]) == [1, 2.5]
+    assert array.asnumpy().tolist() == [1, 2] and group.all_reduce_floats([1, 2.5]).tolist() == [1, 2.5]
     assert group.broadcast(lambda: 3) == 3
     assert isinstance(distributed.process_group(), distributed.SingleProcess)
 

@@ -121,7 +121,7 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
         n_batches += 1
     # Summed where they are and read once: reading waits for the device.
     own = total.asnumpy() if n_batches else np.zeros(len(at))
-    n_batches, *totals = process_group().all_reduce_floats([n_batches, *own.astype(np.float64)])
+    n_batches, *totals = process_group().all_reduce_floats(np.append(float(n_batches), own)).tolist()
     ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(widths)
     by_group = zip(widths.items(), np.split(np.array(totals), ends[:-1]))  # idle channels come last
     return {name: total[:n] / max(1, n_batches) / per_channel[name] for (name, n), total in by_group}

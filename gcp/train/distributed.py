@@ -16,7 +16,7 @@ import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -94,9 +94,9 @@ class SingleProcess:
         """Nothing is to be done."""
         return lambda: None
 
-    def all_reduce_floats(self, values: Iterable[float]) -> List[float]:
+    def all_reduce_floats(self, values: Sequence[float]) -> np.ndarray:
         """The values themselves."""
-        return list(values)
+        return np.asarray(values, np.float64)
 
     def broadcast(self, decide: Callable[[], Any]) -> Any:
         """What `decide` returns."""
@@ -198,9 +198,9 @@ class ProcessGroup:
 
         return average
 
-    def all_reduce_floats(self, values: Iterable[float]) -> List[float]:
+    def all_reduce_floats(self, values: Sequence[float]) -> np.ndarray:
         """Sums of numbers over all ranks, in float64 and in the order of the ranks: the same in every run."""
-        return self._gathered(np.array(list(values), np.float64)).sum(0).tolist()
+        return self._gathered(np.asarray(values, np.float64)).sum(0)
 
     def broadcast(self, decide: Callable[[], Any]) -> Any:
         """What `decide` returns on rank 0, as plain JSON; the other ranks wait for it, and do not call `decide`."""

@@ -53,7 +53,7 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
 def _averages(net: Network, norms, sums: List[np.ndarray], n_batches: int) -> Dict[str, np.ndarray]:
     """The running statistics by name, from sums of means and of mean squares over the batches."""
     group = process_group()
-    flat = np.array(group.all_reduce_floats(np.concatenate(sums).tolist())) / (n_batches * group.world_size)
+    flat = group.all_reduce_floats(np.concatenate(sums)) / (n_batches * group.world_size)
     means = np.split(flat, np.cumsum([len(s) for s in sums])[:-1])
     arrays = {}
     for norm, mean, square in zip(norms, means[::2], means[1::2]):

@@ -66,7 +66,7 @@ class Classification:
         for x, y, n in split.batches(batch * group.world_size, part=group.part):
             if n:  # a part of a short batch can hold filling only
                 sums += self._sums(outputs(x)[:n].astype(np.float64), y[:n])
-        seen, top1, top5, loss = group.all_reduce_floats(sums.tolist())
+        seen, top1, top5, loss = group.all_reduce_floats(sums).tolist()
         return {
             "top1": top1 / seen,
             "top5": top5 / seen,

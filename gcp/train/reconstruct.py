@@ -1,0 +1,166 @@
+"""Least squares after a cut: layers get the weights that best say what they said before, from what is left.
+
+One layer at a time, from the image to the outputs, each from the pruned network's own inputs, so that it also makes up
+for what the layers before it could not (He, Zhang & Sun, "Channel Pruning for Accelerating Very Deep Neural
+Networks", ICCV 2017, eq. 5 without its choice of channels; Luo, Wu & Lin, "ThiNet", ICCV 2017, eq. 7). No labels and
+no gradients are needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import islice
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from gcp.backend.blocks import to_block, to_symbol
+from gcp.backend.engine import gluon, mx
+from gcp.graph.channels import Call, Tensor, is_norm
+from gcp.graph.network import Network
+from gcp.train.distributed import device, process_group
+from gcp.train.loop import Batches
+
+POSITIONS = 10  # of a layer's outputs per image; neighbours say nearly the same
+RIDGE = 0.01  # what pulls weights back to those before, over the mean variance of the inputs
+
+
+def reconstruct(net: Network, small: Network, keep: Mapping[str, Sequence[int]], batches: Batches, n: int) -> Network:
+    """The pruned network with the weights of its convs and dense layers fitted to the outputs of `net`, the whole one.
+
+    `keep` are the units that are left, as `shrink` takes them; `n` batches of images are looked at, at `POSITIONS`
+    random places of each image. The running mean of a norm that alone reads a layer takes up the mean of what is
+    left over, as a bias does. Transposed, deformable and three-dimensional convs, and arrays that several layers share,
+    stay as they are.
+    """
+    images = [x for x, _ in islice(batches.since(0), n)]
+    for i, call in small.structure.calls.items():
+        whole = net.structure.calls.get(net.index.get(call.node.name, -1))
+        if whole is not None and _is_fitted(small, call) and not small.nodes[call.node.inputs[0][0]].op == "null":
+            kept = _kept(net, whole, keep)
+            small = small.with_arrays(_fitted(net, small, i, kept, images, batches.seed))
+    return small
+
+
+def _is_fitted(net: Network, call: Call) -> bool:
+    """Whether it is a conv of two dimensions or a dense layer with arrays of its own."""
+    if call.node.op not in ("Convolution", "FullyConnected") or call.shares:
+        return False
+    dense = call.node.op == "FullyConnected"
+    return len(call.out_shapes[0]) == (2 if dense else 4) and (not dense or bool(call.node.literal("flatten", True)))
+
+
+def _kept(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Which outputs of a layer of the whole network are left."""
+    alive = np.zeros(len(net.structure.group_of) + 1, bool)
+    alive[-1] = True
+    for g in net.groups:
+        alive[g.start + np.asarray(keep[g.name], int)] = True
+    n = call.out_shapes[0][1]
+    labels = call.outs[0].labels if call.outs[0] is not None else np.full(n, -1)
+    return np.flatnonzero((labels < 0) | alive[labels])
+
+
+def _fitted(
+    net: Network, small: Network, i: int, kept: np.ndarray, images: List[mx.nd.NDArray], seed: int
+) -> Dict[str, np.ndarray]:
+    """The arrays of layer i of the pruned network that change, by name."""
+    call = small.structure.calls[i]
+    name, weight = call.node.name, small.arrays[small.weight(call.node.name)]
+    bias = None if small.bias(name) is None else small.arrays[small.bias(name)]
+    norm = _norm_behind(small, i) if bias is None else None
+    groups = int(call.node.literal("num_group", 1)) if weight.ndim == 4 else 1
+    before = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
+    inputs, outputs = _tensor(small, call.node.inputs[0]), _tensor(net, (net.index[name], 0))
+    sums = _Sums(before, centred=bias is not None or norm is not None)
+    for number, x in enumerate(images):
+        wanted = outputs(x)[:, kept]
+        rows, targets = _samples(call, inputs(x), wanted, np.random.default_rng((seed, i, number)))
+        targets = targets - (0 if bias is None else bias)
+        sums.add(rows.reshape(len(rows), groups, -1), targets.reshape(len(targets), groups, -1))
+    change, left = sums.solved()
+    found = {small.weight(name): (before + change).swapaxes(1, 2).reshape(weight.shape)}
+    if bias is not None:
+        found[small.bias(name)] = bias + left
+    if norm is not None:
+        of_whole = net.arrays[net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name][kept]
+        found[small.nodes[small.nodes[small.index[norm]].inputs[3][0]].name] = of_whole - left
+    return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
+
+
+def _norm_behind(net: Network, i: int) -> Optional[str]:
+    """The batch norm that alone reads node i."""
+    readers = net.readers[i, 0]
+    return net.nodes[readers[0]].name if len(readers) == 1 and is_norm(net, readers[0]) else None
+
+
+def _tensor(net: Network, tensor: Tensor) -> Callable[[mx.nd.NDArray], np.ndarray]:
+    """A tensor of the network as a function of the images."""
+    i, o = tensor
+    inside = to_symbol(net).get_internals()
+    name = f"{net.nodes[i].name}_output"
+    symbol = inside[name if name in inside.list_outputs() else f"{name}{o}"]
+    params = to_block(net, device(), trainable=set()).collect_params()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
+        block = gluon.SymbolBlock(symbol, mx.sym.var("data"), params=params)
+    block.hybridize(static_alloc=True, static_shape=True)
+    return lambda x: block(x).asnumpy()
+
+
+def _samples(call: Call, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
+    """What a layer reads for some of its outputs, (samples, inputs x taps), and these outputs, (samples, outputs)."""
+    if y.ndim == 2:
+        return x.reshape(len(x), -1), y
+    literal = call.node.literal
+    kernel, stride = literal("kernel"), literal("stride", ()) or (1, 1)
+    dilate, pad = literal("dilate", ()) or (1, 1), literal("pad", ()) or (0, 0)
+    height, width = y.shape[2:]
+    # Other places in every image, each at most once.
+    chosen = np.argsort(rng.random((len(x), height * width)), axis=1)[:, :POSITIONS]
+    at, image = np.divmod(chosen, width), np.arange(len(x))[:, None]
+    x = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad))).transpose(0, 2, 3, 1)
+    rows, columns = (at[a][..., None] * stride[a] + np.arange(kernel[a]) * dilate[a] for a in range(2))
+    read = x[image[..., None, None], rows[..., :, None], columns[..., None, :]]  # (images, places, kh, kw, inputs)
+    read = read.transpose(0, 1, 4, 2, 3)
+    return read.reshape(read.shape[0] * read.shape[1], -1), y.transpose(0, 2, 3, 1)[image, at[0], at[1]].reshape(
+        -1, y.shape[1]
+    )
+
+
+class _Sums:
+    """Normal equations of a ridge regression of what is left over on the inputs, per group; summed over the ranks.
+
+    `centred`: with an intercept. `before`: (groups, inputs, outputs), where the weights start from.
+    """
+
+    def __init__(self, before: np.ndarray, centred: bool) -> None:
+        self._before, self._centred = before, centred
+        groups, n_in, n_out = before.shape
+        self._n = 0
+        self._xx, self._xr = np.zeros((groups, n_in, n_in)), np.zeros((groups, n_in, n_out))
+        self._x, self._r = np.zeros((groups, n_in)), np.zeros((groups, n_out))
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Samples: what is read (n, groups, inputs), and what should come out (n, groups, outputs)."""
+        x, y = (a.swapaxes(0, 1).astype(np.float64) for a in (x, y))
+        r = y - x @ self._before
+        self._n += x.shape[1]
+        self._xx += x.swapaxes(1, 2) @ x
+        self._xr += x.swapaxes(1, 2) @ r
+        self._x += x.sum(1)
+        self._r += r.sum(1)
+
+    def solved(self) -> Tuple[np.ndarray, np.ndarray]:
+        """The change of the weights (groups, inputs, outputs), and what stays over on average (outputs,)."""
+        parts = [np.array([self._n], np.float64), self._xx, self._xr, self._x, self._r]
+        flat = process_group().all_reduce_floats(np.concatenate([p.ravel() for p in parts]))
+        n, *sums = np.split(flat, np.cumsum([p.size for p in parts])[:-1])
+        xx, xr, x, r = (s.reshape(p.shape) / n[0] for s, p in zip(sums, parts[1:]))
+        if self._centred:
+            xx, xr = xx - x[:, :, None] * x[:, None, :], xr - x[:, :, None] * r[:, None, :]
+        variance = np.trace(xx, axis1=1, axis2=2)[:, None, None] / xx.shape[1]
+        ridge = RIDGE * np.maximum(variance, 1e-12) * np.eye(xx.shape[1])
+        change = np.linalg.solve(xx + ridge, xr)
+        left = (r - np.einsum("gi,gio->go", x, change)).reshape(-1) if self._centred else np.zeros(r.size)
+        return change, left
