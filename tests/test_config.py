@@ -261,7 +261,7 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
         ("model.name=", "model.name: nothing should be a valid string"),
         (
             "data.name=cifar",
-            "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', 'imagenet' or 'caltech256'",
+            "data.name: 'cifar' should be 'digits', 'fashion_mnist', 'folder', 'imagenet', 'images' or 'caltech256'",
         ),
         ("data.input=[3, 32]", "data.input: [3, 32] does not fit: a list of channels, height, width"),
         ("data.input=[1, 32, 32]", "data.input.0: 1 should be greater than or equal to 3 (a list of channels"),
@@ -295,7 +295,10 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
         ("data.name=folder", "name: folder needs a root; set data.root"),
         ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
         ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
-        ("data.root=a", "root is for name: fashion_mnist or folder or imagenet or caltech256, and digits takes none"),
+        (
+            "data.root=a",
+            "root is for name: fashion_mnist or folder or imagenet or images or caltech256, and digits takes none",
+        ),
         ("data.per_class=30", "per_class is for name: caltech256"),
         ("data.split_file=a.json", "split_file is for name: caltech256"),
         ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),

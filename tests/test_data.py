@@ -484,8 +484,11 @@ def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "keys, part",
     [
-        ({"name": "digits", "root": "x"}, "root is for --data fashion_mnist or folder or imagenet or caltech256"),
-        ({"name": "fashion_mnist", "workers": 2}, "workers is for --data folder or imagenet or caltech256"),
+        (
+            {"name": "digits", "root": "x"},
+            "root is for --data fashion_mnist or folder or imagenet or images or caltech256",
+        ),
+        ({"name": "fashion_mnist", "workers": 2}, "workers is for --data folder or imagenet or images or caltech256"),
         ({"name": "imagenet", "root": "x", "per_class": 30}, "per_class is for --data caltech256"),
         ({"name": "folder"}, "--data folder needs a root"),
         ({"name": "digitz"}, "--data 'digitz' should be 'digits'"),

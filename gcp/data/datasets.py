@@ -13,6 +13,7 @@ import struct
 import sys
 import zlib
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
@@ -212,9 +213,9 @@ class Encoded(Data):
 
 
 class Folder(Encoded):
-    """Images in class folders or RecordIO files."""
+    """Images in class folders or RecordIO files; of class folders that nobody has divided a fifth are for testing."""
 
-    ROOT: ClassVar[str] = "what holds train/ and test/, or train.rec and test.rec"
+    ROOT: ClassVar[str] = "what holds train/ and test/, or train.rec and test.rec, or folders of images, one per class"
     UNCOUNTED: ClassVar[Set[str]] = {"workers"}  # which images these are is only said by `root`
     GET: ClassVar[str] = ""  # how to get the data
     SIZE: ClassVar[Optional[Tuple[int, int]]] = None  # where the files are not there to count
@@ -225,13 +226,22 @@ class Folder(Encoded):
         if (root / "train").is_dir():
             folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
             return len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
+        if _is_undivided(root):
+            labels = sources.labels_of(sources.class_folders(root))
+            return int(labels.max()) + 1, len(labels) - _n_tested(len(labels))
         if (root / "train.idx").is_file() and (root / "classes.txt").is_file():
             return len(sources.read_classes(root / "classes.txt")), len(sources.lines_of(root / "train.idx"))
         if self.SIZE is None:
-            raise UserError(
-                f"{root}: not there, so its classes and images cannot be counted; set data.root to {self.ROOT}"
-            )
+            raise self.not_so(root)
         return self.SIZE
+
+    def not_so(self, root: Path) -> UserError:
+        """What the folder should hold."""
+        return UserError(
+            f"{root}: should hold the folders train and test (or val), each with one per class, or train.rec and "
+            "test.rec (or val.rec) with their .idx, or folders of images, one per class (images without labels are "
+            f"the data set `images`, or --unlabelled){self.GET}"
+        )
 
 
 class ImageNet(Folder):
@@ -248,19 +258,59 @@ class ImageNet(Folder):
 def folder(data: Folder, seed: int) -> Dataset:
     """Class folders `root/train/<class>`, `root/test|val/<class>`, or RecordIO `root/train.rec`, `test.rec|val.rec`."""
     root = expanded(data.root)
+    if _is_undivided(root):
+        found = sources.class_folders(root)
+        store = sources.Files(root, sum(found.values(), [])), sources.labels_of(found)
+        return _divided_by_us(data, seed, tuple(found), store, root)
     kinds = [suffix for suffix in ("", ".rec") if (root / f"train{suffix}").exists()]
     if len(kinds) == 2:
         raise UserError(f"{root}: holds both train/ and train.rec; move the one that is not meant away")
     tests = [root / (name + suffix) for suffix in kinds for name in ("test", "val")]
     paths = [root / f"train{kind}" for kind in kinds] + [path for path in tests if path.exists()][:1]
     if len(paths) < 2:
-        raise UserError(
-            f"{root}: should hold the folders train and test (or val), each with one per class, or "
-            f"train.rec and test.rec (or val.rec) with their .idx{data.GET}"
-        )
+        raise data.not_so(root)
     classes, stores = (_open_records if kinds == [".rec"] else _open_folders)(*paths)
     kept = capped(stores[0][1], data.n_train)
     return _divided(data, seed, classes, stores, kept, np.arange(len(stores[1][1])), root)
+
+
+class Images(Encoded):
+    """Images without labels, in a folder and those below it: what a network says of them stands for their labels.
+
+    A fifth of them is for testing.
+    """
+
+    ROOT: ClassVar[str] = "a folder of images"
+    UNCOUNTED: ClassVar[Set[str]] = {"workers"}
+
+    n_classes: int = Field(ge=2, le=10**6, description="images: length of the network's output")
+
+    def known_size(self) -> Tuple[int, int]:
+        """Counted where the files are."""
+        n = len(sources.images_below(expanded(self.root)))
+        return self.n_classes, n - _n_tested(n)
+
+
+@DATASETS.register("images", Images)
+def images(data: Images, seed: int) -> Dataset:
+    """Images below a folder, all with label 0 until the task `agreement` gives them those of a network."""
+    root = expanded(data.root)
+    names = sources.images_below(root)
+    store = sources.Files(root, names), np.zeros(len(names), np.int32)
+    classes = tuple(map(str, range(data.n_classes)))
+    return replace(_divided_by_us(data, seed, classes, store, root), task="agreement")
+
+
+def _is_undivided(root: Path) -> bool:
+    """Whether the folder holds class folders itself."""
+    if not root.is_dir() or any((root / name).exists() for name in ("train", "test", "val", "train.rec")):
+        return False
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir())
+
+
+def _n_tested(n: int) -> int:
+    """How many of a data set's images are for testing where nobody has said which."""
+    return n // 5
 
 
 _Store = Tuple[sources.Source, np.ndarray]  # images as they lie on the disk, and their labels (int32)
@@ -286,6 +336,17 @@ def _open_records(train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store
     for source in opened:
         sources.every_class(str(source.path), source.labels, classes)
     return classes, [(source, source.labels) for source in opened]
+
+
+def _divided_by_us(data: Encoded, seed: int, classes: Sequence[str], store: _Store, root: Path) -> Dataset:
+    """A fifth of every class for testing: the same images for every seed."""
+    labels = store[1]
+    if len(labels) < 5:
+        raise UserError(f"{root}: holds {len(labels)} images; training, validation and testing need 5 at least")
+    tested = spread(labels, _n_tested(len(labels)), fixed_generator())
+    kept = np.setdiff1d(np.arange(len(labels)), tested)
+    kept = kept[capped(labels[kept], data.n_train)]
+    return _divided(data, seed, classes, [store] * 2, kept, tested, root)
 
 
 def _divided(

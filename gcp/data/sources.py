@@ -179,6 +179,22 @@ def _entries(folder: Path) -> List[os.DirEntry]:
         raise UserError(f"{folder}: folder cannot be read: {error.strerror}; {fix}") from error
 
 
+def images_below(root: Path) -> List[str]:
+    """Paths of all images below `root`, sorted. UserError: there is none, or a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); give a folder of images") from error
+
+    found = []
+    for folder, below, names in os.walk(root, onerror=fail):
+        below[:] = [name for name in below if not name.startswith(".")]
+        images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in images]
+    if not found:
+        raise UserError(f"{root}: holds no image ({', '.join(sorted(SUFFIXES))}) at any depth")
+    return sorted(found)
+
+
 def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
     """Class name -> `class/file` of its images, both sorted, from class name -> all its files' names.
 

@@ -48,6 +48,7 @@ def run(cfg: Config) -> Record:
             return folder.record
         data = load_data(cfg.data, cfg.seed)
         start, budget = plan(cfg, data)
+        data = TASKS[data.task].labelled(data, start)
         dense = dense_network(cfg, data, start)
         pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense[0], budget, folder))
 

@@ -202,6 +202,27 @@ def _accuracy_figure(rows: Sequence[tuple], columns: Mapping[str, str], width: f
     return _name_lines(figure)
 
 
+@matplotlib.rc_context(LOOK)
+def front(rows: Sequence[dict]) -> Figure:
+    """Accuracy against the cost that is kept, without training: rows of `compress.explore`."""
+    figure, [[ax]] = _panels(1, 1, 8.0, 5.0)
+    cost, whole = cost_label(rows[0]["cost"]), 100 * rows[0]["top1_fitted"]
+    x = [100 * row["cost_kept"] for row in rows]
+    for key, label, style in (
+        ("top1_fitted", "Weights by least squares", {"color": "#0072B2", "marker": "o"}),
+        ("top1_statistics", "Statistics recomputed", {"color": "#E69F00", "marker": "s"}),
+    ):
+        ax.plot(x, [100 * row[key] for row in rows], label=label, linewidth=1.5, markersize=6, **style)
+    ax.axhline(whole, label="As it is", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1, color=FAINT)
+    ax.margins(x=0.08)
+    _axes(ax, f"{cost} kept (%)", "Validation top-1 accuracy (%)")
+    ax.invert_xaxis()
+    _title(
+        ax, f"{Path(rows[0]['network']).name} without training", "What is left after a cut, from a few hundred images."
+    )
+    return _name_lines(figure)
+
+
 def _axes(ax: Axes, x: str, y: str, *limits: float) -> None:
     """Label the axes; with limits, x is logarithmic."""
     if limits:

@@ -362,6 +362,31 @@ def write_int8(rows: list[dict], stem: Path) -> list[Path]:
         return save(table, digits, caption, stem, "tab:int8")
 
 
+FRONT = (
+    Measure("MACs kept %", "macs_kept", "mean", 1),
+    Measure("Params kept %", "params_kept", "mean", 1),
+    Measure("Top-1 %, statistics", "top1_statistics"),
+    Measure("Top-1 %, least squares", "top1_fitted"),
+    Measure("Seconds", "seconds", "mean", 1),
+)
+
+
+def write_front(rows: list[dict], stem: Path) -> list[Path]:
+    """What a network is worth at several targets without training: rows of `compress.explore`, the network's own first.
+
+    UserError: the table cannot be written.
+    """
+    kept = {"Target %": [100 * row["target"] for row in rows]}
+    percent = {m.title: [row[m.key] * (1 if m.key == "seconds" else 100) for row in rows] for m in FRONT}
+    caption = (
+        f"{rows[0]['network']} without training, cut to parts of its {cost_label(rows[0]['cost'])}. Top-1 on "
+        f"{rows[0]['n_eval']:,} images held out of the training images: with batch-norm statistics recomputed, and "
+        "with weights by least squares as well."
+    )
+    with writing(stem.parent, "--out"):
+        return save(pd.DataFrame(kept | percent), digits_of(FRONT), caption, stem, "tab:front")
+
+
 def write_validations(folder: Path) -> list[Path]:
     """A table of every latency model's validation (`*.validation.json`, as `latency.validate` gives) in a folder."""
     found = [

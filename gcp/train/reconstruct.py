@@ -22,6 +22,7 @@ from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
 
 POSITIONS = 10  # of a layer's outputs per image; neighbours say nearly the same
+MEMORY = 10**6  # bytes per image of the whole network's outputs that are held at a time
 RIDGE = 0.01  # what pulls weights back to those before, over the mean variance of the inputs
 
 
@@ -34,17 +35,28 @@ def reconstruct(net: Network, small: Network, keep: Mapping[str, Sequence[int]],
     stay as they are.
     """
     images = [x for x, _ in islice(batches.since(0), n)]
-    for i, call in small.structure.calls.items():
-        whole = net.structure.calls.get(net.index.get(call.node.name, -1))
-        if whole is not None and _is_fitted(small, call) and not small.nodes[call.node.inputs[0][0]].op == "null":
-            kept = _kept(net, whole, keep)
-            small = small.with_arrays(_fitted(net, small, i, kept, images, batches.seed))
+    calls = {call.node.name: call for call in net.structure.calls.values()}
+    layers = [
+        _Layer(small, i, calls[call.node.name], _kept(net, calls[call.node.name], keep), batches.seed)
+        for i, call in small.structure.calls.items()
+        if call.node.name in calls and _is_fitted(small, call)
+    ]
+    while layers:
+        together = layers[: max(1, int(np.searchsorted(np.cumsum([layer.n_bytes for layer in layers]), MEMORY)))]
+        outputs = _tensors(net, [(net.index[layer.name], 0) for layer in together])
+        wanted = [[] for _ in together]
+        for number, x in enumerate(images):
+            for layer, y, rows in zip(together, outputs(x), wanted):
+                rows.append(layer.sampled(y[:, layer.kept], number))
+        for layer, rows in zip(together, wanted):
+            small = small.with_arrays(layer.fitted(net, small, images, rows))
+        layers = layers[len(together) :]
     return small
 
 
 def _is_fitted(net: Network, call: Call) -> bool:
-    """Whether it is a conv of two dimensions or a dense layer with arrays of its own."""
-    if call.node.op not in ("Convolution", "FullyConnected") or call.shares:
+    """Whether it is a conv of two dimensions or a dense layer with arrays of its own, and does not read the image."""
+    if call.node.op not in ("Convolution", "FullyConnected") or call.shares or call.node.inputs[0][0] == net.data:
         return False
     dense = call.node.op == "FullyConnected"
     return len(call.out_shapes[0]) == (2 if dense else 4) and (not dense or bool(call.node.literal("flatten", True)))
@@ -61,31 +73,68 @@ def _kept(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.nda
     return np.flatnonzero((labels < 0) | alive[labels])
 
 
-def _fitted(
-    net: Network, small: Network, i: int, kept: np.ndarray, images: List[mx.nd.NDArray], seed: int
-) -> Dict[str, np.ndarray]:
-    """The arrays of layer i of the pruned network that change, by name."""
-    call = small.structure.calls[i]
-    name, weight = call.node.name, small.arrays[small.weight(call.node.name)]
-    bias = None if small.bias(name) is None else small.arrays[small.bias(name)]
-    norm = _norm_behind(small, i) if bias is None else None
-    groups = int(call.node.literal("num_group", 1)) if weight.ndim == 4 else 1
-    before = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
-    inputs, outputs = _tensor(small, call.node.inputs[0]), _tensor(net, (net.index[name], 0))
-    sums = _Sums(before, centred=bias is not None or norm is not None)
-    for number, x in enumerate(images):
-        wanted = outputs(x)[:, kept]
-        rows, targets = _samples(call, inputs(x), wanted, np.random.default_rng((seed, i, number)))
-        targets = targets - (0 if bias is None else bias)
-        sums.add(rows.reshape(len(rows), groups, -1), targets.reshape(len(targets), groups, -1))
-    change, left = sums.solved()
-    found = {small.weight(name): (before + change).swapaxes(1, 2).reshape(weight.shape)}
-    if bias is not None:
-        found[small.bias(name)] = bias + left
-    if norm is not None:
-        of_whole = net.arrays[net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name][kept]
-        found[small.nodes[small.nodes[small.index[norm]].inputs[3][0]].name] = of_whole - left
-    return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
+class _Layer:
+    """One layer of the pruned network: which of its outputs are looked at, and its new arrays."""
+
+    def __init__(self, small: Network, i: int, whole: Call, kept: np.ndarray, seed: int) -> None:
+        self.i, self.call, self.name, self.kept, self._seed = i, small.structure.calls[i], whole.node.name, kept, seed
+        self._places = self.call.out_shapes[0][2:]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of what is kept of the outputs for an image."""
+        return 4 * len(self.kept) * min(POSITIONS, int(np.prod(self._places, dtype=int)))
+
+    def _at(self, n: int, number: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images, rows and columns (images, places): other places in every image, each at most once."""
+        height, width = self._places
+        order = np.random.default_rng((self._seed, self.i, number)).random((n, height * width))
+        rows, columns = np.divmod(np.argsort(order, axis=1)[:, :POSITIONS], width)
+        return np.arange(n)[:, None], rows, columns
+
+    def sampled(self, y: np.ndarray, number: int) -> np.ndarray:
+        """Some of the outputs of a batch, (samples, outputs)."""
+        if not self._places:
+            return y
+        image, rows, columns = self._at(len(y), number)
+        return np.ascontiguousarray(y.transpose(0, 2, 3, 1)[image, rows, columns].reshape(-1, y.shape[1]))
+
+    def read(self, x: np.ndarray, number: int) -> np.ndarray:
+        """What the layer reads for these outputs, (samples, inputs x taps)."""
+        if not self._places:
+            return x.reshape(len(x), -1)
+        literal = self.call.node.literal
+        kernel, stride = literal("kernel"), literal("stride", ()) or (1, 1)
+        dilate, pad = literal("dilate", ()) or (1, 1), literal("pad", ()) or (0, 0)
+        image, *at = self._at(len(x), number)
+        x = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad))).transpose(0, 2, 3, 1)
+        rows, columns = (at[a][..., None] * stride[a] + np.arange(kernel[a]) * dilate[a] for a in range(2))
+        read = x[image[..., None, None], rows[..., :, None], columns[..., None, :]]  # (images, places, kh, kw, inputs)
+        return read.transpose(0, 1, 4, 2, 3).reshape(read.shape[0] * read.shape[1], -1)
+
+    def fitted(
+        self, net: Network, small: Network, images: List[mx.nd.NDArray], wanted: List[np.ndarray]
+    ) -> Dict[str, np.ndarray]:
+        """The arrays that change, by name; `wanted`: per batch what `sampled` gives for the whole network."""
+        weight = small.arrays[small.weight(self.name)]
+        bias = None if small.bias(self.name) is None else small.arrays[small.bias(self.name)]
+        norm = _norm_behind(small, self.i) if bias is None else None
+        groups = int(self.call.node.literal("num_group", 1)) if weight.ndim == 4 else 1
+        before = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
+        sums = _Sums(before, centred=bias is not None or norm is not None)
+        inputs = _tensors(small, [self.call.node.inputs[0]])
+        for number, (x, y) in enumerate(zip(images, wanted)):
+            rows = self.read(inputs(x)[0], number)
+            y = y - (0 if bias is None else bias)
+            sums.add(rows.reshape(len(rows), groups, -1), y.reshape(len(y), groups, -1))
+        change, left = sums.solved()
+        found = {small.weight(self.name): (before + change).swapaxes(1, 2).reshape(weight.shape)}
+        if bias is not None:
+            found[small.bias(self.name)] = bias + left
+        if norm is not None:
+            of_whole = net.arrays[net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name][self.kept]
+            found[small.nodes[small.nodes[small.index[norm]].inputs[3][0]].name] = of_whole - left
+        return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
 
 
 def _norm_behind(net: Network, i: int) -> Optional[str]:
@@ -94,38 +143,23 @@ def _norm_behind(net: Network, i: int) -> Optional[str]:
     return net.nodes[readers[0]].name if len(readers) == 1 and is_norm(net, readers[0]) else None
 
 
-def _tensor(net: Network, tensor: Tensor) -> Callable[[mx.nd.NDArray], np.ndarray]:
-    """A tensor of the network as a function of the images."""
-    i, o = tensor
+def _tensors(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray], List[np.ndarray]]:
+    """Tensors of the network as a function of the images."""
     inside = to_symbol(net).get_internals()
-    name = f"{net.nodes[i].name}_output"
-    symbol = inside[name if name in inside.list_outputs() else f"{name}{o}"]
+    known = set(inside.list_outputs())
+    names = [(f"{net.nodes[i].name}_output", o) for i, o in tensors]
+    symbols = [inside[name if name in known else f"{name}{o}"] for name, o in names]
     params = to_block(net, device(), trainable=set()).collect_params()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
-        block = gluon.SymbolBlock(symbol, mx.sym.var("data"), params=params)
+        block = gluon.SymbolBlock(mx.sym.Group(symbols), mx.sym.var("data"), params=params)
     block.hybridize(static_alloc=True, static_shape=True)
-    return lambda x: block(x).asnumpy()
 
+    def outputs(x: mx.nd.NDArray) -> List[np.ndarray]:
+        found = block(x)
+        return [y.asnumpy() for y in (found if isinstance(found, (list, tuple)) else [found])]
 
-def _samples(call: Call, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
-    """What a layer reads for some of its outputs, (samples, inputs x taps), and these outputs, (samples, outputs)."""
-    if y.ndim == 2:
-        return x.reshape(len(x), -1), y
-    literal = call.node.literal
-    kernel, stride = literal("kernel"), literal("stride", ()) or (1, 1)
-    dilate, pad = literal("dilate", ()) or (1, 1), literal("pad", ()) or (0, 0)
-    height, width = y.shape[2:]
-    # Other places in every image, each at most once.
-    chosen = np.argsort(rng.random((len(x), height * width)), axis=1)[:, :POSITIONS]
-    at, image = np.divmod(chosen, width), np.arange(len(x))[:, None]
-    x = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad))).transpose(0, 2, 3, 1)
-    rows, columns = (at[a][..., None] * stride[a] + np.arange(kernel[a]) * dilate[a] for a in range(2))
-    read = x[image[..., None, None], rows[..., :, None], columns[..., None, :]]  # (images, places, kh, kw, inputs)
-    read = read.transpose(0, 1, 4, 2, 3)
-    return read.reshape(read.shape[0] * read.shape[1], -1), y.transpose(0, 2, 3, 1)[image, at[0], at[1]].reshape(
-        -1, y.shape[1]
-    )
+    return outputs
 
 
 class _Sums:

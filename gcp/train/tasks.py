@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Callable, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 
 from gcp.backend.blocks import to_block
 from gcp.backend.engine import mx
+from gcp.data.base import Dataset, Split
 from gcp.graph.network import Network
 from gcp.registry import Registry
 from gcp.train.distributed import device, process_group
@@ -32,6 +34,9 @@ class Task(Protocol):
 
     def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
         """Images of this shape and labels, drawn at random, for steps that are timed."""
+
+    def labelled(self, data: Dataset, net: Network) -> Dataset:
+        """The data with labels, where `net`, the network that an experiment starts from, is to give them."""
 
 
 TASKS: Registry[Task] = Registry("task")
@@ -91,8 +96,29 @@ class Classification:
         x = mx.nd.array(rng.standard_normal((size, *shape)), ctx)
         return x, mx.nd.array(rng.integers(0, n_classes, size), ctx)
 
+    def labelled(self, data: Dataset, net: Network) -> Dataset:
+        """The data have labels."""
+        return data
+
+
+class Agreement(Classification):
+    """Without labels: what the network that an experiment starts from says of an image counts as right."""
+
+    def labelled(self, data: Dataset, net: Network) -> Dataset:
+        """Every image with the class that the network finds likeliest."""
+        outputs = predictor(net)
+
+        def split(own: Split) -> Split:
+            found = [outputs(x)[:n].argmax(1) for x, _, n in own.batches(100)]
+            labels = np.zeros_like(own.labels)
+            labels[own.rows] = np.concatenate(found)
+            return replace(own, labels=labels)
+
+        return replace(data, train=split(data.train), validation=split(data.validation), test=split(data.test))
+
 
 CLASSIFICATION = TASKS.register("classification")(Classification())
+TASKS.register("agreement")(Agreement())
 
 
 def predictor(net: Network) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,184 @@
+"""One network made smaller, for whoever wants the network and not an experiment: one experiment with defaults.
+
+The experiment's folder lies beside the result, so that a run that was killed resumes like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable, ContextManager, Dict, Iterator, Optional, Sequence
+
+from pydantic import ValidationError
+
+from gcp.backend import clock, export, files
+from gcp.backend.zoo import open_network
+from gcp.cost import latency, sampling
+from gcp.cost.analytic import macs, params
+from gcp.data.datasets import Data
+from gcp.errors import UserError
+from gcp.experiment.config import Config
+from gcp.experiment.measure import measure_speed, with_weights
+from gcp.experiment.plan import load_data, plan, warn
+from gcp.experiment.record import Finished
+from gcp.experiment.run import FINAL, run
+from gcp.graph.network import Network
+from gcp.graph.surgery import resized
+from gcp.methods.base import METHODS, Problem
+from gcp.options import explained
+from gcp.train.tasks import TASKS
+
+DENSE_EPOCHS = 5  # of the dense network: what training takes by default, in its time
+MOST_EPOCHS = 50
+PRUNING_EPOCHS = 1.0  # of the epochs, what GCP's iterations get; all the others are fine-tuning
+FITTED_IMAGES = 512  # without training: for statistics and for weights
+SAMPLED_NETWORKS = 100  # for a latency model
+
+Bar = Callable[[str], ContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is wanted: a network and data in, `target` of a cost to keep, and the prefix of what comes out.
+
+    `data` names a data set and its options; `epochs` is None for the default, 0 for no training at all. `bar(name)`
+    shows the progress of timing networks.
+    """
+
+    network: str
+    data: Data
+    target: float
+    out: str
+    cost: str = "macs"
+    epochs: Optional[int] = None
+    pretrained: bool = False
+    threads: int = 0
+    seed: int = 0
+    lr: float = 0.01
+    bar: Bar = lambda name: nullcontext(lambda done, n: None)
+
+    @property
+    def folder(self) -> Path:
+        """Of the experiment."""
+        return Path(f"{self.out}-run")
+
+    @property
+    def n_epochs(self) -> int:
+        """An epoch of the smaller network takes about `target` of the dense one's time, so there are more."""
+        return min(MOST_EPOCHS, round(DENSE_EPOCHS / self.target)) if self.epochs is None else self.epochs
+
+
+def compress(job: Job) -> Finished:
+    """Prune, train, evaluate and time; writes `<out>.onnx` and the saved network `<out>-symbol.json`, `-0000.params`.
+
+    UserError: the network or the data are not there or do not fit, or the target cannot be reached. What is finished
+    is not computed again.
+    """
+    cfg = configuration(job, _latency_model(job) if job.cost == "latency" else None)
+    dense = run(cfg).stages.dense
+    n_classes = cfg.data.known_size()[0]
+    if cfg.data.name != "images" and dense.top1 < 1.5 / n_classes:
+        warn(
+            f"the network as it came is right about {100 * dense.top1:.1f} % of the test images, as if it guessed: are "
+            "its classes those of the data, in this order, and were its training images normalised alike?"
+        )
+    finished = measure_speed(cfg)
+    small = files.load(finished.path / FINAL)
+    files.save(small, job.out)
+    export.to_onnx(small, f"{job.out}.onnx")
+    return finished
+
+
+def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
+    """The job as an experiment. UserError: a value is out of its range."""
+    with_weights(job.network, job.pretrained)
+    n_outputs = open_network(job.network, job.data.input, pretrained=job.pretrained).n_classes
+    n_classes = job.data.known_size()[0]
+    if n_outputs != n_classes:
+        wrong = f"network '{job.network}' tells {n_outputs} classes apart, the data have {n_classes}"
+        raise UserError(f"{wrong}; give the images that it was trained for", "network.classes")
+    pruning = min(PRUNING_EPOCHS, job.n_epochs / 2)
+    per_phase = pruning / (2 * METHODS.options["gcp"]().iterations)
+    prune = {
+        "method": "gcp" if job.n_epochs else "one_shot",
+        "objective": job.cost,
+        "target": job.target,
+        "gcp": {"regularise_epochs": per_phase or 1.0, "recover_epochs": per_phase},
+        "one_shot": {"reconstruction_images": FITTED_IMAGES},
+        "statistics_images": FITTED_IMAGES,
+        **({} if latency_model is None else {"latency_model": str(latency_model), "round_to": "auto"}),
+    }
+    unlabelled = {"teacher": "dense", "teacher_weight": 1.0} if job.data.name == "images" else {}
+    epochs = max(1, round(job.n_epochs - pruning)) if job.n_epochs else 0
+    values = {
+        "name": "compress",
+        "scale": "reduced",
+        "seed": job.seed,
+        "threads": job.threads,
+        "output": str(job.folder),
+        "model": {"name": job.network, "pretrained": job.pretrained},
+        "data": job.data.model_dump(mode="json", exclude_defaults=True),
+        "train": {"epochs": 0},
+        "prune": prune,
+        "finetune": {"epochs": epochs, "lr": job.lr, "warmup_epochs": min(0.5, epochs / 4), **unlabelled},
+        "throughput": {"batch": 1},
+    }
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explained(error), key="option.value") from None
+
+
+def _latency_model(job: Job) -> Path:
+    """A model of the network's latency for one image on this machine, from networks of random widths that are timed."""
+    net = open_network(job.network, job.data.input, job.data.known_size()[0], job.pretrained)
+    samples, model = job.folder / "latency.jsonl", job.folder / "latency.json"
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not model.exists():
+        setup, subject = clock.Setup(device=clock.default_device()), resized(net, net.widths)
+        measure, here = clock.against_reference(subject, setup, warn=warn), clock.hardware(setup.device)
+        with job.bar("timing networks") as progress:
+            held = sampling.sample(
+                subject, samples, setup.as_json(), here, measure, SAMPLED_NETWORKS, progress=progress, warn=warn
+            )
+        latency.save(latency.fit(subject, held), model)
+    return model
+
+
+# ---- exploring ---------------------------------------------------------------------------------------------------
+
+
+def explore(job: Job, targets: Sequence[float]) -> Iterator[Dict[str, Any]]:
+    """What the network is worth at each target without any training: a row for itself, then one for each target.
+
+    With statistics recomputed (`top1_statistics`), and with weights by least squares as well (`top1_fitted`); both on
+    the validation images, since a target is chosen by them. A target that cannot be reached ends it.
+    """
+    cfg = configuration(replace(job, epochs=0, target=1.0), _latency_model(job) if job.cost == "latency" else None)
+    data = load_data(cfg.data, cfg.seed)
+    net, budget = plan(cfg, data)
+    data = TASKS[data.task].labelled(data, net)
+    run = SimpleNamespace(path=None, log=lambda event, **values: None)
+
+    def top1(of: Network) -> float:
+        return TASKS[data.task].evaluate(of, data.validation)["top1"]
+
+    whole = {"target": 1.0, "top1_statistics": top1(net), "top1_fitted": top1(net), "seconds": 0.0}
+    shared = {"network": job.network, "cost": job.cost, "n_eval": len(data.validation)}
+    yield {**shared, **whole, "macs_kept": 1.0, "params_kept": 1.0, "cost_kept": 1.0}
+    for target in targets:
+        if budget.lowest(net.widths) > target:
+            return
+        began, row = time.monotonic(), {**shared, "target": target}
+        how = {"task": data.task, "statistics_images": cfg.prune.statistics_images, "moved": cfg.prune.moved}
+        problem = Problem(net, replace(budget, target=target), data, cfg.seed, cfg.data.batch, **how)
+        for what, n_images in (("statistics", 0), ("fitted", FITTED_IMAGES)):
+            options = cfg.prune.one_shot.model_copy(update={"reconstruction_images": n_images})
+            small = METHODS["one_shot"](problem, options, run).network
+            row[f"top1_{what}"] = top1(small)
+        row |= {f"{cost.__name__}_kept": cost(small)(small.widths) / cost(net)(net.widths) for cost in (macs, params)}
+        row["cost_kept"] = budget.cost(small.widths) / budget.original
+        yield {**row, "seconds": time.monotonic() - began}

@@ -1,0 +1,146 @@
+"""Make one network smaller and faster: prune, train, evaluate, time, and write it as ONNX and as MXNet's own files.
+
+With --explore nothing is pruned for good: it shows what the network is worth at 90, 80, ... 30 % of its cost without
+any training, so that a target can be chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from gcp import command as command_line
+from gcp import errors, runtime
+from gcp.data import datasets
+
+EXPLORED = [round(0.1 * tenths, 1) for tenths in range(9, 2, -1)]
+
+
+def run(argv: list[str]) -> None:
+    """Parse, compress or explore, print."""
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "network", help="ONNX file, path prefix of a saved network, or a GluonCV name with --pretrained"
+    )
+    parser.add_argument(
+        "--data", required=True, help="folder of class folders, or with train/ and test/; or a data set"
+    )
+    parser.add_argument("--root", help="where the files of a data set that is named are")
+    parser.add_argument("--unlabelled", action="store_true", help="DATA holds images only, in no classes")
+    parser.add_argument("--target", type=command_line.positive(float, 1), default=0.5, help="part of the cost to keep")
+    parser.add_argument("--cost", choices=["macs", "params", "latency"], default="macs")
+    parser.add_argument(
+        "--epochs",
+        type=command_line.natural,
+        help="of training; 0: none, which takes seconds to minutes (default: as many as take the time of five of the "
+        "network as it is)",
+    )
+    parser.add_argument("--lr", type=command_line.positive(float), default=0.01, help="highest rate of fine-tuning")
+    parser.add_argument("--augment", choices=["none", "crop", "crop_flip", "imagenet"], default="crop_flip")
+    parser.add_argument("--batch", type=command_line.batch, default=64, help="images in a training batch")
+    parser.add_argument("--n-train", type=command_line.positive(int), help="use this many training images only")
+    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
+    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    parser.add_argument("--threads", type=command_line.threads, default=0)
+    parser.add_argument("--seed", type=command_line.natural, default=0)
+    parser.add_argument("--out", metavar="PREFIX", help="default: compressed/NETWORK")
+    parser.add_argument("--explore", action="store_true", help="show what targets cost, without training")
+    args = parser.parse_args(argv)
+    runtime.use_threads(args.threads)
+    from gcp.experiment import compress
+
+    job = compress.Job(
+        network=args.network,
+        data=_data(args),
+        target=args.target,
+        out=args.out or str(Path("compressed") / Path(args.network).name.replace(".onnx", "")),
+        cost=args.cost,
+        epochs=args.epochs,
+        pretrained=args.pretrained,
+        threads=args.threads,
+        seed=args.seed,
+        lr=args.lr,
+        bar=_bar,
+    )
+    if args.explore:
+        _explore(job)
+    else:
+        _print(job, compress.compress(job))
+
+
+def _data(args) -> datasets.Data:
+    """The data that are named: a data set, or a folder."""
+    from gcp.backend import zoo
+    from gcp.experiment import measure
+
+    measure.with_weights(args.network, args.pretrained)
+    named = args.data in datasets.DATASETS and not Path(args.data).is_dir()
+    net = zoo.open_network(args.network, args.input, pretrained=args.pretrained)
+    values = {"name": args.data, "root": args.root} if named else {"name": "folder", "root": args.data}
+    if args.unlabelled:
+        if named:
+            raise errors.UserError(f"--unlabelled is for a folder of images, but {args.data} is a data set with labels")
+        values = {"name": "images", "root": args.data, "n_classes": net.n_classes}
+    if not named and args.root is not None:
+        raise errors.UserError("--root goes with a data set's name; give the folder of images as --data alone")
+    how = {"batch": args.batch, "augment": args.augment, "n_train": args.n_train}
+    return datasets.options(**values, input=tuple(net.input_shape), **how)
+
+
+def _print(job, finished) -> None:
+    """Six lines."""
+    record, speed = finished.record, finished.speeds.throughput
+    dense, small = record.stages.dense, record.stages.final
+    accuracy = "agreement" if job.data.name == "images" else "top-1"
+    noisy = ", noisy" if speed.dense.noisy or speed.final.noisy else ""
+    setup = f"batch {speed.setup['batch']}, {speed.setup['device']}, threads {speed.setup['threads']}{noisy}"
+    rows = [
+        ("", "before", "after", ""),
+        (accuracy, f"{100 * dense.top1:.2f} %", f"{100 * small.top1:.2f} %", f"of {small.n_eval:,} test images"),
+        ("MACs", f"{dense.macs:,}", f"{small.macs:,}", f"{100 * record.macs_kept:.1f} %"),
+        ("parameters", f"{dense.params:,}", f"{small.params:,}", f"{100 * record.params_kept:.1f} %"),
+        (
+            "milliseconds",
+            f"{1e3 * speed.dense.latency_s:.3f}",
+            f"{1e3 * speed.final.latency_s:.3f}",
+            f"{1 / speed.latency_kept:.2f} x as fast ({setup})",
+        ),
+    ]
+    for name, before, after, note in rows:
+        print(f"{name:<13}{before:>16}{after:>16}  {note}".rstrip())
+    print(f"{job.out}.onnx, {job.out}-symbol.json, {job.out}-0000.params")
+
+
+def _explore(job) -> None:
+    """A table and a picture."""
+    from gcp.experiment import compress
+    from gcp.report import figures, tables
+
+    rows, stem = [], Path(f"{job.out}-explore")
+    with _bar("targets") as progress:
+        for row in compress.explore(job, EXPLORED):
+            rows.append(row)
+            progress(len(rows) - 1, len(EXPLORED))
+    paths = tables.write_front(rows, stem) + figures.save(figures.front(rows), stem)
+    print(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+@contextlib.contextmanager
+def _bar(text: str):
+    """A bar, as the function that moves it: so many of so many are done."""
+    from tqdm import tqdm
+
+    with tqdm(desc=text, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
+
+        def progress(done: int, n: int) -> None:
+            bar.total = n
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    command_line.main(run)
