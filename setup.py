@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# PyTorch's own files in, and modules out. onnx2torch imports torchvision, which fits one version of torch only.
+TORCH = ["torch>=2.6,<3", "torchvision>=0.21,<1", "onnx2torch>=1.5.15,<2"]
+
 setup(
     name="gcp",
     version="0.1.0",
@@ -18,6 +21,8 @@ setup(
         # onnx 1.19 took away what MXNet's exporter reads.
         "onnx==1.18.0",
         "onnxruntime>=1.17,<2",
+        # Checkpoints of PyTorch, without PyTorch.
+        "safetensors>=0.4.3,<1",
         # 4.12 needs numpy 2. The headless build will not do: gluoncv asks for this one by name.
         "opencv-python>=4.5.5,<4.12",
         "pandas>=2.0,<3",
@@ -47,6 +52,9 @@ setup(
             "ruff>=0.17,<0.18",
             "import-linter>=2.0,<3",
         ],
+        "torch": TORCH,
+        # What scripts/coverage.py and comparisons with others need; scripts/peers.sh installs it.
+        "peers": [*TORCH, "timm>=1.0,<2", "onnxscript>=0.3,<1", "torch-pruning>=1.6,<2"],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },

@@ -15,7 +15,7 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
 import filelock
 import yaml
@@ -179,7 +179,14 @@ def read_text(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYT
 
 
 def read_bytes(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> bytes:
-    """A file's content. UserError: longer than `limit`, or no ordinary file (a pipe could keep us waiting for ever)."""
+    """A file's content. UserError: see `opened`."""
+    with opened(path, fix, limit) as file:
+        return file.read(limit)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> Iterator[BinaryIO]:
+    """A file to read. UserError: longer than `limit`, or no ordinary file (a pipe could keep us waiting for ever)."""
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
@@ -188,7 +195,7 @@ def read_bytes(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BY
         if about.st_size > limit:
             raise UserError(f"{path}: has {about.st_size:,} bytes, {limit:,} at most are read; {fix}", key="file.size")
         with open(path, "rb") as file:
-            return file.read(limit)
+            yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {fix}", key="file.read") from None
     except ValueError as error:  # a null byte in the path, or characters that this system's names cannot hold

@@ -113,6 +113,8 @@ OPERATORS = {  # operator and what sets it apart -> attributes, constant inputs,
     ),
     "Pad reflected": ({"mode": "reflect"}, [np.array([0, 0, 1, 2, 0, 0, 2, 1])], X),
     "Pad with a number, and cut": ({}, [np.array([0, 0, -1, 2, 0, 0, 2, -1]), np.float32(1.5)], X),
+    "Pad of three axes": ({}, [np.array([0, 0, 1, 0, 1, 2])], ("n", 4, 1, 6)),
+    "Pad of the channels": ({}, [np.array([0, 2, 0, 0, 0, 1, 1, 0])], X),
     "Pad of the last axes": ({}, [np.array([1, 2]), None, np.array([-1])], X),
     "Gemm": ({"alpha": 0.5, "beta": 2.0, "transB": 1}, [numbers(5, 4), numbers(5)], ("n", 4, 1, 1)),
     "Gemm not transposed": ({}, [numbers(4, 5), numbers(1)], ("n", 4, 1, 1)),
@@ -159,8 +161,10 @@ def test_operator_is_as_in_onnx(case, tmp_path):
     op = case.split()[0]
     names = [f"c{k}" if value is not None else "" for k, value in enumerate(constants)]
     flat = [helper.make_node("Flatten", ["x"], ["f"])] if op == "Gemm" else []
+    if "three axes" in case:
+        flat = [helper.make_node("Squeeze", ["x", "two"], ["f"])]
     node = helper.make_node(op, ["f" if flat else "x", *names], ["y"], name="tested", **attributes)
-    arrays = {name: value for name, value in zip(names, constants) if name}
+    arrays = {"two": [2], **{name: value for name, value in zip(names, constants) if name}}
     path = write(tmp_path / "net.onnx", [*flat, node], arrays, shape)
     x = numbers(2, *shape[1:])
     expected = runtime(path, x)

@@ -35,7 +35,7 @@ PAGES = [
         for path in sorted(REPO.glob(pattern))
     ),
 ]
-COPIED = ("README.md", "configs", "docs", "gcp", "results", "scripts", "setup.py")
+COPIED = ("README.md", "configs", "docs", "gcp", "results", "scripts", "setup.py", "tests/golden/onnx")
 # What runs leave in a checkout, where it is not tracked; a test that found it would not hold elsewhere.
 LEFT_BEHIND = shutil.ignore_patterns(
     "__pycache__", "*.params", "*.states", "*.npz", "smoke", "runs", "dense-seed*", "lock", "*-symbol.json"

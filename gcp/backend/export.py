@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from gcp.backend.blocks import predict, to_symbol
 from gcp.backend.engine import gluon, mx
 from gcp.backend.files import load_arrays, paths, save_arrays
 from gcp.errors import UserError
-from gcp.graph.network import Network, auxiliary
+from gcp.graph.network import Network, Node, auxiliary
+from gcp.graph.surgery import rewrite
 from gcp.storage import replacing
 
 OPSET, IR = 13, 8  # the newest operators that MXNet's exporter writes; a file format that older runtimes read
@@ -71,27 +74,71 @@ def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnx  # with onnxruntime a third of a second, and int8 does without
     from mxnet.onnx import export_model  # noqa: TID251
 
-    with warnings.catch_warnings(), _unlogged():
+    with warnings.catch_warnings(), _unlogged(), _checked_as_written(onnx.checker.DEFAULT_CONTEXT):
         warnings.simplefilter("ignore")  # the exporter uses what onnx has deprecated
         shape, arrays = ["batch", *net.input_shape], {k: mx.nd.array(v) for k, v in net.arrays.items()}
         how = {"dynamic": True, "dynamic_input_shapes": [tuple(shape)]}
-        export_model(to_symbol(net), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
+        export_model(to_symbol(_spelt(net)), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
     model = onnx.load(str(path))
-    _tidy(model, net.n_classes)
+    _tidy(model, net)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return onnx_outputs(path, threads=1)
 
 
-def onnx_outputs(path: os.PathLike, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file of `to_onnx` as a function from images to outputs, by onnxruntime on the CPU."""
+@contextlib.contextmanager
+def _checked_as_written(rules: Any) -> Iterator[None]:
+    """The exporter checks its graph by the newest operators' rules, although it writes those of `OPSET`."""
+    newest, rules.opset_imports = rules.opset_imports, {"": OPSET}
+    try:
+        yield
+    finally:
+        rules.opset_imports = newest
+
+
+def _spelt(net: Network) -> Network:
+    """The same function in words that MXNet's exporter writes well.
+
+    A reshape says all lengths but the batch's: other codes are not known to it. A dense layer along the last axis is
+    one of rows between two reshapes: the exporter would compute their shapes in the file.
+    """
+
+    def edit(i: int, node: Node, add: Callable[[Node, tuple], int]) -> int:
+        (after,) = net.shapes[i][:1]
+        before = net.shapes[net.nodes[i].inputs[0][0]][net.nodes[i].inputs[0][1]] if node.inputs else ()
+        if node.op in ("Reshape", "reshape"):
+            batch = 0 if before[0] == after[0] else -1
+            return add(replace(node, attrs={**node.attrs, "shape": str((batch, *after[1:]))}), (after,))
+        if node.op != "FullyConnected":
+            return add(node, net.shapes[i])
+        node = replace(node, attrs={**node.attrs, "flatten": "True"})  # the exporter takes no word for False
+        if net.nodes[i].literal("flatten", True) or len(before) == 2:
+            return add(node, (after,))
+        rows, (width, size) = math.prod(before[:-1]), (before[-1], after[-1])
+        flat = Node("Reshape", f"{node.name}_rows", {"shape": str((-1, width))}, node.inputs[:1])
+        inputs = ((add(flat, ((rows, width),)), 0), *node.inputs[1:])
+        product = add(replace(node, inputs=inputs), ((rows, size),))
+        whole = Node("Reshape", f"{node.name}_whole", {"shape": str((-1, *after[1:]))}, ((product, 0),))
+        return add(whole, (after,))
+
+    return rewrite(net, edit, net.arrays)
+
+
+def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file as a function from images to its first output, by onnxruntime on the CPU.
+
+    With `each` images go one by one, as files from elsewhere may ask for.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # by default it pins a thread to every core
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"data": images})[0]
+    name = session.get_inputs()[0].name
+    if each:
+        return lambda images: np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
+    return lambda images: session.run(None, {name: images})[0]
 
 
 @contextlib.contextmanager
@@ -106,18 +153,25 @@ def _unlogged() -> Iterator[None]:
         logging.root.handlers[:] = handlers
 
 
-def _tidy(model, n_classes: int) -> None:
-    """What the exporter leaves to do on a loaded model: inputs, output shape, versions.
+def _tidy(model, net: Network) -> None:
+    """What the exporter leaves to do on a loaded model: names of nodes, inputs, output shape, versions, resizing.
 
     It lists weights as inputs that a caller may replace, which keeps runtimes from folding them; gives the output no
     shape; and stamps onnx's newest versions although its operators are those of `OPSET`.
     """
+    for node in model.graph.node:
+        node.name = node.name or node.output[0]  # PyTorch's importers call modules and arrays by it
+        place = next((a for a in node.attribute if a.name == "coordinate_transformation_mode"), None)
+        resize = net.nodes[net.index[node.name]] if place and node.name in net.index else None
+        if resize and not resize.literal("align_corners", True):  # the exporter takes it for True
+            place.s = b"half_pixel"
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+    del model.graph.value_info[:]  # shapes that runtimes infer better; PyTorch's importer takes an unknown one for ()
     batch, classes = model.graph.output[0].type.tensor_type.shape.dim
-    batch.dim_param, classes.dim_value = "batch", n_classes
+    batch.dim_param, classes.dim_value = "batch", net.n_classes
     model.ir_version = IR
     model.opset_import[0].version = OPSET
 

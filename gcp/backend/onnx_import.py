@@ -258,9 +258,13 @@ class Call:
                 stop = x.shape[axis] + min(e, 0)
                 x = self.emit("slice_axis", x, axis=axis, begin=max(-b, 0), end=stop)
         width = [(max(b, 0), max(e, 0)) for b, e in zip(begin, end)]
+        width, shape = [(0, 0)] * first + width, x.shape
         if not any(map(any, width)):
             return x
-        return self.emit("Pad", x, pad_width=tuple(np.ravel([(0, 0)] * first + width).tolist()), **how)
+        if len(shape) == 3 or any(width[1]):  # MXNet pads all axes but the first two, of four or five
+            x, width = self.reshape(x, (shape[0], 1, *shape[1:])), [width[0], (0, 0), *width[1:]]
+        x = self.emit("Pad", x, pad_width=tuple(np.ravel(width).tolist()), **how)
+        return self.reshape(x, (shape[0], *x.shape[2:])) if len(x.shape) > len(shape) else x
 
 
 def inferred(node: Node, shapes: Sequence[Shape], n: int = 1) -> Tuple[Shape, ...]:
@@ -405,7 +409,7 @@ def _gemm(call: Call) -> Value:
     if call.has(2):
         bias = np.broadcast_to(call.constant(2) * np.float32(call.get("beta", 1.0)), (1, weight.shape[0]))
         inputs.append(call.array("bias", bias[0]))
-    return call.emit("FullyConnected", x, *inputs, num_hidden=weight.shape[0], no_bias=not call.has(2))
+    return call.emit("FullyConnected", x, *inputs, num_hidden=weight.shape[0], no_bias=not call.has(2), flatten=True)
 
 
 @translation("MatMul")

@@ -137,6 +137,18 @@ def _flat(heads) -> List[mx.sym.Symbol]:
     return [s for head in heads for s in _flat(head)] if isinstance(heads, (list, tuple)) else [heads]
 
 
+def is_known(name: str) -> bool:
+    """Whether GluonCV builds a network of this name."""
+    return name.lower() in get_model_list()
+
+
+def structured_names(name: str, n_classes: Optional[int] = None) -> Dict[str, str]:
+    """GluonCV's names of a network's arrays by their places in its blocks -> the names that `from_gluoncv` has."""
+    block = _gluoncv_block(name, n_classes)
+    places = block._collect_params_with_prefix()
+    return {key: re.sub(f"^{re.escape(block.prefix)}", "", p.name) for key, p in places.items()}
+
+
 def default_input(name: str) -> Tuple[int, int, int]:
     """(channels, height, width) of the images that a network is made for; 224 px if its name tells nothing."""
     return next((shape for pattern, shape in INPUTS.items() if re.match(pattern, name.lower())), (3, 224, 224))

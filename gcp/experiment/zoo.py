@@ -132,10 +132,15 @@ def away_from_borders(net: Network) -> Network:
     """The network with one tap of every padded conv, which never reads padding: constants are exact there."""
     arrays = {}
     for node in net.nodes:
-        if node.op == "Convolution" and any(node.literal("pad", ()) or ()):
-            w, pad = net.arrays[net.weight(node.name)], node.literal("pad")
+        if node.op != "Convolution":
+            continue
+        w, before = net.arrays[net.weight(node.name)], net.nodes[node.inputs[0][0]]
+        pad = node.literal("pad", ()) or (0,) * (w.ndim - 2)
+        if before.op == "Pad":  # borders that are not alike at both ends
+            pad = tuple(p + q for p, q in zip(pad, before.literal("pad_width")[4::2]))
+        if any(pad) or before.op == "Pad":
             steps = node.literal("dilate", (1,) * len(pad)) or (1,) * len(pad)
-            at = (slice(None), slice(None), *(p // s for p, s in zip(pad, steps)))
+            at = (slice(None), slice(None), *(-(-p // s) for p, s in zip(pad, steps)))
             arrays[net.weight(node.name)] = np.zeros_like(w)
             arrays[net.weight(node.name)][at] = w[at] * np.sqrt(np.prod(w.shape[2:]))
     return net.with_arrays(arrays)

@@ -1,0 +1,42 @@
+"""Convert a network: from ONNX or a PyTorch ResNet's checkpoint to MXNet's files, and from these to ONNX or PyTorch.
+
+`--check` runs both forms on the same random images.
+"""
+
+import json
+
+from gcp import command as command_line
+
+
+def run(argv: list) -> None:
+    """Parse, convert, print JSON."""
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a file .onnx, .safetensors, .pth or .pt, the path prefix of a saved network, or a GluonCV name with "
+        "--pretrained",
+    )
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        help="a file .onnx, .pt2 (PyTorch's program), .safetensors, .pth or .pt (its state dict), or the path prefix "
+        "of a saved network",
+    )
+    parser.add_argument("--check", action="store_true", help="compare both; more than 1e-4 of the largest output fails")
+    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
+    parser.add_argument("--network", metavar="NAME", help="the GluonCV ResNet that a checkpoint is of; default: found")
+    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    args = parser.parse_args(argv)
+    from gcp.backend.convert import convert
+    from gcp.backend.torch_files import is_checkpoint
+    from gcp.experiment import measure
+
+    if not is_checkpoint(args.source):
+        measure.with_weights(args.source, args.pretrained)
+    facts = convert(args.source, args.target, args.input, args.network, args.pretrained, args.check)
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    command_line.main(run)
