@@ -98,7 +98,8 @@ def _answer(error: BaseException) -> tuple[int, str]:
         where = "the output" if error.errno in UNWRITABLE else "a file or connection"  # which names no file
         where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else where
         what = error.strerror or words
-        return 2, f"error: {where}: {what}; put it right or name another, then run the same command again"
+        line = UserError(f"{where}: {what}; put it right or name another, then run the same command again")
+        return 2, f"error: {line}"  # which is cut where a name is too long
     raise error
 
 

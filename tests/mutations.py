@@ -60,6 +60,11 @@ USES = (
     Use("describe.py net", "net-0000.params"),
     Use("export.py net --onnx net.onnx", "net-symbol.json"),
     Use("export.py net --onnx net.onnx", "net-0000.params"),
+    Use("describe.py small.onnx", "small.onnx"),
+    Use("describe.py small.onnx", "small.onnx"),
+    Use("convert.py parts.onnx out --check", "parts.onnx"),
+    Use("convert.py parts.onnx out --check", "parts.bin"),
+    Use("convert.py small.safetensors out", "small.safetensors"),
     Use(RUN, "RUN/record.json"),
     Use(RUN, "RUN/log.jsonl"),
     Use(RUN, "RUN/pruned.json"),
@@ -88,6 +93,10 @@ COMMANDS = (
     "export.py net --int8 x --data digits --calibration 16 --batch 8 --repeats 1 --table t",
     "describe.py net --input 3,8,8 --classes 10 --json",
     "describe.py cifar_resnet20_v1 --input 3,8,8",
+    "describe.py small.onnx --input 3,32,32 --classes 10",
+    "convert.py small.onnx out --check --input 3,32,32",
+    "convert.py net back.onnx --check",
+    "convert.py small.safetensors out --network resnet18_v1b",
     "latency.py measure net --repeats 1 --batch 1 --threads 1 --json m.json",
     "latency.py sample net --repeats 1 --n 1 --seed 0 --out samples.jsonl",
     "latency.py fit samples.jsonl --out fitted.json",
@@ -132,6 +141,8 @@ def build(folder: Path) -> None:
     """One file of every kind, all of them right."""
     import cv2
     import numpy as np
+    import onnx
+    from safetensors.numpy import save_file
 
     from gcp import command, runtime
 
@@ -151,6 +162,10 @@ def build(folder: Path) -> None:
         shutil.copy(source, name)
     measured = json.loads(next((results / "benchmark").glob("*.json")).read_text())
     Path("benchmark.json").write_text(json.dumps({**measured, "device": runtime.environment()["device"]}))
+    shutil.copy(REPO / "tests/golden/onnx/same_padding.onnx", "small.onnx")
+    model = onnx.load("small.onnx")
+    onnx.save(model, "parts.onnx", save_as_external_data=True, location="parts.bin", size_threshold=0)
+    save_file({"fc.weight": np.ones((4, 3), np.float32), "step": np.array(1)}, "small.safetensors")  # no ResNet
     for root, parts in (("images", ("train/", "test/")), ("caltech", ("",))):
         for n, name in enumerate(f"{part}{label}" for part in parts for label in "ab"):
             Path(root, name).mkdir(parents=True)
@@ -252,6 +267,43 @@ def spoil_json(draw: random.Random, content: bytes) -> tuple[str, bytes, bool]:
     return f"line {row + 1}: {'.'.join(place)} {how}", "\n".join(lines).encode() + b"\n", False
 
 
+def spoil_onnx(draw: random.Random, content: bytes) -> tuple[str, bytes, bool]:
+    """One thing in the graph of an ONNX file changed."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    graph, number = model.graph, draw.choice((0, -1, 1, 7, 2**31, 2**62))
+    node, array = draw.choice(graph.node), draw.choice(graph.initializer)
+    how = draw.choice(("removed", "renamed", "another operator", "an attribute", "a shape", "a type", "inputs", "opset",
+                       "the image", "a place"))  # fmt: skip
+    if how == "removed":
+        graph.node.remove(node)
+    elif how == "renamed":
+        node.output[0] += "x"
+    elif how == "another operator":
+        node.op_type = draw.choice([schema.name for schema in onnx.defs.get_all_schemas()])
+    elif how == "an attribute" and node.attribute:
+        attribute = draw.choice(node.attribute)
+        attribute.ints[:], attribute.i, attribute.type = [number] * draw.randrange(9), number, draw.randrange(9)
+    elif how == "a shape" and array.dims:
+        array.dims[draw.randrange(len(array.dims))] = number
+    elif how == "a type":
+        array.data_type = draw.randrange(30)
+    elif how == "inputs":
+        names = [name for each in graph.node for name in (*each.input, *each.output)]
+        node.input[:] = [draw.choice(names) for _ in range(draw.randrange(4))]
+    elif how == "opset":
+        model.opset_import[0].version = number
+    elif how == "a place" and array.external_data:
+        draw.choice(array.external_data).value = draw.choice(
+            ("", "..", "/etc/passwd", "small.onnx", "loop", str(number))
+        )
+    else:
+        dims = graph.input[0].type.tensor_type.shape.dim
+        draw.choice(dims).dim_value = number
+    return f"{how}, {node.name}, {number}", model.SerializeToString(), False
+
+
 def spoil_file(draw: random.Random, path: Path) -> tuple[str, bool]:
     """Make a file wrong; what was done, and whether it is wrong for sure."""
     if draw.random() < 0.15:
@@ -272,6 +324,8 @@ def spoil_file(draw: random.Random, path: Path) -> tuple[str, bool]:
         spoils += [spoil_text]
     if path.suffix in (".json", ".jsonl"):
         spoils += [spoil_json] * 4
+    if path.suffix == ".onnx":
+        spoils += [spoil_onnx] * 4
     how, content, wrong = draw.choice(spoils)(draw, content)
     path.write_bytes(content)
     return f"{path} {how}", wrong
@@ -340,7 +394,12 @@ def case(seed: int, bench: Path, folder: Path) -> tuple[str, Callable[[], str | 
         how, wrong = spoil_file(draw, file)
         words = shlex.split(use.command)
         # A link of a run's that leads nowhere is nothing, and what is not there is made anew.
-        wrong = wrong and file.name not in REMADE and not (how.endswith("a loop") and file.parts[0] == "runs")
+        # External data are numbers from where the file says, whatever they are and whatever is around them.
+        wrong = (
+            wrong
+            and file.name not in (*REMADE, "parts.bin")
+            and not (how.endswith("a loop") and file.parts[0] == "runs")
+        )
     else:
         words = draw.choice(COMMANDS).split(" ")
         how, wrong = spoil_word(draw, words)

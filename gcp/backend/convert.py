@@ -69,7 +69,13 @@ def difference(net: Network, other: Callable[[np.ndarray], np.ndarray], name: st
     UserError, naming the other form: more than `TOLERANCE`.
     """
     images = np.random.default_rng(0).normal(size=(IMAGES, *net.input_shape)).astype(np.float32)
-    expected, found = predict(net, images), other(images)
+    expected = predict(net, images)
+    try:
+        found = other(images)
+    except UserError:
+        raise
+    except Exception as error:  # each runtime has its own
+        raise UserError(f"'{name}' cannot be run to compare it: {files.first_line(error)}", "convert.check") from error
     if expected.shape != found.shape:
         raise UserError(f"'{name}' puts out {found.shape}, MXNet {expected.shape}; nothing is kept", "convert.check")
     largest = float(np.abs(expected).max())

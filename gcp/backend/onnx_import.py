@@ -118,7 +118,9 @@ class Builder:
                 )
             else:
                 made = TRANSLATIONS[node.op_type](Call(self, node, number, inputs, attributes))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, mx.MXNetError) as error:
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # onnx, its reference and MXNet each have types of their own
             raise UserError(f"{where} cannot be translated: {first_line(error)}", "onnx.node") from error
         for name, operand in zip(node.output, made if isinstance(made, list) else [made]):
             self.values[name] = operand
