@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from gcp.cost.base import COSTS
 from gcp.cost.latency import Validation
@@ -385,6 +386,39 @@ def write_front(rows: list[dict], stem: Path) -> list[Path]:
     )
     with writing(stem.parent, "--out"):
         return save(pd.DataFrame(kept | percent), digits_of(FRONT), caption, stem, "tab:front")
+
+
+def write_without_training(rows: Iterable[BaseModel], folder: Path) -> list[Path]:
+    """A table per network: accuracy by criterion and by what was renewed after the cut, at each target.
+
+    Rows are those of `without_training.measure`.
+    """
+    runs, paths = pd.DataFrame([row.model_dump() for row in rows]), []
+    renewed = {(False, False): "nothing", (True, False): "statistics", (False, True): "weights", (True, True): "both"}
+    of_row = [renewed[key] for key in zip(runs.statistics, runs.fitted)]
+    runs["Renewed"] = pd.Categorical(of_row, [*renewed.values()], ordered=True)
+    runs["Criterion"] = pd.Categorical(runs.criterion, runs.criterion.unique(), ordered=True)
+    for network, own in runs.groupby("network", sort=False):
+        cells = own.groupby(["Criterion", "Renewed", "target"], observed=True)
+        means, sds = (100 * cells.top1.agg(how).unstack() for how in ("mean", "std"))
+        half = own[own.target == min(own.target, key=lambda target: abs(target - 0.5))]
+        columns = {}
+        for target in reversed(means.columns):
+            columns |= {f"{100 * target:g} %": means[target], f"{100 * target:g} % sd": sds[target]}
+        columns["Seconds"] = half.groupby(["Criterion", "Renewed"], observed=True).seconds.mean()
+        digits = {title: 1 if title == "Seconds" else 2 for title in columns if not title.endswith(" sd")}
+        dense = 100 * own.drop_duplicates("seed").dense_top1
+        caption = (
+            f"{network} on {own['data'].iloc[0]}, cut to parts of its MACs without any training. "
+            f"{' '.join(scale_sentences(own.scale))} Top-1 % on {own.n_eval.iloc[0]:,} test images, mean ± sample "
+            f"standard deviation over {own.seed.nunique()} seeds; the dense network: {number(dense.mean(), 2)} ± "
+            f"{number(dense.std(), 2)}. Random and L1 keep the same fraction of every group, the others rank all "
+            "groups together. Seconds: at half of the MACs, from the scores to the small network."
+        )
+        with writing(folder, "output"):
+            table = pd.DataFrame(columns).reset_index()
+            paths += save(table, digits, caption, folder / network, f"tab:without-{network}", blocks="Criterion")
+    return paths
 
 
 def write_validations(folder: Path) -> list[Path]:

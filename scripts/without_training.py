@@ -1,0 +1,47 @@
+"""What pruning without training is worth: trains small networks, cuts them in many ways, and writes tables of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gcp import command as command_line
+from gcp import runtime
+from gcp.experiment import config
+
+TARGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
+
+
+def run(argv: list[str]) -> None:
+    """Parse, measure what is missing, write the tables."""
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument(
+        "configs", nargs="?", default="configs/without_training", help="folder of configurations, or one"
+    )
+    parser.add_argument("--seeds", type=command_line.seeds, default=[0, 1, 2], metavar="0,1,2")
+    parser.add_argument("--overlay", action="append", default=[], metavar="FILE", help="laid over every config")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
+    args = parser.parse_args(argv)
+    loaded = [cfg for _, _, cfg in config.load_all(args.configs, args.set, args.seeds, args.overlay)]
+    runtime.use_threads(loaded[0].threads)
+    from tqdm import tqdm
+
+    from gcp.experiment import without_training
+    from gcp.report import tables
+
+    rows = []
+    for cfg in loaded:
+        name = f"{cfg.name} seed {cfg.seed}"
+        with tqdm(desc=name, unit="cut", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
+
+            def progress(done: int, n: int, bar=bar) -> None:
+                bar.total = n
+                bar.update(done - bar.n)
+
+            rows += without_training.measure(cfg, TARGETS, progress)
+    for path in tables.write_without_training(rows, Path(loaded[0].output)):
+        print(path)
+
+
+if __name__ == "__main__":
+    command_line.main(run)

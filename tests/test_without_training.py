@@ -1,0 +1,52 @@
+"""What pruning without training is worth: rows that resume, and their table by hand."""
+
+import pytest
+
+from gcp.errors import UserError
+from gcp.experiment import config, without_training
+from gcp.report import tables
+
+CONFIG = """
+scale: smoke
+threads: 1
+model: {name: cifar_resnet20_v1}
+data: {name: digits, input: [3, 8, 8], batch: 16, n_train: 60}
+train: {epochs: 1, lr: 0.05}
+"""
+
+
+def row(**values):
+    return without_training.Row(
+        **{
+            **dict(network="n", data="d", scale="smoke", seed=0, criterion="l1", statistics=False, fitted=False),
+            **dict(target=0.5, macs_kept=0.5, top1=0.5, dense_top1=0.9, n_eval=100, seconds=1.0),
+            **values,
+        }
+    )
+
+
+def test_the_table_by_hand(tmp_path):
+    rows = [row(seed=s, top1=0.5 + 0.1 * s, seconds=s) for s in (0, 1)]
+    rows += [row(seed=s, fitted=True, top1=0.8, target=t) for s in (0, 1) for t in (0.5, 0.1)]
+    rows += [row(seed=s, target=0.1, top1=0.2) for s in (0, 1)]
+    text = tables.write_without_training(rows, tmp_path)[0].read_text()
+    assert "| l1          | nothing   | 55.00 ± 7.07 | 20.00 ± 0.00 |       0.5 |" in text
+    assert "|             | weights   | 80.00 ± 0.00 | 80.00 ± 0.00 |       1.0 |" in text
+    assert "90.00 ± 0.00" in text and "100 test images" in text
+
+
+@pytest.mark.slow
+def test_rows_are_measured_once(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    cfg, told = config.load(path, [f"output={tmp_path}"]), []
+    whole = without_training.measure(cfg, (0.5,), lambda done, n: told.append((done, n)))
+    assert len(whole) == 20 and told[-1] == (20, 20)
+    assert all(row.macs_kept <= 0.5 for row in whole)
+    again = without_training.measure(cfg, (0.5,), lambda done, n: told.append((done, n)))
+    assert again == whole and len(told) == 20
+    more = without_training.measure(cfg, (0.5, 0.3), lambda done, n: None)
+    assert more[:20] == whole and {row.target for row in more[20:]} == {0.3}
+    without_training.rows_path(cfg).write_text('[{"top1": 5}]')
+    with pytest.raises(UserError, match="remove it"):
+        without_training.measure(cfg, (0.5,), lambda done, n: None)
