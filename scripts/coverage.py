@@ -38,6 +38,7 @@ skresnet18 spnasnet_100 starnet_s1 tf_efficientnet_b0 tf_mobilenetv3_small_minim
 xception41
 """.split()
 SIDES = {  # start of a name -> side of its images, where 64 pixels are too few
+    "timm:bat": 256,
     "timm:botnet": 256,
     "timm:inception": 299,
     "timm:levit": 224,

@@ -114,6 +114,7 @@ OPERATORS = {  # operator and what sets it apart -> attributes, constant inputs,
     "Pad reflected": ({"mode": "reflect"}, [np.array([0, 0, 1, 2, 0, 0, 2, 1])], X),
     "Pad with a number, and cut": ({}, [np.array([0, 0, -1, 2, 0, 0, 2, -1]), np.float32(1.5)], X),
     "Pad of three axes": ({}, [np.array([0, 0, 1, 0, 1, 2])], ("n", 4, 1, 6)),
+    "Pad of two axes": ({}, [np.array([0, 1, 0, 2])], ("n", 4, 1, 1)),
     "Pad of the channels": ({}, [np.array([0, 2, 0, 0, 0, 1, 1, 0])], X),
     "Pad of the last axes": ({}, [np.array([1, 2]), None, np.array([-1])], X),
     "Gemm": ({"alpha": 0.5, "beta": 2.0, "transB": 1}, [numbers(5, 4), numbers(5)], ("n", 4, 1, 1)),
@@ -160,7 +161,7 @@ def test_operator_is_as_in_onnx(case, tmp_path):
     attributes, constants, shape = OPERATORS[case]
     op = case.split()[0]
     names = [f"c{k}" if value is not None else "" for k, value in enumerate(constants)]
-    flat = [helper.make_node("Flatten", ["x"], ["f"])] if op == "Gemm" else []
+    flat = [helper.make_node("Flatten", ["x"], ["f"])] if op == "Gemm" or "two axes" in case else []
     if "three axes" in case:
         flat = [helper.make_node("Squeeze", ["x", "two"], ["f"])]
     node = helper.make_node(op, ["f" if flat else "x", *names], ["y"], name="tested", **attributes)
@@ -202,6 +203,40 @@ def test_shape_arithmetic_is_folded(tmp_path):
     net, x = zoo.open_network(path), numbers(3, 4, 6, 6)
     np.testing.assert_array_equal(predict(net, x), x.reshape(3, 2, -1))
     assert [node.op for node in net.nodes] == ["null", "Reshape"]
+
+
+def test_the_batch_is_followed_where_attention_puts_another_axis_first(tmp_path):
+    """Queries and keys taken apart along an axis ahead of the batch, as timm's attention does."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "split"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[1, 0, 3, 2]),
+        helper.make_node("Split", ["b"], ["c", "d"], axis=0, num_outputs=2),
+        helper.make_node("Squeeze", ["c", "first"], ["q"]),
+        helper.make_node("Gather", ["b", "one"], ["k"], axis=0),
+        helper.make_node("Transpose", ["k"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "t"], ["y"]),
+    ]
+    path = write(tmp_path / "n.onnx", nodes, {"split": [1, 2, 2, 36], "first": [0], "one": np.int64(1)})
+    net, x = zoo.open_network(path), numbers(3, 4, 6, 6)
+    expected = np.concatenate([runtime(path, image[None]) for image in x])
+    np.testing.assert_allclose(predict(net, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "node, arrays",
+    [
+        (helper.make_node("Softmax", ["x"], ["y"], axis=0), {}),
+        (helper.make_node("ReduceMean", ["x", "a"], ["y"]), {"a": [0, 1]}),
+        (helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0, 2, 3]), {}),
+        (helper.make_node("Slice", ["x", "a", "b", "a"], ["y"]), {"a": [0], "b": [0]}),
+        (helper.make_node("Concat", ["x", "x"], ["y"], axis=0), {}),
+    ],
+    ids=lambda value: getattr(value, "op_type", ""),
+)
+def test_what_joins_the_images_of_a_batch_is_refused(node, arrays, tmp_path):
+    with pytest.raises(UserError) as raised:
+        zoo.open_network(write(tmp_path / "n.onnx", [node], arrays))
+    assert raised.value.key == "onnx.node"
 
 
 def test_equal_initial_weights_are_arrays_of_their_own_and_shared_ones_stay_shared(tmp_path):

@@ -35,11 +35,15 @@ LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).ma
 
 
 class Value(NamedTuple):
-    """A tensor that depends on the image, or a variable: an output of a node, and its shape."""
+    """A tensor that depends on the image, or a variable: an output of a node, its shape, and which axis is the batch.
+
+    Attention takes queries, keys and values apart along an axis ahead of the batch. Variables have no batch.
+    """
 
     node: int
     output: int
     shape: Shape
+    batch: Optional[int] = None
 
 
 class Parts(NamedTuple):
@@ -49,6 +53,12 @@ class Parts(NamedTuple):
 
 
 Operand = Union[Value, Parts, np.ndarray]
+ANY_BATCH = {  # MXNet's operators that do not mind which axis is the batch
+    "Reshape", "transpose", "slice_axis", "slice", "SliceChannel", "elemwise_add", "elemwise_mul", "elemwise_sub",
+    "elemwise_div", "broadcast_add", "broadcast_mul", "broadcast_sub", "broadcast_div", "softmax", "take",
+    "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_linalg_gemm2", "batch_dot", "Activation", "sqrt",
+    "square", "sum", "mean", "LayerNorm",
+}  # fmt: skip
 TRANSLATIONS: Dict[str, Callable[["Call"], Union[Operand, List[Operand]]]] = {}
 
 
@@ -75,7 +85,7 @@ def load(path: str, input_shape: Optional[Sequence[int]] = None) -> Network:
     builder = Builder(place, model)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # MXNet prints before it raises
         warnings.simplefilter("ignore")
-        builder.values[name] = builder.add(Node("null", "data", {}), (1, *shape))
+        builder.values[name] = builder.add(Node("null", "data", {}), (1, *shape))._replace(batch=0)
         for number, node in enumerate(model.graph.node):
             builder.step(number, node)
         return builder.network([output.name for output in model.graph.output])
@@ -169,8 +179,9 @@ class Builder:
     def network(self, outputs: Sequence[str]) -> Network:
         """The graph up to the outputs of these names, without what they do not need."""
         heads = [self.values.get(name) for name in outputs]
-        if not heads or not all(isinstance(head, Value) for head in heads):
-            raise UserError(f"'{self.path}': its outputs do not depend on the images; {onnx_files.AGAIN}", "onnx.node")
+        if not heads or not all(isinstance(head, Value) and head.batch == 0 for head in heads):
+            what = "its outputs do not depend on the images, or not image by image"
+            raise UserError(f"'{self.path}': {what}; {onnx_files.AGAIN}", "onnx.node")
         needed, todo = set(), [head.node for head in heads]
         while todo:
             i = todo.pop()
@@ -225,10 +236,13 @@ class Call:
         """Append a node of MXNet's operator `op`; its output, or the list of its `n` outputs where there are more."""
         name = self.builder.unique(name or self.name)
         of = [self.array("constant", x, name) if isinstance(x, np.ndarray) else x for x in inputs]
+        batches = {x.batch for x in of} - {None}
+        if len(batches) > 1 or batches != {0} and op not in ANY_BATCH:
+            raise ValueError("it takes the batch for another axis, or joins tensors of different ones")
         node = Node(op, name, {k: str(v) for k, v in attrs.items()}, tuple((x.node, x.output) for x in of))
         shapes = inferred(node, [x.shape for x in of], n)
-        first = self.builder.add(node, *shapes)
-        return first if n == 1 else [Value(first.node, o, shapes[o]) for o in range(n)]
+        first = self.builder.add(node, *shapes)._replace(batch=batches.pop())
+        return first if n == 1 else [first._replace(output=o, shape=shapes[o]) for o in range(n)]
 
     def array(self, role: str, value: np.ndarray, of: Optional[str] = None) -> Value:
         """A variable that holds the value, called by its role in a layer."""
@@ -247,10 +261,17 @@ class Call:
             self.builder.variables[key] = self.array("weight", value.T if transposed else value)
         return self.builder.variables[key]
 
-    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """The tensor in another shape; itself, if it has it."""
+    def reshape(self, x: Value, shape: Sequence[int], batch: int = 0) -> Value:
+        """The tensor in another shape, with the batch at another axis; itself, if it has both."""
         shape = tuple(map(int, shape))
-        return x if shape == x.shape else self.emit("Reshape", x, shape=reshape_codes(x.shape, shape))
+        if shape == x.shape and batch == x.batch:
+            return x
+        if batch == x.batch == 0:
+            return self.emit("Reshape", x, shape=reshape_codes(x.shape, shape))
+        if math.prod(shape[:batch]) != math.prod(x.shape[: x.batch]) or shape[batch] != 1:
+            raise ValueError(f"it reshapes {x.shape} to {shape}, where axis {x.batch} is the batch")
+        codes = (*shape[:batch], -1, *shape[batch + 1 :])
+        return self.emit("Reshape", x, shape=codes)._replace(batch=batch)
 
     def padded(self, x: Value, begin: Sequence[int], end: Sequence[int], **how: Any) -> Value:
         """The tensor with borders along its last axes; negative ones take positions away."""
@@ -263,10 +284,11 @@ class Call:
         width, shape = [(0, 0)] * first + width, x.shape
         if not any(map(any, width)):
             return x
-        if len(shape) == 3 or any(width[1]):  # MXNet pads all axes but the first two, of four or five
-            x, width = self.reshape(x, (shape[0], 1, *shape[1:])), [width[0], (0, 0), *width[1:]]
+        more = max(4 - len(shape), int(any(width[1])))  # MXNet pads all axes but the first two, of four or five
+        x = self.reshape(x, (shape[0], *(1,) * more, *shape[1:]))
+        width[1:1] = [(0, 0)] * more
         x = self.emit("Pad", x, pad_width=tuple(np.ravel(width).tolist()), **how)
-        return self.reshape(x, (shape[0], *x.shape[2:])) if len(x.shape) > len(shape) else x
+        return self.reshape(x, (shape[0], *x.shape[1 + more :]))
 
 
 def inferred(node: Node, shapes: Sequence[Shape], n: int = 1) -> Tuple[Shape, ...]:
@@ -621,6 +643,8 @@ def _gelu(call: Call) -> Value:
 @translation("Softmax", "LogSoftmax")
 def _softmax(call: Call) -> Value:
     axis = call.axis(-1 if call.builder.opset >= 13 else 1)
+    if axis == call.tensor().batch:
+        raise ValueError("it joins the images of a batch")
     if call.builder.opset < 13 and math.prod(call.tensor().shape[axis + 1 :]) > 1:
         raise ValueError("before opset 13 it sums over several axes; export with a newer one")
     return call.emit("softmax" if call.node.op_type == "Softmax" else "log_softmax", call.tensor(), axis=axis)
@@ -673,7 +697,7 @@ def _combined(call: Call, x: Operand, y: Operand) -> Operand:
 def _concat(call: Call) -> Value:
     rank = next(len(x.shape) for x in call.inputs if isinstance(x, Value))
     axis = range(rank)[call.get("axis")]
-    if axis == 0:
+    if any(axis == x.batch for x in call.inputs if isinstance(x, Value)):
         raise ValueError("it joins images to a batch")
     return call.emit("Concat", *call.inputs, dim=axis, num_args=len(call.inputs))
 
@@ -692,20 +716,25 @@ def _reshape(call: Call) -> Value:
 
 @translation("Flatten")
 def _flatten(call: Call) -> Value:
-    x, axis = call.tensor(), call.get("axis", 1)
-    if range(len(x.shape))[axis] != 1:
-        raise ValueError("it does not keep the batch axis apart")
-    return call.emit("Flatten", x)
+    x, axis = call.tensor(), call.axis(1)
+    if axis == 1:
+        return call.emit("Flatten", x)
+    return call.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
 
 @translation("Squeeze")
 def _squeeze(call: Call) -> Value:
     x = call.tensor()
-    ones = [k for k, d in enumerate(x.shape) if d == 1 and k]
+    ones = [k for k, d in enumerate(x.shape) if d == 1 and k != x.batch]
     axes = [range(len(x.shape))[a] for a in np.atleast_1d(call.get("axes", ones, 1))]
-    if 0 in axes or any(x.shape[a] != 1 for a in axes):
-        raise ValueError(f"it takes the axes {axes} away from {x.shape}")
-    return call.reshape(x, [d for k, d in enumerate(x.shape) if k not in axes])
+    return _without_axes(call, x, axes)
+
+
+def _without_axes(call: Call, x: Value, axes: Sequence[int]) -> Value:
+    if x.batch in axes or any(x.shape[a] != 1 for a in axes):
+        raise ValueError(f"it takes the axes {list(axes)} away from {x.shape}")
+    batch = x.batch - sum(a < x.batch for a in axes)
+    return call.reshape(x, [d for k, d in enumerate(x.shape) if k not in axes], batch)
 
 
 @translation("Unsqueeze")
@@ -713,15 +742,14 @@ def _unsqueeze(call: Call) -> Value:
     x, given = call.tensor(), np.atleast_1d(call.get("axes", None, 1))
     rank = len(x.shape) + len(given)
     axes, rest = {range(rank)[a] for a in given}, iter(x.shape)
-    if 0 in axes:
-        raise ValueError("it puts an axis before the batch")
-    return call.reshape(x, [1 if k in axes else next(rest) for k in range(rank)])
+    batch = [k for k in range(rank) if k not in axes][x.batch]
+    return call.reshape(x, [1 if k in axes else next(rest) for k in range(rank)], batch)
 
 
 @translation("Transpose")
 def _transpose(call: Call) -> Value:
     axes = tuple(call.get("perm", range(len(call.tensor().shape))[::-1]))
-    return call.emit("transpose", call.tensor(), axes=axes)
+    return call.emit("transpose", call.tensor(), axes=axes)._replace(batch=axes.index(call.tensor().batch))
 
 
 @translation("DepthToSpace")
@@ -761,7 +789,7 @@ def _split(call: Call) -> List[Value]:
 def _parts(call: Call, x: Value, axis: int, sizes: Sequence[int]) -> List[Value]:
     """The tensor in parts of these sizes along an axis."""
     n = len(sizes)
-    if axis == 0 or sum(sizes) != x.shape[axis] or min(sizes) < 1:
+    if axis == x.batch or sum(sizes) != x.shape[axis] or min(sizes) < 1:
         raise ValueError(f"it splits axis {axis} of {x.shape} into {sizes}")
     if n == 1:
         return [x]
@@ -793,7 +821,7 @@ def _slice(call: Call) -> Value:
         begin, stop, step = slice(start, end, step).indices(x.shape[axis])
         if (begin, stop, step) == (0, x.shape[axis], 1):
             continue
-        if axis == 0 or step < 1:
+        if axis == x.batch or step < 1:
             raise ValueError("it takes some images of a batch, or goes backwards")
         if step == 1:
             x = call.emit("slice_axis", x, axis=axis, begin=begin, end=stop)
@@ -807,13 +835,13 @@ def _slice(call: Call) -> Value:
 def _gather(call: Call) -> Value:
     x, axis, at = call.tensor(), call.axis(0), call.constant(1)
     places = [range(x.shape[axis])[k] for k in at.reshape(-1).tolist()]
-    if axis == 0 or at.ndim > 1:
+    if axis == x.batch or at.ndim > 1:
         raise ValueError("it takes some images of a batch, or adds axes")
     if places == list(range(places[0], places[0] + len(places))):
         part = call.emit("slice_axis", x, axis=axis, begin=places[0], end=places[-1] + 1)
     else:
         part = call.emit("take", x, np.array(places, np.float32), axis=axis)
-    return part if at.ndim else call.reshape(part, (*x.shape[:axis], *x.shape[axis + 1 :]))
+    return part if at.ndim else _without_axes(call, part, [axis])
 
 
 # ---- sums over axes -------------------------------------------------------------------------------------------------
@@ -823,8 +851,10 @@ def _reduced(call: Call, op: str, x: Value) -> Value:
     """Over the axes that the node names; over all positions of an image it is a pooling, which is faster."""
     rank, keep = len(x.shape), bool(call.get("keepdims", 1))
     axes = sorted({range(rank)[a] for a in np.atleast_1d(call.get("axes", range(rank), 1))})
-    if 0 in axes:
+    if x.batch in axes:
         raise ValueError("it joins the images of a batch")
+    if not keep and min(axes) < x.batch:
+        raise ValueError("it sums over an axis ahead of the batch")
     if op in ("mean", "max") and rank > 3 and axes == list(range(2, rank)):
         pooled = _pooled(call, x, "avg" if op == "mean" else "max")
         return pooled if keep else call.reshape(pooled, x.shape[:2])
