@@ -96,6 +96,8 @@ COMMANDS = (
     "describe.py small.onnx --input 3,32,32 --classes 10",
     "convert.py small.onnx out --check --input 3,32,32",
     "convert.py net back.onnx --check",
+    "compress.py net --data digits --n-train 40 --target 0.5 --epochs 0 --batch 8 --cost params --seed 0 --out small",
+    "compress.py net --data images --unlabelled --explore --batch 8 --out small",
     "convert.py small.safetensors out --network resnet18_v1b",
     "latency.py measure net --repeats 1 --batch 1 --threads 1 --json m.json",
     "latency.py sample net --repeats 1 --n 1 --seed 0 --out samples.jsonl",
