@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,3 +246,30 @@ def test_to_pytorch(end, convert, tmp_path):
     if end == ".pt2":
         program = torch.export.load(tmp_path / "net.pt2").module()
         assert program(torch.zeros(5, 3, 32, 32)).shape == (5, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the older exporter, which the page names
+def test_from_a_model_of_pytorch_to_a_smaller_one(tmp_path, monkeypatch):
+    """The steps of docs/pytorch.md, with its own call of PyTorch's exporter."""
+    torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("onnx2torch")
+    monkeypatch.chdir(tmp_path)
+    blocks = [[1, 16, 1, 1], [4, 32, 2, 2]]
+    model = torchvision.models.MobileNetV2(num_classes=10, inverted_residual_setting=blocks)
+    page = (SCRIPT.parent.parent / "docs" / "pytorch.md").read_text()
+    call = page.partition("import torch\n")[2].partition("```")[0].replace("224, 224", "32, 32")
+    exec(call, {"torch": torch, "model": model})
+    (steps,) = [text for text in page.split("```") if "compress.py net.onnx --data my_images --target" in text]
+    more = ["--n-train", "200", "--epochs", "0", "--batch", "32"]
+    for line in steps.splitlines()[2:]:
+        words = shlex.split(line.replace("my_images", "fashion_mnist"), comments=True)
+        words = words + more if "compress" in words[1] and "--explore" not in words else words
+        if "--explore" not in words:
+            done = subprocess.run([sys.executable, "-W", "ignore", SCRIPT.parent / Path(words[1]).name, *words[2:]])
+            assert done.returncode == 0, words
+    small = torch.export.load("small.pt2").module()
+    assert small(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
+    size = lambda name: sum(v.size for v in zoo.open_network(name).arrays.values())  # noqa: E731
+    assert size("small.onnx") < 0.8 * size("net.onnx")

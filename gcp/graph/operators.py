@@ -630,7 +630,7 @@ class Softmax(Operator):
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
         axis = call.node.literal("axis", -1) % len(call.shapes[0])
-        shape = list(xs[0].mean.shape)
+        shape = list(np.broadcast_shapes(xs[0].mean.shape, xs[0].variance.shape))
         shape[axis] = call.shapes[0][axis]
         mean = special.softmax(np.broadcast_to(xs[0].mean, shape), axis=axis)
         varies = np.broadcast_to(xs[0].variance, shape).any(axis=axis, keepdims=True)
