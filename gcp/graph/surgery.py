@@ -169,7 +169,7 @@ def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenc
             name = net.nodes[name].name
             if arrays[name].shape == net.arrays[name].shape:
                 value = arrays[name]
-                for axis, labels in axes.items():
+                for axis, labels in sorted(axes.items()):  # rows first: that leaves less to pick from
                     stays = (labels < 0) | alive[labels]
                     value = value if stays.all() else np.compress(stays, value, axis)
                 arrays[name] = value
@@ -368,7 +368,8 @@ def _with_constants(
         xs, ds = [], []
         for k, (t, s) in enumerate(zip(call.node.inputs, call.shapes)):
             if call.is_array(k):
-                small = len(s) == len(call.out_shapes[0])  # arrays of layers and norms are not numbers about channels
+                # Arrays of layers and norms are not numbers about channels.
+                small = call.operator.weight is None and len(s) == len(call.out_shapes[0])
                 value = values[net.nodes[t[0]].name].astype(np.float64) if small else np.zeros((1,) * len(s))
                 xs.append(Gaussian(value, np.zeros_like(value)))
             else:
@@ -455,7 +456,7 @@ def producer_norms(net: Network) -> Dict[str, np.ndarray]:
     found = {}
     for layer in dict.fromkeys(layer for g in net.groups for layer in g.producers):
         w = np.moveaxis(net.arrays[net.weight(layer)], net.structure.calls[net.index[layer]].operator.out_axis, 0)
-        found[layer] = np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(1)
+        found[layer] = np.abs(w).reshape(len(w), -1).sum(1, dtype=np.float64)
     return found
 
 
