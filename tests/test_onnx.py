@@ -19,6 +19,7 @@ from gcp.backend.blocks import predict
 from gcp.errors import UserError
 from gcp.experiment import config
 from gcp.experiment.zoo import tried
+from gcp.graph.surgery import shrink, silence
 
 GOLDEN = Path(__file__).parent / "golden" / "onnx"
 EXPECTED = np.load(GOLDEN / "outputs.npz")
@@ -343,6 +344,9 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "a name": (lambda path: write(path, node("Add", "nowhere")), "", "reads 'nowhere'"),
     "a shape": (lambda path: write(path, node("Conv", "w"), {"w": numbers(5, 3, 3, 3)}), "onnx.node", "'n' .Conv."),
     "an attribute": (lambda path: write(path, node("LeakyRelu", alpha="x")), "onnx.node", "'n' .LeakyRelu."),
+    "no groups": (lambda path: write(path, node("Conv", "w", group=0), {"w": numbers(4, 4, 1, 1)}), "onnx.node", "gro"),
+    "no stride": (lambda path: write(path, node("MaxPool", kernel_shape=[2], strides=[0])), "onnx.node", "stride"),
+    "no kernel": (lambda path: write(path, node("MaxPool", kernel_shape=[2, -2])), "onnx.node", "kernel"),
     "training": (lambda path: write(path, node("BatchNormalization", *"gbmv", training_mode=1),
                                     dict.fromkeys("gbmv", numbers(4))), "onnx.node", r"eval\(\)"),
     "a batch joined": (lambda path: write(path, node("ReduceMean", "a"), {"a": [0]}), "onnx.node", "images of a batch"),
@@ -457,3 +461,21 @@ def test_reading_raises_no_warnings_and_prints_nothing(capfd):
         with pytest.raises(UserError):
             zoo.open_network(str(GOLDEN / "plain.onnx"), (3, 48, 48))
     assert capfd.readouterr() == ("", "")
+
+
+def test_depthwise_convolutions_of_channels_that_stay_keep_all_groups(tmp_path):
+    """Behind a layer norm along the channels nothing goes, whichever channels go elsewhere."""
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["b"]),
+        helper.make_node("Conv", ["b", "c"], ["d"]),
+        helper.make_node("Transpose", ["d"], ["e"], perm=[0, 2, 3, 1]),
+        helper.make_node("LayerNormalization", ["e", "f"], ["g"]),
+        helper.make_node("Transpose", ["g"], ["h"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["h", "i"], ["y"], group=4),
+    ]
+    arrays = {"a": numbers(4, 4, 1, 1), "c": numbers(4, 4, 1, 1), "f": np.ones(4, np.float32), "i": numbers(4, 1, 3, 3)}
+    net = zoo.open_network(write(tmp_path / "n.onnx", nodes, arrays))
+    (group,) = net.groups
+    keep, x = {group.name: np.array([3])}, numbers(2, 4, 6, 6)
+    small = shrink(net, keep)
+    np.testing.assert_allclose(predict(small, x), predict(silence(net, keep), x), rtol=1e-4, atol=1e-5)

@@ -109,6 +109,9 @@ def _spelt(net: Network) -> Network:
         if node.op in ("Reshape", "reshape"):
             batch = 0 if before[0] == after[0] else -1
             return add(replace(node, attrs={**node.attrs, "shape": str((batch, *after[1:]))}), (after,))
+        if node.op == "broadcast_to":  # 0 stands for what stays, which ONNX calls 1
+            shape = tuple(length or 1 for length in node.literal("shape"))
+            return add(replace(node, attrs={**node.attrs, "shape": str(shape)}), (after,))
         if node.op != "FullyConnected":
             return add(node, net.shapes[i])
         node = replace(node, attrs={**node.attrs, "flatten": "True"})  # the exporter takes no word for False

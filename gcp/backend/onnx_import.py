@@ -376,6 +376,8 @@ def _window(call: Call, x: Value, kernel: Sequence[int]) -> Tuple[Dict[str, Shap
     """Kernel, stride and dilation by MXNet's names, and the borders at the beginning and at the end of each axis."""
     n = len(kernel)
     stride, dilate = tuple(call.get("strides", (1,) * n)), tuple(call.get("dilations", (1,) * n))
+    if min((*kernel, *stride, *dilate, call.get("group", 1))) < 1 or not len(stride) == len(dilate) == n:
+        raise ValueError("its kernel, strides, dilations or groups cannot be")  # MXNet would divide by zero
     found, auto = {"kernel": tuple(kernel), "stride": stride, "dilate": dilate}, call.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", ""):
         pads = tuple(call.get("pads", (0,) * 2 * n))
@@ -478,6 +480,8 @@ def _layer_norm(call: Call) -> Value:
 
 @translation("LRN")
 def _lrn(call: Call) -> Value:
+    if call.get("size") < 1:
+        raise ValueError("it sums over no channels")
     attrs = {"alpha": call.get("alpha", 1e-4), "beta": call.get("beta", 0.75), "knorm": call.get("bias", 1.0)}
     return call.emit("LRN", call.tensor(), nsize=call.get("size"), **attrs)
 

@@ -233,7 +233,7 @@ class Convolution(Layer):
         changed = super().attributes(call, count)
         if ties == "none":
             return changed
-        inputs = call.ins[0].labels if call.ins[0] is not None else np.zeros(call.shapes[0][1], int)
+        inputs = call.ins[0].labels if call.ins[0] is not None else np.full(call.shapes[0][1], -1)  # all stay
         if ties != "positions":
             each = len(inputs) // n
             n = count(inputs) // each
