@@ -41,12 +41,12 @@ def test_rows_are_measured_once(tmp_path, monkeypatch):
     path.write_text(CONFIG)
     cfg, told = config.load(path, [f"output={tmp_path}"]), []
     whole = without_training.measure(cfg, (0.5,), lambda done, n: told.append((done, n)))
-    assert len(whole) == 20 and told[-1] == (20, 20)
+    assert len(whole) == 24 and told[-1] == (24, 24)
     assert all(row.macs_kept <= 0.5 for row in whole)
     again = without_training.measure(cfg, (0.5,), lambda done, n: told.append((done, n)))
-    assert again == whole and len(told) == 20
+    assert again == whole and len(told) == 24
     more = without_training.measure(cfg, (0.5, 0.3), lambda done, n: None)
-    assert more[:20] == whole and {row.target for row in more[20:]} == {0.3}
+    assert more[:24] == whole and {row.target for row in more[24:]} == {0.3}
     without_training.rows_path(cfg).write_text('[{"top1": 5}]')
     with pytest.raises(UserError, match="remove it"):
         without_training.measure(cfg, (0.5,), lambda done, n: None)

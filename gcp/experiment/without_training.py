@@ -20,9 +20,15 @@ from gcp.storage import locked, read_json, write_json
 from gcp.train.distributed import process_group
 from gcp.train.tasks import TASKS
 
-CRITERIA = ("random", "l1", "paper", "relative", "taylor")
-# Scores that cannot be compared from group to group rank within each group alone.
-WITHIN_GROUPS = ("random", "l1")
+# What rows call it -> criterion and allocation. L1 norms cannot be compared from group to group.
+CRITERIA = {
+    "random": ("random", "uniform"),
+    "l1": ("l1", "uniform"),
+    "paper": ("paper", "global"),
+    "relative": ("relative", "global"),
+    "taylor": ("taylor", "global"),
+    "taylor, uniform": ("taylor", "uniform"),
+}
 N_IMAGES = 512  # that statistics are recomputed from, and weights fitted to
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,7 +43,7 @@ class Row(BaseModel):
     data: str
     scale: Literal["paper", "reduced", "smoke"]
     seed: int = Field(ge=0)
-    criterion: Literal["random", "l1", "paper", "relative", "taylor"]
+    criterion: Literal[tuple(CRITERIA)]
     statistics: bool
     fitted: bool
     target: Fraction
@@ -76,12 +82,11 @@ def measure(cfg: Config, targets: Sequence[float], progress: Callable[[int, int]
             net, _ = dense_network(cfg, data, plan(cfg, data)[0])
         task, cost = TASKS[data.task], macs(net)
         dense = task.evaluate(net, data.test)
-        for number, (criterion, statistics, fitted, target) in enumerate(todo):
+        for number, (name, statistics, fitted, target) in enumerate(todo):
+            criterion, allocation = CRITERIA[name]
             budget = Budget(cost, cost(net.widths), target, cfg.prune.round_to)
             options = METHODS.options["one_shot"](
-                criterion=criterion,
-                allocation="uniform" if criterion in WITHIN_GROUPS else "global",
-                reconstruction_images=N_IMAGES if fitted else 0,
+                criterion=criterion, allocation=allocation, reconstruction_images=N_IMAGES if fitted else 0
             )
             problem = Problem(
                 net,
@@ -101,7 +106,7 @@ def measure(cfg: Config, targets: Sequence[float], progress: Callable[[int, int]
                 data=data.name,
                 scale=cfg.scale,
                 seed=cfg.seed,
-                criterion=criterion,
+                criterion=name,
                 statistics=statistics,
                 fitted=fitted,
                 target=target,

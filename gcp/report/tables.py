@@ -381,8 +381,8 @@ def write_front(rows: list[dict], stem: Path) -> list[Path]:
     percent = {m.title: [row[m.key] * (1 if m.key == "seconds" else 100) for row in rows] for m in FRONT}
     caption = (
         f"{rows[0]['network']} without training, cut to parts of its {cost_label(rows[0]['cost'])}. Top-1 on "
-        f"{rows[0]['n_eval']:,} images held out of the training images: with batch-norm statistics recomputed, and "
-        "with weights by least squares as well."
+        f"{rows[0]['n_eval']:,} images held out of the training images: with batch-norm statistics recomputed, or "
+        "with weights by least squares."
     )
     with writing(stem.parent, "--out"):
         return save(pd.DataFrame(kept | percent), digits_of(FRONT), caption, stem, "tab:front")
@@ -412,8 +412,8 @@ def write_without_training(rows: Iterable[BaseModel], folder: Path) -> list[Path
             f"{network} on {own['data'].iloc[0]}, cut to parts of its MACs without any training. "
             f"{' '.join(scale_sentences(own.scale))} Top-1 % on {own.n_eval.iloc[0]:,} test images, mean ± sample "
             f"standard deviation over {own.seed.nunique()} seeds; the dense network: {number(dense.mean(), 2)} ± "
-            f"{number(dense.std(), 2)}. Random and L1 keep the same fraction of every group, the others rank all "
-            "groups together. Seconds: at half of the MACs, from the scores to the small network."
+            f"{number(dense.std(), 2)}. Random, L1 and what says uniform keep the same fraction of every group, the "
+            "others rank all groups together. Seconds: at half of the MACs, from the scores to the small network."
         )
         with writing(folder, "output"):
             table = pd.DataFrame(columns).reset_index()
