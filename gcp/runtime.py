@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Callable, Dict, Iterator, List, Sequence
 
 import psutil
 
@@ -178,3 +178,17 @@ def _gpu_name(number: int) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or None
     return None
+
+
+@contextlib.contextmanager
+def progress_bar(text: str, unit: str = "net") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, as the function that moves it: so many of so many are done."""
+    from tqdm import tqdm
+
+    with tqdm(desc=text, unit=unit, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
+
+        def progress(done: int, n: int) -> None:
+            bar.total = n
+            bar.update(done - bar.n)
+
+        yield progress

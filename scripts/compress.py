@@ -6,8 +6,6 @@ any training, so that a target can be chosen.
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from pathlib import Path
 
 from gcp import command as command_line
@@ -61,7 +59,7 @@ def run(argv: list[str]) -> None:
         threads=args.threads,
         seed=args.seed,
         lr=args.lr,
-        bar=_bar,
+        bar=runtime.progress_bar,
     )
     if args.explore:
         _explore(job)
@@ -118,7 +116,7 @@ def _explore(job) -> None:
     from gcp.report import figures, tables
 
     rows, stem = [], Path(f"{job.out}-explore")
-    with _bar("targets") as progress:
+    with runtime.progress_bar("targets") as progress:
         for row in compress.explore(job, EXPLORED):
             rows.append(row)
             progress(len(rows) - 1, len(EXPLORED))
@@ -126,20 +124,6 @@ def _explore(job) -> None:
     print(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         print(path)
-
-
-@contextlib.contextmanager
-def _bar(text: str):
-    """A bar, as the function that moves it: so many of so many are done."""
-    from tqdm import tqdm
-
-    with tqdm(desc=text, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
-
-        def progress(done: int, n: int) -> None:
-            bar.total = n
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 if __name__ == "__main__":

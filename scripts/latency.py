@@ -1,7 +1,6 @@
 """Latency: measure networks on this machine, sample random widths, fit a per-layer model, validate it, predict."""
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -136,7 +135,7 @@ def sample(args: argparse.Namespace) -> None:
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
     measured, here = clock.against_reference(net, setup, args.repeats, _warn), clock.hardware(args.device)
-    with _bar(f"{net.name}, {setup}") as progress:
+    with runtime.progress_bar(f"{net.name}, {setup}") as progress:
         held = sampling.sample(
             net, Path(args.out), setup.as_json(), here, measured, args.n, args.seed, progress=progress, warn=_warn
         )
@@ -180,14 +179,14 @@ def validate(args: argparse.Namespace) -> None:
 
     def drawn(path: str, n: int, text: str):
         how = {"seed": args.seed, "slowdowns": model.slowdowns, "warn": _warn}
-        with _bar(f"{net.name}, {setup}{text}") as progress:
+        with runtime.progress_bar(f"{net.name}, {setup}{text}") as progress:
             return sampling.sample(net, Path(path), setup.as_json(), here, measured, n, progress=progress, **how)
 
     held = drawn(args.held_out, args.n, "")
     again = drawn(args.again, len(held.lines), ", again") if args.again else None
     alone = None
     if args.layers:
-        with _bar("layers alone") as progress:
+        with runtime.progress_bar("layers alone") as progress:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, progress)
     result = latency.validate(model, net, held, alone, again)
     if args.out:
@@ -248,20 +247,6 @@ def _setup(args: argparse.Namespace):
 
     dtype = args.dtype or (clock.RUNTIMES[args.runtime].dtypes("cpu")[0] if args.runtime in clock.RUNTIMES else "")
     return clock.Setup(args.runtime, args.device, dtype, args.batch)
-
-
-@contextlib.contextmanager
-def _bar(text: str):
-    """A bar, as the function that moves it: so many of so many are done."""
-    from tqdm import tqdm
-
-    with tqdm(desc=text, unit="net", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
-
-        def progress(done: int, n: int) -> None:
-            bar.total = n
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def _warn(text: str) -> None:

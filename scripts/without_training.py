@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from gcp import command as command_line
@@ -24,20 +23,12 @@ def run(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     loaded = [cfg for _, _, cfg in config.load_all(args.configs, args.set, args.seeds, args.overlay)]
     runtime.use_threads(loaded[0].threads)
-    from tqdm import tqdm
-
     from gcp.experiment import without_training
     from gcp.report import tables
 
     rows = []
     for cfg in loaded:
-        name = f"{cfg.name} seed {cfg.seed}"
-        with tqdm(desc=name, unit="cut", file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
-
-            def progress(done: int, n: int, bar=bar) -> None:
-                bar.total = n
-                bar.update(done - bar.n)
-
+        with runtime.progress_bar(f"{cfg.name} seed {cfg.seed}", "cut") as progress:
             rows += without_training.measure(cfg, TARGETS, progress)
     for path in tables.write_without_training(rows, Path(loaded[0].output)):
         print(path)
