@@ -307,6 +307,14 @@ def test_a_free_size_has_to_be_given_and_another_one_can_be(tmp_path):
         zoo.open_network(fixed, (1, 4, 4))
 
 
+def test_classes_are_those_of_the_file_or_of_a_new_output_layer():
+    path = str(GOLDEN / "plain.onnx")
+    with pytest.raises(UserError, match="10 classes, 4 are needed"):
+        zoo.open_network(path, None, 4)
+    net = zoo.open_network(path, None, 4, seed=1, new_head=True)
+    assert net.n_classes == 4 and predict(net, numbers(2, 3, 32, 32)).shape == (2, 4)
+
+
 # ---- what is wrong with files ---------------------------------------------------------------------------------------
 
 

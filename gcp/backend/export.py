@@ -76,9 +76,10 @@ def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     with warnings.catch_warnings(), _unlogged(), _checked_as_written(onnx.checker.DEFAULT_CONTEXT):
         warnings.simplefilter("ignore")  # the exporter uses what onnx has deprecated
-        shape, arrays = ["batch", *net.input_shape], {k: mx.nd.array(v) for k, v in net.arrays.items()}
+        spelt, shape = _spelt(net), ["batch", *net.input_shape]
+        arrays = {k: mx.nd.array(v) for k, v in spelt.arrays.items()}
         how = {"dynamic": True, "dynamic_input_shapes": [tuple(shape)]}
-        export_model(to_symbol(_spelt(net)), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
+        export_model(to_symbol(spelt), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
     model = onnx.load(str(path))
     _tidy(model, net)
     onnx.checker.check_model(model, full_check=True)
@@ -102,16 +103,20 @@ def _spelt(net: Network) -> Network:
     A reshape says all lengths but the batch's: other codes are not known to it. A dense layer along the last axis is
     one of rows between two reshapes: the exporter would compute their shapes in the file.
     """
+    arrays = dict(net.arrays)
 
     def edit(i: int, node: Node, add: Callable[[Node, tuple], int]) -> int:
         (after,) = net.shapes[i][:1]
         before = net.shapes[net.nodes[i].inputs[0][0]][net.nodes[i].inputs[0][1]] if node.inputs else ()
         if node.op in ("Reshape", "reshape"):
-            batch = 0 if before[0] == after[0] else -1
-            return add(replace(node, attrs={**node.attrs, "shape": str((batch, *after[1:]))}), (after,))
-        if node.op == "broadcast_to":  # 0 stands for what stays, which ONNX calls 1
-            shape = tuple(length or 1 for length in node.literal("shape"))
-            return add(replace(node, attrs={**node.attrs, "shape": str(shape)}), (after,))
+            first = node.literal("shape")[0]
+            if first <= 0:  # else the batch is another axis, and the shape is all numbers and a -1
+                node = replace(node, attrs={**node.attrs, "shape": str((0 if first in (0, -2) else -1, *after[1:]))})
+            return add(node, (after,))
+        if node.op == "broadcast_to":  # whose lengths, the batch's too, would be written as they are for one image
+            arrays[f"{node.name}_zeros"] = zeros = np.zeros((1, *after[1:]), np.float32)
+            other = add(Node("null", f"{node.name}_zeros", {"__shape__": str(zeros.shape)}), (zeros.shape,))
+            return add(Node("broadcast_add", node.name, {}, (*node.inputs, (other, 0))), (after,))
         if node.op != "FullyConnected":
             return add(node, net.shapes[i])
         node = replace(node, attrs={**node.attrs, "flatten": "True"})  # the exporter takes no word for False
@@ -124,7 +129,7 @@ def _spelt(net: Network) -> Network:
         whole = Node("Reshape", f"{node.name}_whole", {"shape": str((-1, *after[1:]))}, ((product, 0),))
         return add(whole, (after,))
 
-    return rewrite(net, edit, net.arrays)
+    return rewrite(net, edit, arrays)
 
 
 def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callable[[np.ndarray], np.ndarray]:
@@ -172,7 +177,7 @@ def _tidy(model, net: Network) -> None:
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    del model.graph.value_info[:]  # shapes that runtimes infer better; PyTorch's importer takes an unknown one for ()
+    del model.graph.value_info[:]  # which has () where a shape is not known
     batch, classes = model.graph.output[0].type.tensor_type.shape.dim
     batch.dim_param, classes.dim_value = "batch", net.n_classes
     model.ir_version = IR

@@ -122,7 +122,8 @@ def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
 
 def _place(path: Path, tensor: "onnx.TensorProto") -> Tuple[Path, int]:
     """The file of external data that holds an array, and where it begins there."""
-    facts = {entry.key: entry.value for entry in tensor.external_data}
+    texts = [(entry.key, entry.value) for entry in tensor.external_data]
+    facts = {key: value for key, value in texts if isinstance(value, str)}  # protobuf's bytes are no UTF-8
     location, offset = facts.get("location", ""), facts.get("offset", "0")
     folder = path.parent.resolve()
     try:

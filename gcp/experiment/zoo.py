@@ -52,8 +52,11 @@ class Trial:
     difference: Optional[float] = None
 
 
-def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]] = None) -> Trial:
-    """Open a network, and if asked to cut 30 % of every group at random and compare."""
+def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]] = None, redrawn: bool = True) -> Trial:
+    """Open a network, and if asked to cut 30 % of every group at random and compare.
+
+    Without `redrawn` scales, shifts, statistics and biases are the network's own; they should not be all alike.
+    """
     try:
         net = zoo.open_network(name, input_shape, seed=0 if compared else None)
         share = prunable_share(net)
@@ -65,7 +68,7 @@ def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]]
     said = f"{len(net.groups)} groups, {share:.0%} of the channels"
     if not compared:
         return Trial(said, share, n_params)
-    net = away_from_borders(drawn(net))
+    net = away_from_borders(drawn(net) if redrawn else net)
     rng = np.random.default_rng(0)
     keep = {g.name: np.sort(rng.choice(g.size, max(1, int(KEPT * g.size)), replace=False)) for g in net.groups}
     images = rng.normal(size=(1, *net.input_shape)).astype(np.float32)

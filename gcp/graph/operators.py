@@ -1119,7 +1119,7 @@ class Shapes(Operator):
     "elemwise_div", "_greater_scalar", "_lesser_scalar", "_equal_scalar", "_greater_equal_scalar", "log2", "floor",
     "ceil", "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_quantized_pooling", "_sg_mkldnn_conv",
     "_sg_mkldnn_fully_connected", "_contrib_requantize", "_contrib_quantized_flatten", "_contrib_quantized_act",
-    "_contrib_quantized_concat",
+    "_contrib_quantized_concat", "_linalg_gemm2", "LRN",
 )  # fmt: skip
 class Fixed(Operator):
     """Mixes channels, or looks at their places: all that it reads stays."""
