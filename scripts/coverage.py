@@ -108,7 +108,8 @@ def tried(name: str) -> Dict[str, str]:
                 warnings.simplefilter("ignore")
                 result = function()
         except Exception as error:  # PyTorch's exporter raises whatever it meets
-            found[what] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            said = " ".join(str(error).replace(f"{folder}/", "").split())[:300]
+            found[what] = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
             return None
         found[what] = f"{result:.0e}" if isinstance(result, float) else "yes"
         return result

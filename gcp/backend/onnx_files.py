@@ -39,7 +39,7 @@ def read_model(path: Path) -> "onnx.ModelProto":
     import onnx  # a quarter of a second, which networks from elsewhere need not take
     from google.protobuf.message import DecodeError
 
-    content = read_bytes(path, AGAIN, LARGEST)
+    content = read_bytes(path, AGAIN, min(LARGEST, room()))
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError:
@@ -57,6 +57,11 @@ def read_model(path: Path) -> "onnx.ModelProto":
     if model.graph.sparse_initializer:
         raise _wrong(path, "holds sparse arrays; export them dense")
     return model
+
+
+def room() -> int:
+    """Bytes that a network's numbers may take."""
+    return int(SHARE * psutil.virtual_memory().available)
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
@@ -78,9 +83,8 @@ def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
     """
     tensors = list(model.graph.initializer)
     size = sum(_bytes(path, tensor) for tensor in tensors)
-    room = SHARE * psutil.virtual_memory().available
-    if size > room:
-        raise _wrong(path, f"holds arrays of {size:,} bytes; there is room for {room:,.0f}", "onnx.memory")
+    if size > room():
+        raise _wrong(path, f"holds arrays of {size:,} bytes; there is room for {room():,}", "onnx.memory")
     return {tensor.name: array(path, tensor) for tensor in tensors}
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
-import psutil
 
 from gcp.backend import onnx_files
 from gcp.backend.engine import mx
@@ -97,7 +96,7 @@ class Builder:
     def __init__(self, path: Path, model: "onnx.ModelProto") -> None:
         self.path, self.opset = path, onnx_files.opset_of(model)
         self.values: Dict[str, Operand] = dict(onnx_files.arrays(path, model))
-        self.room = onnx_files.SHARE * psutil.virtual_memory().available
+        self.room = onnx_files.room()
         self.nodes: List[Node] = []
         self.shapes: List[Tuple[Shape, ...]] = []
         self.arrays: Dict[str, np.ndarray] = {}
@@ -428,9 +427,9 @@ def _gemm(call: Call) -> Value:
     x, weight = call.tensor(), call.constant(1)
     if len(x.shape) != 2 or call.get("transA", 0):
         raise ValueError("it multiplies something else than one row of numbers for each image")
-    if call.get("alpha", 1.0) != 1:
-        call.inputs[1] = weight * np.float32(call.get("alpha"))
-    weight = call.weight(1, transposed=not call.get("transB", 0))
+    alpha, transposed = np.float32(call.get("alpha", 1.0)), not call.get("transB", 0)
+    scaled = alpha * (weight.T if transposed else weight)
+    weight = call.weight(1, transposed) if alpha == 1 else call.array("weight", scaled)
     inputs = [weight]
     if call.has(2):
         bias = np.broadcast_to(call.constant(2) * np.float32(call.get("beta", 1.0)), (1, weight.shape[0]))
@@ -533,7 +532,8 @@ def _resize(call: Call) -> Value:
         sizes = [math.floor(size * scale) for size, scale in zip(x.shape, scales)]
     mode, place = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     place, rounding = ("asymmetric", "floor") if old else (place, call.get("nearest_mode", "round_prefer_floor"))
-    if tuple(sizes[:2]) != x.shape[:2] or len(x.shape) != 4 or call.get("antialias", 0) or "axes" in call.attributes:
+    special = call.get("antialias", 0) or {"axes", "keep_aspect_ratio_policy"} & set(call.attributes)
+    if tuple(sizes[:2]) != x.shape[:2] or len(x.shape) != 4 or special:
         raise ValueError("it resizes something else than the height and width of images")
     if tuple(sizes) == x.shape:
         return x

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
-import psutil
 
 from gcp.backend import zoo
-from gcp.backend.onnx_files import SHARE
+from gcp.backend.onnx_files import room
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.storage import opened, replacing
@@ -43,18 +42,13 @@ def read_checkpoint(path: Path) -> Dict[str, np.ndarray]:
 
     UserError: it cannot be read, is damaged, needs PyTorch where that is not installed, or holds more than arrays.
     """
-    with opened(path, "give the file of a checkpoint", _room()):
+    with opened(path, "give the file of a checkpoint", room()):
         arrays = _safe_arrays(path) if path.suffix in SAFE else _torch_arrays(path)
     wrong = next((name for name, value in arrays.items() if value.dtype.kind not in "fiub"), None)
     if wrong or not arrays:
         raise UserError(f"'{path}': holds {f'{wrong!r}, which is no array of numbers' if wrong else 'no arrays'}",
                         "checkpoint.content")  # fmt: skip
     return {re.sub(r"^module\.", "", name): value for name, value in arrays.items()}
-
-
-def _room() -> int:
-    """Bytes that arrays may take."""
-    return int(SHARE * psutil.virtual_memory().available)
 
 
 def _safe_arrays(path: Path) -> Dict[str, np.ndarray]:
@@ -88,7 +82,7 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"'{path}': holds no state dict; save model.state_dict()", "checkpoint.content")
-    if sum(value.numel() * value.element_size() for value in found.values()) > _room():
+    if sum(value.numel() * value.element_size() for value in found.values()) > room():
         raise UserError(f"'{path}': its arrays are larger than memory has room for", "checkpoint.memory")
     return {str(name): value.detach().float().numpy() for name, value in found.items()}
 
