@@ -273,3 +273,14 @@ def test_from_a_model_of_pytorch_to_a_smaller_one(tmp_path, monkeypatch):
     assert small(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
     size = lambda name: sum(v.size for v in zoo.open_network(name).arrays.values())  # noqa: E731
     assert size("small.onnx") < 0.8 * size("net.onnx")
+
+
+def test_the_table_of_what_works_counts_steps_and_names_what_failed():
+    spec = importlib.util.spec_from_file_location("scripts_coverage", SCRIPT.parent / "coverage.py")
+    coverage = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(coverage)
+    assert len(coverage.NAMES) == len(set(coverage.NAMES)) >= 93
+    found = {"torchvision:a": dict.fromkeys(coverage.STEPS, "1e-07"), "timm:b": {"exported": "yes", "imported": "Det"}}
+    text = coverage.table(found)
+    assert "| read, with equal outputs | 1 of 1 | 0 of 1 | 1 of 2 |" in text
+    assert "| timm:b | read, with equal outputs | Det |" in text and "torchvision:a" not in text

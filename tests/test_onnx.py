@@ -352,7 +352,7 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "a fixed batch": (lambda path: write(path, RELU, shape=(8, 3, 4, 4)), "onnx.batch", "batches of 8"),
     "an operator": (lambda path: write(path, node("Einsum", equation="abcd->abcd")), "onnx.operator", "'n' .Einsum."),
     "a domain": (lambda path: write(path, node("Relu", domain="my.own")), "onnx.operator", "'my.own.Relu'"),
-    "a name": (lambda path: write(path, node("Add", "nowhere")), "", "reads 'nowhere'"),
+    "a name": (lambda path: write(path, node("Add", "nowhere")), "onnx.node", "reads 'nowhere'"),
     "a shape": (lambda path: write(path, node("Conv", "w"), {"w": numbers(5, 3, 3, 3)}), "onnx.node", "'n' .Conv."),
     "an attribute": (lambda path: write(path, node("LeakyRelu", alpha="x")), "onnx.node", "'n' .LeakyRelu."),
     "no groups": (lambda path: write(path, node("Conv", "w", group=0), {"w": numbers(4, 4, 1, 1)}), "onnx.node", "gro"),

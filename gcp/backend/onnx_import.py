@@ -101,14 +101,16 @@ class Builder:
         self.shapes: List[Tuple[Shape, ...]] = []
         self.arrays: Dict[str, np.ndarray] = {}
         self.variables: Dict[Tuple[str, bool], Value] = {}  # of weights that several nodes of the file may read
-        self.taken = {"data"}
+        self.taken = {"data": 0}  # names -> how often each was asked for again
 
     def step(self, number: int, node: "onnx.NodeProto") -> None:
         """One node of the file. UserError: it cannot be translated."""
         where = f"'{self.path}': node '{node.name or number}' ({node.op_type})"
         for name in node.input:
             if name and name not in self.values:
-                raise UserError(f"{where} reads '{name}', which nothing before it makes; {onnx_files.AGAIN}")
+                raise UserError(
+                    f"{where} reads '{name}', which nothing before it makes; {onnx_files.AGAIN}", "onnx.node"
+                )
         inputs = [self.values[name] if name else None for name in node.input]
         try:
             attributes = attributes_of(node, self.path)
@@ -147,10 +149,7 @@ class Builder:
         given = {name: onnx.numpy_helper.from_array(x, name) for name, x in zip(node.input, inputs) if name}
         types = {n: onnx.helper.make_tensor_type_proto(x.data_type, tuple(x.dims)) for n, x in given.items()}
         schema, opsets = onnx.defs.get_schema(node.op_type, self.opset, ""), [onnx.helper.make_opsetid("", self.opset)]
-        try:
-            found = onnx.shape_inference.infer_node_outputs(schema, node, types, given, opset_imports=opsets)
-        except onnx.shape_inference.InferenceError as error:
-            raise ValueError(str(error)) from None
+        found = onnx.shape_inference.infer_node_outputs(schema, node, types, given, opset_imports=opsets)
         for kind in found.values():
             dims = kind.tensor_type.shape.dim
             size = math.prod(d.dim_value for d in dims if d.HasField("dim_value")) * 8
@@ -169,10 +168,11 @@ class Builder:
     def unique(self, name: str) -> str:
         """The name in MXNet's characters, numbered where it is taken."""
         name = re.sub(r"[^\w.]+", "_", name).strip("_.") or "node"
-        unique, k = name, 1
+        unique = name
         while unique in self.taken:
-            unique, k = f"{name}_{k}", k + 1
-        self.taken.add(unique)
+            self.taken[name] += 1
+            unique = f"{name}_{self.taken[name]}"
+        self.taken[unique] = 0
         return unique
 
     def network(self, outputs: Sequence[str]) -> Network:
