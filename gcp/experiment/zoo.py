@@ -139,8 +139,8 @@ def away_from_borders(net: Network) -> Network:
             continue
         w, before = net.arrays[net.weight(node.name)], net.nodes[node.inputs[0][0]]
         pad = node.literal("pad", ()) or (0,) * (w.ndim - 2)
-        if before.op == "Pad":  # borders that are not alike at both ends
-            pad = tuple(p + q for p, q in zip(pad, before.literal("pad_width")[4::2]))
+        if before.op == "Pad" and not any(pad):  # by a node of its own, as where the ends are not alike
+            pad = before.literal("pad_width")[4::2]
         if any(pad) or before.op == "Pad":
             steps = node.literal("dilate", (1,) * len(pad)) or (1,) * len(pad)
             at = (slice(None), slice(None), *(-(-p // s) for p, s in zip(pad, steps)))
