@@ -21,7 +21,6 @@ from gcp import errors, runtime
 
 NETWORK, SIDE = "resnet101", 224  # as torchvision names it; ours is the same network, resnet101_v1b
 RATIOS = (0.3, 0.5)  # of the channels of every layer that Torch-Pruning removes; ours goes to the same MACs
-N_IMAGES = 512
 
 
 def run(argv: list[str]) -> None:
@@ -126,6 +125,7 @@ def _accuracies(path: str, overrides: list[str], seed: int) -> list[dict]:
     from gcp.cost.analytic import macs
     from gcp.cost.base import Budget
     from gcp.experiment import config
+    from gcp.experiment.compress import FITTED_IMAGES, ONE_SHOT
     from gcp.experiment.plan import load_data, plan
     from gcp.experiment.run import dense_network
     from gcp.methods.base import METHODS, Problem
@@ -150,8 +150,8 @@ def _accuracies(path: str, overrides: list[str], seed: int) -> list[dict]:
         tp.pruner.BasePruner(model, x, importance, pruning_ratio=ratio, ignored_layers=last).step()
         kept = tp.utils.count_ops_and_params(model, x)[0] / dense_macs
         budget = Budget(cost, cost(net.widths), kept, 1)
-        problem = Problem(net, budget, data, seed, cfg.data.batch, statistics_images=N_IMAGES, moved="mean")
-        options = METHODS.options["one_shot"](reconstruction_images=N_IMAGES)
+        problem = Problem(net, budget, data, seed, cfg.data.batch, reconstruction_images=FITTED_IMAGES, moved="mean")
+        options = METHODS.options["one_shot"](**ONE_SHOT)
         small = METHODS["one_shot"](problem, options, None).network
         ours = {"ours": task.evaluate(small, data.test)["top1"], "ours_kept": cost(small.widths) / budget.original}
         row = {
@@ -201,8 +201,8 @@ def _table(found: dict) -> str:
         "",
         f"{row['network']} on {row['data']} ({row['scale']} scale), {len(found['accuracy']) // len(RATIOS)} seeds, "
         f"{row['n']:,} test images, right after the cut and without training: Torch-Pruning's own default, and this "
-        f"toolkit's `compress.py --epochs 0` at the same MACs, which looks at {N_IMAGES} images for weights and as "
-        "many for statistics, and at some for scores, where Torch-Pruning looks at none.",
+        "toolkit's `compress.py --epochs 0` at the same MACs, which looks at training images for scores and weights, "
+        "where Torch-Pruning looks at none.",
     ]
     return "\n".join(lines) + "\n"
 

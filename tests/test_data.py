@@ -570,7 +570,7 @@ def test_a_class_of_one_split_only(folder, extra, missing):
 
 def test_folders_that_are_no_data_set(tmp_path):
     nowhere = tmp_path / "nowhere"
-    assert mistake("folder", nowhere).startswith(f"{nowhere}: should hold the folders train and test")
+    assert mistake("folder", nowhere).startswith(f"{nowhere}: not there; set data.root")
     (tmp_path / "train").mkdir()
     assert mistake("folder", tmp_path).startswith(f"{tmp_path}: should hold the folders train and test")
     (tmp_path / "test").mkdir()

@@ -108,12 +108,21 @@ def test_a_norm_takes_up_what_is_left_over_and_nothing_changes_where_nothing_was
 def test_the_method_meets_its_budget_and_counts_its_images(allocation):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
-    problem = Problem(net, Budget(cost, cost(net.widths), 0.4), data, 0, 8, statistics_images=16, moved="mean")
-    options = METHODS.options["one_shot"](allocation=allocation, reconstruction_images=16)
+    problem = Problem(
+        net,
+        Budget(cost, cost(net.widths), 0.4),
+        data,
+        0,
+        8,
+        statistics_images=16,
+        reconstruction_images=16,
+        moved="mean",
+    )
+    options = METHODS.options["one_shot"](allocation=allocation)
     outcome = METHODS["one_shot"](problem, options, SimpleNamespace(log=None))
     assert cost(outcome.network.widths) <= 0.4 * cost(net.widths)
     assert outcome.images == {"scoring": 32, "statistics": 16, "reconstruction": 16}
-    assert sum(outcome.images.values()) == options.n_images(24, 8, 16)
+    assert sum(outcome.images.values()) == options.n_images(24, 8, 32)
     again = METHODS["one_shot"](problem, options, SimpleNamespace(log=None)).network
     assert all(np.array_equal(outcome.network.arrays[k], again.arrays[k]) for k in again.arrays)
 

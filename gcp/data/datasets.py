@@ -236,7 +236,9 @@ class Folder(Encoded):
         return self.SIZE
 
     def not_so(self, root: Path) -> UserError:
-        """What the folder should hold."""
+        """What the folder should hold, if it is there at all."""
+        if not root.exists():
+            return UserError(f"{root}: not there; set data.root to {self.ROOT}{self.GET}")
         return UserError(
             f"{root}: should hold the folders train and test (or val), each with one per class, or train.rec and "
             "test.rec (or val.rec) with their .idx, or folders of images, one per class (images without labels are "

@@ -36,7 +36,7 @@ MOST_EPOCHS = 50
 PRUNING_EPOCHS = 1.0  # of the epochs, what GCP's iterations get; all the others are fine-tuning
 FITTED_IMAGES = 512  # for statistics, and without training for weights
 # By accuracies on validation images of ResNet-18 and MobileNet 0.5 on Fashion-MNIST, at 70 to 10 % of the MACs.
-ONE_SHOT = {"criterion": "taylor", "allocation": "uniform", "reconstruction_images": FITTED_IMAGES}
+ONE_SHOT = {"criterion": "taylor", "allocation": "uniform"}
 SAMPLED_NETWORKS = 100  # for a latency model
 
 Bar = Callable[[str], ContextManager[Callable[[int, int], None]]]
@@ -112,6 +112,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
         "one_shot": ONE_SHOT,
         # Weights that say what they said before go with the statistics of all training images, which they had before.
         "statistics_images": FITTED_IMAGES if job.n_epochs else 0,
+        "reconstruction_images": 0 if job.n_epochs else FITTED_IMAGES,
         **({} if latency_model is None else {"latency_model": str(latency_model), "round_to": "auto"}),
     }
     unlabelled = {"teacher": "dense", "teacher_weight": 1.0} if job.data.name == "images" else {}
@@ -177,12 +178,10 @@ def explore(job: Job, targets: Sequence[float]) -> Iterator[Dict[str, Any]]:
             return
         began, row = time.monotonic(), {**shared, "target": target}
         how = {"task": data.task, "moved": cfg.prune.moved}
-        for what in ("statistics", "fitted"):
-            own = {"statistics_images": FITTED_IMAGES if what == "statistics" else 0, **how}
+        for what, key in (("statistics", "statistics_images"), ("fitted", "reconstruction_images")):
+            own = {key: FITTED_IMAGES, **how}
             problem = Problem(net, replace(budget, target=target), data, cfg.seed, cfg.data.batch, **own)
-            fitted = FITTED_IMAGES if what == "fitted" else 0
-            options = cfg.prune.one_shot.model_copy(update={"reconstruction_images": fitted})
-            small = METHODS["one_shot"](problem, options, run).network
+            small = METHODS["one_shot"](problem, cfg.prune.one_shot, run).network
             row[f"top1_{what}"] = top1(small)
         row |= {f"{cost.__name__}_kept": cost(small)(small.widths) / cost(net)(net.widths) for cost in (macs, params)}
         row["cost_kept"] = budget.cost(small.widths) / budget.original

@@ -125,6 +125,13 @@ class _Prune(Options):
         description="training images that batch norm's running statistics are recomputed from after every cut, in "
         "whole batches; 0: they stay those of before the cut",
     )
+    reconstruction_images: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="training images that the weights of every layer are fitted to by least squares after a cut, in "
+        "whole batches; 0: they stay as they are",
+    )
     moved: Literal["mean", "silenced"] = Field(
         "mean",
         description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "

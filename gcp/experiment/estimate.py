@@ -25,7 +25,7 @@ from gcp.experiment import plan
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import resized
-from gcp.methods.base import n_statistics
+from gcp.methods.base import whole_batches
 from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
@@ -117,7 +117,8 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequen
         budget, is_cut, batch = budget_of(cfg, net), cfg.prune.options.PRUNES, cfg.data.batch
         # The smallest widths there are, where the target cannot be reached.
         small = uniform_widths(net.widths, budget) if is_cut and budget.target < 1 else widths
-        per_epoch, renewed = -(-n_train // batch) * batch, n_statistics(cfg.prune.statistics_images, n_train, batch)
+        per_epoch, wanted = -(-n_train // batch) * batch, (cfg.prune.statistics_images, cfg.prune.reconstruction_images)
+        renewed = sum(whole_batches(n, n_train, batch) for n in wanted)
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,

@@ -74,7 +74,8 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:
     """The configured method's small network, and what it took."""
     began = time.monotonic()
-    how = {"task": data.task, "statistics_images": cfg.prune.statistics_images, "moved": cfg.prune.moved}
+    how = {key: getattr(cfg.prune, key) for key in ("statistics_images", "reconstruction_images", "moved")}
+    how["task"] = data.task
     problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, **how)
     outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
     images = sum(outcome.images.values())

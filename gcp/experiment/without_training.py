@@ -85,18 +85,9 @@ def measure(cfg: Config, targets: Sequence[float], progress: Callable[[int, int]
         for number, (name, statistics, fitted, target) in enumerate(todo):
             criterion, allocation = CRITERIA[name]
             budget = Budget(cost, cost(net.widths), target, cfg.prune.round_to)
-            options = METHODS.options["one_shot"](
-                criterion=criterion, allocation=allocation, reconstruction_images=N_IMAGES if fitted else 0
-            )
-            problem = Problem(
-                net,
-                budget,
-                data,
-                cfg.seed,
-                cfg.data.batch,
-                statistics_images=N_IMAGES if statistics else 0,
-                moved="mean",
-            )
+            options = METHODS.options["one_shot"](criterion=criterion, allocation=allocation)
+            how = {"statistics_images": N_IMAGES * statistics, "reconstruction_images": N_IMAGES * fitted}
+            problem = Problem(net, budget, data, cfg.seed, cfg.data.batch, moved="mean", **how)
             began = time.monotonic()
             small = METHODS["one_shot"](problem, options, SimpleNamespace(path=None, log=None)).network
             seconds = time.monotonic() - began

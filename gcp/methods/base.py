@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, List, Protocol, Tuple
 
-from gcp.cost.base import Budget
+from gcp.cost.base import Budget, fit_to_measured_budget
 from gcp.data.base import Dataset
-from gcp.graph.network import Network
+from gcp.graph.network import Keep, Network
+from gcp.graph.surgery import shrink
 from gcp.options import Options
 from gcp.registry import Registry
 from gcp.seeds import Stream
@@ -31,12 +32,12 @@ class MethodOptions(Options):
         """Options by which tables tell rows of this method apart even where only one value is there."""
         return {}
 
-    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """Images that pruning will train on or look at, with `n_train` training images in batches of `batch`.
 
-        `n_statistics` of them are looked at after every cut.
+        `n_renewed` of them are looked at after every cut, for statistics and weights.
         """
-        return n_statistics
+        return n_renewed
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Problem:
     Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
     that of a schedule which asks a criterion again and again, 0 elsewhere. `step`, where there is one, has a block of
     `net` with frozen statistics, which a criterion can take gradients from without building one. `statistics_images`
-    are for `with_new_statistics`, which every method calls after every cut.
+    are for `with_new_statistics`, which every method calls after every cut, `reconstruction_images` for `cut`.
     """
 
     net: Network
@@ -59,6 +60,7 @@ class Problem:
     task: str = "classification"
     step: Any = None
     statistics_images: int = 0
+    reconstruction_images: int = 0
     moved: str = "silenced"  # what moves on from a dropped channel: see `surgery.shrink`
 
 
@@ -84,9 +86,37 @@ Method = Callable[[Problem, Any, Run], Outcome]
 METHODS: Registry[Method] = Registry("pruning method")
 
 
-def n_statistics(wanted: int, n_train: int, batch: int) -> int:
-    """Images that batch-norm statistics are recomputed from: whole batches, an epoch at most."""
+def whole_batches(wanted: int, n_train: int, batch: int) -> int:
+    """Images that are looked at where so many are wanted: whole batches, an epoch at most."""
     return min(-(-wanted // batch), -(-n_train // batch)) * batch
+
+
+def cut(problem: Problem, limit: float, choose: Callable[[float], Keep]) -> Tuple[Network, List[dict], Dict[str, int]]:
+    """The problem's network without the channels that are not among `choose(cost)`, at a cost of at most `limit`.
+
+    The same for every method: what moves on from dropped channels, and weights fitted by least squares to what the
+    network says, if the problem wants them. Also a row for each measurement of `fit_to_measured_budget`, and images by
+    purpose.
+    """
+    from gcp.train.loop import Batches
+    from gcp.train.reconstruct import reconstruct
+
+    tried: List[Tuple[Network, Keep]] = []
+
+    def small(aim: float) -> Network:
+        keep = choose(aim)
+        tried.append((shrink(problem.net, keep, problem.moved), keep))
+        return tried[-1][0]
+
+    found, timings = fit_to_measured_budget(problem.budget, limit, small)
+    n = whole_batches(problem.reconstruction_images, len(problem.data.train), problem.batch)
+    if n:
+        keep = next(keep for net, keep in tried if net is found)
+        seed = Stream.RECONSTRUCTION.seed(problem.seed, problem.iteration)
+        found = reconstruct(
+            problem.net, found, keep, Batches(problem.data.train, problem.batch, seed), n // problem.batch
+        )
+    return found, timings, {"reconstruction": n} if n else {}
 
 
 def with_new_statistics(problem: Problem, net: Network) -> Tuple[Network, int]:
@@ -97,6 +127,6 @@ def with_new_statistics(problem: Problem, net: Network) -> Tuple[Network, int]:
     from gcp.train.loop import Batches
     from gcp.train.statistics import recompute_statistics
 
-    n = n_statistics(problem.statistics_images, len(problem.data.train), problem.batch)
+    n = whole_batches(problem.statistics_images, len(problem.data.train), problem.batch)
     seed = Stream.STATISTICS.seed(problem.seed, problem.iteration)
     return recompute_statistics(net, Batches(problem.data.train, problem.batch, seed), n // problem.batch), n

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Dict, Literal, Optional, Tuple
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp.cost.base import COSTS, Cost, fit_to_measured_budget
-from gcp.graph.network import Network, scale_arrays
-from gcp.graph.surgery import fold_gates, rescale, shrink, with_gates
-from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
+from gcp.cost.base import COSTS, Cost
+from gcp.graph.network import Keep, Network, scale_arrays
+from gcp.graph.surgery import fold_gates, rescale, with_gates
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA, images_to_score, unit_variances
 from gcp.methods.select import select
 from gcp.options import listed
@@ -61,9 +61,9 @@ class GcpOptions(MethodOptions):
         """Steps of one iteration's regularise and recover phases, with `n_batches` batches an epoch."""
         return max(1, round(self.regularise_epochs * n_batches)), round(self.recover_epochs * n_batches)
 
-    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """All iterations, and the first one once for every further penalty that is tried."""
-        one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train) + n_statistics
+        one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train) + n_renewed
         return (self.iterations + len(self.lam) - 1) * one
 
 
@@ -178,16 +178,17 @@ def _iteration(
     scores = CRITERIA[p.score](replace(problem, net=net, step=step))
     images["scoring"] += images_to_score(p.score, len(data.train))
 
-    def cut(_: Path) -> Tuple[Network, dict]:
-        small, timings = fit_to_measured_budget(
-            budget,
-            limit,
-            lambda aim: shrink(net, select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0), problem.moved),
-        )
-        return small, {"timings": timings}
+    def choose(aim: float) -> Keep:
+        return select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0)
+
+    def smaller(_: Path) -> Tuple[Network, dict]:
+        small, timings, n_images = cut(replace(problem, net=net), limit, choose)
+        return small, {"timings": timings, "n_images": n_images}
 
     # What a clock decided has to be kept: a resumed run could decide otherwise.
-    net, found = cut(prefix) if budget.measure is None else checkpoints.run_once(Path(f"{prefix}-cut"), cut)
+    timed = budget.measure is not None
+    net, found = checkpoints.run_once(Path(f"{prefix}-cut"), smaller) if timed else smaller(prefix)
+    images += found.pop("n_images", {})
     net, n_statistics = with_new_statistics(problem, net)
     images["statistics"] += n_statistics
     seed = Stream.RECOVER.seed(problem.seed, t)
@@ -207,6 +208,6 @@ def _iteration(
         "loss_recovered": recovered["loss"],
         f"{task.metric}_recovered": recovered[task.metric],
         "widths": net.widths,
-        **({} if budget.measure is None else found),
+        **(found if timed else {}),
     }
     return net, row

@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from gcp.cost.base import Budget, fit_to_measured_budget, round_width
-from gcp.graph.network import Keep, Network, Widths
-from gcp.graph.surgery import shrink
-from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
-from gcp.methods.criteria import CRITERIA
+from gcp.cost.base import Budget, round_width
+from gcp.graph.network import Keep, Widths
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
+from gcp.methods.criteria import CRITERIA, Scores
 
 
 class NoneOptions(MethodOptions):
@@ -24,7 +23,7 @@ class NoneOptions(MethodOptions):
         """The dense network."""
         return "Dense"
 
-    def n_images(self, n_train: int, batch: int, n_statistics: int = 0) -> int:
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """Nothing is cut."""
         return 0
 
@@ -48,19 +47,22 @@ class UniformOptions(MethodOptions):
 @METHODS.register("uniform", UniformOptions)
 def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
     """Keep the same fraction of every group at the budget's cost, its channels chosen by a criterion."""
-    net, budget = problem.net, problem.budget
-    scores = CRITERIA[options.criterion](problem)
+    budget, scores = problem.budget, CRITERIA[options.criterion](problem)
 
-    def choose(aim: float) -> Network:
-        widths = uniform_widths(net.widths, replace(budget, target=aim / budget.original))
-        keep: Keep = {g: np.sort(np.argsort(-scores[g], kind="stable")[:n]) for g, n in widths.items()}
-        return shrink(net, keep, problem.moved)
+    def choose(aim: float) -> Keep:
+        return kept_uniformly(scores, replace(budget, target=aim / budget.original))
 
-    small, timings = fit_to_measured_budget(budget, budget.target * budget.original, choose)
+    small, timings, images = cut(problem, budget.target * budget.original, choose)
     if timings:
         run.log("timed", timings=timings)
     small, n_images = with_new_statistics(problem, small)
-    return Outcome(small, {"statistics": n_images})
+    return Outcome(small, {"statistics": n_images, **images})
+
+
+def kept_uniformly(scores: Scores, budget: Budget) -> Keep:
+    """The best channels of every group, as many as `uniform_widths` says."""
+    widths = uniform_widths({g: len(s) for g, s in scores.items()}, budget)
+    return {g: np.sort(np.argsort(-scores[g], kind="stable")[:n]) for g, n in widths.items()}
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:

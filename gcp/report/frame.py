@@ -214,6 +214,8 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
     for section in sections:
         values = run.record.config[section]
         if section == "prune":
+            # Of records from before there was such a thing.
+            values = {"reconstruction_images": 0} | values
             values = {key: value for key, value in values.items() if not isinstance(value, dict)} | _own(run)
         if section == "model":
             values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}
