@@ -326,7 +326,7 @@ class Noise:
             yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
 
 
-def outcome_of(net, target, data, folder, seen=None, n_statistics=0, **options):
+def outcome_of(net, target, data, folder, seen=None, n_statistics=0, n_fitted=0, **options):
     """GCP by the contract of methods; `seen` gets the rows that are logged."""
 
     def log(event, **row):
@@ -335,7 +335,9 @@ def outcome_of(net, target, data, folder, seen=None, n_statistics=0, **options):
 
     cost = macs(net)
     budget = Budget(cost, cost(net.widths), target)
-    problem = Problem(net, budget, data, seed=0, batch=8, statistics_images=n_statistics)
+    problem = Problem(
+        net, budget, data, seed=0, batch=8, statistics_images=n_statistics, reconstruction_images=n_fitted
+    )
     options = {"score": "relative", "iterations": 2, "schedule": "equal", **options}
     outcome = METHODS["gcp"](problem, gcp_method.GcpOptions(**options), SimpleNamespace(path=folder, log=log))
     assert sum(outcome.images.values()) == sum(row["images"] for row in outcome.history)
@@ -380,6 +382,18 @@ def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     best = min(rows[0]["tried"], key=lambda row: row["loss_recovered"])
     assert [len(r["tried"]) for r in rows] == [2, 1] and {r["lam"] for r in rows} == {best["lam"]}
     assert rows[0]["images"] == 2 * rows[1]["images"]
+
+
+def test_weights_are_fitted_after_every_cut(net, tmp_path):
+    """Two iterations at 8 images each, which decide no width of the first."""
+    data, options = SimpleNamespace(train=Noise(24), validation=Noise(20)), dict(iterations=2, recover_epochs=0)
+    outcome = outcome_of(net, 0.4, data, tmp_path / "fitted", n_fitted=8, **options)
+    assert outcome.images["reconstruction"] == 16
+    plain = outcome_of(net, 0.4, data, tmp_path / "plain", **options)
+    assert "reconstruction" not in plain.images
+    assert outcome.history[0]["loss_regularised"] == plain.history[0]["loss_regularised"]
+    assert outcome.history[0]["widths"] == plain.history[0]["widths"]
+    assert outcome.history[0]["loss_pruned"] != plain.history[0]["loss_pruned"]
 
 
 def test_images_are_counted_by_purpose_and_those_of_a_penalty_that_diverged_too(net, tmp_path, monkeypatch):

@@ -80,7 +80,13 @@ def compress(job: Job) -> Finished:
     is not computed again.
     """
     cfg = configuration(job, _latency_model(job) if job.cost == "latency" else None)
-    dense = run(cfg).stages.dense
+    try:
+        dense = run(cfg).stages.dense
+    except UserError as error:
+        if "prune.target" not in str(error):
+            raise
+        # The words of a configuration, which whoever runs a script has not seen.
+        raise UserError(str(error).replace("prune.target", "--target"), error.key) from error
     n_classes = cfg.data.known_size()[0]
     if cfg.data.name != "images" and dense.top1 < 1.5 / n_classes:
         warn(
