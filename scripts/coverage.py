@@ -55,6 +55,10 @@ STEPS = ("exported", "imported", "pruned", "onnxruntime", "torch")
 TOLERANCE = 1e-4  # of the largest output
 
 
+class Differs(Exception):
+    """A step ran, and its result is not what it should be."""
+
+
 def run(argv: list) -> None:
     """Parse, try the networks, print and write the table."""
     parser = command_line.Parser(description=__doc__)
@@ -109,7 +113,7 @@ def tried(name: str) -> Dict[str, str]:
                 result = function()
         except Exception as error:  # PyTorch's exporter raises whatever it meets
             said = " ".join(str(error).replace(f"{folder}/", "").split())[:300]
-            found[what] = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+            found[what] = said if isinstance(error, (UserError, Differs)) else f"{type(error).__name__}: {said}"
             return None
         found[what] = f"{result:.0e}" if isinstance(result, float) else "yes"
         return result
@@ -117,13 +121,13 @@ def tried(name: str) -> Dict[str, str]:
     def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
         value = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
         if not value <= TOLERANCE:
-            raise ValueError(f"outputs differ by {value:.0e}")
+            raise Differs(f"outputs differ by {value:.0e}")
         return value
 
     def pruned() -> float:
         trial = trials.tried(str(path), input_shape=images.shape[1:], redrawn=False)
         if trial.difference is None or trial.difference > TOLERANCE:
-            raise ValueError(trial.said)
+            raise Differs(trial.said)
         return trial.difference
 
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +205,7 @@ def table(found: Dict[str, Dict[str, str]]) -> str:
             those = [steps for name, steps in found.items() if name.startswith(library)]
             counts.append(f"{sum(ok(steps.get(what, 'not tried')) for steps in those)} of {len(those)}")
         rows.append(f"| {said[what]} | {' | '.join(counts)} |")
-        failures += [f"| {name} | {said[what]} | {steps[what]} |" for name, steps in found.items()
+        failures += [f"| {name} | {said[what]} | {steps[what].partition('. ')[0]} |" for name, steps in found.items()
                      if what in steps and not ok(steps[what])]  # fmt: skip
     return "\n".join([*rows, "", "| network | where it ends | why |", "|---|---|---|", *failures])
 
