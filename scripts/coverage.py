@@ -6,6 +6,7 @@ and compared in onnxruntime and, by onnx2torch, in PyTorch. Needs the environmen
 """
 
 import gc
+import re
 import sys
 import tempfile
 import warnings
@@ -127,7 +128,7 @@ def tried(name: str) -> Dict[str, str]:
     def pruned() -> float:
         trial = trials.tried(str(path), input_shape=images.shape[1:], redrawn=False)
         if trial.difference is None or trial.difference > TOLERANCE:
-            raise Differs(trial.said)
+            raise Differs(f"outputs differ by {trial.difference:.0e}" if trial.difference else trial.said)
         return trial.difference
 
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +213,7 @@ def table(found: Dict[str, Dict[str, str]]) -> str:
 
 def ok(said: str) -> bool:
     """Whether a step worked: what is kept of it is a difference, or that it did."""
-    return said == "yes" or said[:1].isdigit()
+    return said == "yes" or re.fullmatch(r"\de[-+]\d+", said) is not None
 
 
 if __name__ == "__main__":
