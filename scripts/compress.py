@@ -29,6 +29,12 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--target", type=command_line.positive(float, 1), default=0.5, help="part of the cost to keep")
     parser.add_argument("--cost", choices=["macs", "params", "latency"], default="macs")
     parser.add_argument(
+        "--round-to",
+        type=command_line.whole(1, 65536),
+        metavar="N",
+        help="every width stays a multiple of this (default: 8; for latency, what this machine likes)",
+    )
+    parser.add_argument(
         "--epochs",
         type=command_line.natural,
         help="of training; 0: none, which takes seconds to minutes (default: as many as take the time of five of the "
@@ -59,6 +65,7 @@ def run(argv: list[str]) -> None:
         threads=args.threads,
         seed=args.seed,
         lr=args.lr,
+        round_to=args.round_to,
         bar=runtime.progress_bar,
     )
     if args.explore:

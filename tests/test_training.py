@@ -330,6 +330,14 @@ def test_statistics_of_several_batches_are_those_of_all_their_images():
     np.testing.assert_allclose(variance, x.var((0, 2, 3)), rtol=1e-4)
 
 
+def test_statistics_that_are_not_finite_are_a_divergence():
+    net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+    weight = net.weight(next(n.name for n in net.nodes if n.op == "Convolution"))
+    broken = net.with_arrays({weight: np.full_like(net.arrays[weight], 1e30)})
+    with pytest.raises(optimisers.DivergedError, match="no longer finite"):
+        statistics.recompute_statistics(broken, loop.Batches(Noise(8), 8, 0), 1)
+
+
 # Mixup and distillation
 
 

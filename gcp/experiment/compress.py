@@ -46,7 +46,8 @@ Bar = Callable[[str], ContextManager[Callable[[int, int], None]]]
 class Job:
     """What is wanted: a network and data in, `target` of a cost to keep, and the prefix of what comes out.
 
-    `data` names a data set and its options; `epochs` is None for the default, 0 for no training at all. `bar(name)`
+    `data` names a data set and its options; `epochs` is None for the default, 0 for no training at all;
+    `round_to` None for 8, or what a latency model found. `bar(name)`
     shows the progress of timing networks.
     """
 
@@ -60,6 +61,7 @@ class Job:
     threads: int = 0
     seed: int = 0
     lr: float = 0.01
+    round_to: Optional[int] = None
     bar: Bar = lambda name: nullcontext(lambda done, n: None)
 
     @property
@@ -86,7 +88,8 @@ def compress(job: Job) -> Finished:
         if "prune.target" not in str(error):
             raise
         # The words of a configuration, which whoever runs a script has not seen.
-        raise UserError(str(error).replace("prune.target", "--target"), error.key) from error
+        words = str(error).replace("prune.target", "--target").replace("prune.round_to", "--round-to")
+        raise UserError(words, error.key) from error
     n_classes = cfg.data.known_size()[0]
     if cfg.data.name != "images" and dense.top1 < 1.5 / n_classes:
         warn(
@@ -120,6 +123,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
         "statistics_images": FITTED_IMAGES if job.n_epochs else 0,
         "reconstruction_images": 0 if job.n_epochs else FITTED_IMAGES,
         **({} if latency_model is None else {"latency_model": str(latency_model), "round_to": "auto"}),
+        **({} if job.round_to is None else {"round_to": job.round_to}),
     }
     unlabelled = {"teacher": "dense", "teacher_weight": 1.0} if job.data.name == "images" else {}
     epochs = max(1, round(job.n_epochs - pruning)) if job.n_epochs else 0

@@ -15,6 +15,7 @@ from gcp.graph.channels import is_norm
 from gcp.graph.network import Network
 from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
+from gcp.train.optimisers import DivergedError
 from gcp.train.steps import seed_dropout
 
 
@@ -24,7 +25,8 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
     Each batch norm normalises by the batch, as in training; means and variances are those of all images together
     (the variance within batches and that of their means), in place of a moving average that would be many steps behind
     (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3). Only the forward pass is needed: every norm
-    gives out its batch's mean and variance. Several ranks each take their part of every batch.
+    gives out its batch's mean and variance. Several ranks each take their part of every batch. DivergedError: they are
+    not finite.
     """
     norms = [n for i, n in enumerate(net.nodes) if is_norm(net, i)]
     if not norms or n_batches == 0:
@@ -44,6 +46,9 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
             found = [a.asnumpy().astype(np.float64) for a in block(x)]
         for k, norm in enumerate(norms):
             mean, inverse_deviation = found[2 * k : 2 * k + 2]  # MXNet says "var", and gives 1 / sqrt(var + eps)
+            if not (np.isfinite(mean).all() and (inverse_deviation > 0).all()):
+                wrong = f"what batch norm '{norm.name}' is given is no longer finite"
+                raise DivergedError(f"statistics after a cut: {wrong}; give a smaller prune.gcp.lr or penalty")
             variance = np.maximum(inverse_deviation**-2 - norm.literal("eps", 1e-3), 0)
             found[2 * k + 1] = variance + mean**2
         sums = [a + b for a, b in zip(sums, found)] if sums else found
