@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from gcp import runtime
 from gcp.backend.blocks import predict
@@ -40,6 +41,7 @@ from gcp.graph.network import Network
 from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import Problem
+from gcp.storage import read_json
 from gcp.train import schedules
 from gcp.train.distributed import device
 from gcp.train.loop import Batches, fit
@@ -141,6 +143,35 @@ def run(
     when = {"date": environment["date"], "git_commit": environment["git_commit"], "repeats": repeats}
     measured = dict.fromkeys(details, when)
     return {"rows": rows, "details": details, "quick": quick, "repeats": repeats, "measured": measured, **environment}
+
+
+class Result(BaseModel):
+    """What `run` returns, and a file holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    rows: List[Row]
+    details: Dict[str, Any]
+    quick: bool
+    repeats: int
+    measured: Dict[str, Dict[str, Any]]
+    git_commit: Optional[str]
+    versions: Dict[str, Optional[str]]
+    device: Dict[str, Any]
+    date: str
+
+    @field_validator("rows")
+    @classmethod
+    def _known(cls, rows: List[Row]) -> List[Row]:
+        for row in rows:
+            if row.section not in NAMES:
+                raise ValueError(f"{row.section!r} should be one of {', '.join(NAMES)}")
+        return rows
+
+
+def read(path: Path) -> dict:
+    """A file of `run`'s result, as plain JSON values. UserError: it is not one."""
+    return read_json(path, Result, "name another one").model_dump(mode="json")
 
 
 def renewed(old: dict, new: dict) -> dict:

@@ -1,8 +1,8 @@
 """Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Any, Dict
 
 from gcp import command as command_line
 from gcp import errors, runtime
@@ -32,7 +32,7 @@ def run(argv: list) -> None:
     from gcp import benchmark, storage  # imports MXNet, which reads the number of threads as it loads
 
     path = Path(args.json) if args.json else None
-    old = storage.read_json(path, Dict[str, Any]) if path is not None and args.only and path.exists() else None
+    old = benchmark.read(path) if path is not None and args.only and os.path.lexists(path) else None
     here = runtime.environment()["device"]
     if old is not None and old.get("device") != here:
         raise errors.UserError(
@@ -43,12 +43,7 @@ def run(argv: list) -> None:
     told = {"file": sys.stderr, "flush": True}
     result = benchmark.run(args.only, args.repeats, args.quick, lambda name: print(f"measuring {name} ...", **told))
     if old is not None:
-        try:
-            result = benchmark.renewed(old, result)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise errors.UserError(
-                f"{path}: not a file that this script wrote ({type(error).__name__}); name another one"
-            ) from error
+        result = benchmark.renewed(old, result)
     table = benchmark.table(result)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
