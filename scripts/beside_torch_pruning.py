@@ -49,7 +49,8 @@ def run(argv: list[str]) -> None:
         for name in CUTS:
             done = subprocess.run([sys.executable, __file__, "--cut", name], capture_output=True, text=True, check=True)
             cuts[name].append(json.loads(done.stdout.splitlines()[-1]))
-    found = {"network": NETWORK, "side": SIDE, "versions": _versions(), "cuts": cuts, **runtime.environment()}
+    here = runtime.environment()
+    found = {**here, "versions": {**here["versions"], **_versions()}, "network": NETWORK, "side": SIDE, "cuts": cuts}
     found["accuracy"] = [row for seed in args.seeds for row in _accuracies(args.config, args.set, seed)]
     storage.write_json(f"{args.out}.json", found)
     storage.write_text(f"{args.out}.md", _table(found))
@@ -59,7 +60,7 @@ def run(argv: list[str]) -> None:
 def _versions() -> dict:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "torchvision", "torch-pruning", "mxnet")}
+    return {name: version(name) for name in ("torch", "torchvision", "torch-pruning")}
 
 
 # ---- time and memory -----------------------------------------------------------------------------------------------
