@@ -1,11 +1,14 @@
 """What pruning without training is worth: rows that resume, and their table by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from gcp.errors import UserError
 from gcp.experiment import config, without_training
 from gcp.report import tables
 
+RESULTS = Path(__file__).parent.parent / "results" / "without_training"
 CONFIG = """
 scale: smoke
 threads: 1
@@ -50,3 +53,11 @@ def test_rows_are_measured_once(tmp_path, monkeypatch):
     without_training.rows_path(cfg).write_text('[{"top1": 5}]')
     with pytest.raises(UserError, match="remove it"):
         without_training.measure(cfg, (0.5,), lambda done, n: None)
+
+
+@pytest.mark.parametrize("name", ["resnet18_v1b", "mobilenet0.5"])
+def test_checked_in_tables_are_those_of_the_rows(name, tmp_path):
+    paths = sorted(RESULTS.glob(f"{name}-seed*.json"))
+    rows = [row for path in paths for row in without_training.read_rows(path)]
+    written = tables.write_without_training(rows, tmp_path)[0]
+    assert len(paths) > 1 and written.read_text() == (RESULTS / f"{name}.md").read_text()
