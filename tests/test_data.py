@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import struct
 import threading
@@ -559,6 +560,13 @@ def test_a_class_folder_without_images(folder):
     for path in (folder / "test" / "dog").iterdir():
         path.unlink()
     assert mistake("folder", folder).startswith(f"{folder / 'test' / 'dog'}: class folder without images")
+
+
+def test_a_pipe_among_the_images_is_no_image(folder):
+    path = next((folder / "train" / "dog").iterdir())
+    path.unlink()
+    os.mkfifo(path)
+    assert mistake("folder", folder).startswith(f"{path}: is no ordinary file")
 
 
 @pytest.mark.parametrize("extra, missing", [("train/emu", "test/emu"), ("test/emu", "train/emu")])

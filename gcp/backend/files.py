@@ -53,7 +53,7 @@ def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[i
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises
             warnings.simplefilter("ignore")
             args, outs, auxs = internals.infer_shape_partial(data=(1,) + tuple(input_shape))
-    except mx.MXNetError as error:
+    except Exception as error:  # MXNet's own, and a plain one for sizes beyond its integers
         raise UserError(f"network '{net.name}' cannot take an input of {image}: {first_line(error)}") from error
     if args is None or any(not s or 0 in s for s in (*args, *outs, *auxs)):
         raise UserError(f"network '{net.name}' cannot take an input of {image}: some layer would be empty")

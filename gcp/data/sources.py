@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import struct
 import tarfile
 import weakref
@@ -57,8 +58,11 @@ class Files:
 
     def read(self, row: int) -> bytes:
         """The file's content."""
+        path = self.root / self.names[row]
         try:
-            return (self.root / self.names[row]).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting for ever
+                raise BadImage(f"{self.name(row)}: is no ordinary file; replace or remove it")
+            return path.read_bytes()
         except OSError as error:
             raise BadImage(f"{self.name(row)}: image cannot be read: {error.strerror}; replace or remove it") from error
 
