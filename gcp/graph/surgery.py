@@ -124,7 +124,7 @@ def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
     something else needs at zero, zero. `shrink` gives the same function with the channels gone.
     """
     structure, arrays = net.structure, {}
-    alive = _alive(net, keep)
+    alive = alive_units(net, keep)
 
     def put(name: str, axis: int, units: np.ndarray) -> None:
         dead = (units >= 0) & ~alive[units]
@@ -156,7 +156,7 @@ def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenc
         if len(keep[g.name]) == 0:
             raise ValueError(f"group '{g.name}' would be emptied")
     net = _with_biases(net)
-    alive = _alive(net, keep)
+    alive = alive_units(net, keep)
     arrays = _with_constants(net, alive, silence(net, keep).arrays if moved == "silenced" else None)
 
     def count(labels: np.ndarray) -> int:
@@ -176,7 +176,7 @@ def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenc
     return replace(small, arrays={k: np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()})
 
 
-def _alive(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
+def alive_units(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Per unit, whether it stays; one more at the end, so that -1 does."""
     alive = np.zeros(len(net.structure.group_of) + 1, bool)
     alive[-1] = True
@@ -273,7 +273,7 @@ def padded(net: Network, multiple: int) -> Tuple[Network, Dict[str, Tuple[np.nda
         if not moved.any():
             break
         fixed |= moved
-    own = _alive(wide, {name: range(n) for name, n in net.widths.items()})
+    own = alive_units(wide, {name: range(n) for name, n in net.widths.items()})
     arrays = {name: value for name, value in net.arrays.items() if value.shape == shapes[name]}
     places: Dict[str, Tuple[np.ndarray, ...]] = {}
     for call in wide.structure.calls.values():

@@ -18,6 +18,7 @@ from gcp.backend.blocks import to_block, to_symbol
 from gcp.backend.engine import gluon, mx
 from gcp.graph.channels import Call, Tensor, is_norm
 from gcp.graph.network import Network
+from gcp.graph.surgery import alive_units
 from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
 
@@ -64,11 +65,7 @@ def _is_fitted(net: Network, call: Call) -> bool:
 
 def _kept(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Which outputs of a layer of the whole network are left."""
-    alive = np.zeros(len(net.structure.group_of) + 1, bool)
-    alive[-1] = True
-    for g in net.groups:
-        alive[g.start + np.asarray(keep[g.name], int)] = True
-    n = call.out_shapes[0][1]
+    alive, n = alive_units(net, keep), call.out_shapes[0][1]
     labels = call.outs[0].labels if call.outs[0] is not None else np.full(n, -1)
     return np.flatnonzero((labels < 0) | alive[labels])
 
