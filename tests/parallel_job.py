@@ -72,10 +72,7 @@ def results(folder: Path) -> dict:
         **{f"regularised:{k}": v for k, v in regularised.arrays.items()},
         **{f"frozen:{k}": v for k, v in fit(ordinary(NET, frozen_statistics=True)).arrays.items()},
         **{f"plain:{k}": v for k, v in fit(ordinary(without_norms(folder))).arrays.items()},
-        **{
-            f"score:{k}": v
-            for k, v in criteria.taylor_scores(frozen, macs(NET), islice(batches, 12 // group.world_size)).items()
-        },
+        **{f"score:{k}": v for k, v in criteria.taylor_scores(frozen, islice(batches, 12 // group.world_size)).items()},
         **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()},
     }
 

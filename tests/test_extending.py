@@ -69,17 +69,17 @@ def test_a_criterion_and_a_method(monkeypatch):
     cost = macs(net)
     problem = methods.Problem(net, Budget(cost, cost(net.widths), 0.5), data=None, seed=0, batch=1)
     group = net.groups[0]
-    scores = criteria.CRITERIA["bn_scale"](problem)[group.name]
-    norms = [net.arrays[net.norm_arrays(norm)[0]] for norm in group.norms]
-    assert np.allclose(scores, np.abs(norms).sum(0))
+    scores = criteria.CRITERIA["largest_weight"](problem)[group.name]
+    weights = [np.abs(net.arrays[net.weight(layer)]).max((1, 2, 3)) for layer in group.producers]
+    assert np.allclose(scores, np.sum(weights, axis=0))
 
     code = example("A method")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     exec(code, {**vars(methods), "CRITERIA": criteria.CRITERIA, "select": select, "shrink": shrink})
-    options = methods.METHODS.options["ranked"](criterion="bn_scale")
+    options = methods.METHODS.options["ranked"](criterion="largest_weight")
     outcome = methods.METHODS["ranked"](problem, options, run=None)
     assert macs(outcome.network)(outcome.network.widths) <= 0.5 * cost(net.widths)
-    assert options.label("macs") == "Ranked (bn_scale)"
+    assert options.label("macs") == "Ranked (largest_weight)"
 
 
 def test_a_cost(monkeypatch):

@@ -150,7 +150,7 @@ def test_paper_score_by_hand(net):
 
 
 def test_paper_score_does_not_depend_on_the_scale_and_relative_neither(net):
-    for scores in (criteria.paper_scores, lambda n: criteria.relative_scores(n, macs(n))):
+    for scores in (criteria.paper_scores, criteria.relative_scores):
         before, after = scores(net), scores(rescale(net))
         for g in before:
             np.testing.assert_allclose(before[g], after[g], rtol=1e-4)
@@ -162,9 +162,9 @@ def test_how_many_images_the_taylor_score_looks_at():
 
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
-    cost, split, e = macs(net), Noise(16), 2e-3
+    split, e = Noise(16), 2e-3
     batches = islice(enumerate(loop.Batches(split, 8, 0).since(0)), 2)
-    scores = criteria.taylor_scores(steps.scoring_step(net, "classification"), cost, batches)
+    scores = criteria.taylor_scores(steps.scoring_step(net, "classification"), batches)
 
     def losses_at(factor: float, group, channel: int) -> np.ndarray:
         arrays = {}
@@ -183,8 +183,7 @@ def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     for group in net.groups:
         best = int(scores[group.name].argmax())
         slope = (losses_at(1 + e, group, best) - losses_at(1 - e, group, best)) / (2 * e)
-        by_hand = (slope**2).mean() / cost.marginal(net.widths)[group.name]
-        assert scores[group.name][best] == pytest.approx(by_hand, rel=0.05), group.name
+        assert scores[group.name][best] == pytest.approx((slope**2).mean(), rel=0.05), group.name
 
 
 def test_taylor_scores_are_the_same_where_the_first_batch_has_the_block_built_anew(net, monkeypatch):
@@ -192,7 +191,7 @@ def test_taylor_scores_are_the_same_where_the_first_batch_has_the_block_built_an
 
     def scores():
         batches = islice(enumerate(loop.Batches(Noise(16), 8, 0).since(0)), 2)
-        return criteria.taylor_scores(steps.scoring_step(net, "classification"), macs(net), batches)
+        return criteria.taylor_scores(steps.scoring_step(net, "classification"), batches)
 
     whole, backward, calls = scores(), steps.OrdinaryStep._backward, []
 
@@ -217,8 +216,7 @@ def test_relative_score_of_equal_channels_grows_as_fewer_are_left(net):
     g = next(g for g in net.groups if len(g.norms) == 1)
     gamma, weight = net.norm_arrays(g.norms[0])[0], net.weight(g.consumers[0])
     same = net.with_arrays({gamma: np.ones(g.size, np.float32), weight: np.ones_like(net.arrays[weight])})
-    cost = macs(net)
-    scores = np.sort(criteria.relative_scores(same, cost)[g.name]) * cost.marginal(net.widths)[g.name]
+    scores = np.sort(criteria.relative_scores(same)[g.name])
     np.testing.assert_allclose(scores, [1 / (g.size - r) for r in range(g.size)], rtol=1e-6)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -451,13 +451,11 @@ def squared_input_norms(net: Network, layer: str) -> np.ndarray:
     return squares.reshape(groups, -1, squares.shape[1], math.prod(squares.shape[2:])).sum((1, 3)).reshape(-1)
 
 
-def producer_norms(net: Network) -> Dict[str, np.ndarray]:
-    """Per layer that makes prunable channels, the L1 norm of the weights of each output. Float64."""
-    found = {}
+def filters(net: Network) -> Iterator[Tuple[str, np.ndarray]]:
+    """Layers that make prunable channels, each with its weights as a matrix: a row for each output."""
     for layer in dict.fromkeys(layer for g in net.groups for layer in g.producers):
         w = np.moveaxis(net.arrays[net.weight(layer)], net.structure.calls[net.index[layer]].operator.out_axis, 0)
-        found[layer] = np.abs(w).reshape(len(w), -1).sum(1, dtype=np.float64)
-    return found
+        yield layer, w.reshape(len(w), -1)
 
 
 def stream_norms(net: Network) -> np.ndarray:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterable, Sequence
+from typing import Callable, Dict, Iterable, Optional, Sequence
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
-from gcp.cost.base import Cost
-from gcp.graph.channels import is_depthwise, is_scale
+from gcp.errors import UserError
+from gcp.graph.channels import FROZEN, is_depthwise, is_scale
 from gcp.graph.network import Network
-from gcp.graph.surgery import producer_norms, squared_input_norms, variances
+from gcp.graph.surgery import filters, fold_gates, squared_input_norms, variances
 from gcp.methods.base import Problem
 from gcp.registry import Registry
 from gcp.seeds import Stream
 
 Scores = Dict[str, np.ndarray]  # per group, one number per channel; the lowest go first
+# A criterion is registered as a function Problem -> Scores. With `per_cost=True` its scores are parts of something that
+# a cost is to be weighed against; `n_images(training images)` says how many it looks at.
 CRITERIA: Registry[Callable[[Problem], Scores]] = Registry("criterion")
 
 # Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
 SCORING_BATCH = 16
+FISHER_IMAGES = 1024  # that `group_fisher` looks at, one by one
+
+
+def ranked_by(criterion: str, problem: Problem, per_cost: Optional[bool] = None) -> Scores:
+    """The scores that channels of all groups are ranked by, per unit of cost where the criterion is of that kind.
+
+    `per_cost` says it for the criterion.
+    """
+    scores = CRITERIA[criterion](problem)
+    if not (getattr(CRITERIA[criterion], "per_cost", False) if per_cost is None else per_cost):
+        return scores
+    per_channel = problem.budget.price.marginal(problem.net.widths)
+    return {name: of / per_channel[name] for name, of in scores.items()}
 
 
 # ---- importance ---------------------------------------------------------------------------------------------------
@@ -53,15 +69,14 @@ def paper_scores(net: Network) -> Dict[str, np.ndarray]:
     return {g.name: total[g.start : g.start + g.size] for g in net.groups}
 
 
-def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
-    """Variance that the readers lose with a channel, as a share of what they would have left, per unit of cost.
+def relative_scores(net: Network) -> Dict[str, np.ndarray]:
+    """Variance that the readers lose with a channel, as a share of what they would have left.
 
     For output k of a reader, channel j carries `v_j ||W[k,j]||^2 / sum_i v_i ||W[k,i]||^2` of its variance, with `v`
     the summed squared scales that arrive there. Shares are averaged over k and summed over the readers; unlike eq.
     3's product of sums they grow with the number of readers only as the cost of a tied group does. A share is
     then taken of what remains once the group's lower channels are gone (so the last channel of a group counts for
-    all of it: ranking by plain shares, which sum to 1 in every layer, emptied whole layers at once), and divided
-    by what one channel of the group costs.
+    all of it: ranking by plain shares, which sum to 1 in every layer, emptied whole layers at once).
     """
     arriving, shares, calls = variances(net), {}, net.structure.calls
     n_readers = {g.name: len(g.consumers) for g in net.groups}
@@ -72,18 +87,17 @@ def relative_scores(net: Network, cost: Cost) -> Dict[str, np.ndarray]:
         part = w * v.reshape(len(w), 1, -1)
         total = part.sum(2, keepdims=True)
         shares[layer] = (part / np.where(total > 0, total, 1.0)).mean(1).reshape(-1)
-    per_channel = cost.marginal(net.widths)
     scores = {}
     for name, share in net.by_unit(shares, made=False).items():
         order = np.argsort(share, kind="stable")
         left = np.cumsum(share[order][::-1])[::-1]
         scores[name] = np.empty_like(share)
-        scores[name][order] = n_readers[name] * share[order] / np.where(left > 0, left, 1.0) / per_channel[name]
+        scores[name][order] = n_readers[name] * share[order] / np.where(left > 0, left, 1.0)
     return scores
 
 
-def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
-    """What the loss would change without a channel, to first order and squared, per unit of cost.
+def taylor_scores(step, batches: Iterable, seed: int = 0) -> Scores:
+    """What the loss would change without a channel, to first order and squared.
 
     With a factor m on a channel (on scale and shift of all norms of its group), `dL/dm` at m = 1 is
     `sum gamma dL/dgamma + beta dL/dbeta`: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
@@ -122,9 +136,9 @@ def taylor_scores(step, cost: Cost, batches: Iterable, seed: int = 0) -> Scores:
     # Summed where they are and read once: reading waits for the device.
     own = total.asnumpy() if n_batches else np.zeros(len(at))
     n_batches, *totals = process_group().all_reduce_floats(np.append(float(n_batches), own)).tolist()
-    ends, per_channel = np.cumsum([g.size for g in net.groups]), cost.marginal(widths)
+    ends = np.cumsum([g.size for g in net.groups])
     by_group = zip(widths.items(), np.split(np.array(totals), ends[:-1]))  # idle channels come last
-    return {name: total[:n] / max(1, n_batches) / per_channel[name] for (name, n), total in by_group}
+    return {name: total[:n] / max(1, n_batches) for (name, n), total in by_group}
 
 
 def _entries(units: Sequence[np.ndarray]) -> np.ndarray:
@@ -150,8 +164,66 @@ def scoring_batches(n_images: int) -> int:
 
 @CRITERIA.register("l1")
 def l1(problem: Problem) -> Scores:
-    """Per channel, the L1 norm of the weights that produce it, over all producers (Li et al. 2017)."""
-    return problem.net.by_unit(producer_norms(problem.net))
+    """The L1 norm of the filter that makes a channel, over all producers (Li et al., ICLR 2017)."""
+    net = problem.net
+    return net.by_unit({layer: np.abs(w).sum(1, dtype=np.float64) for layer, w in filters(net)})
+
+
+@CRITERIA.register("l2")
+def l2(problem: Problem) -> Scores:
+    """The L2 norm of the filter that makes a channel, over all producers (Li et al., ICLR 2017)."""
+    return problem.net.by_unit({layer: np.sqrt(of) for layer, of in _squares(problem.net).items()})
+
+
+@CRITERIA.register("lamp")
+def lamp(problem: Problem) -> Scores:
+    """The squared norm of a filter over the sum of those in its group that are not smaller.
+
+    Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, eq. 3, for channels in place of
+    single weights: the largest of every group scores 1, so that no group is emptied.
+    """
+    scores = {}
+    for name, square in problem.net.by_unit(_squares(problem.net)).items():
+        order = np.argsort(square, kind="stable")
+        not_smaller = np.cumsum(square[order][::-1])[::-1]
+        scores[name] = np.empty_like(square)
+        scores[name][order] = square[order] / np.where(not_smaller > 0, not_smaller, 1.0)
+    return scores
+
+
+def _squares(net: Network) -> Dict[str, np.ndarray]:
+    """Per layer, the squared norms of its filters."""
+    return {layer: np.square(w, dtype=np.float64).sum(1) for layer, w in filters(net)}
+
+
+@CRITERIA.register("fpgm")
+def fpgm(problem: Problem) -> Scores:
+    """The sum of the distances from a filter to its layer's others, over all producers.
+
+    He et al., "Filter pruning via geometric median", CVPR 2019, eq. 5: a filter near the geometric median of its layer
+    says what the others say.
+    """
+    return problem.net.by_unit({layer: cdist(w, w).sum(1) for layer, w in filters(problem.net)})
+
+
+@CRITERIA.register("bn_scale")
+def bn_scale(problem: Problem) -> Scores:
+    """The absolute scale of a channel in batch norm, over all norms that scale it (Liu et al., ICCV 2017).
+
+    UserError: a group has no batch norm with scales of its own.
+    """
+    net = fold_gates(problem.net)
+    total, found = np.zeros(len(net.structure.group_of) + 1), np.zeros(len(net.structure.group_of) + 1, bool)
+    for call in net.structure.calls.values():
+        scale = net.nodes[call.node.inputs[1][0]] if call.operator.is_norm else None
+        if scale is not None and call.outs[0] is not None and scale.attrs.get(FROZEN) != "0.0":
+            np.add.at(total, call.outs[0].labels, np.abs(net.arrays[scale.name]).astype(np.float64))
+            found[call.outs[0].labels] = True
+    for g in net.groups:
+        if not found[g.start : g.start + g.size].all():
+            wrong = f"the channels of '{g.name}' have no batch norm with scales that are trained"
+            raise UserError(f"criterion bn_scale: {wrong}; take another criterion, such as l1", "criterion.network")
+    return {g.name: total[g.start : g.start + g.size] for g in net.groups}
 
 
 @CRITERIA.register("random")
@@ -167,25 +239,37 @@ def paper(problem: Problem) -> Scores:
     return paper_scores(problem.net)
 
 
-@CRITERIA.register("relative")
+@CRITERIA.register("relative", per_cost=True)
 def relative(problem: Problem) -> Scores:
     """The share of what the readers see: see `relative_scores`."""
-    return relative_scores(problem.net, problem.budget.price)
+    return relative_scores(problem.net)
 
 
-@CRITERIA.register("taylor", n_images=lambda n_train: scoring_batches(n_train) * SCORING_BATCH)
+@CRITERIA.register("taylor", per_cost=True, n_images=lambda n_train: scoring_batches(n_train) * SCORING_BATCH)
 def taylor(problem: Problem) -> Scores:
     """The squared first-order change of the loss, over training images: see `taylor_scores`."""
+    return _slopes(problem, SCORING_BATCH, scoring_batches(len(problem.data.train)))
+
+
+@CRITERIA.register("group_fisher", per_cost=True, n_images=lambda n_train: min(n_train, FISHER_IMAGES))
+def group_fisher(problem: Problem) -> Scores:
+    """The mean over images of the squared slope of one image's loss by a gate on the channel, over all its norms.
+
+    Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021, eqs. 3 and 5: `taylor_scores` of
+    batches of one image. There channels go one at a time during training; here they are scored once.
+    """
+    return _slopes(problem, 1, images_to_score("group_fisher", len(problem.data.train)))
+
+
+def _slopes(problem: Problem, batch: int, n_batches: int) -> Scores:
     from gcp.train.distributed import process_group
     from gcp.train.loop import Batches
     from gcp.train.steps import scoring_step
 
     rank, n = process_group().part  # batch k is that of rank k mod n
-    train, n_batches = problem.data.train, scoring_batches(len(problem.data.train))
     seed = Stream.SCORING.seed(problem.seed, problem.iteration)
-    own = zip(range(rank, n_batches, n), Batches(train, n * SCORING_BATCH, seed).since(0))
-    step = problem.step or scoring_step(problem.net, problem.task)
-    return taylor_scores(step, problem.budget.price, own, seed)
+    own = zip(range(rank, n_batches, n), Batches(problem.data.train, n * batch, seed).since(0))
+    return taylor_scores(problem.step or scoring_step(problem.net, problem.task), own, seed)
 
 
 def images_to_score(criterion: str, n_train: int) -> int:

@@ -18,7 +18,7 @@ from gcp.cost.base import COSTS, Cost
 from gcp.graph.network import Keep, Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score, unit_variances
+from gcp.methods.criteria import CRITERIA, images_to_score, ranked_by, unit_variances
 from gcp.methods.select import select
 from gcp.options import listed
 from gcp.seeds import Stream
@@ -27,7 +27,7 @@ from gcp.seeds import Stream
 class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
 
-    score: Literal["paper", "relative", "taylor"] = Field("taylor", description="what a channel is ranked by")
+    score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
     iterations: int = Field(4, ge=1, le=10**4, description="number of steps to the target, 1 or more")
     schedule: Literal["equal", "geometric"] = Field(
         "geometric", description="steps of equal cost (the paper's) or of equal ratio"
@@ -175,7 +175,7 @@ def _iteration(
     step = ProximalStep(net, objective, penalties, p.momentum, seed)
     train(step, "regularise", seed, schedules.constant(p.lr, n_regularise))
     net, regularised = step.network(), task.evaluate(step.outputs, data.validation)
-    scores = CRITERIA[p.score](replace(problem, net=net, step=step))
+    scores = ranked_by(p.score, replace(problem, net=net, step=step))
     images["scoring"] += images_to_score(p.score, len(data.train))
 
     def choose(aim: float) -> Keep:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, Literal
+from typing import Dict, Literal, Optional
 
 from pydantic import Field
 
 from gcp.graph.network import Keep
 from gcp.graph.surgery import fold_gates, with_gates
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score
+from gcp.methods.criteria import CRITERIA, images_to_score, ranked_by
 from gcp.methods.select import select
 from gcp.methods.uniform import kept_uniformly
 
@@ -18,12 +18,15 @@ from gcp.methods.uniform import kept_uniformly
 class OneShotOptions(MethodOptions):
     """How channels are chosen."""
 
-    criterion: Literal["l1", "random", "paper", "relative", "taylor"] = Field(
-        "taylor", description="what a channel is ranked by"
-    )
+    criterion: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
     allocation: Literal["global", "uniform"] = Field(
         "global",
         description="the channels of all groups are ranked together, or the same fraction of every group is kept",
+    )
+    per_cost: Optional[bool] = Field(
+        None,
+        description="true: a score is divided by what a channel of its group costs before groups are compared; false: "
+        "it is not; by default that is up to the criterion",
     )
 
     def label(self, cost: str) -> str:
@@ -43,7 +46,7 @@ class OneShotOptions(MethodOptions):
 def one_shot(problem: Problem, options: OneShotOptions, run: Run) -> Outcome:
     """Rank channels once and drop the lowest until the budget is met."""
     budget, gated = problem.budget, replace(problem, net=with_gates(problem.net))
-    scores = CRITERIA[options.criterion](gated)
+    scores = ranked_by(options.criterion, gated, options.per_cost)
 
     def choose(aim: float) -> Keep:
         if options.allocation == "global":
