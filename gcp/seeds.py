@@ -22,6 +22,8 @@ class Stream(Enum):
     SCORING = (None, 3)  # images and dropout of a criterion that looks at the loss
     STATISTICS = (None, 4)  # images and dropout of recomputed batch-norm statistics
     RECONSTRUCTION = (None, 5)  # images and places that weights are fitted to after a cut
+    SCRATCH = (0, 6)  # new weights for a pruned network
+    WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
 
     def seed(self, seed: int, iteration: int = 0) -> int:
         """The seed of this stream; `iteration` counts from 1 where a method repeats itself."""

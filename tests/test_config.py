@@ -100,6 +100,10 @@ def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):
     assert (cfg.output, cfg.data.root) == ("results/small/a", "data/big")
     assert config.load(top, [], [over]).data.root == "data/small"
     assert config.load(top, ["output=results/bigger"], [over]).output == "results/bigger"
+    over = write({"suffix": "-small", "seed": 2}, "over.yaml")
+    assert config.load(top, [], [over]).name == "digits-gcp-small"
+    with pytest.raises(UserError, match="over.yaml: suffix: 1 should be what is added"):
+        config.load(top, [], [write({"suffix": 1}, "over.yaml")])
     for moved in (["data"], {"data": 1}):
         over = write({"moved": moved}, "over.yaml")
         with pytest.raises(UserError, match="over.yaml: moved: .* should name folders"):

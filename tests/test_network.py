@@ -15,6 +15,7 @@ from gcp.graph.channels import is_depthwise, is_layer
 from gcp.graph.network import Node, parse_nodes, residual_norms
 from gcp.graph.surgery import (
     fold_gates,
+    redrawn,
     rescale,
     resized,
     shrink,
@@ -520,3 +521,20 @@ def test_networks_without_a_norm_at_the_end_of_a_branch(name):
     assert residual_norms(net) == ()
     with pytest.raises(UserError, match=f"network '{name}': no residual branch ends in a batch norm"):
         with_zero_residuals(net)
+
+
+def test_new_weights_are_drawn_as_those_of_an_untrained_network():
+    """Against GluonCV's own initialisation: spread of every weight, norms as untrained; the widths stay."""
+    untrained = zoo.from_gluoncv("resnet18_v1b", (3, 32, 32), 10, seed=3)
+    rng = np.random.default_rng(0)
+    trained = untrained.with_arrays({k: rng.normal(size=v.shape).astype("f") for k, v in untrained.arrays.items()})
+    new, other = redrawn(trained, 0), redrawn(trained, 1)
+    for name, value in untrained.arrays.items():
+        assert new.arrays[name].shape == value.shape and new.arrays[name].dtype == np.float32
+        if name.endswith("weight"):
+            assert new.arrays[name].std() == pytest.approx(value.std(), rel=0.05 if value.size > 5000 else 0.2)
+            assert abs(new.arrays[name].mean()) < value.std() / 10
+            assert not np.array_equal(new.arrays[name], other.arrays[name])
+        else:
+            np.testing.assert_array_equal(new.arrays[name], value)
+    assert all(np.array_equal(redrawn(trained, 0).arrays[name], value) for name, value in new.arrays.items())

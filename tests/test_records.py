@@ -89,6 +89,16 @@ def test_the_run_folder_is_named_by_the_config_and_holds_it(cfg, tmp_path):
         assert not run.done and run.record is None
 
 
+def test_no_run_has_the_folder_of_its_dense_network(cfg):
+    """A run of this name that prunes nothing and fine-tunes nothing has the dense network's fingerprint."""
+    from gcp.experiment.run import run
+
+    prune = config.Prune(method="none")
+    with pytest.raises(UserError) as error:
+        run(cfg.model_copy(update={"name": "dense", "prune": prune}))
+    assert error.value.key == "config.name" and not Path(cfg.output).exists()
+
+
 def test_a_finished_run_is_done_when_opened_again(cfg):
     with records.open_run(cfg) as run:
         run.finish(**record())

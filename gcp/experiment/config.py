@@ -314,19 +314,23 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = (), overlays: Seque
     An overlay is a file of the same form. Its section `moved` names folders and what stands in for each: paths of the
     configuration that begin with the one begin with the other instead.
 
-    `name` defaults to the file's stem. A relative `base` starts from the file that says it; `data.root`,
-    `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name` (a finished run's folder
-    ends in its seed and fingerprint) are filled in, if there is such a run. UserError: whatever is wrong with them.
+    `name` defaults to the file's stem, and an overlay's `suffix` is added to it. A relative `base` starts from the file
+    that says it; `data.root`, `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name`
+    (a finished run's folder ends in its seed and fingerprint) are filled in, if there is such a run. UserError:
+    whatever is wrong with them.
     """
     path = Path(path)
-    layers = [("defaults", {"name": path.stem}), *_read_chain(path, ())]
+    layers, named = [("defaults", {"name": path.stem}), *_read_chain(path, ())], []
     for overlay in overlays:
-        moved, over = _read_overlay(Path(overlay))
+        moved, suffix, over = _read_overlay(Path(overlay))
         layers = [(source, _moved(layer, moved)) for source, layer in layers] + over
+        named.append(suffix)
     layers += [(_said(text), _parse_override(text)) for text in overrides]
     values: dict = {}
     for _, layer in layers:
         values = _merged(values, layer)
+    if isinstance(values["name"], str):
+        values["name"] += "".join(named)
     try:
         return _with_start(Config.model_validate(values))
     except ValidationError as error:
@@ -391,17 +395,20 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     return [*(() if base is None else _read_chain(path.parent / base, (*above, here))), (str(path), values)]
 
 
-def _read_overlay(path: Path) -> Tuple[Dict[str, str], list[_Layer]]:
-    """An overlay's moved folders, and its layers without them."""
+def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
+    """An overlay's moved folders, what it adds to names, and its layers without them."""
     layers = _read_chain(path, ())
-    moved = {}
+    moved, suffix = {}, ""
     for source, layer in layers:
-        found = layer.pop("moved", {})
+        found, suffix = layer.pop("moved", {}), layer.pop("suffix", suffix)
+        if not isinstance(suffix, str):
+            wrong = f"{shown(suffix)} should be what is added to names, such as -macs-0.1"
+            raise UserError(f"{source}: suffix: {wrong}", key="config.value")
         if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
             wrong = f"{shown(found)} should name folders, such as `data: data/smoke`"
             raise UserError(f"{source}: moved: {wrong}", key="config.value")
         moved.update(found)
-    return moved, layers
+    return moved, suffix, layers
 
 
 def _moved(value: Any, folders: Dict[str, str]) -> Any:

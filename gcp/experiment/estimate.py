@@ -25,7 +25,6 @@ from gcp.experiment import plan
 from gcp.experiment.config import Config, load
 from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import resized
-from gcp.methods.base import whole_batches
 from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
@@ -117,13 +116,12 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequen
         budget, is_cut, batch = budget_of(cfg, net), cfg.prune.options.PRUNES, cfg.data.batch
         # The smallest widths there are, where the target cannot be reached.
         small = uniform_widths(net.widths, budget) if is_cut and budget.target < 1 else widths
-        per_epoch, wanted = -(-n_train // batch) * batch, (cfg.prune.statistics_images, cfg.prune.reconstruction_images)
-        renewed = sum(whole_batches(n, n_train, batch) for n in wanted)
+        per_epoch, pruning = -(-n_train // batch) * batch, plan.images_to_prune(cfg, n_train)
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,
-            cfg.prune.options.n_images(n_train, batch, renewed),
-            cfg.finetune.all_epochs * per_epoch,
+            pruning,
+            max(0, cfg.finetune.all_epochs * per_epoch - pruning * cfg.finetune.includes_pruning),
         )
         trained.add(dense)
         seconds = None

@@ -18,6 +18,7 @@ from gcp.errors import UserError
 from gcp.experiment.config import Config, Prune
 from gcp.graph.network import Network
 from gcp.graph.surgery import with_zero_residuals
+from gcp.methods.base import whole_batches
 from gcp.train import checkpoints, losses, optimisers
 from gcp.train.distributed import process_group
 from gcp.train.options import Recipe
@@ -53,11 +54,27 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     budget = budget_of(cfg, start, latency_model(cfg, start))
     if cfg.prune.options.PRUNES:
         budget.check(start.widths)
+    if cfg.finetune.includes_pruning:
+        n, per_epoch = images_to_prune(cfg, len(data.train)), data.train.n_batches(cfg.data.batch)
+        if n > (most := cfg.finetune.all_epochs * per_epoch * cfg.data.batch):
+            raise beyond_epochs(cfg, n, most)
     for recipe in (cfg.train, cfg.finetune):
         optimisers.check_dtype(recipe.dtype)
         if recipe.teacher != "dense":
             teacher(recipe, data)
     return start, budget
+
+
+def images_to_prune(cfg: Config, n_train: int) -> int:
+    """Images that the configured method will train on or look at."""
+    batch, wanted = cfg.data.batch, (cfg.prune.statistics_images, cfg.prune.reconstruction_images)
+    return cfg.prune.options.n_images(n_train, batch, sum(whole_batches(n, n_train, batch) for n in wanted))
+
+
+def beyond_epochs(cfg: Config, taken: int, most: int) -> UserError:
+    """What is wrong where fine-tuning is to include the images of pruning, and these are more."""
+    wrong = f"pruning by {cfg.prune.method} takes {taken:,} images, which is more than the {most:,} of its epochs"
+    return UserError(f"finetune.includes_pruning: {wrong}; raise finetune.epochs, or prune with fewer", "config.images")
 
 
 def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel] = None) -> Budget:

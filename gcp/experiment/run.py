@@ -11,12 +11,14 @@ from gcp.backend import clock
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
 from gcp.data.base import Dataset
+from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log, check_tensorboard
-from gcp.experiment.plan import load_data, plan, teacher
+from gcp.experiment.plan import beyond_epochs, load_data, plan, teacher
 from gcp.experiment.record import Record, Run, open_run
 from gcp.graph.network import Network
+from gcp.graph.surgery import redrawn
 from gcp.methods.base import METHODS, Problem
 from gcp.seeds import Stream
 from gcp.train import losses, schedules
@@ -41,6 +43,9 @@ def run(cfg: Config) -> Record:
     check_gpus(cfg.gpus)
     if cfg.tensorboard:
         check_tensorboard()
+    if records.run_path(cfg) == dense_prefix(cfg).parent:
+        taken = f"{cfg.name} is what the folder of this experiment's dense network is called"
+        raise UserError(f"name: {taken}; choose another name", "config.name")
     group = process_group()
     with group.output(cfg.output) as output, open_run(cfg.model_copy(update={"output": output})) as folder:
         cfg = cfg.model_copy(update={"output": output})
@@ -53,7 +58,10 @@ def run(cfg: Config) -> Record:
         pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense[0], budget, folder))
 
         def finetune(checkpoint: Path) -> Stage:
-            return train(pruned[0], data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense[0])
+            net, taken = pruned[0], pruned[1]["images"] if cfg.finetune.includes_pruning else 0
+            if cfg.finetune.from_scratch:
+                net = redrawn(net, Stream.SCRATCH.seed(cfg.seed))
+            return train(net, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense[0], taken)
 
         final = run_once(folder.path / FINAL, finetune)
         return finish(folder, cfg, data, budget, {DENSE: dense, PRUNED: pruned, FINAL: final})
@@ -97,20 +105,25 @@ def train(
     checkpoint: Path,
     log: Callable[..., None],
     dense: Optional[Network] = None,
+    taken: int = 0,
 ) -> Stage:
     """All weights trained by a recipe, which is the same for dense networks and for every method's small ones.
 
-    `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means.
+    `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means; `taken` are
+    images that come off the recipe's epochs.
     """
     began, batch, task = time.monotonic(), cfg.data.batch, TASKS[data.task]
-    per_epoch, epochs, loss = data.train.n_batches(batch), recipe.all_epochs, None
+    per_epoch, loss = data.train.n_batches(batch), None
+    n_steps = recipe.all_epochs * per_epoch - -(-taken // batch)
     stage, name = (DENSE, "train") if stream is Stream.DENSE else (FINAL, "fine-tune")
-    if epochs:
+    if n_steps < 0:
+        raise beyond_epochs(cfg, taken, recipe.all_epochs * per_epoch * batch)
+    if n_steps:
         seed = stream.seed(cfg.seed)
         objective = losses.Objective(task, recipe.label_smoothing, recipe.mixup, teacher(recipe, data, dense))
         kind, optimiser = (MixedStep, MixedSGD) if recipe.dtype == "float16" else (OrdinaryStep, SGD)
         step = kind(net, objective, lambda b: optimiser(b, recipe.momentum, recipe.wd, recipe.nesterov), seed)
-        batches, rates = Batches(data.train, batch, seed, cfg.data.augment), schedule(recipe, per_epoch)
+        batches, rates = Batches(data.train, batch, seed, cfg.data.augment), schedule(recipe, per_epoch, n_steps)
 
         def say(**facts: Any) -> None:
             log("epoch", stage=stage, **facts)
@@ -119,8 +132,8 @@ def train(
         net = step.network()
     validation = task.evaluate(net, data.validation)
     facts = {
-        "epochs": epochs,
-        "images": epochs * per_epoch * batch,
+        "epochs": n_steps / per_epoch,
+        "images": n_steps * batch,
         "training_loss": loss,
         "validation_loss": validation["loss"],
         "validation_top1": validation["top1"],
@@ -129,13 +142,13 @@ def train(
         "threads": runtime.n_threads(),
         "seconds": time.monotonic() - began,
     }
-    log("stage", stage=stage, step=epochs * per_epoch, **facts)
+    log("stage", stage=stage, step=n_steps, **facts)
     return net, facts
 
 
-def schedule(recipe: Recipe, per_epoch: int) -> schedules.Schedule:
-    """The recipe's learning rate by step, with `per_epoch` steps an epoch."""
-    n_steps, n_warmup = recipe.all_epochs * per_epoch, round(recipe.warmup_epochs * per_epoch)
+def schedule(recipe: Recipe, per_epoch: int, n_steps: int) -> schedules.Schedule:
+    """The recipe's learning rate by step, with `per_epoch` steps an epoch and `n_steps` in all."""
+    n_warmup = min(n_steps, round(recipe.warmup_epochs * per_epoch))
     if recipe.schedule == "step":
         at = [n * per_epoch for n in recipe.step_epochs]
         return schedules.steps(recipe.lr, n_steps, at, recipe.step_factor, n_warmup)

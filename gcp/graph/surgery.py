@@ -13,7 +13,7 @@ import numpy as np
 
 from gcp.errors import UserError
 from gcp.graph.channels import GATE, Call, is_depthwise, is_gate, is_norm, is_scale, layer_name
-from gcp.graph.network import Network, Node, Tensor, has_weight, residual_norms
+from gcp.graph.network import Network, Node, Tensor, frozen, has_weight, residual_norms
 from gcp.graph.operators import Channels, Gaussian
 
 # ---- rewriting ------------------------------------------------------------------------------------------------------
@@ -243,6 +243,25 @@ def resized(net: Network, widths: Mapping[str, int]) -> Network:
                     else (net.arrays[net.nodes[j].name])
                 )
     return replace(other, arrays=arrays)
+
+
+def redrawn(net: Network, seed: int) -> Network:
+    """The same architecture with new weights, drawn as Gluon's MSRAPrelu does (He et al. 2015); norms as untrained."""
+    rng, arrays, held = np.random.default_rng(seed), {}, frozen(net)
+    for call in net.structure.calls.values():
+        for k, (j, _) in enumerate(call.node.inputs):
+            name = net.nodes[j].name
+            if not net.is_array(j) or name in arrays or name in held:
+                continue
+            shape = net.arrays[name].shape
+            if k == call.operator.weight:
+                fans = np.prod(shape[1:]), shape[0] * np.prod(shape[2:])
+                arrays[name] = rng.normal(0, np.sqrt(2 / (1 + 0.25**2) / np.mean(fans)), shape)
+            elif call.operator.is_norm:
+                arrays[name] = np.full(shape, float(k in (1, 4)))  # scale and variance
+            elif k == call.bias:
+                arrays[name] = np.zeros(shape)
+    return net.with_arrays({name: value.astype(np.float32) for name, value in arrays.items()})
 
 
 def padded(net: Network, multiple: int) -> Tuple[Network, Dict[str, Tuple[np.ndarray, ...]]]:

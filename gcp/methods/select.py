@@ -1,4 +1,4 @@
-"""Scores in, the channels that stay out: all groups ranked together under a budget."""
+"""Scores in, the channels that stay out: so many of each group, or all groups ranked together under a budget."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import numpy as np
 from gcp.cost.base import Cost, round_width
 from gcp.errors import UserError
 from gcp.graph.network import Keep, Widths
+
+
+def highest(scores: Mapping[str, np.ndarray], widths: Widths) -> Keep:
+    """The best channels of every group, as many as its width."""
+    return {name: np.sort(np.argsort(-scores[name], kind="stable")[:n]) for name, n in widths.items()}
 
 
 def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:

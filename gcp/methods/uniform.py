@@ -12,6 +12,7 @@ from gcp.cost.base import Budget, round_width
 from gcp.graph.network import Keep, Widths
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA, Scores
+from gcp.methods.select import highest
 
 
 class NoneOptions(MethodOptions):
@@ -61,8 +62,7 @@ def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
 
 def kept_uniformly(scores: Scores, budget: Budget) -> Keep:
     """The best channels of every group, as many as `uniform_widths` says."""
-    widths = uniform_widths({g: len(s) for g, s in scores.items()}, budget)
-    return {g: np.sort(np.argsort(-scores[g], kind="stable")[:n]) for g, n in widths.items()}
+    return highest(scores, uniform_widths({g: len(s) for g, s in scores.items()}, budget))
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:

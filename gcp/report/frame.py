@@ -31,6 +31,8 @@ NAMED_OPTIONS = {
     *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
     *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
 }
+# Options that records from before there was such a thing do not hold, and what these did.
+NEW_OPTIONS = {"prune": {"reconstruction_images": 0}, "finetune": {"includes_pruning": False, "from_scratch": False}}
 WORDS = "setting data model scale method label objective device kept n_channels noisy cost_noisy images".split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
@@ -213,9 +215,9 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
     """
     for section in sections:
         values = run.record.config[section]
+        if isinstance(values, dict):
+            values = NEW_OPTIONS.get(section, {}) | values
         if section == "prune":
-            # Of records from before there was such a thing.
-            values = {"reconstruction_images": 0} | values
             values = {key: value for key, value in values.items() if not isinstance(value, dict)} | _own(run)
         if section == "model":
             values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}

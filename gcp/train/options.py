@@ -100,6 +100,14 @@ class Finetune(Recipe):
     extra_epochs: int = Field(
         0, ge=0, le=10**5, description="epochs on top of `epochs`, for a comparison at equal images"
     )
+    includes_pruning: bool = Field(
+        False,
+        description="true: the images that pruning took come off the epochs, in whole batches, so that every method "
+        "sees the same number in all",
+    )
+    from_scratch: bool = Field(
+        False, description="true: the pruned network's widths with new random weights, to see what inherited ones bring"
+    )
 
     @property
     def all_epochs(self) -> int:

@@ -1,0 +1,73 @@
+"""Widths at random: the largest in their proportions, the best by validation, counted, resumed to the same bits."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from networks import random_network
+
+from gcp.cost.analytic import macs
+from gcp.cost.base import Budget
+from gcp.methods.base import METHODS, Problem
+from gcp.methods.random_widths import scaled_widths
+from tests.test_prune import Noise
+
+
+@pytest.fixture(scope="module")
+def net():
+    return random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_widths_are_the_largest_in_their_proportions(net, round_to):
+    """Against a walk over all scales at which a width changes."""
+    cost, rng = macs(net), np.random.default_rng(1)
+    budget, sizes = Budget(cost, cost(net.widths), 0.4, round_to), net.widths
+    fractions = {name: float(f) for name, f in zip(sizes, rng.uniform(0.25, 1, len(sizes)))}
+    found = scaled_widths(sizes, fractions, budget, 0.4 * budget.original)
+    steps = sorted({k / (fractions[g] * n) for g, n in sizes.items() for k in range(1, n + 1)})
+    best = max((scale for scale in steps if cost(_by_hand(sizes, fractions, scale, round_to)) <= 0.4 * budget.original))
+    assert found == _by_hand(sizes, fractions, best, round_to)
+
+
+def _by_hand(sizes, fractions, scale, round_to):
+    widths = {}
+    for g, n in sizes.items():
+        wanted = min(n, max(1, int(scale * fractions[g] * n + 1e-9)))
+        widths[g] = n if wanted == n else max(min(n, round_to), wanted // round_to * round_to)
+    return widths
+
+
+def test_the_best_by_validation_goes_on_and_all_images_count(net, tmp_path):
+    cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
+    data.train.n_batches, rows = Noise(24).n_batches, []
+    problem = Problem(net, Budget(cost, cost(net.widths), 0.5), data, 0, 8, statistics_images=16)
+    options = METHODS.options["random_widths"](tries=3, epochs=0.67)
+
+    def outcome(folder):
+        folder.mkdir(exist_ok=True)
+        run = SimpleNamespace(path=folder, log=lambda event, **values: rows.append(values))
+        return METHODS["random_widths"](problem, options, run)
+
+    found = outcome(tmp_path / "whole")
+    assert found.images == {"tries": 3 * 2 * 8, "statistics": 3 * 16}
+    assert sum(found.images.values()) == options.n_images(24, 8, 16)
+    losses = [row["validation_loss"] for row in found.history]
+    assert found.history == rows and len(set(losses)) == 3
+    assert found.network.widths == found.history[int(np.argmin(losses))]["widths"]
+    for a, b in itertools.combinations(found.history, 2):
+        assert a["widths"] != b["widths"]
+    assert all(cost(row["widths"]) <= 0.5 * cost(net.widths) for row in found.history)
+
+    # A run that is killed after its second try, and one whose try diverged: the others decide.
+    for path in (tmp_path / "whole").glob("try-3*"):
+        path.unlink()
+    again = outcome(tmp_path / "whole")
+    assert all(np.array_equal(again.network.arrays[k], v) for k, v in found.network.arrays.items())
+    best = int(np.argmin(losses)) + 1
+    facts = json.loads((tmp_path / "whole" / f"try-{best}.json").read_text())
+    (tmp_path / "whole" / f"try-{best}.json").write_text(json.dumps({**facts, "loss": None}))
+    second = outcome(tmp_path / "whole").network
+    assert second.widths == found.history[int(np.argsort(losses)[1])]["widths"]
