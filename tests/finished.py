@@ -46,6 +46,8 @@ def finished(
     device="cpu",
     gpu=None,
     top5_above=None,
+    name="run",
+    pruned_top1=0.5,
     **options,
 ):
     """A run of a three-group network; `speeds` are the dense and the final network's images per second, or None.
@@ -69,8 +71,8 @@ def finished(
     dense_top5, top5 = (0.99 if top5_above is None else a + top5_above for a in (dense_top1, top1))
     record = Record.model_validate(
         {
-            "fingerprint": hashlib.sha256(json.dumps([config, model, device]).encode()).hexdigest()[:12],
-            "name": "run",
+            "fingerprint": hashlib.sha256(json.dumps([config, model, device, name]).encode()).hexdigest()[:12],
+            "name": name,
             "scale": scale,
             "seed": seed,
             "config": config,
@@ -86,7 +88,7 @@ def finished(
             "round_to": round_to,
             "stages": {
                 "dense": stage(dense_top1, top5=dense_top5, epochs=20, images=600_000, n_eval=n_eval),
-                "pruned": stage(0.5, n_eval=n_eval),
+                "pruned": stage(pruned_top1, n_eval=n_eval),
                 "final": stage(
                     top1,
                     top5=top5,

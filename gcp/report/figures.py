@@ -423,3 +423,85 @@ def figure1(
     lines = np.concatenate([np.empty((2, 0)), *along], axis=1)
     adjustText.adjust_text(texts, *lines, objects=covered, ax=ax, **forces, **leader, **MOVES)
     return figure
+
+
+# ---- figures of a comparison ---------------------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(LOOK)
+def accuracy_bands(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Figure:
+    """Top-1 minus the baseline's against the target: rows of `leaderboard.entries` of one network.
+
+    Named are the five best by `order`, the worst, and what is called gcp; the band is the standard deviation over
+    seeds. The other methods are thin lines.
+    """
+    figure, [[ax]] = _panels(1, 1, 9.0, 5.5)
+    base = runs[runs.method == baseline].set_index(["target", "seed"]).top1
+    there = [method for method in order if method in set(runs.method) and method != baseline]
+    named = [method for i, method in enumerate(there) if i < 5 or method.startswith("gcp") or i == len(there) - 1]
+    colours = iter([*COLOURS.values(), *OTHER_COLOURS] * len(there))
+    for method in there:
+        points = 100 * (runs[runs.method == method].set_index(["target", "seed"]).top1 - base).dropna()
+        mean, sd = points.groupby("target").mean()[::-1], points.groupby("target").std().fillna(0)[::-1]
+        x, style = 100 * mean.index, {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1, "label": ""}
+        if method in named:
+            style = {"color": next(colours), "linewidth": 1.6, "marker": MARKERS[named.index(method) % len(MARKERS)]}
+            style |= {"zorder": 3, "label": method}
+            ax.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=0.12, linewidth=0)
+        ax.plot(x, mean, **style)
+    ax.axhline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=baseline)
+    low, high = 100 * runs.target.min(), 100 * runs.target.max()
+    _axes(ax, "MACs kept (%)", f"Top-1 minus that of {baseline} (points)", low / 1.15, high * 1.15)
+    ax.invert_xaxis()
+    title = f"{runs.network.iloc[0]} on {runs['data'].iloc[0]}{mark(runs.scale.iloc[0])}"
+    _title(ax, title, "Mean over seeds and its standard deviation. All saw as many training images in all.")
+    return _name_lines(figure)
+
+
+@matplotlib.rc_context(LOOK)
+def rank_diagram(ranking) -> Figure:
+    """Mean ranks on an axis, best to the left; a bar joins methods that Nemenyi's test cannot tell apart.
+
+    The diagram of Demsar 2006, Figure 1; `ranking` is that of `leaderboard.ranking`.
+    """
+    ranks = ranking.ranks
+    n, half = len(ranks), -(-len(ranks) // 2)
+    bars = _cliques(ranks.to_numpy(), ranking.difference)
+    figure, [[ax]] = _panels(1, 1, 9.0, 1.4 + 0.24 * half + 0.1 * len(bars))
+    low, high = 1, max(n, 2)
+    ax.set(xlim=(low - 0.32 * (high - low), high + 0.32 * (high - low)), ylim=(half + 1 + 0.4 * len(bars), -2.2))
+    ax.axis("off")
+    ax.plot([low, high], [0, 0], color=INK, linewidth=1.0)
+    step = max(1, n // 10)
+    for tick in range(low, high + 1, step):
+        ax.plot([tick, tick], [0, -0.2], color=INK, linewidth=1.0)
+        ax.text(tick, -0.3, str(tick), ha="center", va="bottom")
+    ax.plot([low, min(high, low + ranking.difference)], [-1.6, -1.6], color=INK, linewidth=2.0)
+    ax.text(low, -1.75, f"critical difference {ranking.difference:.2f}", va="bottom")
+    for k, (first, last) in enumerate(bars):
+        y = 0.35 + 0.4 * k
+        ax.plot([ranks.iloc[first] - 0.06, ranks.iloc[last] + 0.06], [y, y], color="#D55E00", linewidth=3.0)
+    below = 0.8 + 0.4 * len(bars)
+    for i, (method, rank) in enumerate(ranks.items()):
+        is_left = i < half
+        y, x = below + (i if is_left else n - 1 - i), low - 0.5 if is_left else high + 0.5
+        ax.plot([rank, rank, x], [0, y, y], color=FAINT, linewidth=0.8)
+        ax.text(
+            x,
+            y,
+            f"{method} {rank:.1f} " if is_left else f" {method} {rank:.1f}",
+            va="center",
+            ha="right" if is_left else "left",
+        )
+    _title(ax, f"Mean rank over {ranking.n_blocks} blocks", "Left is better; a bar joins what cannot be told apart.")
+    return figure
+
+
+def _cliques(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
+    """First and last of every longest run of sorted ranks that are all within the difference."""
+    found: list[tuple[int, int]] = []
+    for first in range(len(ranks)):
+        last = int(np.searchsorted(ranks, ranks[first] + difference, side="right")) - 1
+        if last > first and (not found or last > found[-1][1]):
+            found.append((first, last))
+    return found

@@ -1,0 +1,288 @@
+"""Methods beside one another at several targets and seeds: mean ranks, paired differences, and what they took.
+
+The statistics are those of Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006: a block
+is one network at one target, ranked by the means over seeds; Friedman's test, and Nemenyi's critical difference.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gcp.errors import UserError
+from gcp.experiment.record import Finished
+from gcp.report import figures, tables
+from gcp.report.frame import counted, unique
+
+LEVEL = 0.05  # of all tests and intervals
+POINT = ["network", "objective", "target"]
+LATENCY = "latency_kept"
+BUDGETS = {"params_kept": "parameters", LATENCY: "latency"}
+
+
+class Ranking(NamedTuple):
+    """Mean ranks of methods over blocks that all of them have.
+
+    `difference`: mean ranks nearer than this cannot be told apart (Nemenyi); `p`: Friedman's, that all are alike.
+    """
+
+    ranks: pd.Series
+    n_blocks: int
+    difference: float
+    p: float
+
+
+def entries(runs: Iterable[Finished]) -> pd.DataFrame:
+    """A row per run; accuracies, costs and images as the record has them.
+
+    A run's method is its configuration's name without the objective and target at its end. UserError: two runs that
+    differ are the same method at the same target and seed.
+    """
+    rows = []
+    for run in unique(runs):
+        record, stages = run.record, run.record.stages
+        speed = run.speeds and run.speeds.throughput
+        rows.append(
+            {
+                "method": record.name.removesuffix(f"-{counted(run)}-{record.target:g}"),
+                "network": record.model,
+                "data": record.data,
+                "scale": record.scale,
+                "objective": counted(run),
+                "target": record.target,
+                "seed": record.seed,
+                "top1": stages.final.top1,
+                "pruned_top1": stages.pruned.top1,
+                "dense_top1": stages.dense.top1,
+                "n_eval": stages.final.n_eval,
+                "macs_kept": record.macs_kept,
+                "params_kept": record.params_kept,
+                LATENCY: speed.latency_kept if speed else np.nan,
+                "images": record.images,
+                "images_total": record.images_total,
+                "seconds": stages.pruned.seconds,
+            }
+        )
+    table = pd.DataFrame(rows)
+    twice = table[table.duplicated(["method", *POINT, "seed"], keep=False)]
+    if len(twice):
+        row = twice.iloc[0]
+        wrong = f"two runs are {row.method} on {row.network} at {row.target:g} of the {row.objective}, seed {row.seed}"
+        raise UserError(f"{wrong}; give the folder of one comparison, or the two configurations names of their own")
+    return table
+
+
+def ranking(table: pd.DataFrame) -> Ranking | None:
+    """Methods ranked by accuracy, 1 the best, in every block that has all of them; None of fewer than two of either.
+
+    Blocks and methods are chosen so that as many cells as possible take part.
+    """
+    means = table.pivot_table(index=POINT, columns="method", values="top1")
+    cells = means.notna().to_numpy()
+    # A set of blocks takes the methods that all of its blocks have; there are few blocks.
+    choices = [
+        (rows.sum() * cells[rows].all(0).sum(), rows)
+        for rows in map(np.array, itertools.product((False, True), repeat=len(cells)))
+        if rows.any()
+    ]
+    _, rows = max(choices, key=lambda choice: choice[0])
+    block = means[rows].dropna(axis=1)
+    n, k = block.shape
+    if n < 2 or k < 2:
+        return None
+    ranks = block.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    p = stats.friedmanchisquare(*block.to_numpy().T).pvalue if k > 2 else np.nan
+    return Ranking(ranks, n, critical_difference(k, n), float(p))
+
+
+def critical_difference(k: int, n: int) -> float:
+    """Nemenyi's difference of mean ranks of k methods over n blocks, at `LEVEL` (Demsar 2006, section 3.2.2)."""
+    q = stats.studentized_range.ppf(1 - LEVEL, k, 10**6) / np.sqrt(2)
+    return float(q * np.sqrt(k * (k + 1) / (6 * n)))
+
+
+def differences(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Per method and point, the mean difference of top-1 to the baseline over the seeds that both have.
+
+    `half` is half of its confidence interval (Student's t over seeds), NaN for one seed.
+    """
+    base = table[table.method == baseline].set_index([*POINT, "seed"]).top1
+    if base.empty:
+        raise UserError(f"no run is called {baseline}; there are {', '.join(sorted(table.method.unique()))}")
+    rows = []
+    for (method, *point), own in table[table.method != baseline].groupby(["method", *POINT], sort=False):
+        found = (own.set_index([*POINT, "seed"]).top1 - base).dropna()
+        if len(found):
+            n, sd = len(found), found.std()
+            half = stats.t.ppf(1 - LEVEL / 2, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
+            rows.append({"method": method, **dict(zip(POINT, point)), "mean": found.mean(), "half": half, "n": n})
+    return pd.DataFrame(rows, columns=["method", *POINT, "mean", "half", "n"])
+
+
+def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
+    """Top-1 of every method where its cost `key` is the baseline's: a row per method, a column per target.
+
+    Read off the line through the method's own points, over the logarithm of the cost; NaN beyond its ends.
+    """
+    means = table.groupby(["method", "target"])[[key, "top1"]].mean().dropna().reset_index()
+    wanted = means[means.method == baseline].set_index("target")[key]
+    rows = {}
+    for method, own in means.groupby("method"):
+        own = own.sort_values(key)
+        x = np.log(own[key].to_numpy())
+        rows[method] = np.interp(np.log(wanted), x, own.top1, left=np.nan, right=np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=wanted.index)
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Per point, Spearman's rank correlation over methods of accuracy just pruned and after fine-tuning."""
+    means = table.groupby([*POINT, "method"])[["pruned_top1", "top1"]].mean()
+    rows = []
+    for point, own in means.groupby(POINT):
+        if len(own) > 2:
+            found = stats.spearmanr(own.pruned_top1, own.top1)
+            rows.append({**dict(zip(POINT, point)), "rho": found[0], "p": found[1], "n": len(own)})
+    return pd.DataFrame(rows, columns=[*POINT, "rho", "p", "n"])
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
+    """All tables and figures of a comparison. UserError: two runs are one, or none is the baseline."""
+    table = entries(runs)
+    ranked = ranking(table)
+    order = list(ranked.ranks.index) if ranked else []
+    by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
+    order += [method for method in by_mean.index if method not in order]
+    paths = []
+    for network, own in table.groupby("network", sort=False):
+        said = _said(own)
+        stem = output / network
+        for name, columns, digits, caption in (
+            _accuracies(own, order, ranked),
+            _differences(own, order, baseline),
+            *(_at_equal(own, order, key, baseline) for key in BUDGETS if own[key].notna().any()),
+            _costs(own, order),
+        ):
+            frame = pd.DataFrame(columns)
+            path = stem.with_name(f"{network}_{name}")
+            blocks = "Target %" if "Target %" in frame else None
+            paths += tables.save(frame, digits, f"{caption} {said}", path, f"tab:{network}-{name}", blocks)
+        paths += figures.save(figures.accuracy_bands(own, order, baseline), stem.with_name(f"{network}_accuracy"))
+    found = correlations(table)
+    if len(found):
+        columns = {"Network": found.network, "Target %": 100 * found.target, "Rank correlation": found.rho}
+        columns |= {"p": found.p, "Methods": found.n}
+        digits = {"Target %": None, "Rank correlation": 2, "p": 3, "Methods": 0}
+        caption = "Spearman's rank correlation over methods: top-1 just pruned against top-1 after fine-tuning."
+        paths += tables.save(pd.DataFrame(columns), digits, caption, output / "correlation", "tab:correlation")
+    if ranked:
+        paths += figures.save(figures.rank_diagram(ranked), output / "ranks")
+    return paths
+
+
+def _said(own: pd.DataFrame) -> str:
+    """What every caption says of the runs of a network."""
+    n_seeds, n_eval = own.groupby(["method", "target"]).seed.nunique(), int(own.n_eval.max())
+    seeds = f"{n_seeds.max()}" if n_seeds.min() == n_seeds.max() else f"{n_seeds.min()} to {n_seeds.max()}"
+    where = f"{own.network.iloc[0]} on {own['data'].iloc[0]}, {seeds} seeds, {n_eval:,} test images."
+    return f"{where} {' '.join(tables.scale_sentences(own.scale))}"
+
+
+def _percent(target: float) -> str:
+    return f"{100 * target:g} %"
+
+
+def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None) -> tuple:
+    """Mean and deviation at every target, in the order of mean rank, under the dense network."""
+    cells = own.groupby(["method", "target"]).top1
+    means, sds = (100 * cells.agg(how).unstack() for how in ("mean", "std"))
+    methods = [method for method in order if method in means.index]
+    dense = 100 * own.drop_duplicates("seed").dense_top1
+    columns: dict = {"Method": ["unpruned", *methods]}
+    if ranked is not None:
+        columns["Mean rank"] = [np.nan, *(ranked.ranks.get(method, np.nan) for method in methods)]
+    for target in reversed(means.columns):
+        columns[_percent(target)] = [dense.mean(), *means[target].reindex(methods)]
+        columns[f"{_percent(target)} sd"] = [dense.std(), *sds[target].reindex(methods)]
+    digits = {title: 2 for title in columns if title != "Method" and not title.endswith(" sd")}
+    caption = (
+        "Top-1 % at parts of the MACs, mean ± sample standard deviation over seeds; all methods saw as many training "
+        "images in all, however these were spent."
+    )
+    if ranked is not None:
+        caption += (
+            f" Mean rank over {ranked.n_blocks} blocks (a network at a target); ranks nearer than "
+            f"{ranked.difference:.1f} cannot be told apart (Nemenyi, 5 %)."
+        )
+    return "accuracy", columns, digits, caption
+
+
+def _differences(own: pd.DataFrame, order: Sequence[str], baseline: str) -> tuple:
+    """Difference to the baseline at every target, with its confidence interval."""
+    found = differences(own, baseline).set_index(["method", "target"])
+    means, halves = (100 * found[key].unstack() for key in ("mean", "half"))
+    methods = [method for method in order if method in means.index]
+    columns: dict = {"Method": methods}
+    for target in reversed(means.columns):
+        columns[f"Difference at {_percent(target)}"] = means[target].reindex(methods)
+        columns[f"Difference at {_percent(target)} sd"] = halves[target].reindex(methods)
+    columns = {key: list(value) for key, value in columns.items()}
+    digits = {title: 2 for title in columns if title != "Method" and not title.endswith(" sd")}
+    caption = f"Top-1 minus that of {baseline}, in points, seed by seed: mean ± half of the 95 % confidence interval."
+    return "difference", columns, digits, caption
+
+
+def _at_equal(own: pd.DataFrame, order: Sequence[str], key: str, baseline: str) -> tuple:
+    """Accuracy where the parameters or the latency are the baseline's."""
+    found, base = at_equal(own, key, baseline), own[own.method == baseline]
+    kept = 100 * base.groupby("target")[key].mean()
+    methods = [method for method in order if method in found.index]
+    columns: dict = {"Method": methods}
+    for target in reversed(found.columns):
+        columns[f"{kept[target]:.3g} %"] = list(100 * found[target].reindex(methods))
+    caption = (
+        f"Top-1 % at the {BUDGETS[key]} that {baseline} keeps, read off the line through each method's own points over "
+        "the logarithm of the cost."
+    )
+    return key.replace("_kept", ""), columns, {title: 2 for title in columns if title != "Method"}, caption
+
+
+def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
+    """What was kept, and what pruning took, per target and method."""
+    rows = []
+    ranks = {method: i for i, method in enumerate(order)}
+    by_cell = own.assign(_rank=own.method.map(ranks)).sort_values(["target", "_rank"], ascending=[False, True])
+    for (target, method), same in by_cell.groupby(["target", "method"], sort=False):
+        rows.append(
+            {
+                "Target %": _percent(target).rstrip(" %"),
+                "Method": method,
+                "MACs %": 100 * same.macs_kept.mean(),
+                "Params %": 100 * same.params_kept.mean(),
+                "Latency %": 100 * same[LATENCY].mean(),
+                "Just pruned, top-1 %": 100 * same.pruned_top1.mean(),
+                "Seconds of pruning": same.seconds.mean(),
+                "Images of pruning": _purposes(same.images),
+                "Images in all": same.images_total.mean(),
+            }
+        )
+    digits = {"MACs %": 2, "Params %": 2, "Latency %": 1, "Just pruned, top-1 %": 2, "Seconds of pruning": 0}
+    caption = (
+        "What the networks keep of the dense one's, and what pruning took; latency: of a batch, measured in turns with "
+        "the dense network's. Seconds were taken while other runs kept the machine busy."
+    )
+    return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in all": 0}, caption
+
+
+def _purposes(images: Iterable[Mapping[str, int]]) -> str:
+    """Images by purpose, mean over seeds: "recover 15,360, scoring 12,224"."""
+    mean = pd.DataFrame(list(images)).fillna(0).mean()
+    return ", ".join(f"{purpose} {n:,.0f}" for purpose, n in mean.items() if n) or tables.MISSING

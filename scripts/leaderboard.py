@@ -1,0 +1,34 @@
+"""Methods beside one another: tables and figures of the records below a folder, such as results/comparison.
+
+Of runs of several seeds at several targets: accuracies, paired differences to a baseline, mean ranks, costs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gcp import command as command_line
+from gcp.experiment import record as records
+from gcp.report import leaderboard, tables
+
+
+def run(argv: list[str]) -> None:
+    """Parse, read the records, write."""
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
+    parser.add_argument("--baseline", default="uniform-l1", help="the configuration that others are compared with")
+    parser.add_argument("--output", metavar="DIR", help="where tables and figures go (default: RESULTS/report)")
+    arguments = parser.parse_args(argv)
+    output = Path(arguments.output or Path(arguments.results) / "report")
+    runs = records.load_records(arguments.results)
+    with tables.writing(output, "--output"):
+        paths = leaderboard.write(runs, output, arguments.baseline)
+    for path in paths:
+        if path.name.endswith("_accuracy.md"):
+            print(path.read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+if __name__ == "__main__":
+    command_line.main(run)

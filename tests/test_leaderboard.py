@@ -1,0 +1,121 @@
+"""Ranks, critical differences and paired intervals against published values and by hand; the files of a comparison."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from finished import finished, rows_of, saved
+from scipy import stats
+
+from gcp.errors import UserError
+from gcp.report import figures, leaderboard
+from scripts import leaderboard as script
+
+TOP1 = {  # method -> target -> seeds
+    "uniform-l1": {0.1: (0.90, 0.91, 0.92), 0.02: (0.80, 0.82, 0.81)},
+    "gcp": {0.1: (0.91, 0.93, 0.92), 0.02: (0.85, 0.86, 0.87)},
+    "fpgm": {0.1: (0.89, 0.90, 0.91), 0.02: (0.79, 0.81, 0.80)},
+}
+
+
+def runs(top1=TOP1, model="resnet18_v1b"):
+    made = {"uniform-l1": "uniform", "gcp": "gcp", "fpgm": "uniform"}
+    return [
+        finished(
+            made.get(method, "uniform"),
+            "macs",
+            target,
+            seed,
+            value,
+            name=f"{method}-macs-{target:g}",
+            model=model,
+            dense_top1=0.95,
+            params_kept={"uniform-l1": 1.0, "gcp": 2.0}.get(method, 0.5) * target,
+            pruned_top1=value - 0.3,
+        )
+        for method, by_target in top1.items()
+        for target, values in by_target.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize("k, q", [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_the_critical_difference_is_that_of_demsar_table_5(k, q):
+    assert leaderboard.critical_difference(k, 14) == pytest.approx(q * np.sqrt(k * (k + 1) / (6 * 14)), abs=2e-3)
+
+
+def test_ranks_are_means_over_the_blocks_that_all_methods_have():
+    table = leaderboard.entries(runs())
+    found = leaderboard.ranking(table)
+    assert found.ranks.to_dict() == {"gcp": 1, "uniform-l1": 2, "fpgm": 3} and found.n_blocks == 2
+    assert found.p == pytest.approx(stats.friedmanchisquare(*[[1, 1], [2, 2], [3, 3]]).pvalue)
+    # A target that one method lacks: two methods in two blocks are as many cells as three in one, less than in two.
+    part = table[(table.method != "fpgm") | (table.target == 0.1)]
+    assert set(leaderboard.ranking(part).ranks.index) == {"gcp", "uniform-l1"}
+    assert leaderboard.ranking(part[part.target == 0.1]) is None
+
+
+def test_differences_are_paired_by_seed():
+    found = leaderboard.differences(leaderboard.entries(runs()), "uniform-l1").set_index(["method", "target"])
+    each = np.array([0.05, 0.04, 0.06])
+    row = found.loc["gcp", 0.02]
+    assert row["mean"] == pytest.approx(0.05) and row["n"] == 3
+    interval = stats.t.interval(0.95, 2, each.mean(), stats.sem(each))
+    assert row["half"] == pytest.approx((interval[1] - interval[0]) / 2)
+    # Equal differences at all seeds: no width, although the accuracies themselves spread.
+    assert found.loc["fpgm", 0.1]["mean"] == pytest.approx(-0.01) and found.loc["fpgm", 0.1]["half"] < 1e-12
+    only_one = leaderboard.differences(leaderboard.entries(runs())[lambda t: t.seed == 0], "uniform-l1")
+    assert only_one.half.isna().all()
+
+
+def test_at_equal_parameters_it_is_the_line_between_a_methods_own_points():
+    found = leaderboard.at_equal(leaderboard.entries(runs()), "params_kept", "uniform-l1")
+    assert found.loc["uniform-l1", 0.1] == pytest.approx(0.91)
+    share = np.log(0.1 / 0.04) / np.log(0.2 / 0.04)  # of the way from gcp's small network to its large one
+    assert found.loc["gcp", 0.1] == pytest.approx(0.86 + share * (0.92 - 0.86))
+    assert np.isnan(found.loc["gcp", 0.02]) and np.isnan(found.loc["fpgm", 0.1]), "beyond the ends nothing is known"
+
+
+def test_the_correlation_of_just_pruned_and_final():
+    found = leaderboard.correlations(leaderboard.entries(runs()))
+    assert list(found.rho) == [1, 1] and list(found.n) == [3, 3]
+
+
+def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there():
+    twice = runs() + [finished("uniform", "macs", 0.1, 0, 0.5, name="uniform-l1-macs-0.1", train={"epochs": 3})]
+    with pytest.raises(UserError, match="two runs are uniform-l1 on resnet18_v1b at 0.1 of the macs, seed 0"):
+        leaderboard.entries(twice)
+    with pytest.raises(UserError, match="no run is called l1; there are fpgm, gcp, uniform-l1"):
+        leaderboard.differences(leaderboard.entries(runs()), "l1")
+
+
+def test_bars_join_what_cannot_be_told_apart():
+    ranks = np.array([1.0, 1.5, 3.0, 3.4, 6.0])
+    assert figures._cliques(ranks, 1.6) == [(0, 1), (1, 2), (2, 3)]
+    assert figures._cliques(ranks, 2.0) == [(0, 2), (1, 3)]
+    assert figures._cliques(ranks, 0.3) == []
+
+
+def test_the_files_of_a_comparison(tmp_path, capsys):
+    # Of the second network only one target, and one method of its own.
+    other = {
+        "uniform-l1": {0.1: (0.7, 0.6)},
+        "gcp": {0.1: (0.8, 0.7)},
+        "fpgm": {0.1: (0.6, 0.6)},
+        "taylor": {0.1: (0.9,)},
+    }
+    saved(tmp_path / "runs", runs() + runs(other, "cifar_resnet20_v1"))
+    script.run([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
+    rows = rows_of((tmp_path / "out" / "resnet18_v1b_accuracy.md").read_text())
+    assert [row["Method"] for row in rows] == ["unpruned", "gcp", "uniform-l1", "fpgm"]
+    assert rows[1] == {"Method": "gcp", "Mean rank": "1.00", "10 %": "92.00 ± 1.00", "2 %": "86.00 ± 1.00"}
+    assert rows[0]["10 %"] == "95.00 ± 0.00"
+    rows = rows_of((tmp_path / "out" / "resnet18_v1b_difference.md").read_text())
+    assert rows[0]["Method"] == "gcp" and rows[0]["Difference at 2 %"] == "+5.00 ± 2.48"
+    rows = rows_of((tmp_path / "out" / "cifar_resnet20_v1_accuracy.md").read_text())
+    assert [row["Method"] for row in rows][-1] == "taylor" and rows[-1]["Mean rank"] == "-"
+    rows = rows_of((tmp_path / "out" / "resnet18_v1b_cost.md").read_text())
+    assert rows[0]["Images of pruning"] == "regularise 30,000, recover 10,000" and rows[0]["Target %"] == "10"
+    for name in ("ranks.png", "resnet18_v1b_accuracy.png", "resnet18_v1b_params.csv", "correlation.md"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    assert "gcp" in capsys.readouterr().out
