@@ -60,6 +60,11 @@ class Cost:
         self._widths: Dict[str, int] = {}  # of the last call
         self._values: List[float] = [0.0 if term.names else term.value() for term in self.terms]
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether the terms are added up; otherwise the largest counts."""
+        return self._combine is sum
+
     def _value(self, k: int, widths: Mapping[str, int]) -> float:
         names, value = self.terms[k]
         return value(*[widths[name] for name in names])
@@ -81,7 +86,7 @@ class Cost:
         counts with a thousandth of the mean at least, so that nothing divides by zero.
         """
         drops = {name: self._drop(name, widths) for name in widths}
-        if self.granularity is None and self._combine is sum:
+        if self.granularity is None and self.is_sum:
             return drops
         least = 1e-3 * max(float(np.mean(list(drops.values()))), 1e-12)
         return {name: max(drop, least) for name, drop in drops.items()}
@@ -89,7 +94,7 @@ class Cost:
     def _drop(self, name: str, widths: Mapping[str, int]) -> float:
         now, of_group = widths[name], self._terms_of.get(name, ())
         others = []  # what stays as it is cancels out of a difference of sums, but not of one of maxima
-        if self._combine is max:
+        if not self.is_sum:
             self(widths)
             others = [max((v for k, v in enumerate(self._values) if k not in of_group), default=0.0)]
 

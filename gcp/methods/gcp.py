@@ -1,7 +1,7 @@
 """GCP: regularise, prune by global importance, recover, T times over (Khetan & Karnin 2020, section 4).
 
 In: a trained network, a budget, data. Out: a network that is really smaller, trained as far as eq. 7 goes; all
-weights are fine-tuned elsewhere. Also here: ranking channels of all groups together under a budget.
+weights are fine-tuned elsewhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from gcp.cost.base import COSTS, Cost
-from gcp.graph.network import Keep, Network, scale_arrays
+from gcp.graph.network import Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
+from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score, ranked_by, unit_variances
-from gcp.methods.select import select
+from gcp.methods.criteria import CRITERIA, images_to_score, unit_variances
 from gcp.options import listed
 from gcp.seeds import Stream
 
@@ -28,6 +28,9 @@ class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
 
     score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
+    allocation: Allocation = Field(
+        "global", description="all groups ranked together (the paper's), or as prune.one_shot.allocation"
+    )
     iterations: int = Field(4, ge=1, le=10**4, description="number of steps to the target, 1 or more")
     schedule: Literal["equal", "geometric"] = Field(
         "geometric", description="steps of equal cost (the paper's) or of equal ratio"
@@ -175,11 +178,8 @@ def _iteration(
     step = ProximalStep(net, objective, penalties, p.momentum, seed)
     train(step, "regularise", seed, schedules.constant(p.lr, n_regularise))
     net, regularised = step.network(), task.evaluate(step.outputs, data.validation)
-    scores = ranked_by(p.score, replace(problem, net=net, step=step))
+    choose = chooser(replace(problem, net=net, step=step), p.score, p.allocation, max_cut=p.max_cut or 1.0)
     images["scoring"] += images_to_score(p.score, len(data.train))
-
-    def choose(aim: float) -> Keep:
-        return select(scores, budget.cost, aim, budget.round_to, p.max_cut or 1.0)
 
     def smaller(_: Path) -> Tuple[Network, dict]:
         small, timings, n_images = cut(replace(problem, net=net), limit, choose)

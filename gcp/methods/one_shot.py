@@ -7,21 +7,20 @@ from typing import Dict, Literal, Optional
 
 from pydantic import Field
 
-from gcp.graph.network import Keep
 from gcp.graph.surgery import fold_gates, with_gates
+from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score, ranked_by
-from gcp.methods.select import select
-from gcp.methods.uniform import kept_uniformly
+from gcp.methods.criteria import CRITERIA, images_to_score
 
 
 class OneShotOptions(MethodOptions):
     """How channels are chosen."""
 
     criterion: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
-    allocation: Literal["global", "uniform"] = Field(
+    allocation: Allocation = Field(
         "global",
-        description="the channels of all groups are ranked together, or the same fraction of every group is kept",
+        description="the channels of all groups are ranked together, the same fraction of every group is kept, or the "
+        "widths are those of the largest sum of kept scores",
     )
     per_cost: Optional[bool] = Field(
         None,
@@ -46,13 +45,7 @@ class OneShotOptions(MethodOptions):
 def one_shot(problem: Problem, options: OneShotOptions, run: Run) -> Outcome:
     """Rank channels once and drop the lowest until the budget is met."""
     budget, gated = problem.budget, replace(problem, net=with_gates(problem.net))
-    scores = ranked_by(options.criterion, gated, options.per_cost)
-
-    def choose(aim: float) -> Keep:
-        if options.allocation == "global":
-            return select(scores, budget.cost, aim, budget.round_to)
-        return kept_uniformly(scores, replace(budget, target=aim / budget.original))
-
+    choose = chooser(gated, options.criterion, options.allocation, options.per_cost)
     small, timings, images = cut(gated, budget.target * budget.original, choose)
     if timings:
         run.log("timed", timings=timings)

@@ -218,7 +218,8 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
         if isinstance(values, dict):
             values = NEW_OPTIONS.get(section, {}) | values
         if section == "prune":
-            values = {key: value for key, value in values.items() if not isinstance(value, dict)} | _own(run)
+            values = {key: value for key, value in values.items() if not isinstance(value, dict)}
+            values |= METHODS.options[run.record.method](**_own(run)).model_dump(mode="json")
         if section == "model":
             values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}
         for key, value in values.items() if isinstance(values, dict) else [("", values)]:

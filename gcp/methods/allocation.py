@@ -1,0 +1,88 @@
+"""How many channels each group keeps, given what every channel is worth: the allocations that methods choose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Callable, List, Literal, Optional
+
+import numpy as np
+
+from gcp.cost.base import Budget, round_width
+from gcp.graph.network import Keep
+from gcp.methods.base import Problem
+from gcp.methods.criteria import Scores, ranked_by
+from gcp.methods.select import highest, select
+from gcp.methods.uniform import kept_uniformly
+from gcp.registry import Registry
+from gcp.search.solvers import solve
+
+MAX_LEVELS = 64  # widths per group that the exact allocation looks at in one go
+
+# An allocation is a function (scores, budget, limit, max_cut) -> Keep: channels whose cost is at most `limit`, no group
+# of which loses more than the part `max_cut` unless the limit wants it. With `per_cost=False` it weighs costs itself.
+ALLOCATIONS: Registry[Callable[[Scores, Budget, float, float], Keep]] = Registry("allocation")
+
+
+@ALLOCATIONS.register("global")
+def ranked_together(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
+    """The channels of all groups are ranked together, and the lowest go: see `select`."""
+    return select(scores, budget.cost, limit, budget.round_to, max_cut)
+
+
+@ALLOCATIONS.register("uniform", per_cost=False)
+def same_fraction(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
+    """Every group keeps the same fraction: see `uniform_widths`."""
+    return kept_uniformly(scores, replace(budget, target=limit / budget.original))
+
+
+@ALLOCATIONS.register("exact", per_cost=False)
+def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
+    """The widths whose kept scores have the largest sum: see `solvers.solve`.
+
+    What a group keeps is a concave curve of its width, since its best channels stay. Of a large group `MAX_LEVELS` of
+    the widths are looked at, and then those between the neighbours of the one that was found.
+    """
+    curves = {name: np.concatenate([[0.0], np.cumsum(np.sort(s)[::-1])]) for name, s in scores.items()}
+    sizes = {name: len(s) for name, s in scores.items()}
+
+    def widths_of(name: str, least: float) -> List[int]:
+        n = sizes[name]
+        all_widths = {round_width(k, n, budget.round_to) for k in range(1, n + 1)}
+        return sorted(width for width in all_widths if width >= least) or [n]
+
+    allowed = {name: widths_of(name, (1 - max_cut) * n) for name, n in sizes.items()}
+    if budget.cost({name: widths[0] for name, widths in allowed.items()}) > limit:
+        allowed = {name: widths_of(name, 0) for name in sizes}
+    levels = {name: _thinned(widths) for name, widths in allowed.items()}
+    while True:
+        gains = {name: curves[name][widths] for name, widths in levels.items()}
+        found = solve(gains, levels, budget.cost, limit).widths
+        finer = {name: _thinned(_around(allowed[name], widths, found[name])) for name, widths in levels.items()}
+        if all(set(finer[name]) <= set(levels[name]) for name in finer):
+            return highest(scores, found)
+        levels = finer
+
+
+def _thinned(widths: List[int]) -> List[int]:
+    """At most `MAX_LEVELS` of the widths, evenly spread, the first and the last among them."""
+    at = np.unique(np.linspace(0, len(widths) - 1, min(len(widths), MAX_LEVELS)).round().astype(int))
+    return [widths[k] for k in at]
+
+
+def _around(allowed: List[int], levels: List[int], found: int) -> List[int]:
+    """Of all allowed widths those between the neighbours that `found` has among the levels."""
+    at = levels.index(found)
+    low, high = levels[max(0, at - 1)], levels[min(len(levels) - 1, at + 1)]
+    return [width for width in allowed if low <= width <= high]
+
+
+def chooser(
+    problem: Problem, criterion: str, allocation: str, per_cost: Optional[bool] = None, max_cut: float = 1.0
+) -> Callable[[float], Keep]:
+    """A function of a cost: the channels that a criterion and an allocation keep within it."""
+    own = getattr(ALLOCATIONS[allocation], "per_cost", None)
+    scores = ranked_by(criterion, problem, own if per_cost is None else per_cost)
+    return lambda limit: ALLOCATIONS[allocation](scores, problem.budget, limit, max_cut)
+
+
+Allocation = Literal[tuple(ALLOCATIONS)]

@@ -1,0 +1,287 @@
+"""Widths of most value under a budget: exact minimisation of sums over few groups each, and a bound where it stops.
+
+Residual ties make the graph of a network's cost no chain, but one of small tree width: a stage's width meets the inner
+widths of its blocks one by one. So variable elimination (Bertele & Brioschi, "Nonserial Dynamic Programming", 1972) is
+exact and fast; on a chain it is Viterbi's algorithm, as in Berman et al., "AOWS", CVPR 2020, section 3.3.
+
+The budget is a Lagrange multiplier, whose best value leaves a duality gap: solutions between two corners of the convex
+hull are never those of a multiplier. What elimination says of every partial choice bounds a search for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from gcp.cost.base import Cost
+from gcp.errors import UserError
+from gcp.graph.network import Widths
+
+MAX_ENTRIES = 2 * 10**7  # of the largest table of an elimination: 160 MB
+MAX_NODES = 20_000  # partial choices that the search for what lies between two multipliers looks at
+ROUNDING = 1e-9  # relative: what sums of floats may differ by
+
+Factor = Tuple[Tuple[str, ...], np.ndarray]  # names, and a value for every choice of their levels
+Tables = Tuple[Dict[str, np.ndarray], float]  # see `_Eliminated.tables`
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Widths, their value and cost, and the `bound`: no widths within the budget are worth more."""
+
+    widths: Widths
+    value: float
+    cost: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """How much more any widths within the budget could be worth, as a fraction of the bound; 0: no widths are."""
+        return max(0.0, self.bound - self.value) / max(abs(self.bound), 1e-300)
+
+
+def solve(
+    gains: Mapping[str, np.ndarray],
+    levels: Mapping[str, Sequence[int]],
+    cost: Cost,
+    limit: float,
+    max_nodes: int = MAX_NODES,
+) -> Solution:
+    """The widths among `levels` of largest summed gain whose cost is at most `limit`.
+
+    `gains[group]` has a value for each of `levels[group]`. UserError: no widths cost as little, or the cost ties too
+    many groups to one another for exact elimination.
+    """
+    parts = _cost_factors(levels, cost)
+    if cost.is_sum:
+        problem = _Eliminated(levels, parts)
+    else:  # a maximum is within the limit where each of its terms is
+        problem = _Eliminated(levels, [(names, np.where(v > limit, np.inf, 0.0)) for names, v in parts])
+    _, lowest = problem.tables({}, 1.0)
+    if lowest > (limit * (1 + ROUNDING) if cost.is_sum else 0.0):
+        least = f"{lowest:.6g} is left with the cheapest widths" if cost.is_sum else "no widths are within it"
+        raise UserError(f"a cost of {limit:.6g} cannot be reached: {least}", "search.limit")
+    losses = {name: -np.asarray(of, np.float64) for name, of in gains.items()}
+    choice, bound = _search(problem, losses, limit * (1 + ROUNDING) if cost.is_sum else None, max_nodes)
+    widths = {name: int(levels[name][k]) for name, k in choice.items()}
+    value = -sum(float(losses[name][k]) for name, k in choice.items())
+    return Solution(widths, value, cost(widths), max(value, -bound))
+
+
+def _cost_factors(levels: Mapping[str, Sequence[int]], cost: Cost) -> List[Factor]:
+    """The terms of a cost as tables over the levels of their groups; terms of the same groups are joined."""
+    tables: Dict[Tuple[str, ...], np.ndarray] = {}
+    for term in cost.terms:
+        names = tuple(sorted(term.names))
+        shape = tuple(len(levels[name]) for name in names)
+        table = np.empty(shape)
+        for at in np.ndindex(*shape):
+            chosen = dict(zip(names, at))
+            table[at] = term.value(*[int(levels[name][chosen[name]]) for name in term.names])
+        if names in tables:
+            table = tables[names] + table if cost.is_sum else np.maximum(tables[names], table)
+        tables[names] = table
+    return list(tables.items())
+
+
+class _Eliminated:
+    """An order of elimination for a cost's graph, and tables along it: `tables(unary, weight)`.
+
+    `unary[name]`: a value per level. The table of a variable is over its levels and those of the variables that are
+    eliminated later and meet it: the least sum of everything that hangs on it.
+    """
+
+    def __init__(self, levels: Mapping[str, Sequence[int]], parts: Sequence[Factor]) -> None:
+        self.sizes = {name: len(of) for name, of in levels.items()}
+        self.parts = parts
+        self.order, self.later = _min_fill(self.sizes, [names for names, _ in parts])
+
+    def tables(self, unary: Mapping[str, np.ndarray], weight: float) -> Tables:
+        """A table per variable with axes (itself, *later), and the least sum of all.
+
+        `weight` multiplies the cost: 0 leaves it out where it is finite.
+        """
+        waiting: List[Factor] = [(names, _weighted(values, weight)) for names, values in self.parts]
+        waiting += [((name,), values) for name, values in unary.items()]
+        found = {}
+        for name in self.order:
+            scope = (name, *self.later[name])
+            own = [factor for factor in waiting if name in factor[0]]
+            waiting = [factor for factor in waiting if name not in factor[0]]
+            table = np.zeros([self.sizes[each] for each in scope])
+            for names, values in own:
+                table += _spread(values, names, scope)
+            found[name] = table
+            waiting.append((scope[1:], table.min(axis=0)))
+        return found, sum(float(values) for _, values in waiting)
+
+    def choice(self, tables: Tables) -> Dict[str, int]:
+        """Levels of the least sum."""
+        chosen: Dict[str, int] = {}
+        for name in reversed(self.order):
+            chosen[name] = int(np.argmin(self.row(tables, name, chosen)))
+        return chosen
+
+    def row(self, tables: Tables, name: str, chosen: Mapping[str, int]) -> np.ndarray:
+        """Of a variable's table, a value per level where those eliminated later are chosen."""
+        return tables[0][name][(slice(None), *(chosen[each] for each in self.later[name]))]
+
+    def total(self, unary: Mapping[str, np.ndarray], chosen: Mapping[str, int], weight: float) -> float:
+        """The sum at a choice."""
+        cost = sum(float(values[tuple(chosen[name] for name in names)]) for names, values in self.parts)
+        return sum(float(values[chosen[name]]) for name, values in unary.items()) + (weight * cost if weight else 0.0)
+
+
+def _weighted(values: np.ndarray, weight: float) -> np.ndarray:
+    """The values times the weight; what is impossible stays so."""
+    return np.multiply(values, weight, out=np.full(values.shape, np.inf), where=np.isfinite(values))
+
+
+def _spread(values: np.ndarray, names: Sequence[str], scope: Sequence[str]) -> np.ndarray:
+    """Values over `names` as an array that broadcasts over `scope`."""
+    axes = [names.index(name) for name in scope if name in names]
+    shape = [values.shape[names.index(name)] if name in names else 1 for name in scope]
+    return np.transpose(values, axes).reshape(shape)
+
+
+def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tuple[List[str], Dict[str, Tuple]]:
+    """An order of elimination: next is what ties the fewest pairs anew, then the smallest table.
+
+    Also, per variable, those that it meets among the later ones. UserError: a table would be too large.
+    """
+    near: Dict[str, set] = {name: set() for name in sizes}
+    for names in scopes:
+        for a, b in combinations(names, 2):
+            near[a].add(b)
+            near[b].add(a)
+    order, later, left = [], {}, dict.fromkeys(sizes)
+
+    def price(name: str) -> Tuple[int, int, int]:
+        fill = sum(b not in near[a] for a, b in combinations(sorted(near[name]), 2))
+        return fill, int(np.prod([sizes[each] for each in (name, *near[name])], dtype=float)), positions[name]
+
+    positions = {name: i for i, name in enumerate(sizes)}
+    while left:
+        name = min(left, key=price)
+        if price(name)[1] > MAX_ENTRIES:
+            many = f"the widths of {', '.join([name, *sorted(near[name])][:4])} and others decide a cost together"
+            raise UserError(f"{many}: too many for an exact solution; give fewer levels per group", "search.width")
+        order.append(name)
+        later[name] = tuple(sorted(near[name], key=positions.__getitem__))
+        for a, b in combinations(later[name], 2):
+            near[a].add(b)
+            near[b].add(a)
+        for each in near.pop(name):
+            near[each].discard(name)
+        del left[name]
+    return order, later
+
+
+def _search(
+    problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float], max_nodes: int
+) -> Tuple[Dict[str, int], float]:
+    """The choice of least loss within the limit, if there is one, and a lower bound of it.
+
+    First the multiplier at which the dual is largest, by secants between a choice that is too dear and one that is not:
+    each is a corner of the convex hull, so that there are few. Then what no multiplier gives, depth first: of a
+    partial choice the tables say the least loss plus priced cost, and the least cost, of whatever completes it.
+    """
+    tables = problem.tables(losses, 0.0)
+    dear = problem.choice(tables)
+    dear_at = problem.total(losses, dear, 0.0), problem.total({}, dear, 1.0)
+    if limit is None or dear_at[1] <= limit:
+        return dear, dear_at[0]
+    cheap_tables = problem.tables({}, 1.0)
+    cheap = problem.choice(cheap_tables)
+    cheap_at = problem.total(losses, cheap, 0.0), problem.total({}, cheap, 1.0)
+    while True:
+        price = (cheap_at[0] - dear_at[0]) / (dear_at[1] - cheap_at[1])
+        tables = problem.tables(losses, price)
+        on_line = dear_at[0] + price * dear_at[1]
+        if tables[1] >= on_line - ROUNDING * max(1.0, abs(on_line)):
+            break
+        choice = problem.choice(tables)
+        at = problem.total(losses, choice, 0.0), problem.total({}, choice, 1.0)
+        if at[1] <= limit:
+            cheap, cheap_at = choice, at
+        else:
+            dear, dear_at = choice, at
+    start = _filled(problem, losses, cheap, limit)
+    return _between(problem, tables, cheap_tables, losses, price, limit, start, max_nodes)
+
+
+def _filled(
+    problem: _Eliminated, losses: Mapping[str, np.ndarray], choice: Dict[str, int], limit: float
+) -> Tuple[Dict[str, int], float]:
+    """A choice within the limit, made better one group at a time for as long as that is possible."""
+    choice = dict(choice)
+    of = {name: [part for part in problem.parts if name in part[0]] for name in problem.sizes}
+
+    def costs(name: str) -> np.ndarray:
+        """What the terms of a group cost at each of its levels."""
+        total = np.zeros(problem.sizes[name])
+        for names, values in of[name]:
+            total += values[tuple(slice(None) if each == name else choice[each] for each in names)]
+        return total
+
+    spent = problem.total({}, choice, 1.0)
+    while True:
+        best: Optional[Tuple[float, str, int, float]] = None
+        for name in problem.sizes:
+            own = costs(name)
+            after = spent - own[choice[name]] + own
+            gain = np.where(after <= limit, losses[name][choice[name]] - losses[name], -np.inf)
+            k = int(np.argmax(gain))
+            if gain[k] > 0 and (best is None or gain[k] > best[0]):
+                best = gain[k], name, k, after[k]
+        if best is None:
+            return choice, problem.total(losses, choice, 0.0)
+        _, name, k, spent = best
+        choice[name] = k
+
+
+def _between(
+    problem: _Eliminated,
+    tables: Tables,
+    cheap: Tables,
+    losses: Mapping[str, np.ndarray],
+    price: float,
+    limit: float,
+    best: Tuple[Dict[str, int], float],
+    max_nodes: int,
+) -> Tuple[Dict[str, int], float]:
+    """The best choice within the limit by branch and bound from `best`, and a lower bound of its loss.
+
+    Of every choice within the limit the loss is at least its priced sum less `price * limit`; the tables give that sum
+    for the best completion of a partial choice, and its least cost. Branches of the smallest sum come first. After
+    `max_nodes` what is still open bounds the loss.
+    """
+    names, offset = problem.order[::-1], price * limit
+    found, upper = best
+    # levels of the first names, bound of the loss, least cost
+    stack: List[Tuple[Dict[str, int], float, float]] = [({}, tables[1] - offset, cheap[1])]
+    n_nodes, open_bound = 0, np.inf
+    while stack:
+        chosen, bound, cost = stack.pop()
+        tolerance = ROUNDING * max(1.0, abs(upper))
+        if bound >= upper - tolerance:
+            continue
+        n_nodes += 1
+        if n_nodes > max_nodes:
+            open_bound = min(open_bound, bound)
+            continue
+        if len(chosen) == len(names):
+            loss = problem.total(losses, chosen, 0.0)
+            if loss < upper and problem.total({}, chosen, 1.0) <= limit:
+                found, upper = chosen, loss
+            continue
+        name = names[len(chosen)]
+        row, of_cost = (problem.row(of, name, chosen) for of in (tables, cheap))
+        bounds, costs = bound + (row - row.min()), cost + (of_cost - of_cost.min())
+        good = np.flatnonzero((costs <= limit) & (bounds < upper - tolerance))
+        for k in good[np.argsort(-bounds[good], kind="stable")]:  # the most promising is looked at next
+            stack.append(({**chosen, name: int(k)}, float(bounds[k]), float(costs[k])))
+    return found, min(upper, open_bound)

@@ -1,0 +1,99 @@
+"""Widths under a budget against brute force, on hundreds of small random graphs with ties; and on real networks."""
+
+from itertools import product as all_choices
+
+import numpy as np
+import pytest
+from networks import shape_only
+
+from gcp.cost.analytic import macs
+from gcp.cost.base import Cost, Term, product
+from gcp.errors import UserError
+from gcp.search import solvers
+
+
+def random_problem(seed):
+    """Up to six groups of up to four levels; small whole numbers, so that many choices are alike."""
+    rng = np.random.default_rng(seed)
+    names = "abcdef"[: rng.integers(2, 7)]
+    levels = {name: np.sort(rng.choice(np.arange(1, 9), rng.integers(1, 5), replace=False)).tolist() for name in names}
+    terms = [product(float(rng.integers(1, 4)), name) for name in names] + [product(2.0)]
+    for _ in range(rng.integers(0, 8)):
+        a, b = rng.choice(list(names), 2)
+        terms.append(product(float(rng.integers(1, 3)), str(a), str(b)))
+    if rng.random() < 0.5:  # a staircase that is not monotone, as latencies are
+        terms.append(Term((names[0], names[-1]), lambda a, b: float((3 * a + 5 * b) % 7)))
+    combine = "max" if seed % 5 == 0 else "sum"
+    gains = {name: np.sort(rng.integers(0, 5, len(of))).astype(float) for name, of in levels.items()}
+    return gains, levels, Cost(terms, combine)
+
+
+def brute_force(gains, levels, cost, limit):
+    """The largest value within the limit, and the least cost of all."""
+    best, least = -np.inf, np.inf
+    for choice in all_choices(*[range(len(of)) for of in levels.values()]):
+        price = cost({name: levels[name][k] for name, k in zip(levels, choice)})
+        least = min(least, price)
+        if price <= limit * (1 + 1e-9):
+            best = max(best, sum(gains[name][k] for name, k in zip(levels, choice)))
+    return best, least
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_the_best_widths_are_those_of_brute_force(part):
+    n_refused = 0
+    for seed in range(100 * part, 100 * part + 100):
+        gains, levels, cost = random_problem(seed)
+        top = cost({name: of[-1] for name, of in levels.items()})
+        for share in (0.15, 0.4, 0.7, 1.2):
+            best, least = brute_force(gains, levels, cost, share * top)
+            if np.isinf(best):
+                n_refused += 1
+                with pytest.raises(UserError) as error:
+                    solvers.solve(gains, levels, cost, share * top)
+                assert error.value.key == "search.limit"
+                assert not cost.is_sum or f"{least:.6g} is left" in str(error.value)
+                continue
+            found = solvers.solve(gains, levels, cost, share * top)
+            assert found.value == best and found.bound == pytest.approx(best) and found.gap < 1e-9, (seed, share)
+            assert found.cost == cost(found.widths) <= share * top * (1 + 1e-9)
+            assert found.value == sum(gains[n][levels[n].index(w)] for n, w in found.widths.items())
+    assert n_refused > 0
+
+
+def test_where_the_search_between_multipliers_stops_the_bound_is_still_one():
+    """No node at all: what a multiplier gives, made better group by group; the bound is the dual's."""
+    n_open = 0
+    for seed in range(60):
+        gains, levels, cost = random_problem(seed)
+        limit = 0.5 * cost({name: of[-1] for name, of in levels.items()})
+        best, _ = brute_force(gains, levels, cost, limit)
+        if np.isfinite(best):
+            found = solvers.solve(gains, levels, cost, limit, max_nodes=0)
+            assert found.cost <= limit * (1 + 1e-9) and found.value <= best <= found.bound + 1e-9
+            n_open += found.gap > 0
+    assert n_open > 5
+
+
+def test_a_network_with_residual_ties():
+    """ResNet-18 on a grid: nothing that a change of two groups' widths gives is better, and the gap is small."""
+    net = shape_only("resnet18_v1b", (3, 32, 32))
+    cost, rng = macs(net), np.random.default_rng(0)
+    levels = {name: [max(8, n * k // 8) for k in range(1, 9)] for name, n in net.widths.items()}
+    gains = {name: np.cumsum(np.sort(rng.random(8))[::-1]) for name in levels}
+    found = solvers.solve(gains, levels, cost, 0.3 * cost(net.widths))
+    assert found.cost <= 0.3 * cost(net.widths) and 0 <= found.gap < 0.01
+    for a, b in all_choices(levels, levels):
+        for i, j in all_choices(range(8), range(8)):
+            other = {**found.widths, a: levels[a][i], b: levels[b][j]}
+            if cost(other) <= 0.3 * cost(net.widths):
+                assert sum(gains[n][levels[n].index(w)] for n, w in other.items()) <= found.value + 1e-9
+
+
+def test_what_is_too_tightly_tied_is_refused():
+    names = [f"g{i}" for i in range(12)]
+    cost = Cost([product(1.0, a, b) for a in names for b in names if a < b])
+    levels = {name: list(range(1, 41)) for name in names}
+    with pytest.raises(UserError) as error:
+        solvers.solve({name: np.arange(40.0) for name in names}, levels, cost, 10.0**6)
+    assert error.value.key == "search.width"
