@@ -23,6 +23,7 @@ class Stream(Enum):
     STATISTICS = (None, 4)  # images and dropout of recomputed batch-norm statistics
     RECONSTRUCTION = (None, 5)  # images and places that weights are fitted to after a cut
     SCRATCH = (0, 6)  # new weights for a pruned network
+    SPARSITY = (None, 8)  # training with a penalty on scales
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
 
     def seed(self, seed: int, iteration: int = 0) -> int:

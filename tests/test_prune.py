@@ -132,7 +132,7 @@ def test_variables_are_scales_shifts_and_the_output_layer(net):
 
 
 def test_relative_lambda_brings_a_free_channel_of_mean_scale_to_zero(net):
-    strength = gcp_method.absolute_penalty(net, 1.0, lr=0.02, n_steps=50)
+    strength = criteria.absolute_penalty(net, 1.0, lr=0.02, n_steps=50)
     scales = [np.sqrt(sum(net.arrays[net.norm_arrays(n)[0]].astype(float) ** 2 for n in g.norms)) for g in net.groups]
     assert 50 * 0.02 * strength == pytest.approx(np.concatenate(scales).mean(), rel=1e-5)
 

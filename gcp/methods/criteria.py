@@ -46,6 +46,15 @@ def unit_variances(net: Network) -> Dict[str, np.ndarray]:
     return net.by_unit(scales)
 
 
+def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float:
+    """The lambda of eq. 6 for a relative one, so that one value of `prune.gcp.lam` means the same on every network.
+
+    At `lam` = 1 a channel of mean scale and mean cost, with no gradient to hold it, just reaches zero in `n_steps`.
+    """
+    scales = np.concatenate([np.sqrt(v) for v in unit_variances(net).values()])
+    return lam * float(scales.mean()) / (lr * n_steps)
+
+
 def paper_scores(net: Network) -> Dict[str, np.ndarray]:
     """Eq. 3: `gamma_j^2 * ||W[:, j]||_F^2` per unit of each group.
 

@@ -19,7 +19,7 @@ from gcp.graph.network import Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
 from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score, unit_variances
+from gcp.methods.criteria import CRITERIA, absolute_penalty, images_to_score
 from gcp.options import listed
 from gcp.seeds import Stream
 
@@ -86,15 +86,6 @@ def channel_penalties(net: Network, cost: Cost) -> Dict[str, float]:
 def fraction_kept(t: int, n: int, target: float, schedule: str) -> float:
     """Fraction of the original cost to keep after iteration t of n: equal steps (the paper's) or equal ratios."""
     return 1 - t / n * (1 - target) if schedule == "equal" else target ** (t / n)
-
-
-def absolute_penalty(net: Network, lam: float, lr: float, n_steps: int) -> float:
-    """The lambda of eq. 6 for a relative one, so that one value of `prune.gcp.lam` means the same on every network.
-
-    At `lam` = 1 a channel of mean scale and mean cost, with no gradient to hold it, just reaches zero in `n_steps`.
-    """
-    scales = np.concatenate([np.sqrt(v) for v in unit_variances(net).values()])
-    return lam * float(scales.mean()) / (lr * n_steps)
 
 
 @METHODS.register("gcp", GcpOptions)

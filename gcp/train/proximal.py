@@ -1,4 +1,4 @@
-"""The regularise step of GCP (eq. 6): proximal gradient on scales, shifts and the output layer."""
+"""Proximal gradient: the regularise step of GCP (eq. 6) on scales, shifts and the output layer; network slimming's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Dict, List, Mapping, Tuple
 import numpy as np
 
 from gcp.backend.engine import autograd, mx
+from gcp.graph.channels import is_norm
 from gcp.graph.network import Network
 from gcp.train import optimisers
 
@@ -125,6 +126,25 @@ class ProximalSGD:
             self._vectors[k][:] = state[f"value:{k}"]
             self._velocity[k][:] = state[f"velocity:{k}"]
         self._rest.restore({k[len("rest:") :]: v for k, v in state.items() if k.startswith("rest:")})
+
+
+class SparseSGD(optimisers.SGD):
+    """SGD on all weights, and a soft threshold of `lr * penalty` on the scales of batch norm after each step.
+
+    Each scale counts by itself (Liu et al., ICCV 2017, eq. 1), also where an addition ties its channel to others.
+    """
+
+    def __init__(self, net: Network, block, penalty: float, momentum: float, wd: float) -> None:
+        super().__init__(block, momentum, wd)
+        names = {net.nodes[node.inputs[1][0]].name for i, node in enumerate(net.nodes) if is_norm(net, i)}
+        self._penalty, self._scales = penalty, [p for name, p in self._params.items() if name in names]
+
+    def step(self, lr: float, batch: int) -> None:
+        """One update of every array, then the threshold."""
+        super().step(lr, batch)
+        for p in self._scales:
+            value = p.data()
+            mx.nd.elemwise_mul(mx.nd.sign(value), mx.nd.relu(mx.nd.abs(value) - lr * self._penalty), out=value)
 
 
 def _flat_views(params) -> Tuple[Tuple[int, ...], List[mx.nd.NDArray]]:
