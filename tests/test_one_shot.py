@@ -53,7 +53,7 @@ def test_weights_are_those_of_least_squares(how, every_place):
     fitted = reconstruct.reconstruct(net, small, keep, batches, 1)
 
     def tensor(network, name):
-        return reconstruct._tensors(network, [(network.index[name], 0)])(mx.nd.array(x))[0]
+        return reconstruct.tensors_of(network, [(network.index[name], 0)])(mx.nd.array(x))[0]
 
     read, wanted = tensor(small, "relu"), tensor(net, "second")
     (kh, kw), stride = HOW[how]["kernel"], HOW[how].get("stride", (1, 1))

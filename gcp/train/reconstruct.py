@@ -38,24 +38,27 @@ def reconstruct(net: Network, small: Network, keep: Mapping[str, Sequence[int]],
     images = [x for x, _ in islice(batches.since(0), n)]
     calls = {call.node.name: call for call in net.structure.calls.values()}
     layers = [
-        _Layer(small, i, calls[call.node.name], _kept(net, calls[call.node.name], keep), batches.seed)
+        Layer(small, i, kept_outputs(net, calls[call.node.name], keep), batches.seed)
         for i, call in small.structure.calls.items()
-        if call.node.name in calls and _is_fitted(small, call)
+        if call.node.name in calls and can_be_fitted(small, call)
     ]
     while layers:
         together = layers[: max(1, int(np.searchsorted(np.cumsum([layer.n_bytes for layer in layers]), MEMORY)))]
-        outputs = _tensors(net, [(net.index[layer.name], 0) for layer in together])
+        outputs = tensors_of(net, [(net.index[layer.name], 0) for layer in together])
         wanted = [[] for _ in together]
         for number, x in enumerate(images):
             for layer, y, rows in zip(together, outputs(x), wanted):
                 rows.append(layer.sampled(y[:, layer.kept], number))
         for layer, rows in zip(together, wanted):
-            small = small.with_arrays(layer.fitted(net, small, images, rows))
+            inputs, sums = tensors_of(small, [layer.call.node.inputs[0]]), Sums(layer, small)
+            for number, (x, y) in enumerate(zip(images, rows)):
+                sums.add(layer.read(inputs(x)[0], number), y)
+            small = small.with_arrays(layer.fitted(net, small, *sums.solved()))
         layers = layers[len(together) :]
     return small
 
 
-def _is_fitted(net: Network, call: Call) -> bool:
+def can_be_fitted(net: Network, call: Call) -> bool:
     """Whether it is a conv of two dimensions or a dense layer with arrays of its own, and does not read the image."""
     if call.node.op not in ("Convolution", "FullyConnected") or call.shares or call.node.inputs[0][0] == net.data:
         return False
@@ -63,18 +66,24 @@ def _is_fitted(net: Network, call: Call) -> bool:
     return len(call.out_shapes[0]) == (2 if dense else 4) and (not dense or bool(call.node.literal("flatten", True)))
 
 
-def _kept(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
+def kept_outputs(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Which outputs of a layer of the whole network are left."""
     alive, n = alive_units(net, keep), call.out_shapes[0][1]
     labels = call.outs[0].labels if call.outs[0] is not None else np.full(n, -1)
     return np.flatnonzero((labels < 0) | alive[labels])
 
 
-class _Layer:
-    """One layer of the pruned network: which of its outputs are looked at, and its new arrays."""
+class Layer:
+    """A conv or dense layer of a pruned network: which of its outputs are looked at, and its new arrays.
 
-    def __init__(self, small: Network, i: int, whole: Call, kept: np.ndarray, seed: int) -> None:
-        self.i, self.call, self.name, self.kept, self._seed = i, small.structure.calls[i], whole.node.name, kept, seed
+    `kept`: which outputs of the same layer of the whole network are left.
+    """
+
+    def __init__(self, small: Network, i: int, kept: np.ndarray, seed: int) -> None:
+        self.i, self.call, self.kept, self._seed = i, small.structure.calls[i], kept, seed
+        self.name = self.call.node.name
+        bias = small.bias(self.name)
+        self.bias = None if bias is None else small.arrays[bias]
         self._places = self.call.out_shapes[0][2:]
 
     @property
@@ -109,38 +118,39 @@ class _Layer:
         read = x[image[..., None, None], rows[..., :, None], columns[..., None, :]]  # (images, places, kh, kw, inputs)
         return read.transpose(0, 1, 4, 2, 3).reshape(read.shape[0] * read.shape[1], -1)
 
-    def fitted(
-        self, net: Network, small: Network, images: List[mx.nd.NDArray], wanted: List[np.ndarray]
-    ) -> Dict[str, np.ndarray]:
-        """The arrays that change, by name; `wanted`: per batch what `sampled` gives for the whole network."""
-        weight = small.arrays[small.weight(self.name)]
-        bias = None if small.bias(self.name) is None else small.arrays[small.bias(self.name)]
-        norm = _norm_behind(small, self.i) if bias is None else None
+    def weights(self, net: Network) -> np.ndarray:
+        """The layer's weights in `net`, (groups, inputs x taps, outputs), float64."""
+        weight = net.arrays[net.weight(self.name)]
         groups = int(self.call.node.literal("num_group", 1)) if weight.ndim == 4 else 1
-        before = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
-        sums = _Sums(before, centred=bias is not None or norm is not None)
-        inputs = _tensors(small, [self.call.node.inputs[0]])
-        for number, (x, y) in enumerate(zip(images, wanted)):
-            rows = self.read(inputs(x)[0], number)
-            y = y - (0 if bias is None else bias)
-            sums.add(rows.reshape(len(rows), groups, -1), y.reshape(len(y), groups, -1))
-        change, left = sums.solved()
-        found = {small.weight(self.name): (before + change).swapaxes(1, 2).reshape(weight.shape)}
+        return weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
+
+    def norm(self, net: Network) -> Optional[str]:
+        """The batch norm whose running mean stands for the bias that the layer does not have."""
+        return norm_behind(net, net.index[self.name]) if net.bias(self.name) is None else None
+
+    def fitted(self, whole: Network, small: Network, weights: np.ndarray, left: np.ndarray) -> Dict[str, np.ndarray]:
+        """The arrays that change in `small`, by name: its weights, as `weights` has them, and what takes up `left`."""
+        name, bias, norm = small.weight(self.name), small.bias(self.name), self.norm(small)
+        found = {name: weights.swapaxes(1, 2).reshape(small.arrays[name].shape)}
         if bias is not None:
-            found[small.bias(self.name)] = bias + left
+            found[bias] = left if self.bias is None else self.bias + left
         if norm is not None:
-            of_whole = net.arrays[net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name][self.kept]
-            found[small.nodes[small.nodes[small.index[norm]].inputs[3][0]].name] = of_whole - left
+            found[_mean(small, norm)] = whole.arrays[_mean(whole, norm)][self.kept] - left
         return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
 
 
-def _norm_behind(net: Network, i: int) -> Optional[str]:
+def _mean(net: Network, norm: str) -> str:
+    """The name of a norm's running mean."""
+    return net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name
+
+
+def norm_behind(net: Network, i: int) -> Optional[str]:
     """The batch norm that alone reads node i."""
     readers = net.readers[i, 0]
     return net.nodes[readers[0]].name if len(readers) == 1 and is_norm(net, readers[0]) else None
 
 
-def _tensors(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray], List[np.ndarray]]:
+def tensors_of(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray], List[np.ndarray]]:
     """Tensors of the network as a function of the images."""
     inside = to_symbol(net).get_internals()
     known = set(inside.list_outputs())
@@ -159,39 +169,58 @@ def _tensors(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray
     return outputs
 
 
-class _Sums:
-    """Normal equations of a ridge regression of what is left over on the inputs, per group; summed over the ranks.
+class Sums:
+    """Normal equations of what a layer of `net` should say on what it reads, per group; summed over the ranks.
 
-    `centred`: with an intercept. `before`: (groups, inputs, outputs), where the weights start from.
+    Of a ridge regression of what is left over, around the weights that the layer has in `net`. With an intercept where
+    something can take it up.
     """
 
-    def __init__(self, before: np.ndarray, centred: bool) -> None:
-        self._before, self._centred = before, centred
-        groups, n_in, n_out = before.shape
-        self._n = 0
-        self._xx, self._xr = np.zeros((groups, n_in, n_in)), np.zeros((groups, n_in, n_out))
-        self._x, self._r = np.zeros((groups, n_in)), np.zeros((groups, n_out))
+    def __init__(self, layer: Layer, net: Network) -> None:
+        self.before = layer.weights(net)
+        self._bias = layer.bias
+        self._centred = self._bias is not None or layer.norm(net) is not None
+        groups, n_in, n_out = self.before.shape
+        self._n, self._sums = 0, [np.zeros((groups, n_in, n_in)), np.zeros((groups, n_in, n_out))]
+        self._sums += [np.zeros((groups, n_in)), np.zeros((groups, n_out))]
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Samples: what is read (n, groups, inputs), and what should come out (n, groups, outputs)."""
-        x, y = (a.swapaxes(0, 1).astype(np.float64) for a in (x, y))
-        r = y - x @ self._before
+        """Samples: what is read (n, inputs x taps), and what should come out (n, outputs)."""
+        groups = len(self.before)
+        y = y if self._bias is None else y - self._bias
+        x, y = (a.reshape(len(a), groups, -1).swapaxes(0, 1).astype(np.float64) for a in (x, y))
+        r = y - x @ self.before
         self._n += x.shape[1]
-        self._xx += x.swapaxes(1, 2) @ x
-        self._xr += x.swapaxes(1, 2) @ r
-        self._x += x.sum(1)
-        self._r += r.sum(1)
+        for total, more in zip(self._sums, (x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ r, x.sum(1), r.sum(1))):
+            total += more
 
-    def solved(self) -> Tuple[np.ndarray, np.ndarray]:
-        """The change of the weights (groups, inputs, outputs), and what stays over on average (outputs,)."""
-        parts = [np.array([self._n], np.float64), self._xx, self._xr, self._x, self._r]
+    def moments(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Means over all samples: x x', x r', x and r, with r what the present weights leave over.
+
+        The first two are about their means where there is an intercept.
+        """
+        parts = [np.array([self._n], np.float64), *self._sums]
         flat = process_group().all_reduce_floats(np.concatenate([p.ravel() for p in parts]))
         n, *sums = np.split(flat, np.cumsum([p.size for p in parts])[:-1])
         xx, xr, x, r = (s.reshape(p.shape) / n[0] for s, p in zip(sums, parts[1:]))
         if self._centred:
             xx, xr = xx - x[:, :, None] * x[:, None, :], xr - x[:, :, None] * r[:, None, :]
+        return xx, xr, x, r
+
+    def solved(self, rows: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
+        """The weights (groups, inputs x taps, outputs), and what stays over on average (outputs,).
+
+        `rows`: which of the inputs x taps are left, of a layer of one group; all by default.
+        """
+        (xx, xr, x, r), before = self.moments(), self.before
+        if rows is not None:
+            gone = np.setdiff1d(np.arange(before.shape[1]), rows)
+            # What the inputs that go said is left over as well.
+            xr = xr[:, rows] + xx[:, rows][:, :, gone] @ before[:, gone]
+            r = r + np.einsum("gi,gio->go", x[:, gone], before[:, gone])
+            xx, x, before = xx[:, rows][:, :, rows], x[:, rows], before[:, rows]
         variance = np.trace(xx, axis1=1, axis2=2)[:, None, None] / xx.shape[1]
         ridge = RIDGE * np.maximum(variance, 1e-12) * np.eye(xx.shape[1])
         change = np.linalg.solve(xx + ridge, xr)
         left = (r - np.einsum("gi,gio->go", x, change)).reshape(-1) if self._centred else np.zeros(r.size)
-        return change, left
+        return before + change, left

@@ -1,0 +1,60 @@
+"""GCP's widths, filled from the dense network: the combination that the paper leaves for later (section 6).
+
+GCP says how wide every layer is to be; ThiNet or CP says which channels of the dense network these are, and fits the
+weights that read them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from gcp.cost.base import COSTS
+from gcp.errors import UserError
+from gcp.methods.base import METHODS, Outcome, Problem, Run, whole_batches, with_new_statistics
+from gcp.methods.cp import by_lasso
+from gcp.methods.gcp import GcpOptions
+from gcp.methods.layerwise import LayerwiseOptions, prunable_sizes, reconstructed
+from gcp.methods.thinet import least_missed
+
+CHOICES = {"thinet": least_missed, "cp": by_lasso}
+
+
+class GcpReconstructedOptions(GcpOptions):
+    """GCP's schedule, and how its widths are filled."""
+
+    selection: Literal[tuple(CHOICES)] = Field("thinet", description="the method that picks channels and weights")
+    n_images_seen: int = Field(
+        512, ge=1, le=10**6, description="training images that each layer is looked at with, in whole batches"
+    )
+
+    def label(self, cost: str) -> str:
+        """GCP's name for the cost, and who fills its widths."""
+        return f"{COSTS[cost].method}, then {METHODS.options[self.selection]().label(cost)}"
+
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
+        """GCP's, what the layers are looked at with, and what is renewed once more."""
+        return (
+            super().n_images(n_train, batch, n_renewed) + whole_batches(self.n_images_seen, n_train, batch) + n_renewed
+        )
+
+
+@METHODS.register("gcp_reconstructed", GcpReconstructedOptions)
+def gcp_reconstructed(problem: Problem, options: GcpReconstructedOptions, run: Run) -> Outcome:
+    """Run GCP for its widths, then prune the network that it began with to these, layer by layer.
+
+    UserError: a group's readers cannot be fitted, before anything is computed.
+    """
+    for name in problem.net.widths.keys() - prunable_sizes(problem.net, "all").keys():
+        wrong = f"what reads the channels of '{name}' cannot be fitted by least squares"
+        raise UserError(f"method gcp_reconstructed: {wrong}; set prune.method to gcp", "method.network")
+    found = METHODS["gcp"](problem, options, run)
+    layerwise = LayerwiseOptions(where="all", n_images_seen=options.n_images_seen)
+    net = reconstructed(replace(problem, iteration=0), found.network.widths, layerwise, CHOICES[options.selection])
+    net, n_statistics = with_new_statistics(problem, net)
+    n = whole_batches(options.n_images_seen, len(problem.data.train), problem.batch)
+    images = Counter(found.images) + Counter({"selection": n, "statistics": n_statistics})
+    return Outcome(net, dict(images), found.history)
