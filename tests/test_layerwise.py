@@ -169,7 +169,7 @@ def test_a_budget_that_cannot_be_met_inside_blocks_is_refused_before_anything_is
     with pytest.raises(
         UserError, match="inside residual blocks alone; give a target of at least 0.0.*set `where` to all"
     ):
-        METHODS["thinet"](problem_of(net, 0.02, n=0), METHODS.options["thinet"](), RUN)
+        METHODS.options["thinet"]().check(net, problem_of(net, 0.02).budget)
 
 
 def test_several_readers_and_a_depthwise_conv_between():

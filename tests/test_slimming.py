@@ -77,10 +77,13 @@ def test_with_more_penalty_more_scales_are_zero(net, tmp_path):
     assert n_zero[0] == 0 < n_zero[1]
 
 
-def test_a_network_without_scales_is_refused_before_anything_is_trained(tmp_path):
+@pytest.mark.parametrize(
+    "method, how", [("slimming", {}), ("one_shot", {"criterion": "bn_scale"}), ("gcp", {"score": "bn_scale"})]
+)
+def test_a_network_without_scales_is_refused_before_anything_is_trained(method, how):
     x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(1, 1), name="bare")
     x = mx.sym.Pooling(mx.sym.relu(x), global_pool=True, pool_type="avg")
     bare = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8))
     with pytest.raises(UserError) as error:
-        METHODS["slimming"](problem_of(bare), METHODS.options["slimming"](), SimpleNamespace(path=tmp_path, log=None))
-    assert error.value.key == "criterion.network" and not list(tmp_path.iterdir())
+        METHODS.options[method](**how).check(bare, problem_of(bare).budget)
+    assert error.value.key == "criterion.network"

@@ -52,8 +52,7 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
     budget = budget_of(cfg, start, latency_model(cfg, start))
-    if cfg.prune.options.PRUNES:
-        budget.check(start.widths)
+    cfg.prune.options.check(start, budget)
     if cfg.finetune.includes_pruning:
         n, per_epoch = images_to_prune(cfg, len(data.train)), data.train.n_batches(cfg.data.batch)
         if n > (most := cfg.finetune.all_epochs * per_epoch * cfg.data.batch):

@@ -28,6 +28,11 @@ class MethodOptions(Options):
         """What tables call the method when `cost` is what channels are weighed against."""
         raise NotImplementedError
 
+    def check(self, net: Network, budget: Budget) -> None:
+        """UserError: the method cannot prune this network, or not as far. Asked before anything is trained."""
+        if self.PRUNES:
+            budget.check(net.widths)
+
     def variant(self) -> Dict[str, str]:
         """Options by which tables tell rows of this method apart even where only one value is there."""
         return {}

@@ -17,12 +17,18 @@ from gcp.seeds import Stream
 
 Scores = Dict[str, np.ndarray]  # per group, one number per channel; the lowest go first
 # A criterion is registered as a function Problem -> Scores. With `per_cost=True` its scores are parts of something that
-# a cost is to be weighed against; `n_images(training images)` says how many it looks at.
+# a cost is to be weighed against; `n_images(training images)` says how many it looks at; `check(net)` is a UserError
+# where it cannot rank a network's channels.
 CRITERIA: Registry[Callable[[Problem], Scores]] = Registry("criterion")
 
 # Squared slopes are averaged over batches: of the same images, many small batches tell more than a few large ones.
 SCORING_BATCH = 16
 FISHER_IMAGES = 1024  # that `group_fisher` looks at, one by one
+
+
+def check_criterion(criterion: str, net: Network) -> None:
+    """UserError: the criterion cannot rank the channels of this network."""
+    getattr(CRITERIA[criterion], "check", lambda net: None)(net)
 
 
 def ranked_by(criterion: str, problem: Problem, per_cost: Optional[bool] = None) -> Scores:
@@ -215,13 +221,9 @@ def fpgm(problem: Problem) -> Scores:
     return problem.net.by_unit({layer: cdist(w, w).sum(1) for layer, w in filters(problem.net)})
 
 
-@CRITERIA.register("bn_scale")
-def bn_scale(problem: Problem) -> Scores:
-    """The absolute scale of a channel in batch norm, over all norms that scale it (Liu et al., ICCV 2017).
-
-    UserError: a group has no batch norm with scales of its own.
-    """
-    net = fold_gates(problem.net)
+def _scales(net: Network) -> Scores:
+    """The absolute scale of each unit, over all norms that scale it. UserError: a group has none."""
+    net = fold_gates(net)
     total, found = np.zeros(len(net.structure.group_of) + 1), np.zeros(len(net.structure.group_of) + 1, bool)
     for call in net.structure.calls.values():
         scale = net.nodes[call.node.inputs[1][0]] if call.operator.is_norm else None
@@ -233,6 +235,12 @@ def bn_scale(problem: Problem) -> Scores:
             wrong = f"the channels of '{g.name}' have no batch norm with scales that are trained"
             raise UserError(f"criterion bn_scale: {wrong}; take another criterion, such as l1", "criterion.network")
     return {g.name: total[g.start : g.start + g.size] for g in net.groups}
+
+
+@CRITERIA.register("bn_scale", check=_scales)
+def bn_scale(problem: Problem) -> Scores:
+    """The absolute scale of a channel in batch norm, over all norms that scale it (Liu et al., ICCV 2017)."""
+    return _scales(problem.net)
 
 
 @CRITERIA.register("random")

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Dict, Literal, Optional, Tuple
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp.cost.base import COSTS, Cost
+from gcp.cost.base import COSTS, Budget, Cost
 from gcp.graph.network import Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
 from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, absolute_penalty, images_to_score
+from gcp.methods.criteria import CRITERIA, absolute_penalty, check_criterion, images_to_score
 from gcp.options import listed
 from gcp.seeds import Stream
 
@@ -51,6 +51,11 @@ class GcpOptions(MethodOptions):
     )
 
     _lists = field_validator("lam", mode="before")(listed)
+
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`."""
+        super().check(net, budget)
+        check_criterion(self.score, net)
 
     def label(self, cost: str) -> str:
         """The paper's names, by what a channel is weighed against."""

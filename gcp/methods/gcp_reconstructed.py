@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from gcp.cost.base import COSTS
+from gcp.cost.base import COSTS, Budget
 from gcp.errors import UserError
+from gcp.graph.network import Network
 from gcp.methods.base import METHODS, Outcome, Problem, Run, whole_batches, with_new_statistics
 from gcp.methods.cp import by_lasso
 from gcp.methods.gcp import GcpOptions
@@ -31,6 +32,13 @@ class GcpReconstructedOptions(GcpOptions):
         512, ge=1, le=10**6, description="training images that each layer is looked at with, in whole batches"
     )
 
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: every group's readers have to be of a kind that can be fitted."""
+        super().check(net, budget)
+        for name in net.widths.keys() - prunable_sizes(net, "all").keys():
+            wrong = f"what reads the channels of '{name}' cannot be fitted by least squares"
+            raise UserError(f"method gcp_reconstructed: {wrong}; set prune.method to gcp", "method.network")
+
     def label(self, cost: str) -> str:
         """GCP's name for the cost, and who fills its widths."""
         return f"{COSTS[cost].method}, then {METHODS.options[self.selection]().label(cost)}"
@@ -44,13 +52,7 @@ class GcpReconstructedOptions(GcpOptions):
 
 @METHODS.register("gcp_reconstructed", GcpReconstructedOptions)
 def gcp_reconstructed(problem: Problem, options: GcpReconstructedOptions, run: Run) -> Outcome:
-    """Run GCP for its widths, then prune the network that it began with to these, layer by layer.
-
-    UserError: a group's readers cannot be fitted, before anything is computed.
-    """
-    for name in problem.net.widths.keys() - prunable_sizes(problem.net, "all").keys():
-        wrong = f"what reads the channels of '{name}' cannot be fitted by least squares"
-        raise UserError(f"method gcp_reconstructed: {wrong}; set prune.method to gcp", "method.network")
+    """Run GCP for its widths, then prune the network that it began with to these, layer by layer."""
     found = METHODS["gcp"](problem, options, run)
     layerwise = LayerwiseOptions(where="all", n_images_seen=options.n_images_seen)
     net = reconstructed(replace(problem, iteration=0), found.network.widths, layerwise, CHOICES[options.selection])

@@ -50,25 +50,29 @@ class LayerwiseOptions(MethodOptions):
         512, ge=1, le=10**6, description="training images that each layer is looked at with, in whole batches"
     )
 
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: the groups that may be cut have to suffice."""
+        super().check(net, budget)
+        sizes = prunable_sizes(net, self.where)
+        lowest = _of_part(budget, net.widths).lowest(sizes) if sizes else 1.0
+        if lowest > budget.target:
+            inside = self.where == "inside"
+            what = "channels inside residual blocks" if inside else "channels that can be fitted by least squares"
+            fix = f"give a target of at least {np.ceil(1e4 * lowest) / 1e4:.4f}{', or set `where` to all' * inside}"
+            raise UserError(
+                f"prune.target: {budget.target:g} cannot be reached by {what} alone; {fix}", "budget.target"
+            )
+
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """What the layers are looked at with, the same images for all, and what is renewed."""
         return whole_batches(self.n_images_seen, n_train, batch) + n_renewed
 
 
 def prune_layerwise(problem: Problem, options: LayerwiseOptions, choose: Choice, run: Run) -> Outcome:
-    """The same fraction of every group that may be cut, its channels by `choose`, its readers by least squares.
-
-    UserError: the budget cannot be met by these groups, before anything is computed.
-    """
+    """The same fraction of every group that may be cut, its channels by `choose`, its readers by least squares."""
     budget = problem.budget
     sizes = prunable_sizes(problem.net, options.where)
     part = _of_part(budget, problem.net.widths)
-    lowest = part.lowest(sizes) if sizes else 1.0
-    if lowest > budget.target:
-        what = "channels inside residual blocks" if options.where == "inside" else "channels that convs and dense read"
-        fix = f"give a target of at least {np.ceil(1e4 * lowest) / 1e4:.4f}"
-        fix += ", or set `where` to all" if options.where == "inside" else ""
-        raise UserError(f"prune.target: {budget.target:g} cannot be reached by {what} alone; {fix}", "budget.target")
 
     def small(aim: float) -> Network:
         return reconstructed(

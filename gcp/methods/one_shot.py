@@ -7,10 +7,12 @@ from typing import Dict, Literal, Optional
 
 from pydantic import Field
 
+from gcp.cost.base import Budget
+from gcp.graph.network import Network
 from gcp.graph.surgery import fold_gates, with_gates
 from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, images_to_score
+from gcp.methods.criteria import CRITERIA, check_criterion, images_to_score
 
 
 class OneShotOptions(MethodOptions):
@@ -27,6 +29,11 @@ class OneShotOptions(MethodOptions):
         description="true: a score is divided by what a channel of its group costs before groups are compared; false: "
         "it is not; by default that is up to the criterion",
     )
+
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`."""
+        super().check(net, budget)
+        check_criterion(self.criterion, net)
 
     def label(self, cost: str) -> str:
         """With the criterion."""

@@ -14,10 +14,11 @@ from typing import Dict, Tuple
 
 from pydantic import Field
 
+from gcp.cost.base import Budget
 from gcp.graph.network import Network
 from gcp.methods.allocation import chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
-from gcp.methods.criteria import CRITERIA, absolute_penalty
+from gcp.methods.criteria import absolute_penalty, check_criterion
 from gcp.seeds import Stream
 
 
@@ -39,6 +40,11 @@ class SlimmingOptions(MethodOptions):
         """Its name in the literature."""
         return "Network slimming"
 
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: every group needs scales."""
+        super().check(net, budget)
+        check_criterion("bn_scale", net)
+
     def n_steps(self, n_batches: int) -> int:
         """Steps with penalty, with `n_batches` batches an epoch."""
         return max(1, round(self.epochs * n_batches))
@@ -50,17 +56,13 @@ class SlimmingOptions(MethodOptions):
 
 @METHODS.register("slimming", SlimmingOptions)
 def slimming(problem: Problem, options: SlimmingOptions, run: Run) -> Outcome:
-    """Train with the penalty, then rank the channels of all groups by their scales and drop the lowest.
-
-    UserError: a group has no scales, before anything is trained.
-    """
+    """Train with the penalty, then rank the channels of all groups by their scales and drop the lowest."""
     from gcp.train import checkpoints, loop, schedules
     from gcp.train.losses import Objective
     from gcp.train.proximal import SparseSGD
     from gcp.train.steps import OrdinaryStep
     from gcp.train.tasks import TASKS
 
-    CRITERIA["bn_scale"](problem)
     data, seed, task = problem.data, Stream.SPARSITY.seed(problem.seed), TASKS[problem.task]
     n_steps = options.n_steps(data.train.n_batches(problem.batch))
     # The area under half a cosine is half of what a constant rate would give.
