@@ -31,6 +31,8 @@ setup(
         "adjustText>=1.4,<2",
         "scipy>=1.10,<1.16",
         "scikit-learn>=1.3,<1.8",
+        "optuna>=4.2,<6",
+        "sqlalchemy>=2.0,<3",
         "pydantic>=2.5,<3",
         # Lets pydantic read annotations such as `int | None` under Python 3.9.
         "eval-type-backport>=0.2; python_version < '3.10'",
@@ -55,6 +57,8 @@ setup(
         "torch": TORCH,
         # What scripts/coverage.py and comparisons with others need; scripts/peers.sh installs it.
         "peers": [*TORCH, "timm>=1.0,<2", "onnxscript>=0.3,<1", "torch-pruning>=1.6,<2"],
+        # For `search.storage` on a server that several machines share.
+        "search-server": ["psycopg[binary]>=3.1,<4", "pymysql>=1.1,<2"],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any, Callable, NoReturn
 
-from gcp.errors import UserError
+from gcp.errors import UserError, is_out_of_memory
 
 GUARDED = "GCP_GUARDED"  # set for a process that ends with its parent, which then says what there is to say
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -84,9 +84,7 @@ def _answer(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE, ""
     words = " ".join(str(error).split())[:300]
-    # MXNet has its own exception for everything, and cannot be imported here.
-    no_memory = type(error).__name__ == "MXNetError" and re.search(r"out of memory|failed to allocate", words, re.I)
-    if no_memory or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    if is_out_of_memory(error):
         return 1, f"error: not enough memory ({words}); take smaller images, batches or networks, or another machine"
     if isinstance(error, RecursionError):
         return 1, f"error: something is nested too deeply ({words}); give a simpler file or network"

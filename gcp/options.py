@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Iterator, Set, Tuple
+from typing import Any, ClassVar, Iterator, Mapping, Set, Tuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
@@ -53,6 +53,22 @@ class Options(BaseModel):
 def listed(value: Any) -> Any:
     """A list as a tuple: YAML has lists where a frozen section needs tuples, and strict mode does not convert."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def changed(options: Options, values: Mapping[str, Any]) -> Options:
+    """The section with other values at some keys, dotted where they are of sections within.
+
+    A single value stands for a list of one where the key holds a list. ValidationError: they do not fit.
+    """
+    own, within = {key: getattr(options, key) for key in options.model_fields_set}, {}
+    for name, value in values.items():
+        key, dot, rest = name.partition(".")
+        if dot:
+            within.setdefault(key, {})[rest] = value
+        else:
+            own[key] = (value,) if isinstance(getattr(options, key), tuple) else value
+    own |= {key: changed(getattr(options, key), of) for key, of in within.items()}
+    return type(options).model_validate(own)
 
 
 def section(kind: type[Options], values: dict) -> Any:

@@ -25,6 +25,7 @@ class Stream(Enum):
     SCRATCH = (0, 6)  # new weights for a pruned network
     SPARSITY = (None, 8)  # training with a penalty on scales
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
+    SEARCH = (None, 9)  # values of a search's trials
 
     def seed(self, seed: int, iteration: int = 0) -> int:
         """The seed of this stream; `iteration` counts from 1 where a method repeats itself."""

@@ -376,10 +376,15 @@ def test_regularising_leaves_statistics_and_convs_bit_identical(net):
 
 def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     data = SimpleNamespace(train=Noise(16), validation=Noise(20))
-    _, rows = prune(net, 0.5, data, tmp_path, lam=(0.01, 3.0))
-    best = min(rows[0]["tried"], key=lambda row: row["loss_recovered"])
-    assert [len(r["tried"]) for r in rows] == [2, 1] and {r["lam"] for r in rows} == {best["lam"]}
+    outcome = outcome_of(net, 0.5, data, tmp_path, lam=(0.01, 3.0))
+    rows, (study,) = outcome.history, outcome.searches
+    best = min(study["trials"], key=lambda trial: trial["value"])
+    assert [trial["values"] for trial in study["trials"]] == [{"lam": 0.01}, {"lam": 3.0}]
+    assert {row["lam"] for row in rows} == {best["values"]["lam"]} and rows[0]["loss_recovered"] == best["value"]
     assert rows[0]["images"] == 2 * rows[1]["images"]
+    assert sum(outcome.images.values()) == gcp_method.GcpOptions(
+        score="relative", iterations=2, lam=(0.01, 3.0)
+    ).n_images(16, 8)
 
 
 def test_weights_are_fitted_after_every_cut(net, tmp_path):
@@ -408,8 +413,9 @@ def test_images_are_counted_by_purpose_and_those_of_a_penalty_that_diverged_too(
     monkeypatch.setattr(loop, "fit", second_try_diverges)
     options = dict(iterations=1, lam=(0.01, 3.0), score="taylor", regularise_epochs=0.5, recover_epochs=0.25)
     outcome = outcome_of(net, 0.5, data, tmp_path, n_statistics=20, **options)
-    assert outcome.images == {"regularise": 80, "recover": 40, "scoring": 160, "statistics": 24, "diverged": 32}
-    assert outcome.history[0]["images"] == 336 and len(outcome.history[0]["tried"]) == 1
+    assert outcome.images == {"regularise": 80, "recover": 40, "scoring": 160, "statistics": 24, "search": 32}
+    assert outcome.history[0]["images"] == 336
+    assert [trial["state"] for trial in outcome.searches[0]["trials"]] == ["complete", "failed"]
 
 
 def test_statistics_are_those_of_the_network_that_was_cut(net, tmp_path):

@@ -18,7 +18,22 @@ import re
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, ClassVar, Dict, Iterator, Literal, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Dict,
+    Iterable,
+    Iterator,
+    Literal,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator
 
@@ -28,8 +43,9 @@ from gcp.cost.base import COSTS
 from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
 from gcp.methods.base import METHODS, MethodOptions
-from gcp.options import Options, described, listed, shown
+from gcp.options import Options, changed, described, explained, listed, shown
 from gcp.registry import Registry
+from gcp.search.options import Range, Search
 from gcp.storage import parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
 
@@ -234,6 +250,7 @@ class Config(Options):
     train: Train = Field(description="at least train.epochs")
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
+    search: Search = Search()
     throughput: Throughput = Throughput()
     paper: Paper = Paper()
 
@@ -264,6 +281,69 @@ class Config(Options):
         if self.data.batch % self.n_workers:
             wrong = f"images cannot be divided evenly among {self.n_workers} workers"
             yield f"data.batch: {self.data.batch} {wrong}; set it to a multiple of {self.n_workers}"
+        yield from self._search_mistakes()
+
+    def _search_mistakes(self) -> Iterator[str]:
+        """What is wrong with parameters of the search, given all that they are about."""
+        known, method, scope = self.searchable(), self.prune.method, self.search.scope
+        for name, tried in self.search.parameters.items():
+            place = f"search.parameters.{name}"
+            if not known:
+                fix = "set search.scope to run, or prune.method to gcp"
+                yield f"search.scope: iteration, but method: {method} has no iterations to search; {fix}"
+            elif name not in known:
+                alike = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
+                near = [*difflib.get_close_matches(name, known, n=1), *alike]
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                yield f"{place}: no key that trials of method: {method} and scope: {scope} can choose; {hint}"
+            elif isinstance(own := operator.attrgetter(name)(self), tuple) and len(own) > 1:
+                yield f"{name}: {list(own)} are several values, of which a trial would choose one; give one"
+            elif tried.is_range and known[name] is None:
+                yield f"{place}: a range is for numbers; give choices"
+            elif tried.is_range and known[name] is int and not all(isinstance(end, int) for end in tried.ends):
+                yield f"{place}: low: {tried.low} and high: {tried.high} should be whole numbers"
+            else:
+                for value in tried.ends:
+                    try:
+                        self.with_values({name: value})
+                    except ValidationError as error:
+                        yield f"{place}: {shown(value)} does not fit: {explained(error)}"
+
+    def searchable(self) -> Dict[str, Optional[type]]:
+        """The keys that trials can choose, and the kind of number that each holds, if it does.
+
+        All trials start from one dense network and are compared at one budget, so neither's keys are among them.
+        """
+        own, section = type(self.prune.options).model_fields, f"prune.{self.prune.method}."
+        if self.search.scope == "iteration":
+            keys = {section + key: own[key] for key in own if key in self.prune.options.PER_ITERATION}
+        else:
+            renewed = ("statistics_images", "reconstruction_images", "moved")
+            keys = {section + key: field for key, field in own.items()}
+            keys |= {f"prune.{key}": Prune.model_fields[key] for key in renewed}
+            keys |= {f"finetune.{key}": f for key, f in Finetune.model_fields.items() if key not in Finetune.FILES}
+        return {name: _number(field.annotation) for name, field in keys.items()}
+
+    def search_space(self) -> Dict[str, Range]:
+        """What the search's parameters are tried from; a range of a key that holds any number has no whole ends."""
+        known, space = self.searchable(), dict(self.search.parameters)
+        for name, tried in space.items():
+            if tried.is_range and known[name] is float:
+                space[name] = changed(tried, {"low": float(tried.low), "high": float(tried.high)})
+        return space
+
+    def values(self, names: Iterable[str]) -> Dict[str, Any]:
+        """The values at dotted keys; of a list that a trial gives a single value for, the first."""
+        found = {name: operator.attrgetter(name)(self) for name in names}
+        return {name: value[0] if isinstance(value, tuple) and value else value for name, value in found.items()}
+
+    def with_values(self, values: Dict[str, Any]) -> Config:
+        """The configuration with a trial's values. ValidationError: they do not fit."""
+        parts: Dict[str, Dict[str, Any]] = {"prune": {}, "finetune": {}}
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            parts[section][key] = value
+        return self.model_copy(update={key: changed(getattr(self, key), of) for key, of in parts.items() if of})
 
     def fingerprint(self) -> str:
         """12 hex digits that change with everything that decides a number.
@@ -272,14 +352,15 @@ class Config(Options):
         contents of the files that the configuration names. UserError: one of these is not there.
         """
         others = {name: True for name in METHODS if name != self.prune.method}
-        return self._hash({"name": True, "output": True, "prune": others})
+        unused = {} if self.search.trials else {"search": True}
+        return self._hash({"name": True, "output": True, "prune": others, **unused})
 
     def dense_fingerprint(self, contents: bool = True) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network.
 
         Without `contents`, files that are not there yet count by their names.
         """
-        apart = {"name", "output", "prune", "finetune", "throughput"}
+        apart = {"name", "output", "prune", "finetune", "search", "throughput"}
         return self._hash(dict.fromkeys(apart, True), contents)
 
     def _hash(self, apart: Dict[str, Any], contents: bool = True) -> str:
@@ -287,6 +368,14 @@ class Config(Options):
         values = {"schema": SCHEMA, "workers": self.n_workers, **_counted(self, values, contents)}
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _number(annotation: Any) -> Optional[type]:
+    """The kind of number that a key of this type holds, be it in a list or beside nothing; None: it holds none."""
+    if annotation in (int, float):
+        return annotation
+    of = {_number(part) for part in get_args(annotation)} - {None}
+    return of.pop() if len(of) == 1 and get_origin(annotation) is not Literal else None
 
 
 def _counted(section: Options, values: Dict[str, Any], contents: bool, place: str = "") -> Dict[str, Any]:
@@ -484,10 +573,15 @@ def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
     """The known fields of the section at `keys`; none where there is no such section."""
     section: Any = Config
     for key in keys:
+        if get_origin(section) is dict:  # of sections, under names that are no keys
+            section = get_args(section)[1]
+            continue
         field = section.model_fields.get(key)
         section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        if get_origin(section) is not dict and not (isinstance(section, type) and issubclass(section, BaseModel)):
             return {}
+    if get_origin(section) is dict:
+        return {}
     if section is Data:  # what any of the data sets takes
         return {key: field for name in DATASETS for key, field in DATASETS.options[name].model_fields.items()}
     return section.model_fields

@@ -118,10 +118,14 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequen
         small = uniform_widths(net.widths, budget) if is_cut and budget.target < 1 else widths
         per_epoch, pruning = -(-n_train // batch) * batch, plan.images_to_prune(cfg, n_train)
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
+        finetuning, others = (
+            plan.images_to_finetune(cfg, n_train, pruning),
+            max(0, cfg.search.per_run * cfg.search.trials - 1),
+        )
         images = (
             0 if dense in trained else cfg.train.epochs * per_epoch,
-            pruning,
-            max(0, cfg.finetune.all_epochs * per_epoch - pruning * cfg.finetune.includes_pruning),
+            pruning + others * (pruning + finetuning),
+            finetuning,
         )
         trained.add(dense)
         seconds = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from gcp import runtime
 from gcp.backend import clock
@@ -52,7 +52,8 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     if cfg.train.last_gamma_zero:
         start = with_zero_residuals(start)
     budget = budget_of(cfg, start, latency_model(cfg, start))
-    cfg.prune.options.check(start, budget)
+    for chosen in (cfg, *tried(cfg)):
+        chosen.prune.options.check(start, budget)
     if cfg.finetune.includes_pruning:
         n, per_epoch = images_to_prune(cfg, len(data.train)), data.train.n_batches(cfg.data.batch)
         if n > (most := cfg.finetune.all_epochs * per_epoch * cfg.data.batch):
@@ -64,10 +65,39 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     return start, budget
 
 
+def tried(cfg: Config) -> Iterator[Config]:
+    """The configuration with each of its search's choices and ends of ranges in turn."""
+    for name, of in cfg.search_space().items() if cfg.search.trials else ():
+        yield from (cfg.with_values({name: value}) for value in of.ends)
+
+
 def images_to_prune(cfg: Config, n_train: int) -> int:
-    """Images that the configured method will train on or look at."""
-    batch, wanted = cfg.data.batch, (cfg.prune.statistics_images, cfg.prune.reconstruction_images)
-    return cfg.prune.options.n_images(n_train, batch, sum(whole_batches(n, n_train, batch) for n in wanted))
+    """Images that the configured method will train on or look at, at most: searched options decide how many.
+
+    All trials of its iterations count; of trials of whole runs, one does.
+    """
+
+    def count(of: Config) -> int:
+        batch, wanted = of.data.batch, (of.prune.statistics_images, of.prune.reconstruction_images)
+        return of.prune.options.n_images(n_train, batch, sum(whole_batches(n, n_train, batch) for n in wanted))
+
+    return count(largest(cfg, count)) * (cfg.search.trials if cfg.search.per_iteration else 1)
+
+
+def largest(cfg: Config, count: Callable[[Config], int]) -> Config:
+    """The configuration with those values of its search that make the count largest."""
+    for name, of in cfg.search_space().items() if cfg.search.trials else ():
+        cfg = max((cfg.with_values({name: value}) for value in of.ends), key=count)
+    return cfg
+
+
+def images_to_finetune(cfg: Config, n_train: int, pruning: int) -> int:
+    """Images of fine-tuning, at most, where pruning takes so many."""
+
+    def count(of: Config) -> int:
+        return of.finetune.all_epochs * -(-n_train // of.data.batch) * of.data.batch
+
+    return max(0, count(largest(cfg, count)) - pruning * cfg.finetune.includes_pruning)
 
 
 def beyond_epochs(cfg: Config, taken: int, most: int) -> UserError:

@@ -20,6 +20,7 @@ from gcp.errors import UserError
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log
 from gcp.options import LONGEST, explained
+from gcp.search.options import Range
 from gcp.storage import locked, plain, read_json, write_json, write_text
 
 RECORD, SPEED = "record.json", "speed.json"
@@ -79,6 +80,26 @@ class Device(_Part):
     threads: int = Field(ge=1, le=1024)
 
 
+class Trial(_Part):
+    """One trial of a search: what it chose, its validation loss if it has one, its images, why it failed if it did."""
+
+    trial: Count
+    state: Literal["complete", "pruned", "failed"]
+    value: Optional[float]
+    images: Count
+    values: Dict[str, Any]
+    why: Optional[str] = None
+
+
+class SearchStudy(_Part):
+    """The trials of a run or of an iteration, what they chose from by key, and the number of the best."""
+
+    name: str = Field(max_length=LONGEST)
+    best: Count
+    parameters: Dict[str, Range]
+    trials: List[Trial]
+
+
 class Record(_Part):
     """One finished run."""
 
@@ -102,6 +123,7 @@ class Record(_Part):
     widths: RunWidths
     history: List[Dict[str, Any]]
     images: Dict[str, Count]  # that pruning took, by purpose
+    searches: List[SearchStudy] = []  # none in records from before there was such a thing
     images_skipped: Count = 0
     seconds: float = Field(ge=0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -25,12 +27,13 @@ from gcp.train import losses, schedules
 from gcp.train.checkpoints import run_once
 from gcp.train.distributed import check_gpus, process_group
 from gcp.train.loop import Batches, fit
-from gcp.train.optimisers import SGD, MixedSGD
+from gcp.train.optimisers import SGD, DivergedError, MixedSGD
 from gcp.train.options import Recipe
 from gcp.train.steps import MixedStep, OrdinaryStep
 from gcp.train.tasks import TASKS
 
 Stage = Tuple[Network, Dict[str, Any]]  # a network and what it took
+Report = Callable[[int, Optional[float]], None]
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 
 
@@ -51,19 +54,15 @@ def run(cfg: Config) -> Record:
         cfg = cfg.model_copy(update={"output": output})
         if group.broadcast(lambda: folder.done):
             return folder.record
+        if cfg.search.trials:
+            from gcp.search import tuning  # Optuna takes a second to load
+
+            group.broadcast(lambda: tuning.check(cfg.search))
         data = load_data(cfg.data, cfg.seed)
         start, budget = plan(cfg, data)
         data = TASKS[data.task].labelled(data, start)
         dense = dense_network(cfg, data, start)
-        pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense[0], budget, folder))
-
-        def finetune(checkpoint: Path) -> Stage:
-            net, taken = pruned[0], pruned[1]["images"] if cfg.finetune.includes_pruning else 0
-            if cfg.finetune.from_scratch:
-                net = redrawn(net, Stream.SCRATCH.seed(cfg.seed))
-            return train(net, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense[0], taken)
-
-        final = run_once(folder.path / FINAL, finetune)
+        pruned, final = (searched if cfg.search.per_run else small_networks)(cfg, data, dense[0], budget, folder)
         return finish(folder, cfg, data, budget, {DENSE: dense, PRUNED: pruned, FINAL: final})
 
 
@@ -79,17 +78,78 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
         return run_once(prefix, lambda path: train(start, data, cfg, cfg.train, Stream.DENSE, path, log.add))
 
 
+def small_networks(
+    cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run, report: Optional[Report] = None
+) -> Tuple[Stage, Stage]:
+    """The pruned network and the fine-tuned one; `report` is what fine-tuning reports each epoch to."""
+    pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense, budget, folder))
+
+    def finetune(checkpoint: Path) -> Stage:
+        net, taken = pruned[0], pruned[1]["images"] if cfg.finetune.includes_pruning else 0
+        if cfg.finetune.from_scratch:
+            net = redrawn(net, Stream.SCRATCH.seed(cfg.seed))
+        return train(net, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, folder.log, dense, taken, report)
+
+    return pruned, run_once(folder.path / FINAL, finetune)
+
+
+def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Tuple[Stage, Stage]:
+    """The networks of the best of several trials of pruning and fine-tuning; the images of all trials count."""
+    from gcp.search.tuning import Trial
+
+    def attempt(trial: Trial) -> Tuple[Tuple[Stage, Stage], float]:
+        def report(step: int, loss: Optional[float]) -> None:
+            trial.images["fine-tune"] = step * cfg.data.batch  # if it ends here
+            trial.report(step, loss)
+
+        try:
+            pruned, final = small_networks(
+                cfg.with_values(trial.values), data, dense, budget, trial, trial.report and report
+            )
+        except DivergedError as error:
+            trial.images["diverged"] = error.images or error.steps * cfg.data.batch
+            raise
+        trial.images = Counter({**pruned[1]["images_by_purpose"], "fine-tune": final[1]["images"]})
+        if final[1]["validation_loss"] is None:
+            raise DivergedError("the validation loss is not finite after fine-tuning")
+        return (pruned, final), final[1]["validation_loss"]
+
+    @lru_cache(maxsize=None)
+    def found() -> Tuple[Stage, Stage]:
+        ((net, facts), final), trial, study = tuner(cfg, folder).best(attempt)
+        others = sum(row["images"] for row in study["trials"] if row["trial"] != trial.number)
+        images = facts["images"] + others
+        facts = {**facts, "images": images, "epochs": images / len(data.train), "searches": [study]}
+        facts["images_by_purpose"] = {**facts["images_by_purpose"], "search": others}
+        return (net, facts), final
+
+    return run_once(folder.path / PRUNED, lambda _: found()[0]), run_once(folder.path / FINAL, lambda _: found()[1])
+
+
+def tuner(cfg: Config, folder: Run, prefix: str = "") -> Any:
+    """What runs the trials of the configured search; a method knows its options without the `prefix`."""
+    from gcp.search.tuning import Tuner
+
+    space, first = (
+        {k[len(prefix) :]: v for k, v in of.items()} for of in (cfg.search_space(), cfg.values(cfg.search.parameters))
+    )
+    return Tuner(cfg.search, space, first, cfg.seed, folder.path, folder.log)
+
+
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:
     """The configured method's small network, and what it took."""
     began = time.monotonic()
     how = {key: getattr(cfg.prune, key) for key in ("statistics_images", "reconstruction_images", "moved")}
     how["task"] = data.task
+    if cfg.search.per_iteration:
+        how["tuner"] = tuner(cfg, folder, f"prune.{cfg.prune.method}.")
     problem = Problem(dense, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, **how)
     outcome = METHODS[cfg.prune.method](problem, cfg.prune.options, folder)
     images = sum(outcome.images.values())
     return outcome.network, {
         "history": outcome.history,
         "images_by_purpose": outcome.images,
+        "searches": outcome.searches,
         "images": images,
         "epochs": images / len(data.train),
         "seconds": time.monotonic() - began,
@@ -106,11 +166,13 @@ def train(
     log: Callable[..., None],
     dense: Optional[Network] = None,
     taken: int = 0,
+    report: Optional[Report] = None,
 ) -> Stage:
     """All weights trained by a recipe, which is the same for dense networks and for every method's small ones.
 
     `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means; `taken` are
-    images that come off the recipe's epochs.
+    images that come off the recipe's epochs; `report` gets steps and validation loss after each epoch but the last, and
+    may end the training.
     """
     began, batch, task = time.monotonic(), cfg.data.batch, TASKS[data.task]
     per_epoch, loss = data.train.n_batches(batch), None
@@ -127,6 +189,8 @@ def train(
 
         def say(**facts: Any) -> None:
             log("epoch", stage=stage, **facts)
+            if report is not None and facts["step"] < n_steps:
+                report(facts["step"], task.evaluate(step.outputs, data.validation)["loss"])
 
         loss = fit(step, batches, rates, name=name, checkpoint=checkpoint, log=say)
         net = step.network()
@@ -158,7 +222,8 @@ def schedule(recipe: Recipe, per_epoch: int, n_steps: int) -> schedules.Schedule
 def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict[str, Stage]) -> Record:
     """Evaluate every stage's network on the test images and write the record."""
     described = {name: {**measured(net, data), **facts} for name, (net, facts) in stages.items()}
-    history, images = (described[PRUNED].pop(key, None) for key in ("history", "images_by_purpose"))
+    keys = ("history", "images_by_purpose", "searches")
+    history, images, searches = (described[PRUNED].pop(key, None) for key in keys)
     whole = records.whole(records.Stages, described, folder.path)
     return folder.finish(
         fingerprint=cfg.fingerprint(),
@@ -178,6 +243,7 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
         widths={name: stages[name][0].widths for name in (DENSE, FINAL)},
         history=history,
         images=images,
+        searches=searches or [],
         images_skipped=len(data.skipped),
         seconds=whole.pruned.seconds + whole.final.seconds,
     )

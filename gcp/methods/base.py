@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Protocol, Tuple
+from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Protocol, Tuple
 
 from gcp.cost.base import Budget, fit_to_measured_budget
 from gcp.data.base import Dataset
@@ -23,6 +23,8 @@ class MethodOptions(Options):
     """The options of a method, and what a table and an estimate have to know of it."""
 
     PRUNES: ClassVar[bool] = True  # whether it needs a target
+    # Of a method that prunes in iterations: options that a search may choose anew for each.
+    PER_ITERATION: ClassVar[FrozenSet[str]] = frozenset()
 
     def label(self, cost: str) -> str:
         """What tables call the method when `cost` is what channels are weighed against."""
@@ -52,7 +54,8 @@ class Problem:
     Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
     that of a schedule which asks a criterion again and again, 0 elsewhere. `step`, where there is one, has a block of
     `net` with frozen statistics, which a criterion can take gradients from without building one. `statistics_images`
-    are for `with_new_statistics`, which every method calls after every cut, `reconstruction_images` for `cut`.
+    are for `with_new_statistics`, which every method calls after every cut, `reconstruction_images` for `cut`. `tuner`
+    is there where each iteration's options are to be searched (see `MethodOptions.PER_ITERATION`).
     """
 
     net: Network
@@ -67,15 +70,20 @@ class Problem:
     statistics_images: int = 0
     reconstruction_images: int = 0
     moved: str = "silenced"  # what moves on from a dropped channel: see `surgery.shrink`
+    tuner: Any = None  # a `gcp.search.tuning.Tuner`
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The small network; images that it took, by purpose; a row per step of the method, as plain JSON values."""
+    """The small network; images that it took, by purpose; a row per step of the method, as plain JSON values.
+
+    `searches` are studies of options, as `gcp.search.tuning.Tuner.best` gives them.
+    """
 
     network: Network
     images: Dict[str, int] = field(default_factory=dict)
     history: List[Dict[str, Any]] = field(default_factory=list)
+    searches: List[Dict[str, Any]] = field(default_factory=list)
 
 
 class Run(Protocol):

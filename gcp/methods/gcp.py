@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Dict, Literal, Optional, Tuple
+from typing import Annotated, Any, Callable, ClassVar, Dict, FrozenSet, Literal, Optional, Tuple
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -20,12 +20,17 @@ from gcp.graph.surgery import fold_gates, rescale, with_gates
 from gcp.methods.allocation import Allocation, chooser
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA, absolute_penalty, check_criterion, images_to_score
-from gcp.options import listed
+from gcp.options import changed, listed
+from gcp.search.options import Range, Search
 from gcp.seeds import Stream
 
 
 class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
+
+    PER_ITERATION: ClassVar[FrozenSet[str]] = frozenset(
+        "score allocation max_cut regularise_epochs recover_epochs lr recover_lr momentum lam".split()
+    )
 
     score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
     allocation: Allocation = Field(
@@ -47,7 +52,7 @@ class GcpOptions(MethodOptions):
         (0.1,),
         min_length=1,
         max_length=100,
-        description="a list of penalties, such as [0.1]; the best on validation loss is taken",
+        description="a list of penalties, such as [0.1]; of several, a search of the first iteration takes the best",
     )
 
     _lists = field_validator("lam", mode="before")(listed)
@@ -98,51 +103,79 @@ def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
     """Prune by T iterations of regularise, prune, recover (Khetan & Karnin 2020, section 4).
 
     The run's folder takes the networks and checkpoints of the phases (one that is there is not computed again); its log
-    gets a line per epoch and per iteration. With several values of `lam` the first iteration is run with each, and
-    the lowest validation loss after recovering decides.
+    gets a line per epoch and per iteration. Where options are searched, every iteration is tried with several, all from
+    the same network, and the lowest validation loss after recovering decides what goes on. Several values of `lam` are
+    such a search, of the first iteration alone.
     """
     from gcp.train.optimisers import DivergedError
 
-    lams, rows, images = list(options.lam), [], Counter()
+    rows, searches, images, tuner = [], [], Counter(), problem.tuner or _penalties_tuner(problem, options, run)
     for t in range(1, options.iterations + 1):
-        tried, before = [], sum(images.values())
-        for lam in lams:
-            taken = Counter()  # also of a penalty that diverges
+        problem, before = replace(problem, iteration=t), sum(images.values())
+        if tuner is None:
             try:
-                tried.append(_iteration(replace(problem, iteration=t), lam, options, run, taken))
-            except DivergedError:
-                if len(lams) == 1:
-                    raise
-                taken = Counter(diverged=sum(taken.values()))
-            images += taken
-        if not tried:
-            raise DivergedError(
-                f"GCP iteration {t}: the loss diverged for every prune.gcp.lam of {lams}; give "
-                "smaller ones, or a smaller prune.gcp.lr"
-            )
-        net, row = min(tried, key=lambda item: item[1]["loss_recovered"])
-        row = {
-            **row,
-            "images": sum(images.values()) - before,
-            "tried": [{"lam": r["lam"], "loss_recovered": r["loss_recovered"]} for _, r in tried],
-        }
-        lams, problem = [row["lam"]], replace(problem, net=net)
+                net, row = _iteration(problem, options, run, images)
+            except DivergedError as error:
+                error.images = sum(images.values())
+                raise
+        else:
+            later = (options.iterations - t) * tuner.search.trials if problem.tuner else 0
+            (net, row), trial, study = tuner.best(_attempt(problem, options), t, later)
+            images += trial.images
+            images["search"] += sum(row["images"] for row in study["trials"] if row["trial"] != trial.number)
+            searches.append(study)
+            if problem.tuner is None:
+                options, tuner = changed(options, trial.values), None
+        row, problem = {**row, "images": sum(images.values()) - before}, replace(problem, net=net)
         rows.append(row)
         run.log("iteration", **row)
-    return Outcome(problem.net, dict(images), rows)
+    return Outcome(problem.net, dict(images), rows, searches)
+
+
+def _penalties_tuner(problem: Problem, options: GcpOptions, run: Run) -> Any:
+    """What tries the values of `lam`, where there are several."""
+    if len(options.lam) == 1:
+        return None
+    from gcp.search.tuning import Tuner
+
+    search = Search(trials=len(options.lam), sampler="grid", parameters={"lam": Range(choices=options.lam)})
+    return Tuner(search, search.parameters, {}, problem.seed, run.path, run.log)
+
+
+def _attempt(problem: Problem, options: GcpOptions) -> Callable[[Any], Tuple[Tuple[Network, Dict[str, Any]], float]]:
+    """One iteration as a trial of a search: with its values, and its network kept in its folder."""
+    from gcp.train.checkpoints import run_once
+
+    def attempt(trial: Any) -> Tuple[Tuple[Network, Dict[str, Any]], float]:
+        def compute(_: Path) -> Tuple[Network, dict]:
+            net, row = _iteration(problem, changed(options, trial.values), trial, trial.images, trial.report)
+            return net, {"row": row, "images": trial.images}
+
+        net, facts = run_once(trial.path / f"gcp-{problem.iteration}", compute)
+        trial.images = Counter(facts["images"])
+        return (net, facts["row"]), facts["row"]["loss_recovered"]
+
+    return attempt
 
 
 def _iteration(
-    problem: Problem, lam: float, options: GcpOptions, run: Run, images: Counter
+    problem: Problem,
+    options: GcpOptions,
+    run: Run,
+    images: Counter,
+    report: Optional[Callable[[int, Optional[float]], None]] = None,
 ) -> Tuple[Network, Dict[str, Any]]:
-    """One regularise, prune, recover (sections 4.3 and 4.4); `images` counts what it takes, by purpose."""
+    """One regularise, prune, recover (sections 4.3 and 4.4); `images` counts what it takes, by purpose.
+
+    `report` gets steps and validation loss after every epoch of recovering, and may end it.
+    """
     from gcp.train import checkpoints, loop, optimisers, schedules
     from gcp.train.losses import Objective
     from gcp.train.steps import OrdinaryStep, ProximalStep
     from gcp.train.tasks import TASKS
 
     p, t, budget, data, batch = options, problem.iteration, problem.budget, problem.data, problem.batch
-    prefix = run.path / f"gcp-{t}-lam{lam:g}"
+    prefix, (lam, *_) = run.path / f"gcp-{t}", p.lam
     limit = fraction_kept(t, p.iterations, budget.target, p.schedule) * budget.original
     n_regularise, n_recover = p.n_steps(data.train.n_batches(batch))
     net, task = rescale(with_gates(problem.net)), TASKS[problem.task]
@@ -151,6 +184,15 @@ def _iteration(
     penalties = {name: strength * c for name, c in channel_penalties(net, budget.price).items()}
 
     def train(step: OrdinaryStep, name: str, seed: int, schedule: schedules.Schedule) -> None:
+        done = 0
+
+        def say(**facts: Any) -> None:
+            nonlocal done
+            done = facts["step"]
+            run.log("epoch", stage=f"{prefix.name}-{name}", **facts)
+            if report is not None and name == "recover" and done < schedule.n_steps:
+                report(done, task.evaluate(step.outputs, data.validation)["loss"])
+
         def compute(checkpoint: Path) -> Tuple[Network, dict]:
             loop.fit(
                 step,
@@ -158,7 +200,7 @@ def _iteration(
                 schedule,
                 name=f"GCP {t}/{p.iterations} {name}",
                 checkpoint=checkpoint,
-                log=lambda **facts: run.log("epoch", stage=f"{prefix.name}-{name}", **facts),
+                log=say,
             )
             return step.network(), {}
 
@@ -166,8 +208,8 @@ def _iteration(
             if schedule.n_steps:
                 step.load(checkpoints.run_once(Path(f"{prefix}-{name}"), compute)[0])
             images[name] += schedule.n_steps * batch
-        except optimisers.DivergedError as error:
-            images[name] += error.steps * batch
+        except Exception as error:  # a trial's images count however it ends
+            images[name] += getattr(error, "steps", done) * batch
             raise
 
     seed = Stream.REGULARISE.seed(problem.seed, t)

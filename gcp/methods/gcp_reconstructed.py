@@ -59,4 +59,4 @@ def gcp_reconstructed(problem: Problem, options: GcpReconstructedOptions, run: R
     net, n_statistics = with_new_statistics(problem, net)
     n = whole_batches(options.n_images_seen, len(problem.data.train), problem.batch)
     images = Counter(found.images) + Counter({"selection": n, "statistics": n_statistics})
-    return Outcome(net, dict(images), found.history)
+    return Outcome(net, dict(images), found.history, found.searches)

@@ -39,8 +39,11 @@ def _is_section(annotation: Any) -> bool:
 def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[BaseModel]]]:
     yield path, model
     for key, field in model.model_fields.items():
+        here, of = f"{path}.{key}" if path else key, typing.get_args(field.annotation)
         if _is_section(field.annotation):
-            yield from _sections(f"{path}.{key}" if path else key, field.annotation)
+            yield from _sections(here, field.annotation)
+        elif typing.get_origin(field.annotation) is dict:
+            yield from _sections(here, of[1])
 
 
 def _table(title: str, model: Type[BaseModel], keys: Container[str]) -> List[str]:
@@ -65,7 +68,10 @@ def _kind(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _kind(arguments[0])
     if origin is typing.Union:
-        return " or ".join("nothing" if kind is type(None) else _kind(kind) for kind in arguments)
+        words = ["nothing" if kind is type(None) else _kind(kind) for kind in arguments]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    if origin is dict:
+        return "section"
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
     words = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}

@@ -15,9 +15,12 @@ FINITE_ARRAYS = 200  # as many as `multi_all_finite` has room for
 
 
 class DivergedError(UserError):
-    """The loss was no longer a finite number, after `steps` steps of a training."""
+    """The loss was no longer a finite number, after `steps` steps of a training.
 
-    steps = 0
+    `images` is what a method had taken by then, if that is more than one training.
+    """
+
+    steps, images = 0, 0
 
 
 class Optimiser(Protocol):

@@ -1,0 +1,142 @@
+"""The section `search` of a configuration: which options are chosen by trials, from what, and where trials are kept."""
+
+from __future__ import annotations
+
+import math
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Any, ClassVar, Dict, Iterator, List, Literal, Optional, Set, Tuple, Union
+
+from pydantic import Field, field_serializer, field_validator
+
+from gcp.errors import without_passwords
+from gcp.options import Options, listed
+
+Number = Union[int, float]
+Choice = Union[bool, int, float, str, None]
+
+
+class Range(Options):
+    """What trials choose the value of a key from, under its dotted name: a range of numbers, or a list of choices."""
+
+    low: Optional[Number] = Field(None, description="lower end of a range")
+    high: Optional[Number] = Field(None, description="upper end of a range, above low")
+    log: bool = Field(False, description="true: the logarithm is drawn evenly, for ranges of several powers of ten")
+    choices: Tuple[Choice, ...] = Field((), max_length=100, description="in place of a range: a list of values")
+
+    _lists = field_validator("choices", mode="before")(listed)
+
+    @property
+    def is_range(self) -> bool:
+        """Whether there are ends, and not choices."""
+        return not self.choices
+
+    @property
+    def ends(self) -> Tuple[Choice, ...]:
+        """The values by which to see whether all are right: both ends, or every choice."""
+        return self.choices or (self.low, self.high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a trial can choose the value."""
+        return value in self.choices if self.choices else value is not None and self.low <= value <= self.high
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        n_ends = (self.low is not None) + (self.high is not None)
+        if (self.choices and (n_ends or self.log)) or (not self.choices and n_ends < 2):
+            yield "give either low and high, with or without log: true, or choices"
+        elif self.choices and len(set(map(repr, self.choices))) < len(self.choices):
+            yield f"choices: {list(self.choices)} names a value twice"
+        elif not self.choices and self.low >= self.high:
+            yield f"the range from {self.low} to {self.high} is empty; low should be below high"
+        elif self.log and self.low <= 0:
+            yield f"low: {self.low} has no logarithm; set it above 0, or log to false"
+
+
+class Search(Options):
+    """Trials of values for options; that of the lowest validation loss after recovering is taken."""
+
+    # Where trials are kept decides no number.
+    UNCOUNTED: ClassVar[Set[str]] = {"storage"}
+
+    trials: int = Field(
+        0, ge=0, le=10**4, description="trials of a run, or of each iteration (see scope); 0: nothing is searched"
+    )
+    scope: Literal["iteration", "run"] = Field(
+        "iteration",
+        description="iteration: each of the method's iterations is tried with several values, all from the same "
+        "network, and the best goes on; run: pruning and fine-tuning are tried as a whole",
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe",
+        description="how values are drawn: near those of good trials (tree-structured Parzen estimator), at random, or "
+        "every combination of the choices in turn",
+    )
+    pruner: Literal["none", "median", "halving"] = Field(
+        "none",
+        description="which trials end early, by their validation loss after each epoch of recovering (scope: "
+        "iteration) or fine-tuning (scope: run): none, those above the median, or by successive halving",
+    )
+    storage: Optional[str] = Field(
+        None,
+        min_length=1,
+        repr=False,
+        description="a database that several machines share, such as postgresql://USER@HOST/DATABASE or "
+        "mysql://USER@HOST/DATABASE; null: a file in the run's folder",
+    )
+    parameters: Dict[str, Range] = Field(
+        {}, description="what is tried for which key, such as `prune.gcp.lam: {low: 0.01, high: 1.0, log: true}`"
+    )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        """Keys in sections, as `--set search.parameters.prune.gcp.lam=...` gives them, as dotted keys."""
+        return dict(_dotted(value, "")) if isinstance(value, dict) else value
+
+    @field_serializer("storage", when_used="json")
+    def _without_password(self, value: Optional[str]) -> Optional[str]:
+        """What is written: configurations and records are no place for passwords."""
+        return None if value is None else without_passwords(value)
+
+    def __hash__(self) -> int:
+        """As of every section; a dictionary has none of its own."""
+        return hash(tuple((key, tuple(of.items()) if isinstance(of, dict) else of) for key, of in self))
+
+    @property
+    def per_iteration(self) -> bool:
+        """Whether a method's iterations are searched, each by itself."""
+        return self.trials > 0 and self.scope == "iteration"
+
+    @property
+    def per_run(self) -> bool:
+        """Whether whole runs are tried."""
+        return self.trials > 0 and self.scope == "run"
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        ranges = sorted(name for name, tried in self.parameters.items() if tried.is_range)
+        n_points = math.prod(len(tried.choices) for tried in self.parameters.values())
+        if self.trials and not self.parameters:
+            yield "trials without parameters; set search.parameters to the keys to search and their ranges"
+        if self.sampler == "grid" and ranges:
+            yield f"sampler: grid tries choices, but {ranges[0]} has a range; give choices, or another sampler"
+        if self.sampler == "grid" and self.trials > n_points:
+            yield f"trials: {self.trials} are more than the {n_points} combinations of the grid; set it to {n_points}"
+        if self.storage is not None and not self.storage.startswith(tuple(SERVERS)):
+            yield (
+                "storage should be a URL such as postgresql://USER@HOST/DATABASE or mysql://USER@HOST/DATABASE, or "
+                "null for a file in the run's folder"
+            )
+
+
+SERVERS = ("postgresql://", "postgresql+psycopg://", "mysql://", "mysql+pymysql://")
+
+
+def _dotted(values: Dict[Any, Any], prefix: str) -> List[Tuple[str, Any]]:
+    found = []
+    for key, value in values.items():
+        is_section = isinstance(value, dict) and value and not value.keys() & Range.model_fields.keys()
+        is_section = is_section and all(isinstance(of, dict) for of in value.values())
+        found += _dotted(value, f"{prefix}{key}.") if is_section else [(f"{prefix}{key}", value)]
+    return found
