@@ -40,7 +40,13 @@ from gcp.experiment.zoo import DRAWN
 from gcp.graph.network import Network
 from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
+from gcp.methods.allocation import ALLOCATIONS, chooser
 from gcp.methods.base import Problem
+from gcp.methods.cp import by_lasso
+from gcp.methods.criteria import CRITERIA
+from gcp.methods.layerwise import Contributions
+from gcp.methods.thinet import least_missed
+from gcp.methods.uniform import uniform_widths
 from gcp.storage import read_json
 from gcp.train import schedules
 from gcp.train.distributed import device
@@ -110,7 +116,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "memory", "borders", "loader")
+NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "memory", "borders", "loader")
 
 
 def run(
@@ -128,6 +134,7 @@ def run(
         # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
         "schedule": partial(schedules_of, *((TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16)))),
         "describe": partial(describing, *((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224)))),
+        "selection": partial(selection, *((TINY.network, TINY.shape) if quick else ("resnet50_v1b", (3, 224, 224)))),
         "memory": partial(memory, (TINY,) if quick else (RESNET18, RESNET50)),
         "borders": partial(borders, *((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224)))),
         "loader": partial(loader, (SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats),
@@ -468,6 +475,48 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
     setting = f"{network}, {shape[1]} px, {len(facts['groups'])} groups"
     row = Row("describe", "describe + groups + shrink", setting, total[0], min(total), max(total), "s", 2.0, more=False)
     return [row], {"describe_s": [a for a, _ in seconds], "shrink_s": [b for _, b in seconds]}
+
+
+# ---- selection ---------------------------------------------------------------------------------------------
+
+
+def selection(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
+    """Rows and details of choosing half of a network's channels, without what looks at images, in wall seconds.
+
+    Criteria of weights score all channels and rank them together; allocations, and what ThiNet and CP do, are given
+    numbers of the sizes that images would give.
+    """
+    net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
+    cost = macs(net)
+    problem = Problem(net, Budget(cost, cost(net.widths), 0.5), None, 0, 1)
+    scores = {name: rng.exponential(size=n) for name, n in net.widths.items()}
+    half = uniform_widths(net.widths, problem.budget)
+
+    def contributions(n: int) -> Contributions:
+        said = rng.normal(size=(n, 2 * n)) + rng.normal(size=2 * n)
+        return Contributions(said @ said.T, said @ said.sum(0), np.ones(n))
+
+    said = {n: contributions(n) for n in sorted(set(net.widths.values()))}
+    things: Dict[str, Run] = {}
+    for name in CRITERIA:
+        if not hasattr(CRITERIA[name], "n_images"):
+            things[f"{name}, ranked together"] = partial(_chosen, problem, name)
+    for name in ALLOCATIONS:
+        things[f"scores given, {name}"] = partial(ALLOCATIONS[name], scores, problem.budget, 0.5 * cost(net.widths))
+    for name, choose in (("ThiNet", least_missed), ("CP", by_lasso)):
+        things[name] = lambda choose=choose: [choose(said[n], half[group]) for group, n in net.widths.items()]
+    rows, details = [], {}
+    for name, thing in things.items():
+        seconds = sorted(timed(thing) for _ in range(repeats))
+        setting = f"{network}, {shape[1]} px, half of the MACs"
+        how = {"unit": "s", "target": 10.0, "more": False}
+        rows.append(Row("selection", f"selection: {name}", setting, *np.percentile(seconds, (50, 25, 75)), **how))
+        details[name] = seconds
+    return rows, details
+
+
+def _chosen(problem: Problem, criterion: str) -> None:
+    chooser(problem, criterion, "global")(problem.budget.target * problem.budget.original)
 
 
 # ---- borders ---------------------------------------------------------------------------------------------

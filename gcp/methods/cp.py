@@ -39,10 +39,14 @@ def by_lasso(contributions: Contributions, width: int) -> np.ndarray:
     """
     norms = np.where(contributions.norms > 0, contributions.norms, 1.0)
     gram = contributions.gram / np.outer(norms, norms)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # channels alike end the path early: enough is known
-        _, _, path = lars_path_gram(contributions.wanted / norms, gram, n_samples=1, method="lasso")
-    counts = (path != 0).sum(0)
+    for most in (width + width // 4 + 1, 8 * len(gram)):  # the path beyond so many channels says nothing
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # channels alike end the path early: enough is known
+            wanted = contributions.wanted / norms
+            _, _, path = lars_path_gram(wanted, gram, n_samples=1, max_iter=most, method="lasso")
+        counts = (path != 0).sum(0)
+        if counts.max() > width:
+            break
     at = int(np.flatnonzero(counts <= width)[-1])
     # Then by where on the path a factor is first not zero, and by contribution where it never is.
     first = np.where((path != 0).any(1), (path != 0).argmax(1), path.shape[1])

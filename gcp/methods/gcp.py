@@ -47,6 +47,11 @@ class GcpOptions(MethodOptions):
     recover_epochs: float = Field(1.0, ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
     lr: float = Field(0.01, gt=0, le=1000, description="learning rate with penalty, above 0")
     recover_lr: float = Field(0.01, gt=0, le=1000, description="learning rate without penalty, above 0")
+    recover_weights: Literal["scales", "all"] = Field(
+        "scales",
+        description="what is trained without penalty: scales, shifts and the output layer (the paper's eq. 7), or all "
+        "weights",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     lam: Tuple[Annotated[float, Field(ge=0, le=10**6)], ...] = Field(
         (0.1,),
@@ -230,6 +235,8 @@ def _iteration(
     net, n_statistics = with_new_statistics(problem, net)
     images["statistics"] += n_statistics
     seed = Stream.RECOVER.seed(problem.seed, t)
+    if p.recover_weights == "all":
+        net, variables = fold_gates(net), None
     step = OrdinaryStep(net, objective, lambda block: optimisers.SGD(block, p.momentum), seed, variables)
     pruned = task.evaluate(step.outputs, data.validation)
     train(step, "recover", seed, schedules.cosine(p.recover_lr, n_recover))
