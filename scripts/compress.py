@@ -12,6 +12,7 @@ from gcp import command as command_line
 from gcp import errors, runtime
 from gcp.data import datasets
 
+FEW_MS = 10  # milliseconds, below which a pass on several threads says little about the network
 EXPLORED = [round(0.1 * tenths, 1) for tenths in range(9, 2, -1)]
 
 
@@ -47,6 +48,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
     parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
     parser.add_argument("--threads", type=command_line.threads, default=0)
+    parser.add_argument(
+        "--timed-batch", type=command_line.batch, default=1, metavar="N", help="images in a timed batch"
+    )
     parser.add_argument("--seed", type=command_line.natural, default=0)
     parser.add_argument("--out", metavar="PREFIX", help="default: compressed/NETWORK")
     parser.add_argument("--explore", action="store_true", help="show what targets cost, without training")
@@ -66,6 +70,7 @@ def run(argv: list[str]) -> None:
         seed=args.seed,
         lr=args.lr,
         round_to=args.round_to,
+        timed_batch=args.timed_batch,
         bar=runtime.progress_bar,
     )
     if args.explore:
@@ -114,6 +119,9 @@ def _print(job, finished) -> None:
     ]
     for name, before, after, note in rows:
         print(f"{name:<13}{before:>16}{after:>16}  {note}".rstrip())
+    if speed.dense.latency_s < FEW_MS / 1e3 and speed.setup["threads"] > 1:
+        print(f"note: below {FEW_MS} ms, threads that wait for each other take most of the time: see --threads 1 or "
+              "--timed-batch 64")  # fmt: skip
     print(f"{job.out}.onnx, {job.out}-symbol.json, {job.out}-0000.params")
 
 

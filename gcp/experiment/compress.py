@@ -47,8 +47,8 @@ class Job:
     """What is wanted: a network and data in, `target` of a cost to keep, and the prefix of what comes out.
 
     `data` names a data set and its options; `epochs` is None for the default, 0 for no training at all;
-    `round_to` None for 8, or what a latency model found. `bar(name)`
-    shows the progress of timing networks.
+    `round_to` None for 8, or what a latency model found; `timed_batch` images at a time are what latencies are of.
+    `bar(name)` shows the progress of timing networks.
     """
 
     network: str
@@ -62,6 +62,7 @@ class Job:
     seed: int = 0
     lr: float = 0.01
     round_to: Optional[int] = None
+    timed_batch: int = 1
     bar: Bar = lambda name: nullcontext(lambda done, n: None)
 
     @property
@@ -138,7 +139,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
         "train": {"epochs": 0},
         "prune": prune,
         "finetune": {"epochs": epochs, "lr": job.lr, "warmup_epochs": min(0.5, epochs / 4), **unlabelled},
-        "throughput": {"batch": 1},
+        "throughput": {"batch": job.timed_batch},
     }
     try:
         return Config.model_validate(values)
@@ -147,12 +148,12 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
 
 
 def _latency_model(job: Job) -> Path:
-    """A model of the network's latency for one image on this machine, from networks of random widths that are timed."""
+    """A model of the network's latency for a batch on this machine, from networks of random widths that are timed."""
     net = open_network(job.network, job.data.input, job.data.known_size()[0], job.pretrained)
-    samples, model = job.folder / "latency.jsonl", job.folder / "latency.json"
+    samples, model = (job.folder / f"latency-batch{job.timed_batch}{ending}" for ending in (".jsonl", ".json"))
     job.folder.mkdir(parents=True, exist_ok=True)
     if not model.exists():
-        setup, subject = clock.Setup(device=clock.default_device()), resized(net, net.widths)
+        setup, subject = clock.Setup(device=clock.default_device(), batch=job.timed_batch), resized(net, net.widths)
         measure, here = clock.against_reference(subject, setup, warn=warn), clock.hardware(setup.device)
         with job.bar("timing networks") as progress:
             held = sampling.sample(
