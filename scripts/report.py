@@ -10,7 +10,7 @@ from pathlib import Path
 from gcp import command as command_line
 from gcp.errors import UserError
 from gcp.experiment import record as records
-from gcp.report import figures, frame, paper, tables
+from gcp.report import figures, frame, paper, search, tables
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     runs = records.load_records(arguments.results)
     table = frame.frame(runs, images)
     with tables.writing(output, "--output"):
-        paths = tables.write(table, output) + figures.write(table, output)
+        paths = tables.write(table, output) + figures.write(table, output) + search.write(runs, table, output)
         if images == "test":
             paths += paper.write(runs, REFERENCE, output, arguments.paper)
     for path in paths:

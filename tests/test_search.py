@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 import yaml
+from finished import finished
 from postgres import server
 from test_experiment import TINY, epochs, finish, numbers, script
 from test_prune import Noise, net  # noqa: F401
@@ -25,6 +27,8 @@ from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import METHODS, Problem
+from gcp.report import frame
+from gcp.report import search as search_report
 from gcp.search import tuning
 from gcp.search.options import Range, Search
 from gcp.train import optimisers
@@ -77,29 +81,36 @@ def test_the_best_of_a_known_function_is_found_from_the_configured_values_on(tmp
     assert [path.name for path in (tmp_path / "search-run").iterdir()] == [f"trial-{trial.number:04d}"]
 
 
-def test_values_outside_of_the_ranges_are_no_first_trial(tmp_path):
-    rows = tuner(tmp_path, 2, first={"x": 50.0, "kind": "plain"}).best(attempt)[2]["trials"]
-    assert all(0.01 <= row["values"]["x"] <= 10 for row in rows)
+def drawn(n, space=SPACE, seed=0, first=None, **search):
+    """The values of n trials, of which each came to its number."""
+    done, search = [], Search(trials=n, parameters=space, **search)
+    distributions = {key: tuning.distribution(tried) for key, tried in space.items()}
+    for number in range(n):
+        values = tuning.suggest(search, space, first or {}, seed, done)
+        done.append(optuna.create_trial(params=values, distributions=distributions, value=float(number)))
+    return [trial.params for trial in done]
 
 
-def test_a_grid_is_every_combination_in_turn(tmp_path):
+def test_values_outside_of_the_ranges_are_no_first_trial():
+    assert drawn(1, first={"x": 5.0, "kind": "plain"}) == [{"x": 5.0, "kind": "plain"}]
+    assert all(0.01 <= values["x"] <= 10 for values in drawn(3, first={"x": 50.0, "kind": "plain"}))
+
+
+def test_a_grid_is_every_combination_in_turn():
     space = {"a": Range(choices=(3, 1)), "b": Range(choices=(True, None))}
-    values, _, study = tuner(tmp_path, 4, space, sampler="grid").best(lambda trial: (trial.values, trial.values["a"]))
-    assert [tuple(row["values"].values()) for row in study["trials"]] == [(3, True), (3, None), (1, True), (1, None)]
-    assert values == {"a": 1, "b": True}, "of equals the first"
+    combinations = [tuple(values.values()) for values in drawn(4, space, sampler="grid", first={"a": 1, "b": None})]
+    assert combinations == [(3, True), (3, None), (1, True), (1, None)]
 
 
-def test_whole_numbers_stay_whole(tmp_path):
-    space = {"n": Range(low=1, high=9), "x": Range(low=1.0, high=9.0)}
-    rows = tuner(tmp_path, 5, space, sampler="random").best(lambda trial: (None, 1.0))[2]["trials"]
-    assert {type(row["values"]["n"]) for row in rows} == {int} and {type(row["values"]["x"]) for row in rows} == {float}
+def test_whole_numbers_stay_whole():
+    values = drawn(5, {"n": Range(low=1, high=9), "x": Range(low=1.0, high=9.0)}, sampler="random")
+    assert {(type(of["n"]), type(of["x"])) for of in values} == {(int, float)}
 
 
-def test_the_seed_decides_and_iterations_differ(tmp_path):
-    found = [tuner(tmp_path / "a").best(attempt), tuner(tmp_path / "b").best(attempt)]
-    assert trials(found[0]) == trials(found[1])
-    others = [tuner(tmp_path / "c", seed=1).best(attempt), tuner(tmp_path / "d").best(attempt, iteration=1)]
-    assert all(trials(other)[1]["values"] != trials(found[0])[1]["values"] for other in others)
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_seed_decides(sampler):
+    assert drawn(6, sampler=sampler) == drawn(6, sampler=sampler) != drawn(6, sampler=sampler, seed=1)
+    assert len({values["x"] for values in drawn(6, sampler=sampler)}) == 6
 
 
 def test_failed_trials_are_recorded_and_do_not_end_a_search(tmp_path):
@@ -343,6 +354,63 @@ def test_images_of_trials_are_known_before(tmp_path):
     assert runs.images_prune == 5 * one.images_prune + 4 * one.images_finetune
     longer = row(trials=5, parameters={"prune.gcp.recover_epochs": {"low": 0, "high": 2}})
     assert longer.images_prune == 5 * row("prune.gcp.recover_epochs=2.0").images_prune
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def searched(run, values):
+    """A run whose trials came to these losses at x = 1, 2, ..., by x alone; None: it failed."""
+    space = {"x": {"low": 1.0, "high": 9.0}, "kind": {"choices": ["a", "b"]}}
+    rows = [
+        {
+            "trial": n,
+            "state": "failed" if value is None else "complete",
+            "value": value,
+            "images": 100,
+            "values": {"x": n + 1.0, "kind": "ab"[n * (n + 1) // 2 % 2]},
+        }
+        for n, value in enumerate(values)
+    ]
+    best = min((row for row in rows if row["value"] is not None), key=lambda row: row["value"])["trial"]
+    study = {"name": "iteration 1", "best": best, "parameters": space, "trials": rows}
+    facts = run.record.model_dump()
+    facts["config"]["search"] = {"trials": len(values), "scope": "iteration", "parameters": space}
+    facts |= {"searches": [study], "fingerprint": f"{run.record.seed:012x}"}
+    return run._replace(record=records.Record.model_validate(facts))
+
+
+def test_the_report_shows_how_searches_went_and_what_they_were_worth(tmp_path):
+    losses = [0.9, None, 0.5, 0.7, 0.8, 0.85, 0.6, 0.55]
+    runs = [searched(finished(seed=seed, top1=0.91 + 0.01 * seed), losses) for seed in (0, 1)]
+    runs += [finished(seed=seed, top1=0.90) for seed in (0, 1)]
+    table = frame.frame(runs)
+    trials = search_report.trials_of(runs, table)
+    assert len(trials) == 16 and set(trials.label) == {"GCP-f, searched"}
+    assert set(table.label) == {"Dense", "GCP-f", "GCP-f, searched"}
+    first = search_report.history(trials).iloc[0]
+    assert (first["Trials"], first["Failed"], first["First loss"], first["Best loss"]) == (8, 1, 0.9, 0.5)
+    assert first["Best trial"] == 3 and first["Best values"] == "x=3, kind=b"
+    mattered = search_report.importances(runs, table).set_index("Parameter")["Importance %"]
+    assert mattered["x"] > 2 * mattered["kind"] and mattered.sum() == pytest.approx(100)
+    (worth,) = search_report.worth(table).to_dict("records")
+    assert worth["Top-1 difference (points)"] == pytest.approx(1.5) and worth["Seeds"] == 2
+    assert worth["Top-1 difference (points) sd"] == pytest.approx(2**-0.5) and worth["Equal images"] == "yes"
+    paths = search_report.write(runs, table, tmp_path)
+    assert {path.name for path in paths} == {
+        *(f"{name}.{end}" for name in ("search", "search_importance", "search_worth") for end in ("md", "tex", "csv")),
+        "search_history.png",
+        "search_history.svg",
+    }
+    assert search_report.write(runs[2:], frame.frame(runs[2:]), tmp_path / "none") == []
+    alone = runs[:1]
+    search_report.write(alone, frame.frame(alone), tmp_path)
+    assert "No run without a search" in (tmp_path / "search_worth.md").read_text()
+
+
+def test_importance_of_too_few_trials_is_not_told():
+    assert search_report.importance(searched(finished(), [0.9, 0.5, None, None]).record.searches[0]) == {}
+    assert search_report.importance(searched(finished(), [0.5] * 6).record.searches[0]) == {}
 
 
 # ---- whole runs, and several processes ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from gcp.cost.latency import Validation
@@ -422,6 +422,44 @@ def figure1(
     leader = {"min_arrow_len": 14, "arrowprops": {"arrowstyle": "-", "linewidth": 0.6, "color": FAINT}}
     lines = np.concatenate([np.empty((2, 0)), *along], axis=1)
     adjustText.adjust_text(texts, *lines, objects=covered, ax=ax, **forces, **leader, **MOVES)
+    return figure
+
+
+# ---- figures of searches -------------------------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(LOOK)
+def search_history(trials: pd.DataFrame) -> Figure:
+    """The validation loss of each trial and the lowest so far, a panel per study: rows of `search.trials_of`."""
+    studies = list(trials.groupby(["label", "target", "seed", "study"], sort=False))
+    n_columns = min(len(studies), 4)
+    figure, axes = _panels(-(-len(studies) // n_columns), n_columns, 3.6, 2.9)
+    for ax, ((label, target, seed, study), own) in zip(axes.flat, studies):
+        for state, marker, colour in (("complete", "o", COLOURS["GCP-f"]), ("pruned", "v", FAINT)):
+            some = own[own.state == state]
+            ax.plot(some.trial, some.value, marker, color=colour, markersize=4.5)
+        best = own.value.cummin().ffill()
+        ax.step(own.trial, best, where="post", color=COLOURS["GCP-p"], linewidth=1.3)
+        for failed in own.trial[own.state == "failed"]:
+            ax.axvline(failed, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
+        ax.set(xlabel="Trial", ylabel="Validation loss")
+        if own.value.max() > 5 * own.value.min() > 0:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        title = textwrap.wrap(f"{label}, {100 * target:g} %, seed {seed}", 48)
+        ax.set_title("\n".join([*title, study]), loc="left", fontsize=FONT)
+    for ax in axes.flat[len(studies) :]:
+        ax.axis("off")
+    figure.suptitle(
+        "Trials of each search, and the lowest loss so far; dashed: a trial that failed",
+        x=0.01,
+        ha="left",
+        fontsize=FONT + 1,
+        fontweight="bold",
+    )
     return figure
 
 

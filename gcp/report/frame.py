@@ -23,17 +23,25 @@ from gcp.methods.base import METHODS
 
 Images = Literal["test", "validation"]
 DENSE_SECTIONS = ("model", "data", "train", "threads")  # of a configuration: what the dense network depends on
-PRUNE_SECTIONS = ("prune", "finetune")
+PRUNE_SECTIONS = ("prune", "finetune", "search")
 # Options that a method's name or the table's own columns tell already.
 NAMED_OPTIONS = {
     "data.name",
     "finetune.extra_epochs",
+    "search.storage",
     *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
     *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
 }
 # Options that records from before there was such a thing do not hold, and what these did.
-NEW_OPTIONS = {"prune": {"reconstruction_images": 0}, "finetune": {"includes_pruning": False, "from_scratch": False}}
-WORDS = "setting data model scale method label objective device kept n_channels noisy cost_noisy images".split()
+NEW_OPTIONS = {
+    "prune": {"reconstruction_images": 0},
+    "finetune": {"includes_pruning": False, "from_scratch": False},
+    "search": {"trials": 0},
+}
+WORDS = (
+    "fingerprint setting data model scale method label objective searched device kept n_channels noisy cost_noisy "
+    "images"
+).split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
     "pruned_top1 images_before finetune_epochs images_total"
@@ -62,6 +70,8 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     for run, setting, (method, name), extra in zip(runs, settings, names, varying(runs, cells, PRUNE_SECTIONS)):
         record, stages, speed = run.record, run.record.stages, run.speeds and run.speeds.throughput
         common = dict(zip(("data", "model", "scale"), setting)) | {
+            "fingerprint": record.fingerprint,
+            "searched": bool(record.searches),
             "setting": setting,
             "seed": record.seed,
             "images": images,
@@ -182,6 +192,7 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
         name = each.label(record.objective)
         parts = [f"{key}={value}" for key, value in each.variant().items() if n_values[record.method, key] > 1]
         parts += [f"widths x{record.round_to}"] if record.round_to > 1 else []
+        parts += ["searched"] if record.searches else []
         parts += [f"+{extra} epoch{'s' * (extra > 1)}"] if extra else []
         names.append((name, ", ".join((name, *parts)) if each.PRUNES else name))
     return names
@@ -214,12 +225,15 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
     A saved network that the run starts from is named without the seed and the fingerprint of the run that made it.
     """
     for section in sections:
-        values = run.record.config[section]
+        values = run.record.config.get(section, {})
         if isinstance(values, dict):
             values = NEW_OPTIONS.get(section, {}) | values
         if section == "prune":
             values = {key: value for key, value in values.items() if not isinstance(value, dict)}
             values |= METHODS.options[run.record.method](**_own(run)).model_dump(mode="json")
+        if section == "search":
+            values = {**values, **values["parameters"]} if run.record.searches else {}
+            values.pop("parameters", None)
         if section == "model":
             values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}
         for key, value in values.items() if isinstance(values, dict) else [("", values)]:
