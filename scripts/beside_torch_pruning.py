@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -69,12 +70,13 @@ def _versions() -> dict:
 def _ours():
     """What makes the cut: groups, L1 scores, removal of half of every group."""
     from gcp.backend.zoo import from_gluoncv
-    from gcp.graph.surgery import filters, shrink
+    from gcp.graph.surgery import shrink
+    from gcp.methods.criteria import CRITERIA
 
     net = from_gluoncv(f"{NETWORK}_v1b", (3, SIDE, SIDE), seed=0)
 
     def cut() -> None:
-        scores = net.by_unit({layer: np.abs(w).sum(1, dtype=np.float64) for layer, w in filters(net)})
+        scores = CRITERIA["l1"](SimpleNamespace(net=net))
         shrink(net, {g.name: np.sort(np.argsort(-scores[g.name])[: g.size // 2]) for g in net.groups})
 
     return cut

@@ -464,3 +464,16 @@ def test_masks_stand_in_where_no_norm_follows(tmp_path):
     keep["dense0"] = np.arange(0, dense.size, 64)
     x = images()[0].asnumpy().repeat(4, 2).repeat(4, 3)
     np.testing.assert_allclose(predict(silence(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)
+
+
+def test_recovering_may_train_all_weights(net, tmp_path):
+    """Filters of the stem, by their directions: some of the dense network's where only scales are trained."""
+    data, found = SimpleNamespace(train=Noise(24), validation=Noise(20)), {}
+    for how in ("scales", "all"):
+        (tmp_path / how).mkdir()
+        small, _ = prune(net, 0.6, data, tmp_path / how, iterations=1, recover_weights=how, recover_lr=0.1)
+        stem = net.groups[0].producers[0]
+        mine, dense = (n.arrays[n.weight(stem)].reshape(-1, 27) for n in (small, net))
+        unit = [w / np.linalg.norm(w, axis=1, keepdims=True) for w in (mine, dense)]
+        found[how] = np.abs(unit[0] @ unit[1].T).max(1)
+    assert (found["scales"] > 1 - 1e-5).all() and (found["all"] < 1 - 1e-5).all()

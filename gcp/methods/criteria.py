@@ -180,7 +180,7 @@ def scoring_batches(n_images: int) -> int:
 def l1(problem: Problem) -> Scores:
     """The L1 norm of the filter that makes a channel, over all producers (Li et al., ICLR 2017)."""
     net = problem.net
-    return net.by_unit({layer: np.abs(w).sum(1, dtype=np.float64) for layer, w in filters(net)})
+    return net.by_unit({layer: np.linalg.norm(w, 1, axis=1) for layer, w in filters(net)})
 
 
 @CRITERIA.register("l2")
