@@ -13,6 +13,7 @@ from gcp.experiment import config, estimate
 
 REPO = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (REPO / "configs").glob("*/**/*.yaml") if not path.name.startswith("_"))
+BENCHMARK = REPO / "configs" / "benchmark"  # a file per method, which overlays give a target
 SMOKE_ROOTS = {str(smoke.ROOT / name) for name in smoke.SETS}
 TABLES = {path: config.load(path) for path in FILES if path.parent.name.startswith(("table", "figure"))}
 
@@ -30,7 +31,11 @@ def test_there_are_some_of_every_table():
         assert sorted({p.parent.name for p in TABLES if p.parent.parent.name == folder}) == names
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize(
+    "folder",
+    sorted({path.parent for path in FILES if BENCHMARK not in path.parents}),
+    ids=lambda p: str(p.relative_to(REPO)),
+)
 def test_it_loads_and_its_target_can_be_reached(folder):
     loaded = config.load_all(folder)
     for (path, _, cfg), row in zip(loaded, estimate.forecast([cfg for _, _, cfg in loaded])):
@@ -43,6 +48,30 @@ def test_it_loads_and_its_target_can_be_reached(folder):
         assert cfg.output == results[0] or folder.name == "ablation" and cfg.output == results[1]
         if cfg.prune.method != "none":
             assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path
+
+
+def test_every_method_of_the_comparison_has_the_same_terms():
+    """At every overlay: data, dense network, recipe, rounding; the scratch controls train longer, and say so."""
+    folders, overlays = (BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"), sorted(BENCHMARK.glob("_macs-*.yaml"))
+    assert len(overlays) == 5
+    for overlay in overlays:
+        loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [overlay])]
+        longer = {"extra_epochs", "from_scratch"}
+        terms = {
+            (
+                cfg.dense_fingerprint(),
+                cfg.output,
+                cfg.prune.target,
+                cfg.prune.round_to,
+                cfg.prune.statistics_images,
+                cfg.finetune.model_dump_json(exclude=longer),
+            )
+            for cfg in loaded
+        }
+        assert len(terms) == 1 and loaded[0].finetune.includes_pruning
+        assert all(bool(cfg.finetune.extra_epochs) == cfg.name.startswith("scratch-") for cfg in loaded)
+        assert len({cfg.fingerprint() for cfg in loaded}) == len(loaded) == len({cfg.name for cfg in loaded})
+        assert all(cfg.name.endswith(f"-macs-{cfg.prune.target:g}") for cfg in loaded)
 
 
 def test_targets_are_the_published_ones_or_say_that_they_are_chosen():

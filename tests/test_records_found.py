@@ -8,7 +8,8 @@ from gcp.experiment import config
 from gcp.experiment import record as records
 
 REPO = Path(__file__).parents[1]
-# Of configurations, and what checked-in results say otherwise.
+# Of configurations, what checked-in results say otherwise, and overlays.
+AT = [f"configs/benchmark/_macs-{target}.yaml" for target in ("0.5", "0.25", "0.1", "0.05", "0.02")]
 FOLDERS = [
     ("configs/fashion_mnist", []),
     ("configs/fashion_mnist/ablation", []),
@@ -16,6 +17,13 @@ FOLDERS = [
     ("configs/statistics", []),
     ("configs/demo", ["output=results/fashion_mnist_part"]),
     ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
+    *((f"configs/benchmark{part}", [], overlay) for part in ("", "/grid", "/peers") for overlay in AT),
+    *(
+        (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], overlay)
+        for name in ("uniform-l1", "gcp")
+        for lr in (0.01, 0.1)
+        for overlay in AT
+    ),
 ]
 SEEDS = [0, 1, 2, 10, 11, 12]
 
@@ -25,6 +33,7 @@ def checked_in():
     return {
         run.path: run.record
         for folder in (
+            "comparison",
             "fashion_mnist",
             "fashion_mnist_latency",
             "fashion_mnist_part",
@@ -38,8 +47,8 @@ def checked_in():
 def test_every_record_is_found_by_a_checked_in_configuration(checked_in, monkeypatch):
     monkeypatch.chdir(REPO)
     found = set()
-    for folder, overrides in FOLDERS:
-        for _, _, cfg in config.load_all(folder, overrides, SEEDS):
+    for folder, overrides, *overlays in FOLDERS:
+        for _, _, cfg in config.load_all(folder, overrides, SEEDS, overlays):
             if records.is_done(cfg):
                 found.add(REPO / records.run_path(cfg))
     assert found == set(checked_in)
