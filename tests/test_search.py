@@ -398,7 +398,11 @@ def test_the_report_shows_how_searches_went_and_what_they_were_worth(tmp_path):
     assert worth["Top-1 difference (points) sd"] == pytest.approx(2**-0.5) and worth["Equal images"] == "yes"
     paths = search_report.write(runs, table, tmp_path)
     assert {path.name for path in paths} == {
-        *(f"{name}.{end}" for name in ("search", "search_importance", "search_worth") for end in ("md", "tex", "csv")),
+        *(
+            f"{name}.{end}"
+            for name in ("searches", "search_importance", "search_worth")
+            for end in ("md", "tex", "csv")
+        ),
         "search_history.png",
         "search_history.svg",
     }

@@ -29,7 +29,7 @@ class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
 
     PER_ITERATION: ClassVar[FrozenSet[str]] = frozenset(
-        "score allocation max_cut regularise_epochs recover_epochs lr recover_lr momentum lam".split()
+        "score allocation max_cut regularise_epochs recover_epochs lr recover_lr recover_weights momentum lam".split()
     )
 
     score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")

@@ -23,7 +23,7 @@ WORTH = (
 
 
 def write(runs: Iterable[Finished], table: pd.DataFrame, output: Path) -> list[Path]:
-    """search, search_importance and search_worth as tables, search_history as a figure; nothing without a search.
+    """searches, search_importance and search_worth as tables, search_history as a figure; nothing without a search.
 
     `table` is the frame of the runs.
     """
@@ -32,15 +32,15 @@ def write(runs: Iterable[Finished], table: pd.DataFrame, output: Path) -> list[P
         return []
     about = f"{tables.whose(table)}. {' '.join(tables.scale_sentences(table.scale))}"
     captions = {
-        "search": f"Searches of options, {about} Losses are those on the validation images: of the first trial, which "
-        "has the configuration's own values where they are within the ranges, and of the best.",
+        "searches": f"Searches of options, {about} Losses are those on the validation images: of the first trial, "
+        "which has the configuration's own values where they are within the ranges, and of the best.",
         "search_importance": f"Which options mattered, {about} Parts of the variance of the validation loss over "
         "trials that each option explains by itself and with others (fANOVA), mean over seeds.",
         "search_worth": f"What searches were worth, {about} Top-1 on {table.images.iloc[0]} images of searched runs "
         "minus that of runs without a search at the same target and seed. Equal images says NO where any seed's totals "
         f"differ by more than {100 * EQUAL_IMAGES:g} %: images of all trials count.",
     }
-    found = {"search": history(trials), "search_importance": importances(runs, table), "search_worth": worth(table)}
+    found = {"searches": history(trials), "search_importance": importances(runs, table), "search_worth": worth(table)}
     if found["search_worth"].empty:
         captions["search_worth"] = "No run without a search shares data, model, method, target and seed with one."
     digits = {"Trials": 0, "Failed": 0, "Ended early": 0, "First loss": 4, "Best loss": 4, "Best trial": 0, "Seed": 0}
