@@ -24,6 +24,7 @@ class Stream(Enum):
     RECONSTRUCTION = (None, 5)  # images and places that weights are fitted to after a cut
     SCRATCH = (0, 6)  # new weights for a pruned network
     SPARSITY = (None, 8)  # training with a penalty on scales
+    CLASSIFIERS = (None, 9)  # auxiliary classifiers, the training with them, and what they choose by
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
     SEARCH = (None, 9)  # values of a search's trials
 

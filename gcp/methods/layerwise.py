@@ -70,14 +70,19 @@ class LayerwiseOptions(MethodOptions):
 
 def prune_layerwise(problem: Problem, options: LayerwiseOptions, choose: Choice, run: Run) -> Outcome:
     """The same fraction of every group that may be cut, its channels by `choose`, its readers by least squares."""
+    return at_uniform_widths(problem, options, lambda widths: reconstructed(problem, widths, options, choose), run)
+
+
+def at_uniform_widths(
+    problem: Problem, options: LayerwiseOptions, pruned: Callable[[Widths], Network], run: Run
+) -> Outcome:
+    """`pruned(widths)`, with the same fraction of every group that may be cut, within the budget."""
     budget = problem.budget
     sizes = prunable_sizes(problem.net, options.where)
     part = _of_part(budget, problem.net.widths)
 
     def small(aim: float) -> Network:
-        return reconstructed(
-            problem, uniform_widths(sizes, replace(part, target=aim / budget.original)), options, choose
-        )
+        return pruned(uniform_widths(sizes, replace(part, target=aim / budget.original)))
 
     net, timings = fit_to_measured_budget(budget, budget.target * budget.original, small)
     if timings:
@@ -133,10 +138,8 @@ def _cut_group(
 
     whole, group = problem.net, next(g for g in net.groups if g.name == name)
     whole_calls, calls = whole.structure.calls, net.structure.calls
-    layers = []
-    for reader in group.consumers:
-        kept = kept_outputs(whole, whole_calls[whole.index[reader]], keep)
-        layers.append(Layer(net, net.index[reader], kept, seed))
+    kept = {reader: kept_outputs(whole, whole_calls[whole.index[reader]], keep) for reader in group.consumers}
+    layers = [Layer(net, net.index[reader], outputs, seed) for reader, outputs in kept.items()]
     sums = [Sums(layer, net) for layer in layers]
     inputs = tensors_of(net, [calls[layer.i].node.inputs[0] for layer in layers])
     outputs = tensors_of(whole, [(whole.index[layer.name], 0) for layer in layers])

@@ -1,0 +1,203 @@
+"""DCP: channels that tell classes apart, by the gradients of auxiliary classifiers' losses and of what layers say.
+
+Zhuang et al., "Discrimination-aware Channel Pruning for Deep Neural Networks", NeurIPS 2018, algorithms 1 and 2.
+Different here: the network is trained with all auxiliary losses at once instead of stage by stage; channels are added
+several at a time; the network is fine-tuned once at the end, by the experiment's own recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+from pydantic import Field
+
+from gcp.cost.base import Budget
+from gcp.errors import UserError
+from gcp.graph.network import Keep, Network, Widths
+from gcp.graph.surgery import shrink
+from gcp.methods.base import METHODS, Outcome, Problem, Run, whole_batches
+from gcp.methods.layerwise import LayerwiseOptions, at_uniform_widths
+from gcp.seeds import Stream
+
+
+class DcpOptions(LayerwiseOptions):
+    """Classifiers, the training with them, and how channels are chosen."""
+
+    n_classifiers: int = Field(2, ge=1, le=100, description="auxiliary classifiers, evenly spread over the blocks")
+    epochs: float = Field(1.0, gt=0, le=10**4, description="epochs of all weights with the auxiliary losses, above 0")
+    lr: float = Field(0.05, gt=0, le=1000, description="highest learning rate of that training, above 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
+    wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
+    lam: float = Field(1.0, ge=0, le=10**6, description="what a classifier's loss counts beside a layer's error")
+    rounds: int = Field(4, ge=1, le=10**4, description="a group's channels are added in so many rounds")
+    weights_lr: float = Field(0.01, ge=0, le=1000, description="learning rate of the weights that read chosen channels")
+
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: there has to be a place for a classifier."""
+        from gcp.train.auxiliary import places
+
+        super().check(net, budget)
+        if not places(net, self.n_classifiers):
+            wrong = f"network '{net.name}' has no residual block or ReLU for an auxiliary classifier to read"
+            raise UserError(f"method dcp: {wrong}; set prune.method to another", "method.network")
+
+    def label(self, cost: str) -> str:
+        """Its name in the literature."""
+        return "DCP"
+
+    def n_steps(self, n_batches: int) -> int:
+        """Steps with the auxiliary losses, with `n_batches` batches an epoch."""
+        return max(1, round(self.epochs * n_batches))
+
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
+        """The training, and what every method that goes layer by layer takes."""
+        return super().n_images(n_train, batch, n_renewed) + self.n_steps(-(-n_train // batch)) * batch
+
+
+@METHODS.register("dcp", DcpOptions)
+def dcp(problem: Problem, options: DcpOptions, run: Run) -> Outcome:
+    """Train with auxiliary classifiers, then choose the channels of one group after the other, and fit what reads them.
+
+    UserError: the task is not classification.
+    """
+    from gcp.train import checkpoints, loop, schedules
+    from gcp.train.auxiliary import SummedObjective, places, with_classifiers
+    from gcp.train.optimisers import SGD
+    from gcp.train.steps import OrdinaryStep
+    from gcp.train.tasks import TASKS
+
+    seed, data, task = Stream.CLASSIFIERS.seed(problem.seed), problem.data, TASKS[problem.task]
+    n_steps = options.n_steps(data.train.n_batches(problem.batch))
+    net = with_classifiers(problem.net, places(problem.net, options.n_classifiers), seed)
+
+    def trained(checkpoint: Path) -> Tuple[Network, Dict]:
+        objective = SummedObjective(task)
+        step = OrdinaryStep(net, objective, lambda block: SGD(block, options.momentum, options.wd), seed)
+        batches = loop.Batches(data.train, problem.batch, seed, problem.augment)
+        rates = schedules.cosine(options.lr, n_steps)
+
+        def say(**facts: Any) -> None:
+            run.log("epoch", stage="dcp", **facts)
+
+        loop.fit(step, batches, rates, name="auxiliary classifiers", checkpoint=checkpoint, log=say)
+        return step.network(), {}
+
+    whole, _ = checkpoints.run_once(run.path / "dcp-classifiers", trained)
+    outcome = at_uniform_widths(problem, options, lambda widths: _pruned(problem, whole, widths, options, seed), run)
+    return replace(outcome, images={"classifiers": n_steps * problem.batch, **outcome.images})
+
+
+def _pruned(problem: Problem, whole: Network, widths: Widths, options: DcpOptions, seed: int) -> Network:
+    """The trained network at these widths of some of its groups, from the image to the output; no classifiers."""
+    from gcp.train.auxiliary import without_classifiers
+    from gcp.train.loop import Batches
+
+    n = whole_batches(options.n_images_seen, len(problem.data.train), problem.batch) // problem.batch
+    batches = list(islice(Batches(problem.data.train, problem.batch, seed).since(0), n))
+    net, keep = whole, {g.name: np.arange(g.size) for g in whole.groups}
+    for name, width in widths.items():
+        if width < len(keep[name]):
+            net, keep = _cut_group(problem, whole, net, keep, name, width, options, batches)
+    return without_classifiers(net)
+
+
+def _cut_group(
+    problem: Problem,
+    whole: Network,
+    net: Network,
+    keep: Keep,
+    name: str,
+    width: int,
+    options: DcpOptions,
+    batches: List[Any],
+) -> Tuple[Network, Keep]:
+    """The network with one group at a smaller width, and its readers' weights trained for what is left."""
+    from gcp.train.auxiliary import PREFIX, Chooser
+    from gcp.train.reconstruct import kept_outputs, tensors_of
+    from gcp.train.tasks import TASKS
+
+    group = next(g for g in net.groups if g.name == name)
+    readers = [layer for layer in group.consumers if not layer.startswith(PREFIX)]
+    kept = [kept_outputs(whole, whole.structure.calls[whole.index[layer]], keep) for layer in readers]
+    said = tensors_of(whole, [(whole.index[layer], 0) for layer in readers])
+
+    def wanted(x: Any) -> List[np.ndarray]:
+        """What the readers say in the whole network; of one batch at a time, since all would not fit into memory."""
+        return [y[:, of] for y, of in zip(said(x), kept)]
+
+    variances = [max(float(y.var()), 1e-12) for y in wanted(batches[0][0])]
+    chooser = Chooser(
+        net,
+        [(net.index[layer], 0) for layer in readers],
+        variances,
+        _next_classifier(net, max(net.index[layer] for layer in readers)),
+        options.lam,
+        TASKS[problem.task],
+    )
+    units = {net.weight(layer): _units(net, layer, group) for layer in readers}
+    before, chosen = chooser.weights(), np.zeros(group.size, bool)
+
+    def masked(weights: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """Zero where a channel of the group is read that is not chosen."""
+        return {key: w * _reads(units[key], chosen, w).astype(np.float32) for key, w in weights.items()}
+
+    weights = before
+    for number in range(1, options.rounds + 1):
+        chooser.put(masked(weights))
+        total = {key: 0.0 for key in units}
+        for x, y in batches:
+            chooser.loss(x, y, wanted(x))
+            total = {key: total[key] + gradient for key, gradient in zip(units, chooser.gradients())}
+        norms = sum(_by_unit(np.square(total[key], dtype=np.float64), units[key], group.size) for key in units)
+        n_more = -(-width * number // options.rounds) - int(chosen.sum())
+        best = np.argsort(np.where(chosen, -np.inf, norms), kind="stable")[::-1][:n_more]
+        chosen[best] = True
+        # What was not chosen before comes in with the weights that it had.
+        now = chooser.weights()
+        weights = {key: np.where(now[key] != 0, now[key], before[key]) for key in now}
+        chooser.put(masked(weights))
+        for x, y in batches:
+            chooser.loss(x, y, wanted(x))
+            steps = dict(zip(units, chooser.gradients()))
+            now = chooser.weights()
+            chooser.put(masked({key: now[key] - options.weights_lr * steps[key] for key in now}))
+        weights = chooser.weights()
+    net = net.with_arrays(weights)
+    stays = np.flatnonzero(chosen)
+    small = shrink(net, {g.name: stays if g.name == name else np.arange(g.size) for g in net.groups}, problem.moved)
+    return small, {**keep, name: keep[name][stays]}
+
+
+def _next_classifier(net: Network, i: int) -> int:
+    """Which output of the network is the first classifier behind node i: the last one's is the network's own, 0."""
+    behind = [(at, k) for k, (at, _) in enumerate(net.outputs) if k and at > i]
+    return min(behind)[1] if behind else 0
+
+
+def _units(net: Network, layer: str, group: Any) -> np.ndarray:
+    """Per input of a layer within each of its conv groups, the unit of the group that it is; -1 for others."""
+    units = net.structure.calls[net.index[layer]].read - group.start
+    return np.where((units >= 0) & (units < group.size), units, -1)
+
+
+def _along_inputs(units: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The units per weight: those of a conv group's own inputs for its outputs, the same for all taps."""
+    groups = max(1, len(units) // weight.shape[1])
+    of = np.repeat(units.reshape(groups, -1), len(weight) // groups, axis=0)  # outputs x inputs
+    return of.reshape(*of.shape, *[1] * (weight.ndim - 2))
+
+
+def _reads(units: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Per weight, whether what it reads is chosen, or of another group."""
+    of = _along_inputs(units, weight)
+    return (of < 0) | chosen[of]
+
+
+def _by_unit(values: np.ndarray, units: np.ndarray, size: int) -> np.ndarray:
+    """Values of weights, summed by the unit that they read."""
+    of = np.broadcast_to(_along_inputs(units, values), values.shape)
+    return np.bincount(of[of >= 0], values[of >= 0], minlength=size)
