@@ -11,7 +11,7 @@ from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.errors import UserError
 from gcp.methods.base import METHODS, Problem
-from gcp.methods.torch_pruning import TorchPruningOptions, _Peer
+from gcp.methods.torch_pruning import TorchPruningOptions
 from tests.test_prune import Noise
 
 
@@ -41,11 +41,13 @@ def test_its_choice_is_within_the_budget(importance):
 
 
 def test_by_scales_of_one_group_it_keeps_the_largest():
-    """Group by group, half of each: the largest scales of the norm behind a conv inside a block."""
+    """Group by group, from half of the cost on: the largest scales of the norm behind a conv inside a block."""
     pytest.importorskip("torch_pruning")
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
-    peer = _Peer(net, TorchPruningOptions(importance="bn_scale", global_pruning=False), 1)
-    keep = peer.keep(0.5)
+    options = TorchPruningOptions(importance="bn_scale", global_pruning=False)
+    small = METHODS["torch_pruning"](problem_of(net, round_to=1), options, SimpleNamespace(path=None, log=None)).network
     for group in (g for g in net.groups if len(g.norms) == 1):
-        scale = np.abs(net.arrays[net.norm_arrays(group.norms[0])[0]])
-        assert set(keep[group.name]) == set(np.argsort(-scale)[: group.size // 2])
+        name = net.norm_arrays(group.norms[0])[0]
+        n = small.widths[group.name]
+        assert n < group.size
+        assert set(np.abs(small.arrays[name])) == set(np.sort(np.abs(net.arrays[name]))[-n:])
