@@ -1,6 +1,6 @@
 """Torch-Pruning from outside: the same dense weights in PyTorch, pruned there, and its choice of channels carried back.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. It prunes in small steps, as it can be told to: asked
+Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. It prunes in small steps, as it can be told: asked
 for all at once, it leaves a group whole that rounding would empty. What it chooses is taken as it is; how far it has to
 go for the budget is told by this toolkit's cost. Its group norm is the same class as its magnitude, unless a training
 with its own penalty goes before, which is left out here.
