@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from difflib import get_close_matches
 from typing import Any, ClassVar, Iterator, Mapping, Set, Tuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -96,6 +98,9 @@ def described(error: Any, hint: str = "") -> Tuple[str, str]:
     if in_own_words and isinstance(error["input"], dict):  # a combination; it says the values
         return "combination", f": {should}"
     should = should[:1].lower() + should[1:] + (f" ({hint})" if hint else "")
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        should += "".join(f"; did you mean '{near}'?" for near in get_close_matches(str(error["input"]), known, n=1))
     return "value", f": {shown(error['input'])} {should}"
 
 

@@ -292,6 +292,11 @@ def test_wrong_value_is_named_with_its_key_and_what_would_be_right(write, overri
     assert str(error).startswith(f"--set {override}: {part}")
 
 
+@pytest.mark.parametrize("wrong, near", [("method=gpc", "gcp"), ("one_shot.criterion=fpgn", "fpgm")])
+def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
+    assert str(refused(write(MINIMAL), f"prune.{wrong}")).endswith(f"; did you mean '{near}'?")
+
+
 @pytest.mark.parametrize(
     "override, part",
     [
