@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from finished import finished, rows_of, saved
 from scipy import stats
@@ -52,6 +53,10 @@ def test_ranks_are_means_over_the_blocks_that_all_methods_have():
     # A target that one method lacks: two methods in two blocks are as many cells as three in one, less than in two.
     part = table[(table.method != "fpgm") | (table.target == 0.1)]
     assert set(leaderboard.ranking(part).ranks.index) == {"gcp", "uniform-l1"}
+    # One block has more cells than two together, but ranks are over several.
+    more = table[table.target == 0.1]
+    more = pd.concat([table, *(more.assign(method=f"other{k}") for k in range(9))])
+    assert set(leaderboard.ranking(more).ranks.index) == {"gcp", "uniform-l1", "fpgm"}
     assert leaderboard.ranking(part[part.target == 0.1]) is None
 
 

@@ -86,16 +86,15 @@ def ranking(table: pd.DataFrame) -> Ranking | None:
     means = table.pivot_table(index=POINT, columns="method", values="top1")
     cells = means.notna().to_numpy()
     # A set of blocks takes the methods that all of its blocks have; there are few blocks.
-    choices = [
-        (rows.sum() * cells[rows].all(0).sum(), rows)
-        for rows in map(np.array, itertools.product((False, True), repeat=len(cells)))
-        if rows.any()
-    ]
-    _, rows = max(choices, key=lambda choice: choice[0])
-    block = means[rows].dropna(axis=1)
-    n, k = block.shape
-    if n < 2 or k < 2:
+    sizes = {
+        rows: sum(rows) * int(cells[np.array(rows)].all(0).sum())
+        for rows in itertools.product((False, True), repeat=len(cells))
+        if sum(rows) > 1 and cells[np.array(rows)].all(0).sum() > 1
+    }
+    if not sizes:
         return None
+    block = means[np.array(max(sizes, key=sizes.__getitem__))].dropna(axis=1)
+    n, k = block.shape
     ranks = block.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
     p = stats.friedmanchisquare(*block.to_numpy().T).pvalue if k > 2 else np.nan
     return Ranking(ranks, n, critical_difference(k, n), float(p))
