@@ -113,7 +113,8 @@ def test_the_files_of_a_comparison(tmp_path, capsys):
     script.run([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
     rows = rows_of((tmp_path / "out" / "resnet18_v1b_accuracy.md").read_text())
     assert [row["Method"] for row in rows] == ["unpruned", "gcp", "uniform-l1", "fpgm"]
-    assert rows[1] == {"Method": "gcp", "Mean rank": "1.00", "10 %": "92.00 ± 1.00", "2 %": "86.00 ± 1.00"}
+    seeds = {"Seeds": "3, 3"}
+    assert rows[1] == {"Method": "gcp", "Mean rank": "1.00", "10 %": "92.00 ± 1.00", "2 %": "86.00 ± 1.00", **seeds}
     assert rows[0]["10 %"] == "95.00 ± 0.00"
     rows = rows_of((tmp_path / "out" / "resnet18_v1b_difference.md").read_text())
     assert rows[0]["Method"] == "gcp" and rows[0]["Difference at 2 %"] == "+5.00 ± 2.48"

@@ -212,9 +212,11 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
         columns[_percent(target)] = [dense.mean(), *means[target].reindex(methods)]
         columns[f"{_percent(target)} sd"] = [dense.std(), *sds[target].reindex(methods)]
     digits = {title: 2 for title in columns if title != "Method" and not title.endswith(" sd")}
+    counts = cells.size().unstack().reindex(methods)[means.columns[::-1]]
+    columns["Seeds"] = ["", *(", ".join(f"{n:.0f}" for n in row if n > 0) for row in counts.to_numpy())]
     caption = (
-        "Top-1 % at parts of the MACs, mean ± sample standard deviation over seeds; all methods saw as many training "
-        "images in all, however these were spent."
+        "Top-1 % at parts of the MACs, mean ± sample standard deviation over seeds (how many, at each target: the last "
+        f"column). {_images(own)}"
     )
     if ranked is not None:
         caption += (
@@ -222,6 +224,16 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
             f"{ranked.difference:.1f} cannot be told apart (Nemenyi, 5 %)."
         )
     return "accuracy", columns, digits, caption
+
+
+def _images(own: pd.DataFrame) -> str:
+    """How many training images the methods saw in all, and which saw another number, by more than a hundredth."""
+    means = own.groupby(["target", "method"]).images_total.mean().unstack()
+    usual = means.median(axis=1)
+    others = (means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)).any()
+    numbers = ", ".join(f"{usual[target]:,.0f} at {_percent(target)}" for target in reversed(usual.index))
+    more = [f"{name} {means[name].dropna().iloc[0]:,.0f}" for name in others.index[others]]
+    return f"Training images after the dense network: {numbers}" + (f"; but {', '.join(more)}." if more else ".")
 
 
 def _differences(own: pd.DataFrame, order: Sequence[str], baseline: str) -> tuple:
