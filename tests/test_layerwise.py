@@ -89,7 +89,7 @@ def test_thinet_is_greedy_over_the_samples():
 
 
 def test_cp_is_lasso_with_the_penalty_raised_until_few_enough_are_left():
-    for seed in range(10):
+    for seed in range(3):
         flat, contributions = random_contributions(seed=seed)
         wanted = flat.sum(0)
         for width in (2, 4):
@@ -131,7 +131,7 @@ def test_channels_that_others_make_up_for_go_and_nothing_is_lost(method):
     assert difference(predict(small, images(net)), predict(net, images(net))) < 0.05
 
 
-@pytest.mark.parametrize("method", CHOICES)
+@pytest.mark.parametrize("method", ["thinet", pytest.param("cp", marks=pytest.mark.slow)])
 def test_a_residual_network_meets_its_budget_and_counts_its_images(method):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     cost = macs(net)
@@ -172,6 +172,7 @@ def test_a_budget_that_cannot_be_met_inside_blocks_is_refused_before_anything_is
         METHODS.options["thinet"]().check(net, problem_of(net, 0.02).budget)
 
 
+@pytest.mark.slow
 def test_several_readers_and_a_depthwise_conv_between():
     """Every reader of a group of MobileNet is behind a depthwise conv; a branching network has two readers."""
     net = random_network("mobilenet0.25", (3, 32, 32), 4)
@@ -184,6 +185,7 @@ def test_several_readers_and_a_depthwise_conv_between():
     assert np.isfinite(predict(outcome.network, images(net))).all()
 
 
+@pytest.mark.slow
 def test_the_widths_of_gcp_are_filled_from_the_dense_network(tmp_path):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     problem = problem_of(net, 0.5)

@@ -104,7 +104,9 @@ def test_a_norm_takes_up_what_is_left_over_and_nothing_changes_where_nothing_was
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("allocation", ["global", "uniform", "exact"])
+@pytest.mark.parametrize(
+    "allocation", ["exact", *(pytest.param(a, marks=pytest.mark.slow) for a in ("global", "uniform"))]
+)
 def test_the_method_meets_its_budget_and_counts_its_images(allocation):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
