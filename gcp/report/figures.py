@@ -467,32 +467,35 @@ def search_history(trials: pd.DataFrame) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
-def accuracy_bands(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Figure:
+def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Figure | None:
     """Top-1 minus the baseline's against the target: rows of `leaderboard.entries` of one network.
 
-    Named are the five best by `order`, the worst, and what is called gcp; the band is the standard deviation over
-    seeds. The other methods are thin lines.
+    Named are the five best by `order`, the worst, and what is called gcp; the bars are the standard deviation over
+    seeds. The other methods are thin lines. None of a single target: the table says as much.
     """
-    figure, [[ax]] = _panels(1, 1, 9.0, 5.5)
     base = runs[runs.method == baseline].set_index(["target", "seed"]).top1
+    if base.index.get_level_values("target").nunique() < 2:
+        return None
+    figure, [[ax]] = _panels(1, 1, 9.0, 5.5)
+    runs = runs[runs.target.isin(base.index.get_level_values("target"))]
     there = [method for method in order if method in set(runs.method) and method != baseline]
     named = [method for i, method in enumerate(there) if i < 5 or method.startswith("gcp") or i == len(there) - 1]
     colours = iter([*COLOURS.values(), *OTHER_COLOURS] * len(there))
     for method in there:
         points = 100 * (runs[runs.method == method].set_index(["target", "seed"]).top1 - base).dropna()
         mean, sd = points.groupby("target").mean()[::-1], points.groupby("target").std().fillna(0)[::-1]
-        x, style = 100 * mean.index, {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1, "label": ""}
+        x, style = 100 * mean.index, {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1, "label": "", "marker": "."}
         if method in named:
             style = {"color": next(colours), "linewidth": 1.6, "marker": MARKERS[named.index(method) % len(MARKERS)]}
             style |= {"zorder": 3, "label": method}
-            ax.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=0.12, linewidth=0)
+            ax.errorbar(x, mean, sd, fmt="none", color=style["color"], alpha=0.4, capsize=2)
         ax.plot(x, mean, **style)
     ax.axhline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=baseline)
     low, high = 100 * runs.target.min(), 100 * runs.target.max()
     _axes(ax, "MACs kept (%)", f"Top-1 minus that of {baseline} (points)", low / 1.15, high * 1.15)
     ax.invert_xaxis()
     title = f"{runs.network.iloc[0]} on {runs['data'].iloc[0]}{mark(runs.scale.iloc[0])}"
-    _title(ax, title, "Mean over seeds and its standard deviation. All saw as many training images in all.")
+    _title(ax, title, "Mean over seeds and its standard deviation; thin lines are the other methods.")
     return _name_lines(figure)
 
 

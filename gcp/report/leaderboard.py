@@ -174,7 +174,7 @@ def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
             path = stem.with_name(f"{network}_{name}")
             blocks = "Target %" if "Target %" in frame else None
             paths += tables.save(frame, digits, f"{caption} {said}", path, f"tab:{network}-{name}", blocks)
-        paths += figures.save(figures.accuracy_bands(own, order, baseline), stem.with_name(f"{network}_accuracy"))
+        paths += figures.save(figures.accuracy_bars(own, order, baseline), stem.with_name(f"{network}_accuracy"))
     found = correlations(table)
     if len(found):
         columns = {"Network": found.network, "Target %": 100 * found.target, "Rank correlation": found.rho}
