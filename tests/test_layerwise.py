@@ -58,7 +58,7 @@ def test_what_channels_say_is_summed_as_over_the_samples(monkeypatch):
         said = reconstruct.tensors_of(net, [(net.index["second"], 0)])(mx.nd.array(x))[0]
         sums.add(layer.read(read, 0), layer.sampled(said, 0))
         units = net.structure.calls[net.index["second"]].read - group.start
-        found = layerwise._contributions(sums, units, group.size)
+        found = layerwise._contributions(sums, units, np.ones(6), group.size)
         each = []
         for unit in range(group.size):
             only = np.where((units == unit)[None, :, None, None], read, 0)
@@ -206,3 +206,89 @@ def test_the_widths_of_gcp_are_filled_from_the_dense_network(tmp_path):
     dense, small = (each.arrays[each.weight(stem)] for each in (net, filled.network))
     assert all(any(np.array_equal(mine, other) for other in dense) for mine in small)
     assert METHODS.options["gcp_reconstructed"](selection="cp").label("macs") == "GCP-f, then CP"
+
+
+def test_a_branch_makes_up_for_what_its_shortcut_lacks():
+    """The block's input lost the part that its branch could say: CP's target is the wanted sum less that input."""
+    data = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), pad=(1, 1), name="stem")
+    x = mx.sym.Activation(mx.sym.Convolution(data, num_filter=8, kernel=(1, 1), name="inner"), act_type="relu")
+    x = mx.sym.BatchNorm(mx.sym.Convolution(x, num_filter=6, kernel=(1, 1), no_bias=True, name="last"), name="norm")
+    x = mx.sym.Pooling(mx.sym.elemwise_add(x, data, name="sum"), global_pool=True, pool_type="avg")
+    whole = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8))
+    net = whole.with_arrays({"stem_weight": 0.8 * whole.arrays["stem_weight"]})  # as if it had been pruned
+    group = next(g for g in whole.groups if g.consumers == ("last",))
+    keep, x = {g.name: np.arange(g.size) for g in whole.groups}, mx.nd.array(images(whole, 16))
+    assert reconstruct.shortcut_of(whole, "inner") is None
+    assert reconstruct.shortcut_of(whole, "last").tensor == (whole.index["stem"], 0)
+
+    wanted = reconstruct.tensors_of(whole, [(whole.index["sum"], 0)])(x)[0]
+    errors = []
+    for corrects in (False, True):
+        seen = layerwise.looked_at(whole, net, keep, group.name, layerwise.Look([x], 0, corrects))
+        fitted, _ = layerwise.cut_group(problem_of(whole), net, seen, 7, by_lasso)
+        errors.append(np.square(reconstruct.tensors_of(fitted, [(fitted.index["sum"], 0)])(x)[0] - wanted).mean())
+    # By hand: all outputs at all places, regressed on what is read.
+    read = fitted.nodes[fitted.index["last"]].inputs[0]
+    inputs, stem = (
+        reconstruct.tensors_of(*of)(x)[0].transpose(0, 2, 3, 1).reshape(16 * 64, -1)
+        for of in ((fitted, [read]), (net, [(net.index["stem"], 0)]))
+    )
+    target = wanted.transpose(0, 2, 3, 1).reshape(-1, 6) - stem
+    inputs = np.c_[inputs, np.ones(len(inputs))]
+    best = np.square(inputs @ np.linalg.lstsq(inputs, target, rcond=None)[0] - target).mean()
+    assert best <= errors[1] < 1.2 * best and errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("where", ("behind a concatenation", "whole conv groups", "in every conv group"))
+def test_dead_channels_go_and_nothing_is_lost(where):
+    """What reads them: a conv of two joined groups; grouped convs that lose conv groups, or inputs of each."""
+    data = mx.sym.var("data")
+    x = mx.sym.Convolution(data, num_filter=8, kernel=(3, 3), pad=(1, 1), name="first")
+    if where == "behind a concatenation":
+        other = mx.sym.Convolution(data, num_filter=5, kernel=(1, 1), name="other")
+        x, dead = mx.sym.Concat(other, x), [1, 6]
+    if where == "whole conv groups":
+        x = mx.sym.Convolution(mx.sym.relu(x), num_filter=8, num_group=4, kernel=(1, 1), no_bias=True, name="grouped")
+        x, dead = mx.sym.BatchNorm(x, name="norm"), [2, 3]
+    if where == "in every conv group":
+        dead = [1, 5]
+    n_groups = 2 if where == "in every conv group" else 1
+    x = mx.sym.Convolution(mx.sym.relu(x), num_filter=6, num_group=n_groups, kernel=(3, 3), name="reader")
+    x = mx.sym.Pooling(mx.sym.relu(x), global_pool=True, pool_type="avg")
+    net = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8))
+    arrays = {name: net.arrays[name].copy() for name in ("first_weight", "first_bias")}
+    for array in arrays.values():
+        array[dead] = 0
+    if where == "whole conv groups":
+        arrays["reader_weight"] = net.arrays["reader_weight"].copy()
+        arrays["reader_weight"][:, dead] = 0
+    net = net.with_arrays(arrays)
+    group = next(g for g in net.groups if "first" in g.producers)
+    n_dead = 2 if group.size == 8 else 1
+    options = METHODS.options["thinet"](where="all", n_images_seen=24)
+    for choose in CHOICES.values():
+        small = layerwise.reconstructed(problem_of(net), {group.name: group.size - n_dead}, options, choose)
+        kept = np.delete(arrays["first_weight"], dead, axis=0)
+        assert np.array_equal(small.arrays["first_weight"], kept)
+        assert difference(predict(small, images(net)), predict(net, images(net))) < 1e-3
+
+
+def test_cp_drops_one_of_channels_of_which_one_is_the_mean_of_others():
+    """All are read by the same weights: where the penalty ends, the least sum of factors does without one of three."""
+    data = mx.sym.var("data")
+    x = mx.sym.Convolution(data, num_filter=8, kernel=(3, 3), pad=(1, 1), name="first")
+    x = mx.sym.Convolution(x, num_filter=6, kernel=(3, 3), name="second")
+    x = mx.sym.Pooling(mx.sym.relu(x), global_pool=True, pool_type="avg")
+    net = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8))
+    arrays = {name: net.arrays[name].copy() for name in ("first_weight", "first_bias", "second_weight")}
+    for name in ("first_weight", "first_bias"):
+        arrays[name][7] = (arrays[name][2] + arrays[name][4]) / 2
+    arrays["second_weight"][:, [2, 4]] = arrays["second_weight"][:, [7]]
+    net = net.with_arrays(arrays)
+    name = next(g.name for g in net.groups if "first" in g.producers)
+    options = METHODS.options["cp"](where="all", n_images_seen=24)
+    small = layerwise.reconstructed(problem_of(net), {name: 7}, options, by_lasso)
+    kept = {tuple(filter) for filter in small.arrays["first_weight"].reshape(7, -1)}
+    gone = [i for i, filter in enumerate(arrays["first_weight"].reshape(8, -1)) if tuple(filter) not in kept]
+    assert len(gone) == 1 and gone[0] in (2, 4, 7)
+    assert difference(predict(small, images(net)), predict(net, images(net))) < 0.05

@@ -13,6 +13,7 @@ from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.errors import UserError
 from gcp.methods.base import METHODS, Problem
+from gcp.train import loop
 from gcp.train.losses import Objective
 from gcp.train.optimisers import SGD
 from gcp.train.proximal import SparseSGD
@@ -63,6 +64,31 @@ def test_a_channel_without_scale_goes_and_images_are_counted(net, tmp_path):
     logged.clear()
     again = METHODS["slimming"](problem_of(net), options, run)  # the training is read back
     assert logged == [] and all(np.array_equal(again.network.arrays[k], v) for k, v in outcome.network.arrays.items())
+
+
+def test_killed_in_its_second_epoch_it_ends_with_the_same_numbers(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_S", -1)
+
+    class Killed(Exception):
+        pass
+
+    def killed(event, epoch, **facts):
+        if epoch == 2:
+            raise Killed
+
+    options, networks = METHODS.options["slimming"](epochs=2), []
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        if name == "killed":
+            with pytest.raises(Killed):
+                METHODS["slimming"](problem_of(net), options, SimpleNamespace(path=tmp_path / name, log=killed))
+        epochs = []
+        run = SimpleNamespace(path=tmp_path / name, log=lambda event, **facts: epochs.append(event))
+        networks.append(METHODS["slimming"](problem_of(net), options, run).network)
+        assert len(epochs) == (1 if name == "killed" else 2)
+    killed, whole = networks
+    assert killed.widths == whole.widths
+    assert all(np.array_equal(killed.arrays[k], v) for k, v in whole.arrays.items())
 
 
 def test_with_more_penalty_more_scales_are_zero(net, tmp_path):

@@ -206,21 +206,29 @@ def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], Tuple[Tensor, ...]]:
     return tuple(nodes), tuple((i, o) for i, o, *_ in graph["heads"])
 
 
-def residual_norms(net: Network) -> Tuple[str, ...]:
-    """Names of the batch norms that end a residual branch: an addition reads them directly, and not as its shortcut.
+def residual_branches(net: Network) -> List[Tuple[Tensor, Tensor]]:
+    """What every addition of two unequally deep tensors reads: the end of its residual branch, and its shortcut.
 
-    Of an addition's two inputs the branch is the one with more layers between it and the image. No norm ends the
-    branches of version-2 ResNets, so they have none.
+    The branch is the one with more layers between it and the image.
     """
     depth = [0] * len(net.nodes)  # layers with weights on the longest way from the image
     found = []
     for i, node in enumerate(net.nodes):
         depth[i] = max((depth[j] for j, _ in node.inputs), default=0) + has_weight(node)
         if operator(node.op).is_addition and len(node.inputs) == 2:
-            shortcut, branch = sorted((j for j, _ in node.inputs), key=lambda j: depth[j])
-            if operator(net.nodes[branch].op).is_norm and depth[branch] > depth[shortcut]:
-                found.append(net.nodes[branch].name)
-    return tuple(found)
+            shortcut, branch = sorted(node.inputs, key=lambda tensor: depth[tensor[0]])
+            if depth[branch[0]] > depth[shortcut[0]]:
+                found.append((branch, shortcut))
+    return found
+
+
+def residual_norms(net: Network) -> Tuple[str, ...]:
+    """Names of the batch norms that end a residual branch: an addition reads them directly, and not as its shortcut.
+
+    No norm ends the branches of version-2 ResNets, so they have none.
+    """
+    ends = [net.nodes[i] for (i, _), _ in residual_branches(net)]
+    return tuple(node.name for node in ends if operator(node.op).is_norm)
 
 
 def auxiliary(net: Network) -> Set[str]:

@@ -2,8 +2,9 @@
 
 He, Zhang & Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, eqs. 2 to 5: one factor per
 channel, whose contribution has weights of norm 1, and a penalty on the factors that is raised until few enough are not
-zero; then least squares for the weights. Different here: the whole path of the penalty is followed at once (least angle
-regression on the Gram matrix), where the paper raises it step by step.
+zero; then least squares for the weights. With `shortcuts` the last layer of a residual branch makes up for the error of
+its shortcut (section 3.3). Different here: the whole path of the penalty is followed at once (least angle regression on
+the Gram matrix), where the paper raises it step by step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lars_path_gram
 
@@ -19,7 +21,17 @@ from gcp.methods.layerwise import Contributions, LayerwiseOptions, prune_layerwi
 
 
 class CpOptions(LayerwiseOptions):
-    """Which channels may go, and what they are judged by."""
+    """Which channels may go, what they are judged by, and what layers are to say."""
+
+    shortcuts: bool = Field(
+        False,
+        description="whether the last layer of a residual branch makes up for what its shortcut does not say any more, "
+        "as published",
+    )
+
+    def corrects_shortcuts(self) -> bool:
+        """See `LayerwiseOptions`."""
+        return self.shortcuts
 
     def label(self, cost: str) -> str:
         """Its name in the literature."""

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from gcp.cost.base import Budget, fit_to_measured_budget
 from gcp.errors import UserError
+from gcp.graph.channels import Group
 from gcp.graph.network import Keep, Network, Widths
 from gcp.graph.surgery import shrink
 from gcp.methods.base import MethodOptions, Outcome, Problem, Run, whole_batches, with_new_statistics
@@ -34,6 +35,8 @@ class Contributions(NamedTuple):
     wanted: np.ndarray
     norms: np.ndarray
 
+
+LEAST_SCALE = 1e-3  # of the outputs that make up for a shortcut, over the largest
 
 Choice = Callable[[Contributions, int], np.ndarray]  # so many channels -> which ones stay, sorted
 
@@ -62,6 +65,10 @@ class LayerwiseOptions(MethodOptions):
             raise UserError(
                 f"prune.target: {budget.target:g} cannot be reached by {what} alone; {fix}", "budget.target"
             )
+
+    def corrects_shortcuts(self) -> bool:
+        """Whether the last layer of a residual branch makes up for what its shortcut lacks."""
+        return False
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """What the layers are looked at with, the same images for all, and what is renewed."""
@@ -122,43 +129,88 @@ def reconstructed(problem: Problem, widths: Widths, options: LayerwiseOptions, c
 
     n = whole_batches(options.n_images_seen, len(problem.data.train), problem.batch) // problem.batch
     batches = Batches(problem.data.train, problem.batch, Stream.RECONSTRUCTION.seed(problem.seed, problem.iteration))
-    images = [x for x, _ in islice(batches.since(0), n)]
+    look = Look([x for x, _ in islice(batches.since(0), n)], batches.seed, options.corrects_shortcuts())
     net, keep = problem.net, {g.name: np.arange(g.size) for g in problem.net.groups}
     for name, width in widths.items():
         if width < len(keep[name]):
-            net, keep = _cut_group(problem, net, keep, name, width, choose, images, batches.seed)
+            seen = looked_at(problem.net, net, keep, name, look)
+            net, chosen = cut_group(problem, net, seen, width, choose)
+            keep = {**keep, name: keep[name][chosen]}
     return net
 
 
-def _cut_group(
-    problem: Problem, net: Network, keep: Keep, name: str, width: int, choose: Choice, images: List[Any], seed: int
-) -> Tuple[Network, Keep]:
-    """The network with one group at a smaller width, and its readers' weights fitted to the channels that are left."""
-    from gcp.train.reconstruct import Layer, Sums, kept_outputs, tensors_of
+class Look(NamedTuple):
+    """Batches of images, the seed of the places that are looked at, and whether branches make up for shortcuts."""
 
-    whole, group = problem.net, next(g for g in net.groups if g.name == name)
-    whole_calls, calls = whole.structure.calls, net.structure.calls
-    kept = {reader: kept_outputs(whole, whole_calls[whole.index[reader]], keep) for reader in group.consumers}
-    layers = [Layer(net, net.index[reader], outputs, seed) for reader, outputs in kept.items()]
+    images: List[Any]
+    seed: int
+    corrects_shortcuts: bool = False
+
+
+class Seen(NamedTuple):
+    """What was seen of a group: per reader the layer, its sums, and what its outputs count for (see `Shortcut`)."""
+
+    group: Group
+    layers: List[Any]
+    sums: List[Any]
+    scales: List[np.ndarray]
+
+
+def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -> Seen:
+    """What the readers of a group of the pruned network get, and what they should say: the passes over the data.
+
+    Where a branch makes up for its shortcut, its last layer should say what the sum lacks (He et al., section 3.3):
+    what it says in the whole network, and what the shortcut says there and does not say any more.
+    """
+    from gcp.train.reconstruct import Layer, Sums, kept_outputs, shortcut_of, tensors_of
+
+    group = next(g for g in net.groups if g.name == name)
+    calls = [whole.structure.calls[whole.index[reader]] for reader in group.consumers]
+    layers = [
+        Layer(net, net.index[reader], kept_outputs(whole, call, keep), look.seed)
+        for reader, call in zip(group.consumers, calls)
+    ]
     sums = [Sums(layer, net) for layer in layers]
-    inputs = tensors_of(net, [calls[layer.i].node.inputs[0] for layer in layers])
-    outputs = tensors_of(whole, [(whole.index[layer.name], 0) for layer in layers])
-    for number, x in enumerate(images):
-        for layer, total, read, said in zip(layers, sums, inputs(x), outputs(x)):
-            total.add(layer.read(read, number), layer.sampled(said[:, layer.kept], number))
-    units = {layer.name: calls[layer.i].read - group.start for layer in layers}
-    contributions = _joined(
-        [_contributions(total, units[layer.name], group.size) for layer, total in zip(layers, sums)]
-    )
-    chosen = np.sort(choose(contributions, width))
-    small = shrink(net, {g.name: chosen if g.name == name else np.arange(g.size) for g in net.groups}, problem.moved)
+    scales = [np.ones(len(layer.kept)) for layer in layers]
+    read = [net.structure.calls[layer.i].node.inputs[0] for layer in layers]
+    said = [(whole.index[layer.name], 0) for layer in layers]
+    after: Dict[int, int] = {}  # number of a reader -> where its shortcut is among the tensors
+    for k, layer in enumerate(layers if look.corrects_shortcuts else []):
+        before, now = shortcut_of(whole, layer.name), shortcut_of(net, layer.name)
+        if before is not None and now is not None:
+            after[k], scales[k] = len(read), before.scale[layer.kept]
+            read.append(now.tensor)
+            said.append(before.tensor)
+    inputs, outputs = tensors_of(net, read), tensors_of(whole, said)
+    for number, x in enumerate(look.images):
+        xs, ys = inputs(x), outputs(x)
+        for k, (layer, total) in enumerate(zip(layers, sums)):
+            y = layer.sampled(ys[k][:, layer.kept], number)
+            if k in after:
+                lacking = layer.sampled(ys[after[k]][:, layer.kept] - xs[after[k]], number)
+                # An output that hardly reaches the sum cannot make up for anything.
+                reaches = np.abs(scales[k]) > LEAST_SCALE * np.abs(scales[k]).max()
+                y = y + np.divide(lacking, scales[k], out=np.zeros_like(lacking), where=reaches)
+            total.add(layer.read(xs[k], number), y)
+    return Seen(group, layers, sums, scales)
+
+
+def cut_group(problem: Problem, net: Network, seen: Seen, width: int, choose: Choice) -> Tuple[Network, np.ndarray]:
+    """The network with one group at a smaller width, its readers' weights fitted to what is left; and what that is."""
+    group = seen.group
+    units = [net.structure.calls[layer.i].read - group.start for layer in seen.layers]
+    found = [_contributions(*each, group.size) for each in zip(seen.sums, units, seen.scales)]
+    chosen = np.sort(choose(_joined(found), width))
+    keep = {g.name: chosen if g.name == group.name else np.arange(g.size) for g in net.groups}
+    small = shrink(net, keep, problem.moved)
     arrays: Dict[str, np.ndarray] = {}
-    for layer, total in zip(layers, sums):
-        rows = _rows(
-            units[layer.name], total.before.shape, lambda unit: np.isin(unit, chosen) | _others(unit, group.size)
-        )
-        arrays.update(layer.fitted(whole, small, *total.solved(rows)))
-    return small.with_arrays(arrays), {**keep, name: keep[name][chosen]}
+    for layer, total, unit in zip(seen.layers, seen.sums, units):
+        stays = (np.isin(unit, chosen) | _others(unit, group.size)).reshape(len(total.before), -1)
+        # Conv groups go whole, or each loses the same of its inputs x taps.
+        groups = stays.any(axis=1)
+        rows = np.flatnonzero(np.repeat(stays[groups][0], total.before.shape[1] // stays.shape[1]))
+        arrays.update(layer.fitted(problem.net, small, *total.solved(rows), groups))
+    return small.with_arrays(arrays), chosen
 
 
 def _others(units: np.ndarray, size: int) -> np.ndarray:
@@ -166,18 +218,15 @@ def _others(units: np.ndarray, size: int) -> np.ndarray:
     return (units < 0) | (units >= size)
 
 
-def _rows(units: np.ndarray, shape: Tuple[int, int, int], which: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Of the first conv group's inputs x taps, those whose unit is among `which`; other conv groups have the same."""
-    groups, rows, _ = shape
-    of_group = units.reshape(groups, -1)[0]
-    return np.flatnonzero(which(np.repeat(of_group, rows // len(of_group))))
+def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -> Contributions:
+    """What the units of a group say to one reader, over the variance of what it should say.
 
-
-def _contributions(sums, units: np.ndarray, size: int) -> Contributions:
-    """What the units of a group say to one reader, over the variance of what it should say."""
+    `scale`: what each output of the reader counts for.
+    """
     xx, xr, _, _ = sums.moments()
-    before = sums.before
-    groups, n_rows, _ = before.shape
+    groups, n_rows, _ = sums.before.shape
+    scale = scale.reshape(groups, 1, -1)
+    before, xr = sums.before * scale, xr * scale
     gram, wanted, norms = np.zeros((size, size)), np.zeros(size), np.zeros(size)
     for k in range(groups):
         of = units.reshape(groups, -1)[k]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from gcp.backend.blocks import to_block, to_symbol
 from gcp.backend.engine import gluon, mx
 from gcp.graph.channels import Call, Tensor, is_norm
-from gcp.graph.network import Network
+from gcp.graph.network import Network, residual_branches
 from gcp.graph.surgery import alive_units
 from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
@@ -128,14 +128,23 @@ class Layer:
         """The batch norm whose running mean stands for the bias that the layer does not have."""
         return norm_behind(net, net.index[self.name]) if net.bias(self.name) is None else None
 
-    def fitted(self, whole: Network, small: Network, weights: np.ndarray, left: np.ndarray) -> Dict[str, np.ndarray]:
-        """The arrays that change in `small`, by name: its weights, as `weights` has them, and what takes up `left`."""
+    def fitted(
+        self, whole: Network, small: Network, weights: np.ndarray, left: np.ndarray, groups: Any = slice(None)
+    ) -> Dict[str, np.ndarray]:
+        """The arrays that change in `small`, by name: its weights, as `weights` has them, and what takes up `left`.
+
+        `groups`: which conv groups are left, an index.
+        """
+
+        def of(outputs: np.ndarray) -> np.ndarray:
+            return outputs.reshape(len(weights), -1)[groups].reshape(-1)
+
         name, bias, norm = small.weight(self.name), small.bias(self.name), self.norm(small)
-        found = {name: weights.swapaxes(1, 2).reshape(small.arrays[name].shape)}
+        found = {name: weights[groups].swapaxes(1, 2).reshape(small.arrays[name].shape)}
         if bias is not None:
-            found[bias] = left if self.bias is None else self.bias + left
+            found[bias] = of(left if self.bias is None else self.bias + left)
         if norm is not None:
-            found[_mean(small, norm)] = whole.arrays[_mean(whole, norm)][self.kept] - left
+            found[_mean(small, norm)] = of(whole.arrays[_mean(whole, norm)][self.kept] - left)
         return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
 
 
@@ -148,6 +157,33 @@ def norm_behind(net: Network, i: int) -> Optional[str]:
     """The batch norm that alone reads node i."""
     readers = net.readers[i, 0]
     return net.nodes[readers[0]].name if len(readers) == 1 and is_norm(net, readers[0]) else None
+
+
+class Shortcut(NamedTuple):
+    """What a layer that ends a residual branch is added to, and the factors from its outputs to the sum."""
+
+    tensor: Tensor
+    scale: np.ndarray
+
+
+def shortcut_of(net: Network, name: str) -> Optional[Shortcut]:
+    """The shortcut that an addition adds to a layer's outputs, directly or behind a batch norm; None: there is none.
+
+    Also none where something else reads these outputs, which would take the correction for its own.
+    """
+    i, norm = net.index[name], norm_behind(net, net.index[name])
+    end = i if norm is None else net.index[norm]
+    shortcuts = dict(residual_branches(net))
+    if (end, 0) not in shortcuts or len(net.readers[end, 0]) != 1:
+        return None
+    at, output = shortcuts[end, 0]
+    if net.shapes[at][output] != net.shapes[end][0]:
+        return None
+    if norm is None:
+        return Shortcut((at, output), np.ones(net.shapes[i][0][1]))
+    node = net.nodes[end]
+    gamma, _, _, variance = (net.arrays[net.nodes[j].name].astype(np.float64) for j, _ in node.inputs[1:])
+    return Shortcut((at, output), gamma / np.sqrt(variance + float(node.literal("eps", 1e-3))))
 
 
 def tensors_of(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray], List[np.ndarray]]:
