@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -40,11 +41,11 @@ from gcp.experiment.zoo import DRAWN
 from gcp.graph.network import Network
 from gcp.graph.surgery import rescale, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
+from gcp.methods import layerwise
 from gcp.methods.allocation import ALLOCATIONS, chooser
 from gcp.methods.base import Problem
 from gcp.methods.cp import by_lasso
 from gcp.methods.criteria import CRITERIA
-from gcp.methods.layerwise import Contributions
 from gcp.methods.thinet import least_missed
 from gcp.methods.uniform import uniform_widths
 from gcp.storage import read_json
@@ -116,7 +117,7 @@ RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "memory", "borders", "loader")
+NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "memory", "borders", "loader")
 
 
 def run(
@@ -135,6 +136,9 @@ def run(
         "schedule": partial(schedules_of, *((TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16)))),
         "describe": partial(describing, *((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224)))),
         "selection": partial(selection, *((TINY.network, TINY.shape) if quick else ("resnet50_v1b", (3, 224, 224)))),
+        "layerwise": partial(
+            layerwise_selection, *((TINY.network, TINY.shape) if quick else ("resnet50_v1b", (3, 224, 224)))
+        ),
         "memory": partial(memory, (TINY,) if quick else (RESNET18, RESNET50)),
         "borders": partial(borders, *((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224)))),
         "loader": partial(loader, (SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats),
@@ -483,28 +487,18 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
 def selection(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
     """Rows and details of choosing half of a network's channels, without what looks at images, in wall seconds.
 
-    Criteria of weights score all channels and rank them together; allocations, and what ThiNet and CP do, are given
-    numbers of the sizes that images would give.
+    Criteria of weights score all channels and rank them together; allocations are given scores.
     """
     net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
     cost = macs(net)
     problem = Problem(net, Budget(cost, cost(net.widths), 0.5), None, 0, 1)
     scores = {name: rng.exponential(size=n) for name, n in net.widths.items()}
-    half = uniform_widths(net.widths, problem.budget)
-
-    def contributions(n: int) -> Contributions:
-        said = rng.normal(size=(n, 2 * n)) + rng.normal(size=2 * n)
-        return Contributions(said @ said.T, said @ said.sum(0), np.ones(n))
-
-    said = {n: contributions(n) for n in sorted(set(net.widths.values()))}
     things: Dict[str, Run] = {}
     for name in CRITERIA:
         if not hasattr(CRITERIA[name], "n_images"):
             things[f"{name}, ranked together"] = partial(_chosen, problem, name)
     for name in ALLOCATIONS:
         things[f"scores given, {name}"] = partial(ALLOCATIONS[name], scores, problem.budget, 0.5 * cost(net.widths))
-    for name, choose in (("ThiNet", least_missed), ("CP", by_lasso)):
-        things[name] = lambda choose=choose: [choose(said[n], half[group]) for group, n in net.widths.items()]
     rows, details = [], {}
     for name, thing in things.items():
         seconds = sorted(timed(thing) for _ in range(repeats))
@@ -512,6 +506,41 @@ def selection(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
         how = {"unit": "s", "target": 10.0, "more": False}
         rows.append(Row("selection", f"selection: {name}", setting, *np.percentile(seconds, (50, 25, 75)), **how))
         details[name] = seconds
+    return rows, details
+
+
+def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64) -> Found:
+    """Rows and details of ThiNet and CP on all groups: CPU seconds of choosing and fitting, without passes over data.
+
+    What readers get and should say is drawn: `n_samples` of it, which change nothing that is timed. Also the peak of
+    the arrays that this takes beside the networks.
+    """
+    net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
+    cost = macs(net)
+    problem = Problem(net, Budget(cost, cost(net.widths), 0.5), None, 0, 1)
+    half = uniform_widths(net.widths, problem.budget)
+    rows, details, setting = [], {}, f"{network}, {shape[1]} px, half of the MACs, {len(half)} groups"
+    for name, choose in (("ThiNet", least_missed), ("CP", by_lasso)):
+        small, keep, seconds, peaks_mb = net, {g.name: np.arange(g.size) for g in net.groups}, {}, {}
+        for group, width in half.items():
+            tracemalloc.start()
+            seen = layerwise.readers_of(net, small, keep, group, 0)
+            for sums in seen.sums:
+                groups, n_in, n_out = sums.before.shape
+                read = np.maximum(rng.standard_normal((groups, n_samples, n_in)), 0)
+                said = read @ sums.before + 0.1 * rng.standard_normal((groups, n_samples, n_out))
+                sums.add(*(each.swapaxes(0, 1).reshape(n_samples, -1) for each in (read, said)))
+            start = time.process_time()
+            small, chosen = layerwise.cut_group(problem, small, seen, width, choose)
+            seconds[group] = time.process_time() - start
+            peaks_mb[group] = tracemalloc.get_traced_memory()[1] / 2**20
+            tracemalloc.stop()
+            keep[group] = keep[group][chosen]
+        total, peak_mb = sum(seconds.values()), max(peaks_mb.values())
+        details[name] = {"cpu_seconds": seconds, "peaks_mb": peaks_mb}
+        how = {"unit": "CPU s", "target": 10.0, "more": False}
+        rows.append(Row("layerwise", f"selection and least squares: {name}", setting, total, total, total, **how))
+        rows.append(Row("layerwise", f"peak of arrays: {name}", setting, peak_mb, peak_mb, peak_mb, "MB"))
     return rows, details
 
 

@@ -156,22 +156,29 @@ class Seen(NamedTuple):
     scales: List[np.ndarray]
 
 
+def readers_of(whole: Network, net: Network, keep: Keep, name: str, seed: int) -> Seen:
+    """The readers of a group of the pruned network, before anything is seen."""
+    from gcp.train.reconstruct import Layer, Sums, kept_outputs
+
+    group = next(g for g in net.groups if g.name == name)
+    calls = [whole.structure.calls[whole.index[reader]] for reader in group.consumers]
+    layers = [
+        Layer(net, net.index[reader], kept_outputs(whole, call, keep), seed)
+        for reader, call in zip(group.consumers, calls)
+    ]
+    return Seen(group, layers, [Sums(layer, net) for layer in layers], [np.ones(len(layer.kept)) for layer in layers])
+
+
 def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -> Seen:
     """What the readers of a group of the pruned network get, and what they should say: the passes over the data.
 
     Where a branch makes up for its shortcut, its last layer should say what the sum lacks (He et al., section 3.3):
     what it says in the whole network, and what the shortcut says there and does not say any more.
     """
-    from gcp.train.reconstruct import Layer, Sums, kept_outputs, shortcut_of, tensors_of
+    from gcp.train.reconstruct import shortcut_of, tensors_of
 
-    group = next(g for g in net.groups if g.name == name)
-    calls = [whole.structure.calls[whole.index[reader]] for reader in group.consumers]
-    layers = [
-        Layer(net, net.index[reader], kept_outputs(whole, call, keep), look.seed)
-        for reader, call in zip(group.consumers, calls)
-    ]
-    sums = [Sums(layer, net) for layer in layers]
-    scales = [np.ones(len(layer.kept)) for layer in layers]
+    seen = readers_of(whole, net, keep, name, look.seed)
+    _, layers, sums, scales = seen
     read = [net.structure.calls[layer.i].node.inputs[0] for layer in layers]
     said = [(whole.index[layer.name], 0) for layer in layers]
     after: Dict[int, int] = {}  # number of a reader -> where its shortcut is among the tensors
@@ -192,7 +199,7 @@ def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -
                 reaches = np.abs(scales[k]) > LEAST_SCALE * np.abs(scales[k]).max()
                 y = y + np.divide(lacking, scales[k], out=np.zeros_like(lacking), where=reaches)
             total.add(layer.read(xs[k], number), y)
-    return Seen(group, layers, sums, scales)
+    return seen
 
 
 def cut_group(problem: Problem, net: Network, seen: Seen, width: int, choose: Choice) -> Tuple[Network, np.ndarray]:
