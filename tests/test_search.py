@@ -283,7 +283,7 @@ def test_a_mistake_is_one_line_without_a_password(tmp_path, parameters, search, 
 def test_iterations_are_of_methods_that_have_some(tmp_path):
     with pytest.raises(UserError, match="search.scope: iteration, but method: uniform has no iterations to search"):
         loaded(tmp_path, "prune.method=uniform", trials=2, parameters=LAM)
-    with pytest.raises(UserError, match="prune.gcp.lam: .* are several values, of which a trial would choose one"):
+    with pytest.raises(UserError, match="prune.gcp.lam: .* is a search of its own"):
         loaded(tmp_path, "prune.gcp.lam=[0.1, 1.0]", trials=2, parameters=LAM)
 
 

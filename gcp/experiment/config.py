@@ -286,6 +286,10 @@ class Config(Options):
     def _search_mistakes(self) -> Iterator[str]:
         """What is wrong with parameters of the search, given all that they are about."""
         known, method, scope = self.searchable(), self.prune.method, self.search.scope
+        lams = getattr(self.prune.options, "lam", None)
+        if self.search.per_iteration and isinstance(lams, tuple) and len(lams) > 1:
+            fix = "give one value there, and all as choices in search.parameters"
+            yield f"prune.{method}.lam: {list(lams)} is a search of its own; {fix}"
         for name, tried in self.search.parameters.items():
             place = f"search.parameters.{name}"
             if not known:

@@ -119,7 +119,7 @@ def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder:
         ((net, facts), final), trial, study = tuner(cfg, folder).best(attempt)
         others = sum(row["images"] for row in study["trials"] if row["trial"] != trial.number)
         images = facts["images"] + others
-        facts = {**facts, "images": images, "epochs": images / len(data.train), "searches": [study]}
+        facts = {**facts, "images": images, "epochs": images / len(data.train), "searches": [study, *facts["searches"]]}
         facts["images_by_purpose"] = {**facts["images_by_purpose"], "search": others}
         return (net, facts), final
 

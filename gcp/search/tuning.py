@@ -84,7 +84,7 @@ Attempt = Callable[[Trial], Tuple[T, float]]
 class Tuner:
     """Searches options, from `space` by option, the configuration's own values (`first`) before all others.
 
-    `folder` is the run's. `log` gets a line for each trial.
+    `folder` is the run's. `log` gets a line for each trial. `seconds` are those of this process's trials so far.
     """
 
     search: Search
@@ -93,6 +93,7 @@ class Tuner:
     seed: int
     folder: Path
     log: Callable[..., None]
+    seconds: List[float] = field(default_factory=list)
 
     def best(self, attempt: Attempt, iteration: int = 0, later: int = 0) -> Tuple[T, Trial, Dict[str, Any]]:
         """What `attempt` gives for the best values, their trial, and all trials as a record has them.
@@ -114,7 +115,9 @@ class Tuner:
                     print(study.progress(trial, later), file=sys.stderr, flush=True)
                 if self.search.pruner != "none":
                     trial.report = _reporting(lambda *at: group.broadcast(lambda: study.should_end(*at)))
+                began = time.monotonic()
                 state, value, why = _tried(attempt, trial, group.world_size)
+                self.seconds.append(time.monotonic() - began)
                 n_images = sum(trial.images.values())
                 facts = {"trial": trial.number, "state": state, "value": value, "images": n_images, "why": why}
                 self.log("trial", search=name, **facts, values=trial.values)
@@ -124,9 +127,9 @@ class Tuner:
             rows = group.broadcast(lambda: study.rows())
         chosen = min((row for row in rows if row["value"] is not None), key=_by_value, default=None)
         if chosen is None:
+            why = next((row["why"] for row in rows if row["why"]), None)
             raise UserError(
-                f"search.parameters: all {len(rows)} trials of {name} failed, the first by: {rows[0]['why']}; give "
-                "other ranges",
+                f"search.parameters: all {len(rows)} trials of {name} failed, the first by: {why}; give other ranges",
                 key="search.failed",
             )
         trial = self._trial(folder, name, chosen["trial"], chosen["values"])
@@ -424,11 +427,12 @@ class _Study:
         done = [t for t in trials if t.state == TrialState.COMPLETE]
         if done:
             best = min(done, key=lambda t: (t.value, t.number))
-            seconds = sorted(t.duration.total_seconds() for t in done)[len(done) // 2]
+            said += f"; best {best.value:.4g} by trial {best.number + 1}"
+        seconds = sorted([t.duration.total_seconds() for t in done] or self._tuner.seconds)
+        if seconds:
             n_running = sum(t.state == TrialState.RUNNING for t in trials)
             n_left = n + later - sum(t.state.is_finished() for t in trials)
-            said += f"; best {best.value:.4g} by trial {best.number + 1}"
-            said += f"; about {_time(seconds * math.ceil(n_left / max(1, n_running)))} left"
+            said += f"; about {_time(seconds[len(seconds) // 2] * math.ceil(n_left / max(1, n_running)))} left"
         return said
 
     def _trials(self) -> List[optuna.trial.FrozenTrial]:
