@@ -6,12 +6,13 @@ is a position in the key that seeds the generator; it decides numbers of finishe
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, unique
 from typing import Optional, Tuple, Union
 
 import numpy as np
 
 
+@unique
 class Stream(Enum):
     """What is drawn, as (iteration, number): iteration 0 lies before any method's own, None is the caller's."""
 
@@ -24,7 +25,7 @@ class Stream(Enum):
     RECONSTRUCTION = (None, 5)  # images and places that weights are fitted to after a cut
     SCRATCH = (0, 6)  # new weights for a pruned network
     SPARSITY = (None, 8)  # training with a penalty on scales
-    CLASSIFIERS = (None, 9)  # auxiliary classifiers, the training with them, and what they choose by
+    CLASSIFIERS = (None, 10)  # auxiliary classifiers, the training with them, and what they choose by
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
     SEARCH = (None, 9)  # values of a search's trials
 
@@ -34,6 +35,7 @@ class Stream(Enum):
         return hash_seed(seed, iteration if fixed is None else fixed, number)
 
 
+@unique
 class Apart(IntEnum):
     """Numbers that keep the keys of generators apart; the keys of passes over the images are (seed, epoch)."""
 

@@ -1,5 +1,6 @@
 """DCP: classifiers as outputs of the graph, gradients against central differences, channels that it must not choose."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mxnet as mx
@@ -13,8 +14,8 @@ from gcp.cost.base import Budget
 from gcp.errors import UserError
 from gcp.methods import dcp
 from gcp.methods.base import METHODS, Problem
-from gcp.train import auxiliary
-from gcp.train.tasks import CLASSIFICATION
+from gcp.train import auxiliary, reconstruct
+from gcp.train.tasks import CLASSIFICATION, TASKS
 from tests.test_prune import Noise
 
 
@@ -62,11 +63,11 @@ def test_gradients_are_those_of_the_joint_loss(net):
     split = Noise(8)
     x, y = mx.nd.array(split.x), mx.nd.array(split.y)
     wanted = [np.random.default_rng(0).normal(size=(8, *wide.shapes[i][0][1:])).astype("f")]
-    chooser = auxiliary.Chooser(wide, [(i, 0)], [2.0], 1, 0.7, CLASSIFICATION)
+    chooser = auxiliary.Chooser(wide, [(i, 0)], [2.0], 1, 0.7, CLASSIFICATION, 0.1)
     outputs = to_block(auxiliary.replace(wide, outputs=(wide.outputs[1], (i, 0))), frozen_statistics=True)(x)
     by_hand = 0.7 * CLASSIFICATION.loss(outputs[0], y).asnumpy().mean()
     by_hand += np.square(outputs[1].asnumpy() - wanted[0]).mean() / 2.0
-    assert chooser.loss(x, y, wanted) == pytest.approx(by_hand, rel=1e-4)
+    assert chooser.loss(x, y, wanted).asscalar() == pytest.approx(by_hand, rel=1e-4)
     (gradient,), before = chooser.gradients(), chooser.weights()
     (name,) = before
     largest = np.argsort(-np.abs(gradient).ravel())[:4]
@@ -76,8 +77,28 @@ def test_gradients_are_those_of_the_joint_loss(net):
             moved = before[name].copy()
             moved.ravel()[k] += e
             chooser.put({name: moved})
-            losses.append(chooser.loss(x, y, wanted))
+            losses.append(chooser.loss(x, y, wanted).asscalar())
         assert gradient.ravel()[k] == pytest.approx((losses[0] - losses[1]) / 2e-2, rel=0.05)
+    # A step lowers the loss by what the mask lets move: Adam's first step is the learning rate, against the gradient.
+    chooser.put(before)
+    loss, mask = chooser.loss(x, y, wanted).asscalar(), np.zeros_like(before[name])
+    mask.ravel()[largest] = 1
+    chooser.step({name: mask})
+    np.testing.assert_allclose(chooser.weights()[name] - before[name], -0.1 * mask * np.sign(gradient), atol=1e-4)
+    assert chooser.loss(x, y, wanted).asscalar() < loss
+
+
+def test_nothing_is_dropped_out_while_channels_are_chosen():
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(1, 1), name="first")
+    x = mx.sym.Convolution(
+        mx.sym.Dropout(mx.sym.Activation(x, act_type="relu"), p=0.5), num_filter=6, kernel=(1, 1), name="second"
+    )
+    x = mx.sym.Pooling(mx.sym.Activation(x, act_type="relu"), global_pool=True, pool_type="avg")
+    net, split = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8)), Noise(8)
+    i = net.index["second"]
+    x, y = mx.nd.array(split.x), mx.nd.array(split.y)
+    chooser = auxiliary.Chooser(net, [(i, 0)], [1.0], 0, 0.0, CLASSIFICATION, 0.1)
+    assert chooser.loss(x, y, reconstruct.tensors_of(net, [(i, 0)])(x)).asscalar() < 1e-6
 
 
 def test_what_weights_read_is_summed_by_channel():
@@ -92,19 +113,17 @@ def test_what_weights_read_is_summed_by_channel():
 
 
 def planted(net):
-    """A group two of whose channels are dead, and one is read with weight zero."""
+    """A group two of whose channels are dead."""
     group = next(g for g in net.groups if len(g.producers) == 1)
-    gamma, beta = net.norm_arrays(group.norms[0])
-    weight = net.weight(group.consumers[0])
-    arrays = {name: net.arrays[name].copy() for name in (gamma, beta)}
+    arrays = {name: net.arrays[name].copy() for name in net.norm_arrays(group.norms[0])}
     for value in arrays.values():
         value[[1, 5]] = 0
-    return group.name, net.with_arrays(arrays), weight
+    return group.name, net.with_arrays(arrays)
 
 
 def test_dead_channels_are_not_chosen(net):
-    name, net, _ = planted(net)
-    options = METHODS.options["dcp"](n_images_seen=16, rounds=2)
+    name, net = planted(net)
+    options = METHODS.options["dcp"](n_images_seen=16, rounds=2, lam=0)  # labels are noise
     wide = auxiliary.with_classifiers(net, auxiliary.places(net, 2), 0)
     small = dcp._pruned(problem_of(net), wide, {name: net.widths[name] - 2}, options, 0)
     assert small.widths == {**net.widths, name: net.widths[name] - 2}
@@ -112,6 +131,28 @@ def test_dead_channels_are_not_chosen(net):
     assert (small.arrays[gamma] != 0).all()
     assert difference(predict(small, images(net)), predict(net, images(net))) < 0.5
     assert not [array for array in small.arrays if array.startswith(auxiliary.PREFIX)]
+
+
+def test_steps_bring_readers_nearer_to_what_they_said(net, monkeypatch):
+    """The joint loss's error over variance; outputs that are computed anew each time give the same."""
+    wide = auxiliary.with_classifiers(net, auxiliary.places(net, 2), 0)
+    group = next(g for g in net.groups if len(g.producers) == 1)
+    (reader,) = group.consumers
+
+    def small(steps):
+        options = METHODS.options["dcp"](n_images_seen=8, rounds=2, steps=steps, lam=0)
+        return dcp._pruned(problem_of(net, n=8), wide, {group.name: group.size // 2}, options, 0)
+
+    def error(found):
+        x = mx.nd.array(Noise(8).x)
+        said, should = (reconstruct.tensors_of(of, [(of.index[reader], 0)])(x)[0] for of in (found, net))
+        return np.square(said - should).mean() / should.var()
+
+    found = small(16)
+    assert error(found) < 0.8 * error(small(0))
+    monkeypatch.setattr(reconstruct, "MEMORY", 0)
+    again = small(16)
+    assert all(np.array_equal(again.arrays[k], v) for k, v in found.arrays.items())
 
 
 @pytest.mark.slow
@@ -139,3 +180,9 @@ def test_without_a_place_for_a_classifier_it_is_refused():
     bare = built(mx.sym.FullyConnected(x, num_hidden=4, name="out"), (3, 8, 8))
     with pytest.raises(UserError, match="no residual block or ReLU"):
         METHODS.options["dcp"]().check(bare, problem_of(bare).budget)
+
+
+def test_a_task_without_labels_of_images_is_refused(net, monkeypatch):
+    monkeypatch.setitem(TASKS._entries, "boxes", object())
+    with pytest.raises(UserError, match="task 'boxes'"):
+        METHODS["dcp"](replace(problem_of(net), task="boxes"), METHODS.options["dcp"](), None)

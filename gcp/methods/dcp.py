@@ -2,7 +2,9 @@
 
 Zhuang et al., "Discrimination-aware Channel Pruning for Deep Neural Networks", NeurIPS 2018, algorithms 1 and 2.
 Different here: the network is trained with all auxiliary losses at once instead of stage by stage; channels are added
-several at a time; the network is fine-tuned once at the end, by the experiment's own recipe.
+several at a time, and their weights trained by Adam, whose steps need no rate of their own for each layer; with `where:
+all` channels that additions tie are chosen by all their readers; the network is fine-tuned once at the end, by the
+experiment's own recipe.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 from pydantic import Field
@@ -34,7 +36,10 @@ class DcpOptions(LayerwiseOptions):
     wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
     lam: float = Field(1.0, ge=0, le=10**6, description="what a classifier's loss counts beside a layer's error")
     rounds: int = Field(4, ge=1, le=10**4, description="a group's channels are added in so many rounds")
-    weights_lr: float = Field(0.01, ge=0, le=1000, description="learning rate of the weights that read chosen channels")
+    steps: int = Field(
+        16, ge=0, le=10**6, description="steps of the weights that read chosen channels, after each round"
+    )
+    weights_lr: float = Field(0.001, ge=0, le=1000, description="learning rate of these steps, of Adam")
 
     def check(self, net: Network, budget: Budget) -> None:
         """See `MethodOptions`: there has to be a place for a classifier."""
@@ -68,9 +73,12 @@ def dcp(problem: Problem, options: DcpOptions, run: Run) -> Outcome:
     from gcp.train.auxiliary import SummedObjective, places, with_classifiers
     from gcp.train.optimisers import SGD
     from gcp.train.steps import OrdinaryStep
-    from gcp.train.tasks import TASKS
+    from gcp.train.tasks import TASKS, Classification
 
     seed, data, task = Stream.CLASSIFIERS.seed(problem.seed), problem.data, TASKS[problem.task]
+    if not isinstance(task, Classification):
+        wrong = f"its classifiers need labels of images, which task '{problem.task}' does not have"
+        raise UserError(f"method dcp: {wrong}; set prune.method to another", "method.task")
     n_steps = options.n_steps(data.train.n_batches(problem.batch))
     net = with_classifiers(problem.net, places(problem.net, options.n_classifiers), seed)
 
@@ -117,59 +125,86 @@ def _cut_group(
 ) -> Tuple[Network, Keep]:
     """The network with one group at a smaller width, and its readers' weights trained for what is left."""
     from gcp.train.auxiliary import PREFIX, Chooser
-    from gcp.train.reconstruct import kept_outputs, tensors_of
+    from gcp.train.distributed import process_group
     from gcp.train.tasks import TASKS
 
-    group = next(g for g in net.groups if g.name == name)
+    group, ranks = next(g for g in net.groups if g.name == name), process_group()
     readers = [layer for layer in group.consumers if not layer.startswith(PREFIX)]
-    kept = [kept_outputs(whole, whole.structure.calls[whole.index[layer]], keep) for layer in readers]
-    said = tensors_of(whole, [(whole.index[layer], 0) for layer in readers])
-
-    def wanted(x: Any) -> List[np.ndarray]:
-        """What the readers say in the whole network; of one batch at a time, since all would not fit into memory."""
-        return [y[:, of] for y, of in zip(said(x), kept)]
-
-    variances = [max(float(y.var()), 1e-12) for y in wanted(batches[0][0])]
+    examples = _Examples(whole, readers, keep, batches)
+    variances = ranks.all_reduce_floats([float(y.var()) for y in examples[0][2]]) / ranks.world_size
     chooser = Chooser(
         net,
         [(net.index[layer], 0) for layer in readers],
-        variances,
+        np.maximum(variances, 1e-12),
         _next_classifier(net, max(net.index[layer] for layer in readers)),
         options.lam,
         TASKS[problem.task],
+        options.weights_lr,
     )
     units = {net.weight(layer): _units(net, layer, group) for layer in readers}
-    before, chosen = chooser.weights(), np.zeros(group.size, bool)
-
-    def masked(weights: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
-        """Zero where a channel of the group is read that is not chosen."""
-        return {key: w * _reads(units[key], chosen, w).astype(np.float32) for key, w in weights.items()}
-
-    weights = before
-    for number in range(1, options.rounds + 1):
-        chooser.put(masked(weights))
-        total = {key: 0.0 for key in units}
-        for x, y in batches:
-            chooser.loss(x, y, wanted(x))
-            total = {key: total[key] + gradient for key, gradient in zip(units, chooser.gradients())}
-        norms = sum(_by_unit(np.square(total[key], dtype=np.float64), units[key], group.size) for key in units)
-        n_more = -(-width * number // options.rounds) - int(chosen.sum())
-        best = np.argsort(np.where(chosen, -np.inf, norms), kind="stable")[::-1][:n_more]
-        chosen[best] = True
-        # What was not chosen before comes in with the weights that it had.
-        now = chooser.weights()
-        weights = {key: np.where(now[key] != 0, now[key], before[key]) for key in now}
-        chooser.put(masked(weights))
-        for x, y in batches:
-            chooser.loss(x, y, wanted(x))
-            steps = dict(zip(units, chooser.gradients()))
-            now = chooser.weights()
-            chooser.put(masked({key: now[key] - options.weights_lr * steps[key] for key in now}))
-        weights = chooser.weights()
-    net = net.with_arrays(weights)
-    stays = np.flatnonzero(chosen)
+    stays = _grown(chooser, examples, units, group.size, width, options)
+    net = net.with_arrays(chooser.weights())
     small = shrink(net, {g.name: stays if g.name == name else np.arange(g.size) for g in net.groups}, problem.moved)
     return small, {**keep, name: keep[name][stays]}
+
+
+class _Examples:
+    """Batches of images and labels, in a circle, with what layers say of them in the whole network.
+
+    Of the outputs that are left. Where they are large they are not held but computed again each time.
+    """
+
+    def __init__(self, whole: Network, layers: Sequence[str], keep: Keep, batches: Sequence[Any]) -> None:
+        from gcp.train.reconstruct import MEMORY, kept_outputs, tensors_of
+
+        at = [whole.index[layer] for layer in layers]
+        self._said, self._batches = tensors_of(whole, [(i, 0) for i in at]), batches
+        self._kept = [kept_outputs(whole, whole.structure.calls[i], keep) for i in at]
+        self._is_small = 4 * sum(int(np.prod(whole.shapes[i][0][1:])) for i in at) <= MEMORY
+        self._held: Dict[int, List[np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Tuple[Any, Any, List[np.ndarray]]:
+        k = number % len(self)
+        x, y = self._batches[k]
+        said = self._held.get(k) or [tensor[:, kept] for tensor, kept in zip(self._said(x), self._kept)]
+        if self._is_small:
+            self._held[k] = said
+        return x, y, said
+
+
+def _grown(
+    chooser: Any, examples: _Examples, units: Dict[str, np.ndarray], size: int, width: int, options: DcpOptions
+) -> np.ndarray:
+    """Which of a group's channels stay, from none of them on; the chooser has the weights for them, 0 for the others.
+
+    `units`: per array of weights, see `_units`.
+    """
+    before, chosen = chooser.weights(), np.zeros(size, bool)
+
+    def masks() -> Dict[str, np.ndarray]:
+        """Per weight, whether it reads a chosen channel, or one of another group."""
+        return {key: np.broadcast_to(_reads(units[key], chosen, w), w.shape) for key, w in before.items()}
+
+    chooser.put({key: w * masks()[key] for key, w in before.items()})
+    for number in range(1, options.rounds + 1):
+        total = [np.zeros_like(w) for w in before.values()]
+        for k in range(len(examples)):
+            chooser.loss(*examples[k])
+            total = [a + b for a, b in zip(total, chooser.gradients())]
+        norms = sum(_by_unit(np.square(a, dtype=np.float64), of, size) for a, of in zip(total, units.values()))
+        n_more = -(-width * number // options.rounds) - int(chosen.sum())
+        had = masks()
+        chosen[np.argsort(np.where(chosen, np.inf, -norms), kind="stable")[:n_more]] = True
+        has = masks()
+        # Those that are new come in with the weights that they had.
+        chooser.put({key: np.where(had[key], w, before[key] * has[key]) for key, w in chooser.weights().items()})
+        for k in range(options.steps):
+            chooser.loss(*examples[k])
+            chooser.step(has)
+    return np.flatnonzero(chosen)
 
 
 def _next_classifier(net: Network, i: int) -> int:

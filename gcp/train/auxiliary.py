@@ -13,8 +13,9 @@ from gcp.graph.channels import Tensor
 from gcp.graph.network import Network, Node
 from gcp.graph.operators import operator
 from gcp.graph.surgery import rewrite
-from gcp.train.distributed import device
+from gcp.train.distributed import device, process_group
 from gcp.train.losses import Objective
+from gcp.train.tasks import Task
 
 PREFIX = "auxiliary"  # of the names of all nodes and arrays of classifiers
 
@@ -93,34 +94,49 @@ class SummedObjective(Objective):
 class Chooser:
     """The joint loss of some layers' outputs and of a classifier's, as a function of the layers' weights.
 
-    `wanted(number)`: per layer, what it should say of batch `number`, and `variances` what that varies by. The
-    classifier is output `classifier` of the network; its loss counts `lam` times. Batch norm uses its running
-    statistics. Zhuang et al., NeurIPS 2018, eq. 6.
+    `variances`: what the outputs of each layer vary by. The classifier is output `classifier` of the network; its loss
+    counts `lam` times. Batch norm uses its running statistics, and nothing is dropped out. Weights are trained by Adam:
+    how steep the loss is differs by orders of magnitude from layer to layer. Gradients and losses are means over the
+    ranks' parts of a batch. Zhuang et al., NeurIPS 2018, eq. 6.
     """
 
     def __init__(
-        self, net: Network, layers: Sequence[Tensor], variances: Sequence[float], classifier: int, lam: float, task
+        self,
+        net: Network,
+        layers: Sequence[Tensor],
+        variances: Sequence[float],
+        classifier: int,
+        lam: float,
+        task: Task,
+        lr: float,
     ) -> None:
         self._names = [net.weight(net.nodes[i].name) for i, _ in layers]
-        told = replace(net, outputs=(*net.outputs, *layers))
+        told = replace(net, outputs=(net.outputs[classifier], *layers))  # nothing behind them is computed
         self._block = to_block(told, device(), frozen_statistics=True, trainable=set(self._names))
         self._params = [self._block.collect_params()[name] for name in self._names]
-        self._n_outputs, self._variances = len(net.outputs), variances
-        self._classifier, self._lam, self._task = classifier, lam, task
+        self._average = process_group().averager([p.grad() for p in self._params])
+        self._update = mx.optimizer.get_updater(mx.optimizer.Adam(learning_rate=lr))
+        self._variances, self._lam, self._task = variances, lam, task
 
-    def loss(self, x: mx.nd.NDArray, y: mx.nd.NDArray, wanted: Sequence[np.ndarray]) -> float:
-        """The joint loss of a batch; the gradients of the weights are in their arrays."""
-        with autograd.record():
-            found = self._block(x)
-            total = self._lam * self._task.loss(found[self._classifier], y, 0.0).mean()
-            for said, should, variance in zip(found[self._n_outputs :], wanted, self._variances):
+    def loss(self, x: mx.nd.NDArray, y: mx.nd.NDArray, wanted: Sequence[np.ndarray]) -> mx.nd.NDArray:
+        """The joint loss of a batch of which the layers should say `wanted`; gradients are in the weights' arrays."""
+        with autograd.record(train_mode=False):
+            output, *found = self._block(x)
+            total = self._lam * self._task.loss(output, y, 0.0).mean()
+            for said, should, variance in zip(found, wanted, self._variances):
                 total = total + mx.nd.square(said - mx.nd.array(should, said.context)).mean() / variance
         total.backward()
-        return float(total.asscalar())
+        self._average()
+        return total
 
     def gradients(self) -> List[np.ndarray]:
         """Of every layer's weights, at the last batch."""
         return [p.grad().asnumpy() for p in self._params]
+
+    def step(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Move the weights whose mask is 1 by the gradients of the last batch."""
+        for k, (name, p) in enumerate(zip(self._names, self._params)):
+            self._update(k, p.grad() * mx.nd.array(masks[name], device()), p.data())
 
     def weights(self) -> Dict[str, np.ndarray]:
         """By name."""
