@@ -258,17 +258,16 @@ class Structure:
         """Numbers units, group by group in the order of their first producers, and puts these for all labels."""
         layers = [call for call in self.calls.values() if call.made is not None or call.read is not None]
         slices = [out.labels for c in self.calls.values() if isinstance(c.operator, Slice) for out in c.outs if out]
-        random = np.random.default_rng(0).integers(2**62, size=(len(layers) + len(slices), 2), dtype=np.uint64)
-        key = np.zeros(component.max() + 1, np.uint64)  # a hash of the multiset of producers and readers
+        parts = [labels for call in layers for labels in (call.made, call.read) if labels is not None]
+        parts += slices  # no slice may be left with nothing
+        # A hash of the multiset of producers and readers: below 2^53 sums of integers are exact in float64.
+        random = np.random.default_rng(0).integers(2**40, size=len(parts)).astype(np.float64)
+        numbers = np.repeat(random, [len(labels) for labels in parts])
+        key = np.bincount(component[np.concatenate(parts)], numbers, component.max() + 1) if parts else np.zeros(1)
         first = np.full(len(key), len(component))
-        for call, (made, read) in zip(layers, random):
-            for labels, number in ((call.made, made), (call.read, read)):
-                if labels is not None:
-                    np.add.at(key, component[labels], number)
+        for call in layers:
             if call.made is not None:
                 np.minimum.at(first, component[call.made], call.made)
-        for labels, (number, _) in zip(slices, random[len(layers) :]):  # no slice may be left with nothing
-            np.add.at(key, component[labels], number)
         prunable = np.flatnonzero(first < len(component))
         prunable = prunable[prunable != component[0]]
         prunable = prunable[np.argsort(first[prunable], kind="stable")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
@@ -38,12 +38,16 @@ class Node:
     def literal(self, key: str, default=None):
         """The attribute as a Python number, tuple or bool; its MXNet default where the graph leaves it out."""
         text = self.attrs.get(key)
-        if text is None:
-            return default
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
+        return default if text is None else _literal(text)
+
+
+@lru_cache(maxsize=4096)  # the nodes of a network share few texts, and are asked again and again
+def _literal(text: str):
+    """What a text stands for in Python; the text itself where it is no literal."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 @dataclass(frozen=True, eq=False)
