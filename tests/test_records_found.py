@@ -17,6 +17,7 @@ FOLDERS = [
     ("configs/statistics", []),
     ("configs/demo", ["output=results/fashion_mnist_part"]),
     ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
+    *(("configs/benchmark", [], f"configs/benchmark/_short-macs-{target}.yaml") for target in ("0.1", "0.02")),
     *((f"configs/benchmark{part}", [], overlay) for part in ("", "/grid", "/peers") for overlay in AT),
     *(
         (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], overlay)
