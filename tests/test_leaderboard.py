@@ -94,6 +94,17 @@ def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there
         leaderboard.differences(leaderboard.entries(runs()), "l1")
 
 
+def test_targets_of_two_costs_are_never_in_one_table(tmp_path):
+    """The same fraction of the parameters is another target."""
+    other = [finished("gcp", "params", 0.1, seed, 0.5, name="gcp-params-0.1") for seed in range(3)]
+    other += [finished("uniform", "params", 0.1, seed, 0.4, name="uniform-l1-params-0.1") for seed in range(3)]
+    leaderboard.write(runs() + other, tmp_path, "uniform-l1")
+    found = {name: (tmp_path / f"resnet18_v1b_{name}_accuracy.md").read_text() for name in ("macs", "params")}
+    assert "parts of the MACs" in found["macs"] and "parts of the Params" in found["params"]
+    cells = {name: {row["Method"]: row["10 %"] for row in rows_of(text)} for name, text in found.items()}
+    assert cells["macs"]["gcp"] == "92.00 ± 1.00" and cells["params"]["gcp"] == "50.00 ± 0.00"
+
+
 def test_bars_join_what_cannot_be_told_apart():
     ranks = np.array([1.0, 1.5, 3.0, 3.4, 6.0])
     assert figures._cliques(ranks, 1.6) == [(0, 1), (1, 2), (2, 3)]

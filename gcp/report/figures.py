@@ -492,7 +492,13 @@ def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Fi
         ax.plot(x, mean, **style)
     ax.axhline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=baseline)
     low, high = 100 * runs.target.min(), 100 * runs.target.max()
-    _axes(ax, "MACs kept (%)", f"Top-1 minus that of {baseline} (points)", low / 1.15, high * 1.15)
+    _axes(
+        ax,
+        f"{cost_label(runs.objective.iloc[0])} kept (%)",
+        f"Top-1 minus that of {baseline} (points)",
+        low / 1.15,
+        high * 1.15,
+    )
     ax.invert_xaxis()
     title = f"{runs.network.iloc[0]} on {runs['data'].iloc[0]}{mark(runs.scale.iloc[0])}"
     _title(ax, title, "Mean over seeds and its standard deviation; thin lines are the other methods.")

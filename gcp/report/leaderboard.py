@@ -18,7 +18,7 @@ from scipy import stats
 from gcp.errors import UserError
 from gcp.experiment.record import Finished
 from gcp.report import figures, tables
-from gcp.report.frame import counted, unique
+from gcp.report.frame import cost_label, counted, unique
 
 LEVEL = 0.05  # of all tests and intervals
 POINT = ["network", "objective", "target"]
@@ -161,9 +161,10 @@ def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
     by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
     order += [method for method in by_mean.index if method not in order]
     paths = []
-    for network, own in table.groupby("network", sort=False):
+    several = table.groupby("network").objective.transform("nunique").max() > 1
+    for (network, objective), own in table.groupby(["network", "objective"], sort=False):
         said = _said(own)
-        stem = output / network
+        of = f"{network}_{objective}" if several else network
         for name, columns, digits, caption in (
             _accuracies(own, order, ranked),
             _differences(own, order, baseline),
@@ -171,10 +172,10 @@ def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
             _costs(own, order),
         ):
             frame = pd.DataFrame(columns)
-            path = stem.with_name(f"{network}_{name}")
+            path = output / f"{of}_{name}"
             blocks = "Target %" if "Target %" in frame else None
-            paths += tables.save(frame, digits, f"{caption} {said}", path, f"tab:{network}-{name}", blocks)
-        paths += figures.save(figures.accuracy_bars(own, order, baseline), stem.with_name(f"{network}_accuracy"))
+            paths += tables.save(frame, digits, f"{caption} {said}", path, f"tab:{of}-{name}", blocks)
+        paths += figures.save(figures.accuracy_bars(own, order, baseline), output / f"{of}_accuracy")
     found = correlations(table)
     if len(found):
         columns = {"Network": found.network, "Target %": 100 * found.target, "Rank correlation": found.rho}
@@ -215,8 +216,8 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
     counts = cells.size().unstack().reindex(methods)[means.columns[::-1]]
     columns["Seeds"] = ["", *(", ".join(f"{n:.0f}" for n in row if n > 0) for row in counts.to_numpy())]
     caption = (
-        "Top-1 % at parts of the MACs, mean ± sample standard deviation over seeds (how many, at each target: the last "
-        f"column). {_images(own)}"
+        f"Top-1 % at parts of the {cost_label(own.objective.iloc[0])}, mean ± sample standard deviation over seeds "
+        f"(how many, at each target: the last column). {_images(own)}"
     )
     if ranked is not None:
         caption += (
@@ -288,7 +289,7 @@ def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
     digits = {"MACs %": 2, "Params %": 2, "Latency %": 1, "Just pruned, top-1 %": 2, "Seconds of pruning": 0}
     caption = (
         "What the networks keep of the dense one's, and what pruning took; latency: of a batch, measured in turns with "
-        "the dense network's. Seconds were taken while other runs kept the machine busy."
+        "the dense network's. Seconds are by the clock, whatever else the machine did."
     )
     return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in all": 0}, caption
 
