@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -513,21 +514,36 @@ def begun(log):
     return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
+@contextlib.contextmanager
 def worker(folder, url, log, seconds):
     folder.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-c", WORKER, str(folder), url, str(log), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def found_by(process):
-    return json.loads(process.communicate(timeout=120)[0])["trials"]
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return json.loads(out)["trials"]
+
+
+def wait_for(n_begun, log, process):
+    """Until so many trials have begun; the process must not end before."""
+    while len(begun(log)) < n_begun:
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_two_processes_share_one_search(tmp_path):
     with server() as url:
         log = tmp_path / "log"
-        rows, others = map(found_by, [worker(tmp_path / name / "run", url, log, 0.5) for name in ("a", "b")])
+        with worker(tmp_path / "a/run", url, log, 0.5) as one, worker(tmp_path / "b/run", url, log, 0.5) as two:
+            rows, others = found_by(one), found_by(two)
     assert rows == others and [row["trial"] for row in rows] == list(range(8))
     assert {row["state"] for row in rows} == {"complete"}
     # Each trial once, and the best once more by each, which reads it back or makes its network again.
@@ -540,17 +556,14 @@ def test_two_processes_share_one_search(tmp_path):
 def test_the_trial_of_a_process_that_was_killed_is_run_by_another(tmp_path):
     with server() as url:
         log = tmp_path / "log"
-        lost = worker(tmp_path / "lost" / "run", url, log, 600)
-        while not begun(log):
-            time.sleep(0.05)
-        other = worker(tmp_path / "other" / "run", url, log, 0.01)
-        while len(begun(log)) < 8:  # all but the one that the first process has
-            time.sleep(0.05)
-        time.sleep(0.5)
-        assert other.poll() is None and len(begun(log)) == 8
-        lost.kill()
-        rows = found_by(other)
-        lost.communicate()
+        with worker(tmp_path / "lost/run", url, log, 600) as lost:
+            wait_for(1, log, lost)
+            with worker(tmp_path / "other/run", url, log, 0.01) as other:
+                wait_for(8, log, other)  # all but the one that the first process has
+                time.sleep(0.5)
+                assert other.poll() is None and len(begun(log)) == 8
+                lost.kill()
+                rows = found_by(other)
     assert [row["state"] for row in rows] == ["complete"] * 8
     best = str(min(rows, key=lambda row: row["value"])["trial"])
     assert begun(log) == [["lost", "0"], *(["other", n] for n in [*map(str, range(1, 8)), "0", best])]
