@@ -28,6 +28,7 @@ class Stream(Enum):
     CLASSIFIERS = (None, 10)  # auxiliary classifiers, the training with them, and what they choose by
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
     SEARCH = (None, 9)  # values of a search's trials
+    SLIMMABLE = (0, 11)  # weights, order, augmentation and widths of a slimmable network's training
 
     def seed(self, seed: int, iteration: int = 0) -> int:
         """The seed of this stream; `iteration` counts from 1 where a method repeats itself."""
@@ -42,6 +43,7 @@ class Apart(IntEnum):
     VALIDATION = 0  # (this, seed)
     MIXUP = 1  # (seed, step, this)
     CALTECH = 2  # (this, seed, label)
+    SLIMMABLE = 3  # (seed, step, this)
     IMAGE = 0x1337  # (key of the pass, this, position)
 
 
@@ -73,6 +75,11 @@ def step_seed(seed: int, step: int, rank: Optional[int] = None) -> int:
 def mixup_generator(seed: int, step: int) -> np.random.Generator:
     """The generator of one step's mixing weight, the same on every rank."""
     return np.random.default_rng((seed, step, Apart.MIXUP))
+
+
+def slimmable_generator(seed: int, step: int) -> np.random.Generator:
+    """The generator of the widths that a slimmable step draws, the same on every rank."""
+    return np.random.default_rng((seed, step, Apart.SLIMMABLE))
 
 
 def hash_seed(*parts: int) -> int:

@@ -50,11 +50,11 @@ def test_the_best_widths_are_those_of_brute_force(part):
             if np.isinf(best):
                 n_refused += 1
                 with pytest.raises(UserError) as error:
-                    solvers.solve(gains, levels, cost, share * top)
+                    solvers.Solver(levels, cost).solve(gains, share * top)
                 assert error.value.key == "search.limit"
                 assert not cost.is_sum or f"{least:.6g} is left" in str(error.value)
                 continue
-            found = solvers.solve(gains, levels, cost, share * top)
+            found = solvers.Solver(levels, cost).solve(gains, share * top)
             assert found.value == best and found.bound == pytest.approx(best) and found.gap < 1e-9, (seed, share)
             assert found.cost == cost(found.widths) <= share * top * (1 + 1e-9)
             assert found.value == sum(gains[n][levels[n].index(w)] for n, w in found.widths.items())
@@ -69,10 +69,47 @@ def test_where_the_search_between_multipliers_stops_the_bound_is_still_one():
         limit = 0.5 * cost({name: of[-1] for name, of in levels.items()})
         best, _ = brute_force(gains, levels, cost, limit)
         if np.isfinite(best):
-            found = solvers.solve(gains, levels, cost, limit, max_nodes=0)
+            found = solvers.Solver(levels, cost).solve(gains, limit, max_nodes=0)
             assert found.cost <= limit * (1 + 1e-9) and found.value <= best <= found.bound + 1e-9
             n_open += found.gap > 0
     assert n_open > 5
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_marginals_are_those_of_all_choices(part):
+    """The price is read off the brute force's own: that of the least-cost choice among the best at it."""
+    for seed in range(50 * part, 50 * part + 50):
+        gains, levels, cost = random_problem(seed)
+        limit, temperature = 0.6 * cost({name: of[-1] for name, of in levels.items()}), (0.3, 2.0, 1e-3)[seed % 3]
+        choices = list(all_choices(*[range(len(of)) for of in levels.values()]))
+        costs = np.array([cost({n: levels[n][k] for n, k in zip(levels, c)}) for c in choices])
+        values = np.array([sum(gains[n][k] for n, k in zip(levels, c)) for c in choices])
+        if costs.min() > limit:
+            continue
+        price, within = 0.0, np.where(costs <= limit, 0.0, np.inf) if not cost.is_sum else 0.0
+        if cost.is_sum:  # the dual, on all its corners
+            gaps = np.subtract.outer(costs, costs)
+            corners = np.divide(np.subtract.outer(values, values), gaps, out=np.zeros_like(gaps), where=gaps != 0)
+            corners = np.unique(np.append(corners[corners > 0], 0.0))
+            price = min(corners, key=lambda p: (round((values - p * costs).max() + p * limit, 9), p))
+        logs = (values - price * costs - within) / temperature
+        p = np.exp(logs - logs.max())
+        found = solvers.Solver(levels, cost).marginals(gains, limit, temperature)
+        for at, name in enumerate(levels):
+            right = np.bincount([c[at] for c in choices], p / p.sum(), len(levels[name]))
+            np.testing.assert_allclose(found[name], right, atol=1e-6, err_msg=f"{seed} {name}")
+
+
+def test_the_front_holds_the_best_at_each_of_its_costs():
+    for seed in range(40):
+        gains, levels, cost = random_problem(seed)
+        solver = solvers.Solver(levels, cost)
+        front = solver.front(gains, 9)
+        assert front[0].cost == solver.lowest and front[-1].value == sum(map(max, gains.values()))
+        for a, b in zip(front, front[1:]):
+            assert a.cost < b.cost and a.value < b.value
+        for solution in front:
+            assert solution.value == brute_force(gains, levels, cost, solution.cost)[0]
 
 
 def test_a_network_with_residual_ties():
@@ -81,7 +118,7 @@ def test_a_network_with_residual_ties():
     cost, rng = macs(net), np.random.default_rng(0)
     levels = {name: [max(8, n * k // 8) for k in range(1, 9)] for name, n in net.widths.items()}
     gains = {name: np.cumsum(np.sort(rng.random(8))[::-1]) for name in levels}
-    found = solvers.solve(gains, levels, cost, 0.3 * cost(net.widths))
+    found = solvers.Solver(levels, cost).solve(gains, 0.3 * cost(net.widths))
     assert found.cost <= 0.3 * cost(net.widths) and 0 <= found.gap < 0.01
     for a, b in all_choices(levels, levels):
         for i, j in all_choices(range(8), range(8)):
@@ -95,5 +132,5 @@ def test_what_is_too_tightly_tied_is_refused():
     cost = Cost([product(1.0, a, b) for a in names for b in names if a < b])
     levels = {name: list(range(1, 41)) for name in names}
     with pytest.raises(UserError) as error:
-        solvers.solve({name: np.arange(40.0) for name in names}, levels, cost, 10.0**6)
+        solvers.Solver(levels, cost)
     assert error.value.key == "search.width"

@@ -158,22 +158,36 @@ def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenc
     net = _with_biases(net)
     alive = alive_units(net, keep)
     arrays = _with_constants(net, alive, silence(net, keep).arrays if moved == "silenced" else None)
+    return _without_dead(net, alive, arrays)[0]
+
+
+def cut(net: Network, keep: Mapping[str, Sequence[int]]) -> Tuple[Network, Dict[str, Dict[int, np.ndarray]]]:
+    """The network of some units alone, as if it had been made without the others: nothing is moved on from these.
+
+    `keep` as in `shrink`. Also, by the name of each array that became smaller and by axis, the indices that it keeps.
+    """
+    return _without_dead(net, alive_units(net, keep), dict(net.arrays))
+
+
+def _without_dead(
+    net: Network, alive: np.ndarray, arrays: Dict[str, np.ndarray]
+) -> Tuple[Network, Dict[str, Dict[int, np.ndarray]]]:
+    """The network of the living units, and the indices that arrays keep; `arrays` are those that it is given."""
 
     def count(labels: np.ndarray) -> int:
         return int(((labels < 0) | alive[labels]).sum())
 
-    small = _recounted(net, count)
+    small, kept = _recounted(net, count), {}
     for call in net.structure.calls.values():
         for k, axes in call.arrays.items():
-            name, value = call.node.inputs[k][0], None
-            name = net.nodes[name].name
-            if arrays[name].shape == net.arrays[name].shape:
-                value = arrays[name]
-                for axis, labels in sorted(axes.items()):  # rows first: that leaves less to pick from
-                    stays = (labels < 0) | alive[labels]
-                    value = value if stays.all() else np.compress(stays, value, axis)
-                arrays[name] = value
-    return replace(small, arrays={k: np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()})
+            name = net.nodes[call.node.inputs[k][0]].name
+            if name not in kept:
+                stays = {axis: (labels < 0) | alive[labels] for axis, labels in sorted(axes.items())}
+                kept[name] = {axis: np.flatnonzero(of) for axis, of in stays.items() if not of.all()}
+                for axis, of in kept[name].items():  # rows first: that leaves less to pick from
+                    arrays[name] = np.take(arrays[name], of, axis)
+    arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in arrays.items()}
+    return replace(small, arrays=arrays), {name: axes for name, axes in kept.items() if axes}
 
 
 def alive_units(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:

@@ -14,7 +14,7 @@ from gcp.methods.criteria import Scores, ranked_by
 from gcp.methods.select import highest, select
 from gcp.methods.uniform import kept_uniformly
 from gcp.registry import Registry
-from gcp.search.solvers import solve
+from gcp.search.solvers import Solver
 
 MAX_LEVELS = 64  # widths per group that the exact allocation looks at in one go
 
@@ -37,7 +37,7 @@ def same_fraction(scores: Scores, budget: Budget, limit: float, max_cut: float =
 
 @ALLOCATIONS.register("exact", per_cost=False)
 def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
-    """The widths whose kept scores have the largest sum: see `solvers.solve`.
+    """The widths whose kept scores have the largest sum: see `solvers.Solver`.
 
     What a group keeps is a concave curve of its width, since its best channels stay. Of a large group `MAX_LEVELS` of
     the widths are looked at, and then those between the neighbours of the one that was found.
@@ -56,7 +56,7 @@ def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float =
     levels = {name: _thinned(widths) for name, widths in allowed.items()}
     while True:
         gains = {name: curves[name][widths] for name, widths in levels.items()}
-        found = solve(gains, levels, budget.cost, limit).widths
+        found = Solver(levels, budget.cost).solve(gains, limit).widths
         finer = {name: _thinned(_around(allowed[name], widths, found[name])) for name, widths in levels.items()}
         if all(set(finer[name]) <= set(levels[name]) for name in finer):
             return highest(scores, found)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from gcp.cost.base import Cost
 from gcp.errors import UserError
@@ -24,6 +25,7 @@ MAX_ENTRIES = 2 * 10**7  # of the largest table of an elimination: 160 MB
 MAX_NODES = 20_000  # partial choices that the search for what lies between two multipliers looks at
 ROUNDING = 1e-9  # relative: what sums of floats may differ by
 
+Gains = Mapping[str, np.ndarray]  # of each group, a value for each of its levels
 Factor = Tuple[Tuple[str, ...], np.ndarray]  # names, and a value for every choice of their levels
 Tables = Tuple[Dict[str, np.ndarray], float]  # see `_Eliminated.tables`
 
@@ -43,32 +45,77 @@ class Solution:
         return max(0.0, self.bound - self.value) / max(abs(self.bound), 1e-300)
 
 
-def solve(
-    gains: Mapping[str, np.ndarray],
-    levels: Mapping[str, Sequence[int]],
-    cost: Cost,
-    limit: float,
-    max_nodes: int = MAX_NODES,
-) -> Solution:
-    """The widths among `levels` of largest summed gain whose cost is at most `limit`.
+class Solver:
+    """Widths among `levels` under a cost, whose terms are evaluated once for all gains and limits that are asked about.
 
-    `gains[group]` has a value for each of `levels[group]`. UserError: no widths cost as little, or the cost ties too
-    many groups to one another for exact elimination.
+    UserError: the cost ties too many groups to one another for exact elimination.
     """
-    parts = _cost_factors(levels, cost)
-    if cost.is_sum:
-        problem = _Eliminated(levels, parts)
-    else:  # a maximum is within the limit where each of its terms is
-        problem = _Eliminated(levels, [(names, np.where(v > limit, np.inf, 0.0)) for names, v in parts])
-    _, lowest = problem.tables({}, 1.0)
-    if lowest > (limit * (1 + ROUNDING) if cost.is_sum else 0.0):
-        least = f"{lowest:.6g} is left with the cheapest widths" if cost.is_sum else "no widths are within it"
-        raise UserError(f"a cost of {limit:.6g} cannot be reached: {least}", "search.limit")
-    losses = {name: -np.asarray(of, np.float64) for name, of in gains.items()}
-    choice, bound = _search(problem, losses, limit * (1 + ROUNDING) if cost.is_sum else None, max_nodes)
-    widths = {name: int(levels[name][k]) for name, k in choice.items()}
-    value = -sum(float(losses[name][k]) for name, k in choice.items())
-    return Solution(widths, value, cost(widths), max(value, -bound))
+
+    def __init__(self, levels: Mapping[str, Sequence[int]], cost: Cost) -> None:
+        self.levels, self.cost = levels, cost
+        self._parts = _cost_factors(levels, cost)
+        self._whole = _Eliminated(levels, self._parts)
+
+    @property
+    def lowest(self) -> float:
+        """The least cost that any widths have."""
+        if self.cost.is_sum:
+            return self._whole.tables({}, 1.0)[1]
+        values = np.unique(np.concatenate([v.ravel() for _, v in self._parts]))
+        return float(next(v for v in values if np.isfinite(self._within(v).tables({}, 1.0)[1])))
+
+    def solve(self, gains: Gains, limit: float, max_nodes: int = MAX_NODES) -> Solution:
+        """The widths of largest summed gain whose cost is at most `limit`. UserError: no widths cost as little."""
+        problem, losses = self._problem(limit), _losses(gains)
+        choice, bound = _search(problem, losses, self._ceiling(limit), max_nodes)
+        widths = {name: int(self.levels[name][k]) for name, k in choice.items()}
+        value = -sum(float(losses[name][k]) for name, k in choice.items())
+        return Solution(widths, value, self.cost(widths), max(value, -bound))
+
+    def marginals(self, gains: Gains, limit: float, temperature: float) -> Dict[str, np.ndarray]:
+        """Per group, the probability of each level where widths are drawn from exp((gain - price * cost) / temperature).
+
+        The price is that at which the best widths meet the limit. The sums over all widths go along the same
+        elimination as their minimum does; on a chain they are the forward-backward algorithm (AOWS, section 3.4).
+        UserError as `solve`.
+        """
+        problem, losses = self._problem(limit), _losses(gains)
+        price = _priced(problem, losses, self._ceiling(limit)).price if self.cost.is_sum else 1.0
+        return problem.marginals(losses, price, temperature)
+
+    def front(self, gains: Gains, n: int) -> List[Solution]:
+        """Widths of most value at up to `n` limits, evenly spaced by ratio, from the lowest cost on.
+
+        None costs as much as another or more without being worth more.
+        """
+        top = self.solve(gains, np.inf)
+        limits = np.geomspace(self.lowest, max(top.cost, self.lowest), n)
+        found: List[Solution] = []
+        for solution in [*(self.solve(gains, limit) for limit in limits[:-1]), top]:
+            if not found or solution.value > found[-1].value:
+                while found and found[-1].cost >= solution.cost:
+                    found.pop()
+                found.append(solution)
+        return found
+
+    def _ceiling(self, limit: float) -> Optional[float]:
+        return limit * (1 + ROUNDING) if self.cost.is_sum else None
+
+    def _within(self, limit: float) -> _Eliminated:
+        """Of a maximum, which is within the limit where each of its terms is: what is not costs infinitely much."""
+        return _Eliminated(self.levels, [(names, np.where(v > limit, np.inf, 0.0)) for names, v in self._parts])
+
+    def _problem(self, limit: float) -> _Eliminated:
+        problem = self._whole if self.cost.is_sum else self._within(limit)
+        _, lowest = problem.tables({}, 1.0)
+        if lowest > (limit * (1 + ROUNDING) if self.cost.is_sum else 0.0):
+            least = f"{self.lowest:.6g} is left with the cheapest widths"
+            raise UserError(f"a cost of {limit:.6g} cannot be reached: {least}", "search.limit")
+        return problem
+
+
+def _losses(gains: Gains) -> Dict[str, np.ndarray]:
+    return {name: -np.asarray(of, np.float64) for name, of in gains.items()}
 
 
 def _cost_factors(levels: Mapping[str, Sequence[int]], cost: Cost) -> List[Factor]:
@@ -99,10 +146,16 @@ class _Eliminated:
         self.parts = parts
         self.order, self.later = _min_fill(self.sizes, [names for names, _ in parts])
 
-    def tables(self, unary: Mapping[str, np.ndarray], weight: float) -> Tables:
+    def tables(
+        self,
+        unary: Mapping[str, np.ndarray],
+        weight: float,
+        join: Callable[[np.ndarray], np.ndarray] = lambda table: table.min(axis=0),
+    ) -> Tables:
         """A table per variable with axes (itself, *later), and the least sum of all.
 
-        `weight` multiplies the cost: 0 leaves it out where it is finite.
+        `weight` multiplies the cost: 0 leaves it out where it is finite. `join` makes one value of those of a
+        variable's levels, the least by default.
         """
         waiting: List[Factor] = [(names, _weighted(values, weight)) for names, values in self.parts]
         waiting += [((name,), values) for name, values in unary.items()]
@@ -115,7 +168,7 @@ class _Eliminated:
             for names, values in own:
                 table += _spread(values, names, scope)
             found[name] = table
-            waiting.append((scope[1:], table.min(axis=0)))
+            waiting.append((scope[1:], join(table)))
         return found, sum(float(values) for _, values in waiting)
 
     def choice(self, tables: Tables) -> Dict[str, int]:
@@ -124,6 +177,38 @@ class _Eliminated:
         for name in reversed(self.order):
             chosen[name] = int(np.argmin(self.row(tables, name, chosen)))
         return chosen
+
+    def marginals(self, unary: Mapping[str, np.ndarray], weight: float, temperature: float) -> Dict[str, np.ndarray]:
+        """Per variable, the probability of each level where choices have probability exp(-sum / temperature).
+
+        The elimination's tables give each variable's levels where those that meet it later are given; from the last one
+        back, these are known.
+        """
+
+        def join(table: np.ndarray) -> np.ndarray:
+            return -temperature * logsumexp(-table / temperature, axis=0)
+
+        tables, _ = self.tables(unary, weight, join)
+        of_scope: Dict[str, np.ndarray] = {}  # probabilities of (itself, *later)
+        found = {}
+        for name in reversed(self.order):
+            given = join(tables[name])
+            with np.errstate(invalid="ignore"):  # where nothing is possible, neither are those that are given
+                own = np.where(np.isfinite(given), np.exp((given - tables[name]) / temperature), 0.0)
+            of_scope[name] = own * self._of_later(name, of_scope)
+            found[name] = of_scope[name].sum(axis=tuple(range(1, own.ndim)))
+        return {name: found[name] / found[name].sum() for name in self.sizes}
+
+    def _of_later(self, name: str, of_scope: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Joint probabilities of those that meet a variable later: the first of them meets all others."""
+        later = self.later[name]
+        if not later:
+            return np.ones(())
+        first = min(later, key=self.order.index)
+        scope = (first, *self.later[first])
+        joint = of_scope[first].sum(axis=tuple(k for k, each in enumerate(scope) if each not in later))
+        left = [each for each in scope if each in later]
+        return np.transpose(joint, [left.index(each) for each in later])
 
     def row(self, tables: Tables, name: str, chosen: Mapping[str, int]) -> np.ndarray:
         """Of a variable's table, a value per level where those eliminated later are chosen."""
@@ -180,21 +265,24 @@ def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tu
     return order, later
 
 
-def _search(
-    problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float], max_nodes: int
-) -> Tuple[Dict[str, int], float]:
-    """The choice of least loss within the limit, if there is one, and a lower bound of it.
+@dataclass(frozen=True)
+class _Priced:
+    """The multiplier at which the dual is largest, a choice within the limit, and the tables of both."""
 
-    First the multiplier at which the dual is largest, by secants between a choice that is too dear and one that is not:
-    each is a corner of the convex hull, so that there are few. Then what no multiplier gives, depth first: of a
-    partial choice the tables say the least loss plus priced cost, and the least cost, of whatever completes it.
-    """
-    tables = problem.tables(losses, 0.0)
+    price: float
+    choice: Dict[str, int]
+    tables: Tables
+    of_cost: Tables
+
+
+def _priced(problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float]) -> _Priced:
+    """By secants between a choice that is too dear and one that is not: each is a corner of the convex hull, so that
+    there are few. The multiplier is 0 where the best of all choices is within the limit, or where there is none."""
+    tables, cheap_tables = problem.tables(losses, 0.0), problem.tables({}, 1.0)
     dear = problem.choice(tables)
     dear_at = problem.total(losses, dear, 0.0), problem.total({}, dear, 1.0)
     if limit is None or dear_at[1] <= limit:
-        return dear, dear_at[0]
-    cheap_tables = problem.tables({}, 1.0)
+        return _Priced(0.0, dear, tables, cheap_tables)
     cheap = problem.choice(cheap_tables)
     cheap_at = problem.total(losses, cheap, 0.0), problem.total({}, cheap, 1.0)
     while True:
@@ -209,8 +297,22 @@ def _search(
             cheap, cheap_at = choice, at
         else:
             dear, dear_at = choice, at
-    start = _filled(problem, losses, cheap, limit)
-    return _between(problem, tables, cheap_tables, losses, price, limit, start, max_nodes)
+    return _Priced(price, cheap, tables, cheap_tables)
+
+
+def _search(
+    problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float], max_nodes: int
+) -> Tuple[Dict[str, int], float]:
+    """The choice of least loss within the limit, if there is one, and a lower bound of it.
+
+    First that of the best multiplier, then what no multiplier gives, depth first: of a partial choice the tables say
+    the least loss plus priced cost, and the least cost, of whatever completes it.
+    """
+    at = _priced(problem, losses, limit)
+    if at.price == 0:
+        return at.choice, problem.total(losses, at.choice, 0.0)
+    start = _filled(problem, losses, at.choice, limit)
+    return _between(problem, at.tables, at.of_cost, losses, at.price, limit, start, max_nodes)
 
 
 def _filled(

@@ -60,6 +60,7 @@ class OrdinaryStep:
 
     dtype = "float32"
     width: Optional[int] = None  # multiple that groups are filled up to; None: the device's `kernel_width`
+    tries_fused = True  # whether fused norms are tried where it is not known that they train: see `backward`
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class OrdinaryStep:
         self._net, self.width = net, self.width or process_group().broadcast(kernel_width)
         self.wide, self._places = padded(net, self.width)
         fused = self.dtype == "float32" and device().device_type == "cpu"
-        fused = fused and (_aligned(self.wide) or _TRIED.get(_widths(self.wide)))
+        fused = fused and (_aligned(self.wide) or (_TRIED.get(_widths(self.wide)) if self.tries_fused else False))
         self._is_tried = fused is not None
         self._build(fused is not False)
 
@@ -92,9 +93,13 @@ class OrdinaryStep:
     def __call__(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, lr: float) -> mx.nd.NDArray:
         """See `Step`."""
         loss = self.backward(x, y, i, self._seed)
-        self._all_reduce()
-        self.optimiser.step(lr, len(x) * process_group().world_size)
+        self.update(lr, len(x))
         return loss
+
+    def update(self, lr: float, n: int) -> None:
+        """Move the parameters by their gradients, which are sums over n images of this rank."""
+        self._all_reduce()
+        self.optimiser.step(lr, n * process_group().world_size)
 
     def backward(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, seed: int) -> mx.nd.NDArray:
         """The loss per image; the gradients of its sum are in the parameters' arrays. Draws follow from seed and i.
