@@ -73,7 +73,7 @@ class Solver:
         return Solution(widths, value, self.cost(widths), max(value, -bound))
 
     def marginals(self, gains: Gains, limit: float, temperature: float) -> Dict[str, np.ndarray]:
-        """Per group, the probability of each level where widths are drawn from exp((gain - price * cost) / temperature).
+        """Per group, how likely each level is where widths have probability exp((gain - price * cost) / temperature).
 
         The price is that at which the best widths meet the limit. The sums over all widths go along the same
         elimination as their minimum does; on a chain they are the forward-backward algorithm (AOWS, section 3.4).
