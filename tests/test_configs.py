@@ -13,7 +13,8 @@ from gcp.experiment import config, estimate
 
 REPO = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (REPO / "configs").glob("*/**/*.yaml") if not path.name.startswith("_"))
-BENCHMARK = REPO / "configs" / "benchmark"  # a file per method, which overlays give a target
+# A file per method, which overlays give a target.
+BENCHMARK, WIDTH_SEARCH = REPO / "configs" / "benchmark", REPO / "configs" / "width_search"
 SMOKE_ROOTS = {str(smoke.ROOT / name) for name in smoke.SETS}
 TABLES = {path: config.load(path) for path in FILES if path.parent.name.startswith(("table", "figure"))}
 
@@ -33,7 +34,7 @@ def test_there_are_some_of_every_table():
 
 @pytest.mark.parametrize(
     "folder",
-    sorted({path.parent for path in FILES if BENCHMARK not in path.parents}),
+    sorted({path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH} & set(path.parents)}),
     ids=lambda p: str(p.relative_to(REPO)),
 )
 def test_it_loads_and_its_target_can_be_reached(folder):
@@ -50,10 +51,16 @@ def test_it_loads_and_its_target_can_be_reached(folder):
             assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path
 
 
-def test_every_method_of_the_comparison_has_the_same_terms():
+@pytest.mark.parametrize(
+    "folders, n_overlays",
+    [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 2)],
+    ids=["benchmark", "width_search"],
+)
+def test_every_method_of_a_comparison_has_the_same_terms(folders, n_overlays):
     """At every overlay: data, dense network, recipe, rounding; the scratch controls train longer, and say so."""
-    folders, overlays = (BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"), sorted(BENCHMARK.glob("_macs-*.yaml"))
-    assert len(overlays) == 5
+    is_search = folders == [WIDTH_SEARCH]
+    overlays = sorted(path for path in folders[0].glob("_*-*.yaml") if not path.name.startswith("_short"))
+    assert len(overlays) == n_overlays
     for overlay in overlays:
         loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [overlay])]
         longer = {"extra_epochs", "from_scratch"}
@@ -68,10 +75,11 @@ def test_every_method_of_the_comparison_has_the_same_terms():
             )
             for cfg in loaded
         }
-        assert len(terms) == 1 and loaded[0].finetune.includes_pruning
+        assert len(terms) == 1
+        assert (loaded[0].finetune.includes_pruning, loaded[0].finetune.from_scratch) == (not is_search, is_search)
         assert all(bool(cfg.finetune.extra_epochs) == cfg.name.startswith("scratch-") for cfg in loaded)
         assert len({cfg.fingerprint() for cfg in loaded}) == len(loaded) == len({cfg.name for cfg in loaded})
-        assert all(cfg.name.endswith(f"-macs-{cfg.prune.target:g}") for cfg in loaded)
+        assert all(cfg.name.endswith(f"-{cfg.prune.objective}-{cfg.prune.target:g}") for cfg in loaded)
 
 
 def test_targets_are_the_published_ones_or_say_that_they_are_chosen():

@@ -217,11 +217,12 @@ def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
 
 @dataclass
 class Run:
-    """One run's folder; `log(event, **values)` adds a line to its `log.jsonl`."""
+    """One run's folder, and the one of its dense network; `log(event, **values)` adds a line to its `log.jsonl`."""
 
     path: Path
     record: Optional[Record]
     log: Callable[..., None]
+    shared: Path
 
     @property
     def done(self) -> bool:
@@ -239,6 +240,11 @@ class Run:
 def run_path(cfg: Config) -> Path:
     """The folder of the run that `cfg` describes, whether or not it exists."""
     return Path(cfg.output) / f"{cfg.name}-seed{cfg.seed}-{cfg.fingerprint()}"
+
+
+def dense_path(cfg: Config) -> Path:
+    """The folder of the trained network that the run starts from: one for all with the same dense fingerprint."""
+    return Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}"
 
 
 def is_done(cfg: Config) -> bool:
@@ -264,7 +270,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
             write_text(path / "config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
         record = _read(path / RECORD, Record) if (path / RECORD).exists() else None
         with Log(path / "log.jsonl", cfg.tensorboard) as log:
-            yield Run(path, record, log.add)
+            yield Run(path, record, log.add, dense_path(cfg))
 
 
 # Reading finished runs

@@ -68,7 +68,7 @@ def run(cfg: Config) -> Record:
 
 def dense_prefix(cfg: Config) -> Path:
     """Where the dense network is saved: one for all experiments with the same dense fingerprint."""
-    return Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}" / DENSE
+    return records.dense_path(cfg) / DENSE
 
 
 def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
@@ -133,7 +133,7 @@ def tuner(cfg: Config, folder: Run, prefix: str = "") -> Any:
     space, first = (
         {k[len(prefix) :]: v for k, v in of.items()} for of in (cfg.search_space(), cfg.values(cfg.search.parameters))
     )
-    return Tuner(cfg.search, space, first, cfg.seed, folder.path, folder.log)
+    return Tuner(cfg.search, space, first, cfg.seed, folder.path, folder.log, folder.shared)
 
 
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:

@@ -87,9 +87,13 @@ class Outcome:
 
 
 class Run(Protocol):
-    """Where a method may keep what it has computed, and say what it does."""
+    """Where a method may keep what it has computed, and say what it does.
+
+    `shared` is a folder of all experiments that start from the same dense network, for what serves them all.
+    """
 
     path: Path
+    shared: Path
 
     def log(self, event: str, **values: Any) -> None:
         """Add an event to the run's log."""

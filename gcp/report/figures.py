@@ -463,6 +463,52 @@ def search_history(trials: pd.DataFrame) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(LOOK)
+def width_front(rows: Sequence[Mapping], uniform: Sequence[Mapping], sizes: Mapping[str, int], network: str) -> Figure:
+    """What the best widths are worth at each cost, and which widths they are, as parts of the groups' own.
+
+    `rows` are those of `experiment.width_search.front`, `uniform` those of its `uniform`.
+    """
+    figure, [[worth, kept]] = _panels(1, 2, 5.6, 4.4)
+    cost = cost_label(rows[0]["cost"])
+    x = [100 * row["kept"] for row in rows]
+    worth.plot([100 * row["kept"] for row in uniform], [row["gain"] for row in uniform], "s--", color=FAINT,
+               markersize=3.5, linewidth=0.9, label="every group alike")  # fmt: skip
+    worth.plot(x, [row["gain"] for row in rows], "o-", color=COLOURS["GCP-f"], markersize=4, label="best widths")
+    worth.set(xlabel=f"{cost} kept (%)", ylabel="Gain over the narrowest (training loss)", xscale="log")
+    worth.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    worth.xaxis.set_minor_locator(NullLocator())
+    worth.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    worth.legend(frameon=False, loc="lower right")
+    parts = np.array([[row["widths"][group] / size for row in rows] for group, size in sizes.items()])
+    drawn = kept.imshow(100 * parts, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
+    kept.set_yticks(range(len(sizes)), [f"{group} ({size})" for group, size in sizes.items()], fontsize=FONT - 1)
+    shown = np.unique(np.linspace(0, len(rows) - 1, 7).round().astype(int))
+    kept.set_xticks(shown, [f"{x[k]:.3g}" for k in shown])
+    kept.set_xlabel(f"{cost} kept (%)")
+    kept.grid(False)
+    figure.colorbar(drawn, ax=kept, label="Width (% of its own)")
+    _title(worth, network, "Widths of most worth by a slimmable network's statistics.")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def narrowing(rows: Sequence[Mapping], title: str) -> Figure:
+    """How many widths of each group AOWS still draws, over the steps of its training: rows of a record's history."""
+    groups = list(rows[0]["alive"])
+    figure, [[ax]] = _panels(1, 1, 6.4, 1.4 + 0.22 * len(groups))
+    alive = np.array([[row["alive"][group] for row in rows] for group in groups])
+    drawn = ax.imshow(alive, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
+    ax.set_yticks(range(len(groups)), groups, fontsize=FONT - 1)
+    shown = np.unique(np.linspace(0, len(rows) - 1, 6).round().astype(int))
+    ax.set_xticks(shown, [f"{rows[k]['step']:,}" for k in shown])
+    ax.set_xlabel("Step of the slimmable training")
+    ax.grid(False)
+    figure.colorbar(drawn, ax=ax, label="Widths still drawn")
+    _title(ax, title, "Widths whose probability is at least 1 %.")
+    return figure
+
+
 # ---- figures of a comparison ---------------------------------------------------------------------------------------
 
 

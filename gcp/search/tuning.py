@@ -69,6 +69,7 @@ class Trial:
     images: Counter = field(default_factory=Counter)
     report: Optional[Callable[[int, Optional[float]], None]] = None  # (step, validation loss), where it can end early
     write: Callable[..., None] = lambda event, **values: None
+    shared: Optional[Path] = None  # of the run
 
     def log(self, event: str, **values: Any) -> None:
         """Add an event to the run's log, under the trial's name."""
@@ -84,7 +85,8 @@ Attempt = Callable[[Trial], Tuple[T, float]]
 class Tuner:
     """Searches options, from `space` by option, the configuration's own values (`first`) before all others.
 
-    `folder` is the run's. `log` gets a line for each trial. `seconds` are those of this process's trials so far.
+    `folder` is the run's, `shared` that of its dense network. `log` gets a line for each trial. `seconds` are those of
+    this process's trials so far.
     """
 
     search: Search
@@ -93,6 +95,7 @@ class Tuner:
     seed: int
     folder: Path
     log: Callable[..., None]
+    shared: Optional[Path] = None
     seconds: List[float] = field(default_factory=list)
 
     def best(self, attempt: Attempt, iteration: int = 0, later: int = 0) -> Tuple[T, Trial, Dict[str, Any]]:
@@ -151,7 +154,8 @@ class Tuner:
     def _trial(self, folder: Path, name: str, trial: int, values: Values) -> Trial:
         path = folder / f"trial-{trial:04d}"
         path.mkdir(parents=True, exist_ok=True)
-        return Trial(trial, values, path, f"{path.parent.name}-{path.name}", write=self.log)
+        name = f"{path.parent.name}-{path.name}"
+        return Trial(trial, values, path, name, write=self.log, shared=self.shared)
 
 
 def check(search: Search) -> None:

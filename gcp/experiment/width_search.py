@@ -1,0 +1,272 @@
+"""Searching widths step by step: a slimmable network trained, widths for any bound, the front, and how right gains are.
+
+`methods.width_search` does the first two in one experiment; here each stands by itself, and works on the statistics.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gcp.backend.zoo import open_network
+from gcp.cost import latency
+from gcp.cost.analytic import macs, params
+from gcp.cost.base import COSTS, Cost
+from gcp.errors import UserError
+from gcp.experiment import record as records
+from gcp.experiment import run as experiment_run
+from gcp.experiment.config import Config
+from gcp.experiment.log import Log
+from gcp.experiment.plan import load_data, plan
+from gcp.graph.network import Network, Widths
+from gcp.graph.surgery import redrawn, resized
+from gcp.methods.base import Problem
+from gcp.methods.width_search import OwsOptions, shared_prefix, trained
+from gcp.search import statistics
+from gcp.search.solvers import Solution, Solver
+from gcp.search.statistics import Gains, Statistics
+from gcp.seeds import Stream
+from gcp.train import checkpoints
+from gcp.train.distributed import process_group
+
+BOUND = re.compile(r"(?:(macs|params|latency):)?([0-9]{0,9}\.?[0-9]{0,12})(ms)?")
+HALVINGS = 40
+
+
+# ---- a slimmable network ---------------------------------------------------------------------------------------------
+
+
+def train(cfg: Config) -> Path:
+    """The statistics of the slimmable network of a configuration of method ows, which is trained if it is not there.
+
+    Experiments of the configuration and this one share it. UserError: another method, whose network is its own.
+    """
+    _check_method(cfg)
+    with process_group().output(cfg.output) as output:
+        cfg = cfg.model_copy(update={"output": output})
+        data = load_data(cfg.data, cfg.seed)
+        start, budget = plan(cfg, data)
+        problem = Problem(start, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, task=data.task)
+        shared = records.dense_path(cfg)
+        prefix = shared_prefix(shared, cfg.prune.options, budget.round_to)
+        with Log(shared / "log.jsonl", cfg.tensorboard) as log:
+            run = SimpleNamespace(path=shared, shared=shared, log=log.add)
+            trained(problem, cfg.prune.options, prefix, run)
+        return statistics.path_of(prefix)
+
+
+def _check_method(cfg: Config) -> None:
+    if type(cfg.prune.options) is not OwsOptions:
+        wrong = f"'{cfg.prune.method}' trains no slimmable network that serves every bound"
+        raise UserError(f"prune.method: {wrong}; give a configuration of method ows", "search.method")
+
+
+# ---- widths for a bound ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a file of statistics is asked: its network, gains, and a solver for each cost.
+
+    `latency_model`: what the cost `latency` is predicted by. UserError: the model is of another network.
+    """
+
+    path: Path
+    held: Statistics
+    gains: Gains
+    latency_model: Optional[Path] = None
+
+    @classmethod
+    def open(
+        cls, path: Path, estimator: str = "least_squares", window: float = 0.5, latency_model: Optional[Path] = None
+    ) -> Problems:
+        """Of a file."""
+        held = statistics.read(path)
+        return cls(path, held, statistics.gains_of(held.drawn, held.header.levels, estimator, window), latency_model)
+
+    @cached_property
+    def network(self) -> Network:
+        """The network whose widths are 100 %. UserError: it has other groups than the statistics."""
+        head = self.held.header
+        net = open_network(head.network, head.input, head.classes)
+        if net.widths != head.sizes:
+            raise UserError(
+                f"{self.path}: '{head.network}' has other groups or widths; {statistics.FIX}", "search.other"
+            )
+        return net
+
+    def cost(self, name: str) -> Tuple[Cost, float]:
+        """A cost by its name, and that of the network itself."""
+        net = self.network
+        if name != "latency":
+            cost = COSTS[name](net, None)
+            return cost, cost(net.widths)
+        if self.latency_model is None:
+            raise UserError("a bound in latency needs a latency model; give one with --latency-model", "search.model")
+        model = latency.load(self.latency_model)
+        if model.sizes != net.widths:
+            wrong = f"is of '{model.network}', the statistics are of '{net.name}' with other groups or widths"
+            raise UserError(f"{self.latency_model}: {wrong}; sample and fit one for this network", "search.other")
+        return model.cost(net), model.reference_s
+
+    def solver(self, name: str) -> Tuple[Solver, float]:
+        """A solver for a cost, and the cost of the network itself."""
+        cost, original = self.cost(name)
+        return Solver(self.held.header.levels, cost), original
+
+
+def bound(text: str, default: str) -> Tuple[str, float, bool]:
+    """A bound such as `0.4`, `macs:0.2` or `3ms`: the cost, the number, and whether that is in seconds.
+
+    UserError: it is no such thing.
+    """
+    found = BOUND.fullmatch(text)
+    number = float(found[2]) if found and found[2].strip(".") else 0.0
+    if not found or number <= 0 or (found[3] and found[1] not in (None, "latency")):
+        raise UserError(
+            f"--bound {text:.40}: should be a part of the network's cost such as 0.4, macs:0.4, params:0.4 or "
+            "latency:0.4, or a time such as 3ms",
+            "search.bound",
+        )
+    return ("latency" if found[3] else found[1] or default), number / (1e3 if found[3] else 1), bool(found[3])
+
+
+def solve(problems: Problems, bounds: Sequence[str]) -> Iterator[Dict[str, Any]]:
+    """Per bound, the best widths within it, their predicted cost and what they are worth.
+
+    UserError: a bound is below what the narrowest widths need.
+    """
+    default = "macs" if problems.latency_model is None else "latency"
+    for text in bounds:
+        name, number, is_seconds = bound(text, default)
+        solver, original = problems.solver(name)
+        limit = number if is_seconds else number * original
+        if limit < solver.lowest:
+            least = f"{1e3 * solver.lowest:.4g} ms" if is_seconds else f"{solver.lowest / original:.4f}"
+            wrong = f"the narrowest widths of the grid need {least} of {name}"
+            raise UserError(
+                f"--bound {text}: {wrong}; ask for no less, or train with a smaller narrowest", "search.bound"
+            )
+        solution = solver.solve(problems.gains, limit)
+        yield {"bound": text, **described(problems, name, solution, original)}
+
+
+def described(problems: Problems, name: str, solution: Solution, original: float) -> Dict[str, Any]:
+    """A solution as plain values: cost (in seconds or counts), parts of the network's own cost, gain, gap, widths."""
+    sizes = problems.held.header.sizes
+    net = problems.network
+    others = {
+        key: count(net)(solution.widths) / count(net)(sizes) for key, count in (("macs", macs), ("params", params))
+    }
+    return {
+        "cost": name,
+        "value": solution.cost,
+        "kept": solution.cost / original,
+        "macs_kept": others["macs"],
+        "params_kept": others["params"],
+        "gain": solution.value,
+        "gap": solution.gap,
+        "widths": {group: solution.widths[group] for group in sizes},
+    }
+
+
+def front(problems: Problems, name: str, n: int) -> List[Dict[str, Any]]:
+    """Widths of most worth at up to n bounds of a cost, from the cheapest on."""
+    solver, original = problems.solver(name)
+    return [described(problems, name, solution, original) for solution in solver.front(problems.gains, n)]
+
+
+def uniform(problems: Problems, name: str) -> List[Dict[str, Any]]:
+    """For comparison: every group at its k-th level, or its last."""
+    cost, original = problems.cost(name)
+    levels, gains = problems.held.header.levels, problems.gains
+    rows = []
+    for k in range(max(map(len, levels.values()))):
+        at = {group: round(k * (len(of) - 1) / (max(map(len, levels.values())) - 1)) for group, of in levels.items()}
+        widths = {group: levels[group][i] for group, i in at.items()}
+        rows.append({"kept": cost(widths) / original, "gain": sum(gains[group][i] for group, i in at.items())})
+    return rows
+
+
+# ---- how right the gains are -----------------------------------------------------------------------------------------
+
+
+def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], None]) -> pd.DataFrame:
+    """Networks of n random widths of the grid at one part of the MACs, each trained by `finetune`, and their gains.
+
+    A row per network: validation accuracy, MACs and parameters kept, and its gain by every estimator. Each network is
+    trained once and read back by the next call.
+    """
+    path = train(cfg)
+    held, data = statistics.read(path), load_data(cfg.data, cfg.seed)
+    levels, estimates = (
+        held.header.levels,
+        {
+            name: statistics.gains_of(held.drawn, held.header.levels, name, cfg.prune.options.window)
+            for name in statistics.ESTIMATORS
+        },
+    )
+    net, _ = plan(cfg, data)
+    count, folder, rows = macs(net), records.dense_path(cfg) / "validate", []
+    if Solver(levels, count).lowest > part * count(net.widths):
+        raise UserError(f"--macs {part:g}: less than the narrowest widths of the grid need", "search.bound")
+    for k in range(n):
+        seed = Stream.WIDTHS.seed(cfg.seed, k + 1)
+        chosen = scaled(levels, count, part * count(net.widths), np.random.default_rng(seed))
+        widths = {group: levels[group][at] for group, at in chosen.items()}
+
+        def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
+            small = redrawn(resized(net, widths), seed)
+            with Log(folder / "log.jsonl", False) as log:
+                return experiment_run.train(small, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, log.add)
+
+        prefix = folder / f"macs-{part:g}-{k:03d}-{cfg.fingerprint()}"
+        _, facts = checkpoints.run_once(prefix, compute)
+        rows.append(
+            {
+                "top1": facts["validation_top1"],
+                "loss": facts["validation_loss"],
+                "macs_kept": count(widths) / count(net.widths),
+                "params_kept": params(net)(widths) / params(net)(net.widths),
+                **{name: sum(float(of[g][at]) for g, at in chosen.items()) for name, of in estimates.items()},
+            }
+        )
+        progress(k + 1, n)
+    return pd.DataFrame(rows)
+
+
+def scaled(
+    levels: Mapping[str, Sequence[int]], cost: Cost, limit: float, rng: np.random.Generator, spread: float = 4.0
+) -> Dict[str, int]:
+    """Numbers of levels in random proportions, the largest whose cost is within the limit."""
+    shares = {group: spread ** rng.uniform(-0.5, 0.5) for group in levels}
+
+    def at(scale: float) -> Dict[str, int]:
+        wanted = {group: scale * shares[group] * of[-1] for group, of in levels.items()}
+        return {group: max(0, int(np.searchsorted(of, wanted[group], "right")) - 1) for group, of in levels.items()}
+
+    def widths(chosen: Mapping[str, int]) -> Widths:
+        return {group: levels[group][k] for group, k in chosen.items()}
+
+    low, high = 0.0, spread
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(widths(at(middle))) <= limit else (low, middle)
+    return at(low)
+
+
+def correlations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls."""
+    found = []
+    for name in [*statistics.ESTIMATORS, "macs_kept", "params_kept"]:
+        tau, rho = stats.kendalltau(rows[name], rows.top1), stats.spearmanr(rows[name], rows.top1)
+        found.append({"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "n": len(rows)})
+    return pd.DataFrame(found)

@@ -1,0 +1,278 @@
+"""OWS and AOWS: widths from what a slimmable network's losses say of each width of each group, by an exact solver.
+
+Berman et al., "AOWS: Adaptive and Optimal Network Width Search with Latency Constraints", CVPR 2020, sections 3.2 to
+3.4. Different here: any network, residual ties too (see `gcp.search.solvers`), and any cost that is a sum of terms;
+gains by least squares instead of marginal means; the temperature is in units of the gains' spread; the slimmable
+network is trained as `gcp.train.slimmable` says. The widths keep the slimmable network's weights;
+`finetune.from_scratch` draws new ones, as the paper does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+from pydantic import Field
+
+from gcp.cost.base import Budget, fit_to_measured_budget
+from gcp.errors import UserError
+from gcp.graph.network import Network, Widths
+from gcp.graph.surgery import cut, redrawn, resized
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
+from gcp.search import statistics
+from gcp.search.solvers import Solver
+from gcp.seeds import Stream
+
+Levels = Dict[str, List[int]]
+RENEWALS = 100  # of AOWS's probabilities in a training, about
+ALIVE = 0.01  # probability from which on a width counts as still alive
+SHOWN = 20  # states of the narrowing that a record keeps
+
+
+class OwsOptions(MethodOptions):
+    """The grid of widths, the training of the slimmable network, and the estimate."""
+
+    levels: int = Field(14, ge=2, le=1000, description="widths per group, evenly spaced, before rounding to multiples")
+    narrowest: float = Field(0.2, gt=0, le=10, description="the narrowest, as a part of the group's own width, above 0")
+    widest: float = Field(1.5, gt=0, le=10, description="the widest, above the narrowest")
+    epochs: float = Field(10.0, gt=0, le=10**4, description="epochs of slimmable training, above 0")
+    lr: float = Field(0.05, gt=0, le=1000, description="its highest learning rate, above 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
+    wd: float = Field(1e-4, ge=0, le=1000, description="weight decay, 0 or more")
+    share: float = Field(
+        0.5, gt=0, le=1, description="the part of each batch that the widest network is trained on, in (0, 1]"
+    )
+    hold: int = Field(4, ge=1, le=10**4, description="steps that the same random widths are trained for")
+    estimator: statistics.Estimator = Field(
+        "least_squares", description="how gains follow from the losses: all at once, or by marginal means (the paper's)"
+    )
+    window: float = Field(0.5, gt=0, le=1, description="the last part of the steps, from which gains are estimated")
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        if self.narrowest >= self.widest:
+            yield f"narrowest: {self.narrowest} is not below widest: {self.widest}"
+
+    def label(self, cost: str) -> str:
+        """Its name in the literature."""
+        return "OWS"
+
+    def grid(self, widths: Widths, round_to: int) -> Levels:
+        """The widths that each group may have. UserError: they are one and the same in every group."""
+        fractions = np.linspace(self.narrowest, self.widest, self.levels)
+        found = {
+            name: sorted({max(round_to, int(np.floor(f * n / round_to + 0.5)) * round_to) for f in fractions})
+            for name, n in widths.items()
+        }
+        if all(len(of) == 1 for of in found.values()):
+            wrong = f"rounded to multiples of {round_to}, every group has one width only"
+            raise UserError(f"prune.round_to: {wrong}; set it lower, or narrowest and widest apart", "search.grid")
+        return found
+
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: the narrowest network must be within the budget."""
+        solver = Solver(self.grid(net.widths, budget.round_to), budget.cost)
+        lowest = solver.lowest / budget.original
+        if lowest > budget.target:
+            least = f"with every group at its narrowest {lowest:.4f} of the cost is left"
+            raise UserError(
+                f"prune.target: {budget.target:g} cannot be reached: {least}; give a target of at least "
+                f"{np.ceil(lowest * 1e4) / 1e4:.4f}, or a smaller narrowest",
+                "budget.target",
+            )
+
+    def n_steps(self, n_batches: int) -> int:
+        """Steps of slimmable training, with `n_batches` batches an epoch."""
+        return max(1, round(self.epochs * n_batches))
+
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
+        """Images times networks that are trained on them: the widest on its share, two others on all."""
+        return round(self.n_steps(-(-n_train // batch)) * batch * (2 + self.share)) + n_renewed
+
+    def key(self, round_to: int) -> str:
+        """8 hex digits that two options share if they train the same."""
+        apart = {"estimator", "window"}
+        text = f"{type(self).__name__} {round_to} {self.model_dump_json(exclude=apart)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class AowsOptions(OwsOptions):
+    """And how widths are given up while it trains."""
+
+    warmup: float = Field(0.25, ge=0, lt=1, description="the part of the training in which all widths are drawn alike")
+    hottest: float = Field(
+        1.0, gt=0, le=10**6, description="the temperature after that, in units of a group's mean spread of gains"
+    )
+    coldest: float = Field(0.02, gt=0, le=10**6, description="that at the end; between, it falls by ratio")
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        yield from super().mistakes()
+        if self.coldest > self.hottest:
+            yield f"coldest: {self.coldest} is above hottest: {self.hottest}"
+
+    def label(self, cost: str) -> str:
+        """Its name in the literature."""
+        return "AOWS"
+
+
+@METHODS.register("ows", OwsOptions)
+def ows(problem: Problem, options: OwsOptions, run: Run) -> Outcome:
+    """Train a slimmable network with all widths alike, and take the best widths within the budget.
+
+    The training serves every budget: experiments that share a dense network share it too.
+    """
+    prefix = shared_prefix(run.shared, options, problem.budget.round_to)
+    net, drawn = trained(problem, options, prefix, run)
+    return _outcome(problem, options, net, drawn, run)
+
+
+@METHODS.register("aows", AowsOptions)
+def aows(problem: Problem, options: AowsOptions, run: Run) -> Outcome:
+    """Train a slimmable network whose widths are drawn nearer and nearer to the best within the budget."""
+    narrowing = Narrowing(problem, options)
+    net, drawn = trained(problem, options, run.path / "slimmable", run, narrowing)
+    return _outcome(problem, options, net, drawn, run, narrowing.rows(drawn))
+
+
+class Narrowing:
+    """AOWS's policy: each group's widths from its own marginal of a Gibbs distribution (section 3.4).
+
+    The distribution is over all widths together, at the price that makes the best of them meet the budget.
+    """
+
+    def __init__(self, problem: Problem, options: AowsOptions) -> None:
+        self._options, self._budget = options, problem.budget
+        self._n_steps = options.n_steps(problem.data.train.n_batches(problem.batch))
+        self._levels = options.grid(problem.net.widths, problem.budget.round_to)
+        self._solver = Solver(self._levels, problem.budget.cost)
+        self.first = round(options.warmup * self._n_steps)
+
+    @property
+    def renew(self) -> int:
+        """Steps after which the policy is asked anew."""
+        return -(-self._n_steps // (RENEWALS * self._options.hold)) * self._options.hold
+
+    def temperature(self, step: int) -> float:
+        """In units of the mean spread."""
+        done = (step - self.first) / max(1, self._n_steps - self.first)
+        return float(self._options.hottest * (self._options.coldest / self._options.hottest) ** min(1.0, done))
+
+    def __call__(self, step: int, drawn: Any) -> Optional[Dict[str, np.ndarray]]:
+        """See `gcp.train.slimmable.Policy`."""
+        if step < max(self.first, 1):
+            return None
+        gains = statistics.gains_of(drawn, self._levels, self._options.estimator, self._options.window)
+        spread = float(np.mean([np.ptp(of) for of in gains.values()]))
+        if spread == 0:
+            return None
+        limit = self._budget.target * self._budget.original
+        return self._solver.marginals(gains, limit, self.temperature(step) * spread)
+
+    def rows(self, drawn: Any) -> List[Dict[str, Any]]:
+        """States of the narrowing, evenly spread: per group, how many widths were still alive."""
+        asked = range(0, self._n_steps, self.renew)
+        rows = []
+        for step in [asked[k] for k in np.unique(np.linspace(0, len(asked) - 1, SHOWN).round().astype(int))]:
+            p = self(step, replace(drawn, levels=drawn.levels[:step], differences=drawn.differences[:step]))
+            alive = {name: int((p[name] >= ALIVE).sum()) if p else len(of) for name, of in self._levels.items()}
+            rows.append({"step": int(step), "temperature": self.temperature(step) if p else None, "alive": alive})
+        return rows
+
+
+def shared_prefix(folder: Path, options: OwsOptions, round_to: int) -> Path:
+    """Where the slimmable network of all experiments that share a dense network is saved."""
+    return folder / f"slimmable-{options.key(round_to)}"
+
+
+def trained(
+    problem: Problem, options: OwsOptions, prefix: Path, run: Run, narrowing: Optional[Narrowing] = None
+) -> Tuple[Network, Any]:
+    """The slimmable network and what it drew, both saved under `prefix`: trained once, then read back."""
+    from gcp import storage
+    from gcp.train import checkpoints, loop, schedules
+    from gcp.train.distributed import process_group
+    from gcp.train.optimisers import SGD
+    from gcp.train.slimmable import Sampling, SlimmableStep
+    from gcp.train.tasks import TASKS
+
+    data, seed = problem.data, Stream.SLIMMABLE.seed(problem.seed)
+    levels, path = options.grid(problem.net.widths, problem.budget.round_to), statistics.path_of(prefix)
+
+    def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
+        net = redrawn(resized(problem.net, {name: of[-1] for name, of in levels.items()}), seed)
+        how = Sampling(levels, options.hold, options.share)
+        if narrowing is not None:
+            how = replace(how, policy=narrowing, renew=narrowing.renew)
+        step = SlimmableStep(
+            net, TASKS[problem.task], lambda block: SGD(block, options.momentum, options.wd), how, seed
+        )
+        n_steps = options.n_steps(data.train.n_batches(problem.batch))
+        batches = loop.Batches(data.train, problem.batch, seed, problem.augment)
+
+        def say(**facts: Any) -> None:
+            run.log("epoch", stage="slimmable", **facts)
+
+        rates = schedules.cosine(options.lr, n_steps)
+        loop.fit(step, batches, rates, name="slimmable network", checkpoint=checkpoint, log=say)
+        header = statistics.Header(
+            network=problem.net.name,
+            input=problem.net.input_shape,
+            classes=problem.net.n_classes,
+            data=data.name,
+            seed=problem.seed,
+            batch=problem.batch,
+            sizes=problem.net.widths,
+            levels=levels,
+        )
+        statistics.write(path, header, step.drawn())
+        return step.network(), {}
+
+    with storage.locked(prefix.parent, f"{prefix.name}.lock"):
+        net, _ = checkpoints.run_once(prefix, compute)
+        process_group().broadcast_file(path)
+        return net, statistics.read(path).drawn
+
+
+def narrow(net: Network, widths: Widths) -> Network:
+    """The first channels of a slimmable network."""
+    return cut(net, {name: range(n) for name, n in widths.items()})[0]
+
+
+def _outcome(
+    problem: Problem,
+    options: OwsOptions,
+    net: Network,
+    drawn: Any,
+    run: Run,
+    rows: Optional[List[Dict[str, Any]]] = None,
+) -> Outcome:
+    """The best widths' network, with the slimmable network's weights and statistics of its own."""
+    levels = options.grid(problem.net.widths, problem.budget.round_to)
+    gains = statistics.gains_of(drawn, levels, options.estimator, options.window)
+    solver, found = Solver(levels, problem.budget.cost), {}
+
+    def small(aim: float) -> Network:
+        solution = solver.solve(gains, aim)
+        own = narrow(net, solution.widths)
+        found[frozenset(own.widths.items())] = solution
+        return own
+
+    target = problem.budget.target
+    own, timings = fit_to_measured_budget(problem.budget, target * problem.budget.original, small)
+    own, n_statistics = with_new_statistics(problem, own)
+    solution = found[frozenset(own.widths.items())]
+    row: Dict[str, Any] = {
+        "cost_kept": solution.cost / problem.budget.original,
+        "gain": solution.value,
+        "gap": solution.gap,
+        "widths": solution.widths,
+        **({"timings": timings} if timings else {}),
+    }
+    run.log("solved", **row)
+    n = options.n_images(len(problem.data.train), problem.batch)
+    images = {"slimmable": n, "statistics": n_statistics}
+    return Outcome(own, {purpose: n for purpose, n in images.items() if n}, [*(rows or []), row])

@@ -1,0 +1,193 @@
+"""What each width of each group is worth, from a slimmable training: the files that hold it, and how it is estimated.
+
+Gains are additive over the groups, as in Berman et al., "AOWS", CVPR 2020, section 3.3, in units of the training loss.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import TYPE_CHECKING, Annotated, Callable, Dict, List, Literal, Mapping, Sequence, Tuple
+
+import numpy as np
+from pydantic import Field, model_validator
+from scipy import optimize
+
+from gcp.cost.sampling import Count, Schema
+from gcp.errors import UserError
+from gcp.registry import Registry
+from gcp.storage import parse_json, read_text, write_text
+
+if TYPE_CHECKING:  # configurations, which name estimators, are read before MXNet is imported
+    from gcp.train.slimmable import Drawn
+
+Gains = Dict[str, np.ndarray]  # of each group, a value for each of its levels
+FIX = "train again with `search.py train`, or name a file that it wrote"
+SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # tried weights of the penalty on bends, chosen on drawn widths left out
+FOLDS = 4
+
+Level = Annotated[int, Field(ge=0, le=10**4)]
+Name = Annotated[str, Field(max_length=1000)]
+
+
+class Header(Schema):
+    """The first line: the network whose widths `sizes` are those of 100 %, what it was trained on, and the grid."""
+
+    format: Literal["gcp width statistics 1"] = "gcp width statistics 1"
+    network: Name
+    input: Tuple[Count, Count, Count]
+    classes: Count
+    data: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    batch: Count
+    sizes: Dict[Name, Count]
+    levels: Dict[Name, Annotated[List[Count], Field(min_length=1, max_length=10**4)]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Header:
+        if self.sizes.keys() != self.levels.keys():
+            raise ValueError("sizes and levels should be of the same groups")
+        if any(b <= a for of in self.levels.values() for a, b in zip(of, of[1:])):
+            raise ValueError("the widths of a group should rise")
+        return self
+
+
+class Line(Schema):
+    """Steps in a row that trained the same widths: how many, numbers of levels, mean difference of losses."""
+
+    n: Count
+    levels: List[Level]
+    difference: float
+
+
+class Statistics(Schema):
+    """A file of them."""
+
+    header: Header
+    lines: List[Line]
+
+    @property
+    def drawn(self) -> Drawn:
+        """A row for each step again."""
+        from gcp.train.slimmable import Drawn
+
+        counts = [line.n for line in self.lines]
+        levels = np.array([line.levels for line in self.lines], np.int64).reshape(-1, len(self.header.levels))
+        return Drawn(np.repeat(levels, counts, 0), np.repeat([line.difference for line in self.lines], counts))
+
+
+def path_of(prefix: Path) -> Path:
+    """The file beside the slimmable network that is saved under this prefix."""
+    return Path(f"{prefix}.statistics.jsonl")
+
+
+def write(path: Path, header: Header, drawn: Drawn) -> None:
+    """Write a file whole or not at all."""
+    lines = [header.model_dump_json()]
+    new = np.r_[True, (drawn.levels[1:] != drawn.levels[:-1]).any(1)] if len(drawn.levels) else np.zeros(0, bool)
+    starts = np.flatnonzero(new)
+    for a, b in zip(starts, [*starts[1:], len(drawn.levels)]):
+        line = {"n": int(b - a), "levels": drawn.levels[a].tolist(), "difference": float(drawn.differences[a:b].mean())}
+        lines.append(json.dumps(line))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read(path: Path) -> Statistics:
+    """A file that `write` wrote. UserError: no such file, or not one of these."""
+    first, *rest = read_text(path, FIX).split("\n")
+    header = parse_json(first, Header, f"{path}: line 1: no header of width statistics", FIX)
+    lines = [parse_json(text, Line, f"{path}: line {n}", FIX) for n, text in enumerate(rest, 2) if text.strip()]
+    sizes = [len(of) for of in header.levels.values()]
+    for n, line in enumerate(lines, 2):
+        if len(line.levels) != len(sizes) or any(level >= size for level, size in zip(line.levels, sizes)):
+            raise UserError(f"{path}: line {n}: its levels are not of the header's groups; {FIX}", "statistics.levels")
+    if not lines:
+        raise UserError(f"{path}: holds no drawn widths; {FIX}", "statistics.empty")
+    return Statistics(header=header, lines=lines)
+
+
+# ---- estimates -------------------------------------------------------------------------------------------------------
+
+# A function (drawn, levels) -> gains. `drawn` are the steps that count.
+ESTIMATORS: Registry[Callable[["Drawn", Mapping[str, Sequence[int]]], Gains]] = Registry("estimator")
+
+
+def gains_of(drawn: Drawn, levels: Mapping[str, Sequence[int]], estimator: str, window: float) -> Gains:
+    """Gains from the last part `window` of the steps. UserError: an estimator of that name is not there."""
+    first = len(drawn.levels) - max(1, round(window * len(drawn.levels)))
+    counted = replace(drawn, levels=drawn.levels[first:], differences=drawn.differences[first:])
+    return ESTIMATORS[estimator](counted, levels)
+
+
+@ESTIMATORS.register("means")
+def marginal_means(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
+    """The paper's: of each width, minus the mean difference of all steps that had it, divided among the groups.
+
+    Of a width that no step had, what lies between its neighbours.
+    """
+    gains = {}
+    for g, (name, of) in enumerate(levels.items()):
+        n = np.bincount(drawn.levels[:, g], minlength=len(of))
+        total = np.bincount(drawn.levels[:, g], -drawn.differences / len(levels), len(of))
+        known = np.flatnonzero(n)
+        gains[name] = np.interp(np.arange(len(of)), known, total[known] / n[known])
+    return gains
+
+
+@ESTIMATORS.register("least_squares")
+def least_squares(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
+    """Additive gains that explain all differences at once, so that the other groups' widths are no noise.
+
+    A group's gain never falls as it widens, and bends as little as drawn widths that were left out want it to. The
+    narrowest width has gain 0.
+    """
+    rows, which = np.unique(drawn.levels, axis=0, return_inverse=True)
+    counts = np.bincount(which.ravel())
+    wanted = -np.bincount(which.ravel(), drawn.differences) / counts
+    sizes = [len(of) for of in levels.values()]
+    # What a network has beyond the narrowest one, step by step; and a constant of either sign.
+    steps = [rows[:, [g]] > np.arange(size - 1) for g, size in enumerate(sizes)]
+    matrix = np.hstack([*steps, np.ones((len(rows), 1)), -np.ones((len(rows), 1))]).astype(np.float64)
+    bends = np.zeros((sum(max(0, size - 2) for size in sizes), matrix.shape[1]))
+    at = column = 0
+    for size in sizes:
+        for k in range(max(0, size - 2)):
+            bends[at + k, column + k : column + k + 2] = 1, -1
+        at, column = at + max(0, size - 2), column + size - 1
+    fold = np.arange(len(rows)) % FOLDS
+    grams = [_gram(matrix, wanted, counts, fold == k) for k in range(FOLDS)]
+
+    def error(smooth: float) -> float:
+        total = 0.0
+        for k in range(FOLDS):
+            found = _rising([grams[j] for j in range(FOLDS) if j != k], smooth, bends)
+            out = fold == k
+            total += counts[out] @ (matrix[out] @ found - wanted[out]) ** 2
+        return total
+
+    smooth = min(SMOOTHNESS, key=error) if len(rows) > FOLDS else SMOOTHNESS[-1]
+    found = _rising(grams, smooth, bends)
+    parts = np.split(found[:-2], np.cumsum([size - 1 for size in sizes])[:-1])
+    return {name: np.append(0.0, np.cumsum(part)) for name, part in zip(levels, parts)}
+
+
+def _gram(matrix: np.ndarray, wanted: np.ndarray, counts: np.ndarray, which: np.ndarray) -> Tuple[np.ndarray, ...]:
+    weighted = matrix[which] * counts[which, None]
+    return weighted.T @ matrix[which], weighted.T @ wanted[which], counts[which].sum()
+
+
+def _rising(grams: Sequence[Tuple[np.ndarray, ...]], smooth: float, bends: np.ndarray) -> np.ndarray:
+    """The non-negative solution of the summed normal equations with the penalty, by the root of their matrix."""
+    square, right, n = (sum(parts) for parts in zip(*grams))
+    scale = n * smooth
+    square = square + scale * bends.T @ bends
+    square[np.diag_indices_from(square)] += 1e-6 * max(square.diagonal().max(), 1.0)
+    root = np.linalg.cholesky(square)
+    found, _ = optimize.nnls(root.T, np.linalg.solve(root, right), maxiter=100 * len(right))
+    return found
+
+
+Estimator = Literal[tuple(ESTIMATORS)]

@@ -1,0 +1,159 @@
+"""Widths of most worth under a bound: train a slimmable network, solve for bounds, draw the front, check the gains."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gcp import command as command_line
+from gcp import runtime, storage
+from gcp.experiment import config
+from gcp.search import statistics
+
+
+def run(argv: list[str]) -> None:
+    """Parse and call the verb."""
+    parser = command_line.Parser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
+
+    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = verb("train", train, "train the slimmable network of a configuration of method ows, or resume it")
+    add_config(sub)
+
+    sub = verb("solve", solve, "the best widths within each bound")
+    add_statistics(sub)
+    sub.add_argument(
+        "--bound",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="B",
+        help="0.4 (a part of the network's latency, or of its MACs without a latency model), macs:0.4, params:0.4, "
+        "latency:0.4, 3ms",
+    )
+    sub.add_argument("--out", metavar="FILE", help="also write the widths there (JSON)")
+
+    sub = verb("front", front, "the best widths at every bound, as a table and a picture")
+    add_statistics(sub, many=True)
+    sub.add_argument(
+        "--points", type=command_line.whole(2, 1000), default=25, help="bounds that are tried (default 25)"
+    )
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg")
+
+    sub = verb("validate", validate, "train networks of random widths, and see whether the gains rank them")
+    add_config(sub)
+    sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="networks (default 20)")
+    sub.add_argument(
+        "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
+    )
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex; PREFIX.networks.*")
+    args = parser.parse_args(argv)
+    args.function(args)
+
+
+def add_config(sub: argparse.ArgumentParser) -> None:
+    """A configuration, and what is laid over it."""
+    sub.add_argument("config", metavar="CONFIG")
+    sub.add_argument("--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over it")
+    sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys")
+
+
+def add_statistics(sub: argparse.ArgumentParser, many: bool = False) -> None:
+    """A file of statistics, how gains follow from it, and what predicts latencies."""
+    sub.add_argument("statistics", metavar="STATISTICS", help="a file that `train` wrote")
+    text = "a model that `latency.py fit` wrote"
+    if many:
+        text += "; several, for several devices"
+    sub.add_argument("--latency-model", nargs="+" if many else None, metavar="MODEL", help=text)
+    sub.add_argument("--estimator", choices=list(statistics.ESTIMATORS), default="least_squares")
+    sub.add_argument(
+        "--window",
+        type=command_line.positive(float, 1),
+        default=0.5,
+        help="the last part of the steps, from which gains are estimated (default 0.5)",
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Print where the statistics are."""
+    cfg = _config(args)
+    from gcp.experiment import width_search
+
+    print(width_search.train(cfg))
+
+
+def solve(args: argparse.Namespace) -> None:
+    """Print a line for each bound and one for its widths."""
+    runtime.use_threads(1)
+    from gcp.experiment import width_search
+
+    rows = []
+    problems = _problems(args, args.latency_model)
+    for row in width_search.solve(problems, args.bound):
+        rows.append(row)
+        cost = f"{1e3 * row['value']:.4g} ms, " if row["cost"] == "latency" else ""
+        print(
+            f"{row['bound']}: {cost}{100 * row['kept']:.2f} % of the {row['cost']}; "
+            f"MACs {100 * row['macs_kept']:.1f} %, params {100 * row['params_kept']:.1f} %; "
+            f"gain {row['gain']:.4f}, at most {100 * row['gap']:.2g} % more"
+        )
+        print("  " + ", ".join(f"{group} {width}" for group, width in row["widths"].items()))
+    if args.out:
+        storage.write_json(args.out, rows)
+
+
+def front(args: argparse.Namespace) -> None:
+    """Write the table and the picture of each cost."""
+    runtime.use_threads(1)
+    from gcp.experiment import width_search
+    from gcp.report import tables
+    from gcp.report import width_search as report
+
+    costs = [("latency", model) for model in args.latency_model or ()] or [("macs", None)]
+    for number, (name, model) in enumerate(costs):
+        prefix = Path(args.out + (f"-{number + 1}" if len(costs) > 1 else ""))
+        problems = _problems(args, model)
+        rows, uniform = width_search.front(problems, name, args.points), width_search.uniform(problems, name)
+        with tables.writing(prefix.parent, "--out"):
+            sizes, network = problems.held.header.sizes, problems.network.name
+            paths = report.write_front(rows, uniform, sizes, network, prefix)
+        for path in paths:
+            print(path)
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Train what is missing, then write the networks and the correlations."""
+    cfg = _config(args)
+    from gcp.experiment import width_search
+    from gcp.report import tables
+    from gcp.report import width_search as report
+
+    with runtime.progress_bar(f"{cfg.name}, random widths", "net") as progress:
+        rows = width_search.validate(cfg, args.n, args.macs, progress)
+    with tables.writing(Path(args.out).parent, "--out"):
+        paths = report.write_checks(width_search.correlations(rows), rows, Path(args.out))
+    for path in paths:
+        if path.suffix == ".md" and ".networks" not in path.name:
+            print(path.read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+def _config(args: argparse.Namespace) -> config.Config:
+    cfg = config.load(args.config, args.set, args.overlay)
+    runtime.use_threads(cfg.threads)
+    return cfg
+
+
+def _problems(args: argparse.Namespace, model):
+    from gcp.experiment import width_search
+
+    return width_search.Problems.open(Path(args.statistics), args.estimator, args.window, model and Path(model))
+
+
+if __name__ == "__main__":
+    command_line.main(run)
