@@ -8,6 +8,7 @@ the machine does meets them alike. Random data: the numbers in a batch do not ch
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import resource
@@ -39,7 +40,7 @@ from gcp.errors import UserError
 from gcp.experiment.config import Prune
 from gcp.experiment.zoo import DRAWN
 from gcp.graph.network import Network
-from gcp.graph.surgery import rescale, shrink, silence, with_gates
+from gcp.graph.surgery import rescale, resized, shrink, silence, with_gates
 from gcp.methods import gcp as gcp_method
 from gcp.methods import layerwise
 from gcp.methods.allocation import ALLOCATIONS, chooser
@@ -48,12 +49,15 @@ from gcp.methods.cp import by_lasso
 from gcp.methods.criteria import CRITERIA
 from gcp.methods.thinet import least_missed
 from gcp.methods.uniform import uniform_widths
+from gcp.methods.width_search import OwsOptions
+from gcp.search.solvers import Solver
 from gcp.storage import read_json
 from gcp.train import schedules
 from gcp.train.distributed import device
 from gcp.train.loop import Batches, fit
 from gcp.train.losses import Objective, Teacher
 from gcp.train.optimisers import SGD
+from gcp.train.slimmable import Sampling, SlimmableStep
 from gcp.train.steps import OrdinaryStep, ProximalStep, Step
 from gcp.train.tasks import CLASSIFICATION
 
@@ -113,11 +117,13 @@ class Row:
 
 Found = Tuple[List[Row], dict]  # of a measurement: rows, and details as plain JSON values
 RESNET18 = Case("resnet18_v1b", 32, 64, 10, regularise=1.9)
+MOBILENET = Case("mobilenet1.0", 32, 64, 10)
 RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "memory", "borders", "loader")
+NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "slimmable", "solver", "memory",
+         "borders", "loader")  # fmt: skip
 
 
 def run(
@@ -139,6 +145,8 @@ def run(
         "layerwise": partial(
             layerwise_selection, *((TINY.network, TINY.shape) if quick else ("resnet50_v1b", (3, 224, 224)))
         ),
+        "slimmable": partial(slimmable, (TINY,) if quick else (MOBILENET, RESNET18), repeats),
+        "solver": partial(solving, *(((TINY.network,), TINY.shape) if quick else SOLVED)),
         "memory": partial(memory, (TINY,) if quick else (RESNET18, RESNET50)),
         "borders": partial(borders, *((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224)))),
         "loader": partial(loader, (SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats),
@@ -392,6 +400,67 @@ def in_turns(things: Dict[str, Run], repeats: int, n_warmup: int = 2) -> Dict[st
             timed(thing)
     rounds = [[timed(thing) for thing in things.values()] for _ in range(repeats)]
     return dict(zip(things, np.array(rounds).T))
+
+
+# ---- width search ----------------------------------------------------------------------------------------------------
+
+# What exact widths are timed on, and the most seconds that a bound should take on one core.
+SOLVED = ("resnet101_v1", "mobilenet1.0"), (3, 224, 224)
+MOST_S = {"resnet101_v1": 5.0, "mobilenet1.0": 0.5}
+
+
+def slimmable(cases: Sequence[Case], repeats: int) -> Found:
+    """Rows and details of a slimmable step, as a method trains by default, in ordinary steps of the network itself.
+
+    Eight steps in a row, since widths are drawn anew for every fourth. Beside it three steps of the widest network,
+    which is the least that silencing its channels, instead of cutting the network, would take.
+    """
+    rows, details = [], {}
+    for case in cases:
+        net, options = case.built(), OwsOptions()
+        levels = options.grid(net.widths, 1 if case is TINY else 16)
+        widest, count = resized(net, {g: of[-1] for g, of in levels.items()}), itertools.count()
+        x, y = batch(case)
+        step = SlimmableStep(
+            widest,
+            CLASSIFICATION,
+            lambda block: SGD(block, MOMENTUM, WD),
+            Sampling(levels, options.hold, options.share),
+        )
+        own, whole = ordinary_step(net), ordinary_step(widest)
+        things = {
+            "ordinary": lambda: [own(x, y, 0, LR) for _ in range(8)],
+            "slimmable": lambda: [step(x, y, next(count), LR) for _ in range(8)],
+            "three of the widest": lambda: [whole(x, y, 0, LR) for _ in range(24)],
+        }
+        seconds = in_turns(things, repeats, n_warmup=1)
+        for name, target in (("slimmable", 2.5), ("three of the widest", None)):
+            label = "slimmable step" if target else "three steps of the widest network"
+            ratio = spread(seconds[name] / seconds["ordinary"])
+            rows.append(Row("slimmable", f"{label} / ordinary step", str(case), *ratio, target=target, more=False))
+        details[str(case)] = {key: s / 8 for key, s in medians(seconds).items()}
+        gc.collect()
+    return rows, details
+
+
+def solving(networks: Sequence[str], shape: Sequence[int], repeats: int = 3) -> Found:
+    """Rows and details of exact widths of 14 levels a group for one bound, the tables of the cost apart and not."""
+    rows, details = [], {}
+    for network in networks:
+        net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
+        cost, levels = macs(net), OwsOptions().grid(net.widths, 1 if network == TINY.network else 8)
+        gains = {name: np.cumsum(np.sort(rng.exponential(size=len(of)))[::-1]) for name, of in levels.items()}
+        seconds, gaps = [], []
+        for k in range(repeats):
+            began = time.perf_counter()
+            found = Solver(levels, cost).solve(gains, (0.2 + 0.2 * k) * cost(net.widths))
+            seconds.append(time.perf_counter() - began)
+            gaps.append(found.gap)
+        how = {"unit": "s", "target": MOST_S.get(network), "more": False}
+        setting = f"{network}, {len(levels)} groups, 14 levels each"
+        rows.append(Row("solver", "exact widths for one bound", setting, *np.percentile(seconds, (50, 25, 75)), **how))
+        details[network] = {"seconds": seconds, "gaps": gaps}
+    return rows, details
 
 
 # ---- the schedule ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from gcp import command as command_line
 from gcp.errors import UserError
 from gcp.experiment import record as records
-from gcp.report import figures, frame, paper, search, tables
+from gcp.report import figures, frame, paper, search, tables, width_search
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -38,6 +38,7 @@ def run(argv: list[str]) -> None:
     table = frame.frame(runs, images)
     with tables.writing(output, "--output"):
         paths = tables.write(table, output) + figures.write(table, output) + search.write(runs, table, output)
+        paths += width_search.write(runs, output)
         if images == "test":
             paths += paper.write(runs, REFERENCE, output, arguments.paper)
     for path in paths:

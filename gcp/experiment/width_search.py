@@ -218,6 +218,7 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
     count, folder, rows = macs(net), records.dense_path(cfg) / "validate", []
     if Solver(levels, count).lowest > part * count(net.widths):
         raise UserError(f"--macs {part:g}: less than the narrowest widths of the grid need", "search.bound")
+    folder.mkdir(exist_ok=True)
     for k in range(n):
         seed = Stream.WIDTHS.seed(cfg.seed, k + 1)
         chosen = scaled(levels, count, part * count(net.widths), np.random.default_rng(seed))

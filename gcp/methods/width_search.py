@@ -61,12 +61,18 @@ class OwsOptions(MethodOptions):
         return "OWS"
 
     def grid(self, widths: Widths, round_to: int) -> Levels:
-        """The widths that each group may have. UserError: they are one and the same in every group."""
+        """The widths that each group may have: the nearest multiples, none beyond the widest.
+
+        UserError: they are one and the same in every group.
+        """
         fractions = np.linspace(self.narrowest, self.widest, self.levels)
-        found = {
-            name: sorted({max(round_to, int(np.floor(f * n / round_to + 0.5)) * round_to) for f in fractions})
-            for name, n in widths.items()
-        }
+
+        def of(n: int) -> List[int]:
+            nearest = np.floor(fractions * n / round_to + 0.5).astype(int) * round_to
+            most = max(min(n, round_to), int(self.widest * n + 1e-9) // round_to * round_to)
+            return sorted(set(np.clip(nearest, min(n, round_to), most).tolist()))
+
+        found = {name: of(n) for name, n in widths.items()}
         if all(len(of) == 1 for of in found.values()):
             wrong = f"rounded to multiples of {round_to}, every group has one width only"
             raise UserError(f"prune.round_to: {wrong}; set it lower, or narrowest and widest apart", "search.grid")

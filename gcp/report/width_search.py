@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 import pandas as pd
 
+from gcp.experiment.record import Finished
 from gcp.report import figures, tables
 from gcp.report.frame import cost_label
 
@@ -16,6 +17,18 @@ PREDICTORS = {
     "macs_kept": "MACs (control)",
     "params_kept": "Parameters (control)",
 }
+
+
+def write(runs: Iterable[Finished], output: Path) -> List[Path]:
+    """A figure narrowing_<run> of every run of AOWS: how many widths it still drew."""
+    paths = []
+    for run in runs:
+        rows = [row for row in run.record.history if "alive" in row]
+        if rows:
+            record = run.record
+            title = f"{record.name}, {record.model} on {record.data}, seed {record.seed}{figures.mark(record.scale)}"
+            paths += figures.save(figures.narrowing(rows, title), output / f"narrowing_{run.path.name}")
+    return paths
 
 
 def write_front(

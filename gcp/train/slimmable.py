@@ -15,6 +15,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from gcp.backend.blocks import to_block
 from gcp.backend.engine import autograd, mx
 from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import cut
@@ -22,7 +23,7 @@ from gcp.seeds import slimmable_generator
 from gcp.train.distributed import device, process_group
 from gcp.train.losses import Objective
 from gcp.train.optimisers import SGD, Optimiser
-from gcp.train.steps import OrdinaryStep
+from gcp.train.steps import OrdinaryStep, seed_dropout
 from gcp.train.tasks import Task
 
 HISTORY = "history"  # the name of a part of a state
@@ -274,3 +275,18 @@ def _put(into: mx.nd.NDArray, at: tuple, source: mx.nd.NDArray, where: tuple, be
     value = into.asnumpy()
     value[at] = source.asnumpy()[where] + (0 if beside is None else beside.asnumpy()[at])
     into[:] = mx.nd.array(value, device())
+
+
+def loss_by_batch_statistics(net: Network, task: Task, batches: Sequence[Tuple[np.ndarray, np.ndarray]]) -> float:
+    """The mean loss of batches of images and labels; batch norms take their statistics from each batch, as in training.
+
+    Running statistics mean nothing in a network that was cut out of a slimmable one.
+    """
+    block, total, n = to_block(net, device(), trainable=set()), 0.0, 0
+    for k, (x, y) in enumerate(batches):
+        seed_dropout(net, 0, k)
+        with autograd.train_mode():
+            output = block(mx.nd.array(x, device()))
+        total += float(task.loss(output, mx.nd.array(y, device())).sum().asscalar())
+        n += len(x)
+    return total / n

@@ -1,0 +1,133 @@
+"""AutoSlim: a slimmable network narrowed group by group, each time where it costs the least accuracy.
+
+Yu & Huang, "AutoSlim: Towards One-Shot Architecture Search for Channel Numbers", 2019 (arXiv 1903.11728), section 3:
+the greedy search that AOWS is compared with. Different here: what a narrowing costs is its rise of the validation loss
+per unit of cost that it saves, so that any cost can be the budget; batch norm normalises by the batch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from gcp.cost.base import fit_to_measured_budget
+from gcp.graph.network import Network, Widths
+from gcp.methods.base import METHODS, Outcome, Problem, Run, with_new_statistics
+from gcp.methods.width_search import Levels, OwsOptions, narrow, shared_prefix, trained
+from gcp.storage import drop_torn_line, parse_json, read_text
+
+EVALUATED = 256  # images of a batch, which its norms take their statistics from
+
+
+class AutoslimOptions(OwsOptions):
+    """The slimmable network, as that of OWS, and how narrower ones are judged."""
+
+    n_judged: int = Field(
+        1024, ge=1, le=10**6, description="validation images that each candidate is judged by, 1 or more"
+    )
+
+    def label(self, cost: str) -> str:
+        """Its name in the literature."""
+        return "AutoSlim"
+
+    def key(self, round_to: int) -> str:
+        """That of OWS: the training is the same."""
+        own = self.model_dump(exclude={"n_judged"}, exclude_unset=True)
+        return OwsOptions(**own).key(round_to)
+
+
+class Narrowed(BaseModel):
+    """One step of the greedy search: the widths that it left, and what they lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    group: str
+    widths: Dict[str, int]
+    loss: float
+    judged: int
+
+
+@METHODS.register("autoslim", AutoslimOptions)
+def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
+    """Train a slimmable network (that of OWS serves), then narrow the group whose loss rises least per cost saved."""
+    net, _ = trained(problem, options, shared_prefix(run.shared, options, problem.budget.round_to), run)
+    search = _Greedy(problem, options, net, run.path / "narrowed.jsonl")
+    small, timings = fit_to_measured_budget(
+        problem.budget, problem.budget.target * problem.budget.original, lambda aim: narrow(net, search.within(aim))
+    )
+    small, n_statistics = with_new_statistics(problem, small)
+    row: Dict[str, Any] = {
+        "steps": len(search.steps),
+        "cost_kept": problem.budget.cost(small.widths) / problem.budget.original,
+        "widths": small.widths,
+        **({"timings": timings} if timings else {}),
+    }
+    run.log("solved", **row)
+    n = options.n_images(len(problem.data.train), problem.batch)
+    judged = sum(step.judged for step in search.steps)
+    images = {"slimmable": n, "judging": judged * search.n_judged, "statistics": n_statistics}
+    return Outcome(small, {purpose: n for purpose, n in images.items() if n}, [row])
+
+
+class _Greedy:
+    """Widths narrowed level by level, as far as they were asked for; each step is kept in a file."""
+
+    def __init__(self, problem: Problem, options: AutoslimOptions, net: Network, path: Path) -> None:
+        from gcp.train.tasks import TASKS
+
+        self._net, self._cost, self._path, self._task = net, problem.budget.cost, path, TASKS[problem.task]
+        self._levels: Levels = options.grid(problem.net.widths, problem.budget.round_to)
+        split, self._batches, self.n_judged = problem.data.validation, [], 0
+        for x, y, n in split.batches(EVALUATED):
+            if self.n_judged < options.n_judged:
+                self._batches.append((x[:n], y[:n]))
+                self.n_judged += n
+        self.steps: List[Narrowed] = []
+        if path.exists():
+            drop_torn_line(path)
+            fix = "remove it, and the search starts again"
+            texts = read_text(path, fix).splitlines()
+            self.steps = [parse_json(text, Narrowed, f"{path}: line {n}", fix) for n, text in enumerate(texts, 1)]
+
+    def within(self, limit: float) -> Widths:
+        """The first widths on the way whose cost is within the limit; the narrowest of all where none are."""
+        widths = {name: of[-1] for name, of in self._levels.items()}
+        for step in self.steps:
+            if self._cost(widths) <= limit:
+                return widths
+            widths = step.widths
+        loss = self.steps[-1].loss if self.steps else self._loss(widths)
+        while self._cost(widths) > limit:
+            candidates = self._candidates(widths)
+            if not candidates:
+                break
+            losses = {name: self._loss(other) for name, (other, _) in candidates.items()}
+            name = min(losses, key=lambda each: ((losses[each] - loss) / candidates[each][1], each))
+            widths, loss = candidates[name][0], losses[name]
+            self.steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.steps[-1].model_dump()) + "\n")
+        return widths
+
+    def _candidates(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
+        """Per group that can be narrower, the widths with its next level that saves something, and what is saved."""
+        found, now = {}, self._cost(widths)
+        for name, of in self._levels.items():
+            for width in reversed(of[: of.index(widths[name])]):
+                other = {**widths, name: width}
+                saved = now - self._cost(other)
+                if saved > 0:
+                    found[name] = (other, saved)
+                    break
+        return found
+
+    def _loss(self, widths: Widths) -> float:
+        """The mean validation loss of the slimmable network's first channels, its norms on batch statistics."""
+        from gcp.train.slimmable import loss_by_batch_statistics
+
+        loss = loss_by_batch_statistics(narrow(self._net, widths), self._task, self._batches)
+        return loss if np.isfinite(loss) else 1e30
