@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from finished import finished
 from networks import random_network
 from pydantic import ValidationError
 from test_experiment import TINY, finish, script
@@ -19,6 +20,7 @@ from gcp.experiment import config, width_search
 from gcp.methods import autoslim as autoslim_method
 from gcp.methods import width_search as method
 from gcp.methods.base import METHODS, Problem
+from gcp.report import width_search as report
 from gcp.search import statistics
 from gcp.train import optimisers
 from gcp.train.slimmable import Drawn
@@ -312,6 +314,16 @@ def test_the_front_is_written_and_drawn(searched, tmp_path):
     problems = width_search.Problems.open(held)
     rows = width_search.front(problems, "macs", 6)
     assert len(rows) > 3 and all(a["kept"] < b["kept"] and a["gain"] < b["gain"] for a, b in zip(rows, rows[1:]))
+
+
+def test_the_report_draws_the_narrowing_of_aows_alone(tmp_path):
+    rows = [{"step": 10 * k, "temperature": None, "alive": {"a": 9 - k, "b": 9 - 2 * k}} for k in range(4)]
+    runs = [finished(name=name) for name in ("one", "two")]
+    history = [*rows, {"cost_kept": 0.4}]
+    runs[1] = runs[1]._replace(record=runs[1].record.model_copy(update={"history": history}), path=tmp_path / "of")
+    paths = report.write(runs, tmp_path)
+    assert [path.name for path in paths] == ["narrowing_of.png", "narrowing_of.svg"]
+    assert all(path.stat().st_size > 1000 for path in paths)
 
 
 @pytest.mark.slow
