@@ -27,6 +27,7 @@ from gcp.methods import gcp as gcp_method
 from gcp.train import distributed, loop, schedules
 from gcp.train.losses import Objective
 from gcp.train.optimisers import SGD
+from gcp.train.slimmable import Sampling, SlimmableStep
 from gcp.train.steps import OrdinaryStep, ProximalStep, scoring_step
 from gcp.train.tasks import CLASSIFICATION
 
@@ -59,8 +60,17 @@ def fit(step: OrdinaryStep) -> Network:
     return step.network()
 
 
+def slimmable(net: Network) -> SlimmableStep:
+    """Of a network without norms, whose widest learns from all images: which are whose makes no difference then."""
+    levels = {name: [n // 4, n // 2, n] for name, n in net.widths.items()}
+    step = SlimmableStep(net, CLASSIFICATION, lambda block: SGD(block, 0.9, 1e-3), Sampling(levels, 2, 1.0), 1)
+    fit(step)
+    return step
+
+
 def results(folder: Path) -> dict:
     """Arrays that do not depend on the number of ranks, but for rounding."""
+    slim = slimmable(without_norms(folder))
     dense = rescale(with_gates(NET))
     penalties = {g: 0.5 * c for g, c in gcp_method.channel_penalties(dense, macs(dense)).items()}
     regularised = fit(ProximalStep(dense, Objective(), penalties, 0.9, 1))
@@ -73,6 +83,8 @@ def results(folder: Path) -> dict:
         **{f"frozen:{k}": v for k, v in fit(ordinary(NET, frozen_statistics=True)).arrays.items()},
         **{f"plain:{k}": v for k, v in fit(ordinary(without_norms(folder))).arrays.items()},
         **{f"score:{k}": v for k, v in criteria.taylor_scores(frozen, islice(batches, 12 // group.world_size)).items()},
+        **{f"slimmable:{k}": v for k, v in slim.network().arrays.items()},
+        "drawn": slim.drawn().differences,
         **{f"tested:{k}": np.array([v], np.float64) for k, v in tested.items()},
     }
 

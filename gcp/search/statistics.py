@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # configurations, which name estimators, are read before MXNe
 
 Gains = Dict[str, np.ndarray]  # of each group, a value for each of its levels
 FIX = "train again with `search.py train`, or name a file that it wrote"
-SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # tried weights of the penalty on bends, chosen on drawn widths left out
+SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)  # tried weights of the penalty on bends, chosen on drawn widths left out
 FOLDS = 4
 
 Level = Annotated[int, Field(ge=0, le=10**4)]
@@ -141,37 +141,33 @@ def marginal_means(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
 def least_squares(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
     """Additive gains that explain all differences at once, so that the other groups' widths are no noise.
 
-    A group's gain never falls as it widens, and bends as little as drawn widths that were left out want it to. The
-    narrowest width has gain 0.
+    A group's gain never falls as it widens, and rises ever less; bends are as small as drawn widths that were left out
+    want them to be. The narrowest width has gain 0.
     """
     rows, which = np.unique(drawn.levels, axis=0, return_inverse=True)
     counts = np.bincount(which.ravel())
     wanted = -np.bincount(which.ravel(), drawn.differences) / counts
     sizes = [len(of) for of in levels.values()]
-    # What a network has beyond the narrowest one, step by step; and a constant of either sign.
-    steps = [rows[:, [g]] > np.arange(size - 1) for g, size in enumerate(sizes)]
-    matrix = np.hstack([*steps, np.ones((len(rows), 1)), -np.ones((len(rows), 1))]).astype(np.float64)
-    bends = np.zeros((sum(max(0, size - 2) for size in sizes), matrix.shape[1]))
-    at = column = 0
-    for size in sizes:
-        for k in range(max(0, size - 2)):
-            bends[at + k, column + k : column + k + 2] = 1, -1
-        at, column = at + max(0, size - 2), column + size - 1
+    # Concave and rising: a sum of min(level, k) with weights that are not negative. And a constant of either sign.
+    bends = [np.minimum(rows[:, [g]], np.arange(1, size)) for g, size in enumerate(sizes)]
+    matrix = np.hstack([*bends, np.ones((len(rows), 1)), -np.ones((len(rows), 1))]).astype(np.float64)
     fold = np.arange(len(rows)) % FOLDS
     grams = [_gram(matrix, wanted, counts, fold == k) for k in range(FOLDS)]
 
     def error(smooth: float) -> float:
         total = 0.0
         for k in range(FOLDS):
-            found = _rising([grams[j] for j in range(FOLDS) if j != k], smooth, bends)
+            found = _not_negative([grams[j] for j in range(FOLDS) if j != k], smooth)
             out = fold == k
             total += counts[out] @ (matrix[out] @ found - wanted[out]) ** 2
         return total
 
     smooth = min(SMOOTHNESS, key=error) if len(rows) > FOLDS else SMOOTHNESS[-1]
-    found = _rising(grams, smooth, bends)
-    parts = np.split(found[:-2], np.cumsum([size - 1 for size in sizes])[:-1])
-    return {name: np.append(0.0, np.cumsum(part)) for name, part in zip(levels, parts)}
+    parts = np.split(_not_negative(grams, smooth)[:-2], np.cumsum([size - 1 for size in sizes])[:-1])
+    return {
+        name: np.minimum(np.arange(size)[:, None], np.arange(1, size)) @ part
+        for name, size, part in zip(levels, sizes, parts)
+    }
 
 
 def _gram(matrix: np.ndarray, wanted: np.ndarray, counts: np.ndarray, which: np.ndarray) -> Tuple[np.ndarray, ...]:
@@ -179,12 +175,15 @@ def _gram(matrix: np.ndarray, wanted: np.ndarray, counts: np.ndarray, which: np.
     return weighted.T @ matrix[which], weighted.T @ wanted[which], counts[which].sum()
 
 
-def _rising(grams: Sequence[Tuple[np.ndarray, ...]], smooth: float, bends: np.ndarray) -> np.ndarray:
-    """The non-negative solution of the summed normal equations with the penalty, by the root of their matrix."""
+def _not_negative(grams: Sequence[Tuple[np.ndarray, ...]], smooth: float) -> np.ndarray:
+    """The non-negative solution of the summed normal equations with the penalty, by the root of their matrix.
+
+    The last two unknowns, the constant, have no penalty.
+    """
     square, right, n = (sum(parts) for parts in zip(*grams))
-    scale = n * smooth
-    square = square + scale * bends.T @ bends
-    square[np.diag_indices_from(square)] += 1e-6 * max(square.diagonal().max(), 1.0)
+    penalty = np.full(len(right), n * smooth)
+    penalty[-2:] = 0
+    square = square + np.diag(penalty + 1e-6 * max(square.diagonal().max(), 1.0))
     root = np.linalg.cholesky(square)
     found, _ = optimize.nnls(root.T, np.linalg.solve(root, right), maxiter=100 * len(right))
     return found
