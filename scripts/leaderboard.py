@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gcp import command as command_line
+from gcp import runtime
 from gcp.experiment import record as records
 from gcp.report import leaderboard, tables
 
@@ -17,9 +18,21 @@ def run(argv: list[str]) -> None:
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
     parser.add_argument("--baseline", default="uniform-l1", help="the configuration that others are compared with")
+    parser.add_argument(
+        "--time",
+        type=command_line.threads,
+        metavar="THREADS",
+        help="first time the networks of runs of so many threads that have not been timed, on this machine",
+    )
     parser.add_argument("--output", metavar="DIR", help="where tables and figures go (default: RESULTS/report)")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output or Path(arguments.results) / "report")
+    if arguments.time is not None:
+        runtime.use_threads(arguments.time)
+        from gcp.experiment import measure
+
+        with runtime.progress_bar("timed", "run") as progress:
+            measure.time_records(arguments.results, progress)
     runs = records.load_records(arguments.results)
     with tables.writing(output, "--output"):
         paths = leaderboard.write(runs, output, arguments.baseline)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,25 @@ def until(happens, process):
     while not happens():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_runs_are_timed_by_their_widths_where_their_networks_are_not(reproduced, tmp_path):
+    """A run that was moved is left out, and so is one that was timed."""
+    for name, output in (("gcp-macs-", tmp_path), ("uniform-macs-", tmp_path), ("uniform-random-", reproduced[0])):
+        folder = next(reproduced[0].glob(f"{name}*"))
+        copy = tmp_path / folder.name
+        copy.mkdir()
+        (copy / "record.json").write_text((folder / "record.json").read_text())
+        text = (folder / "config.yaml").read_text().replace(str(reproduced[0]), str(output))
+        (copy / "config.yaml").write_text(text)
+    timed = shutil.copy(reproduced[0] / next(tmp_path.glob("uniform-macs*")).name / "speed.json", tmp_path)
+    shutil.move(timed, next(tmp_path.glob("uniform-macs*")))
+    code, out, err = finish(script("leaderboard.py", tmp_path, "--time", 1, "--baseline", "uniform-macs"))
+    assert code == 0, err
+    assert len(list(tmp_path.glob("*/speed.json"))) == 2
+    speeds = json.loads(next(tmp_path.glob("gcp-macs-*/speed.json")).read_text())["throughput"]
+    assert speeds["setup"]["batch"] == 8 and speeds["final"]["latency_s"] > 0
 
 
 @pytest.mark.slow

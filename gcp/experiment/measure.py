@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, List, Sequence, Tuple
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, List, Sequence, Tuple
 
 from gcp import runtime
 from gcp.backend import clock, export
@@ -12,11 +13,12 @@ from gcp.backend.zoo import open_network
 from gcp.cost.analytic import macs, params
 from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
-from gcp.experiment import record
+from gcp.experiment import config, record
 from gcp.experiment.config import Config
 from gcp.experiment.plan import latency_model, load_data
 from gcp.experiment.run import FINAL, dense_prefix, measured
 from gcp.graph.network import Network
+from gcp.graph.surgery import resized
 from gcp.storage import write_json
 from gcp.train.tasks import TASKS
 
@@ -24,17 +26,49 @@ from gcp.train.tasks import TASKS
 def measure_speed(cfg: Config) -> record.Finished:
     """Time a finished run's dense and final network, in turns, into `speed.json` beside its record.
 
-    Not measured again where the file says it for the configured batch, nor where the networks are not at hand (records
-    travel without them).
+    Not measured again where the file says it for the configured batch.
     """
     with record.open_run(cfg) as folder:
-        speeds, prefixes = record.read_speeds(folder.path), (dense_prefix(cfg), folder.path / FINAL)
-        if not record.is_timed(cfg) and all(is_saved(str(prefix)) for prefix in prefixes):
-            nets = [load(prefix) for prefix in prefixes]
+        speeds = record.read_speeds(folder.path)
+        nets = [] if record.is_timed(cfg) else _networks(cfg, folder)
+        if nets:
             setup = clock.Setup(device=clock.default_device(), batch=cfg.throughput.batch)
             speeds = record.Speeds(throughput=_timed(nets, setup, cfg), budget=_budget_latency(nets, setup, cfg))
             write_json(folder.path / record.SPEED, speeds.model_dump(mode="json"))
         return record.Finished(folder.path, folder.record, speeds)
+
+
+def _networks(cfg: Config, folder: record.Run) -> List[Network]:
+    """The dense and the final network of a finished run; none where neither files nor the record say what they are.
+
+    Records travel without their networks. How long these take depends on their widths, which the record has.
+    """
+    prefixes = (dense_prefix(cfg), folder.path / FINAL)
+    if all(is_saved(str(prefix)) for prefix in prefixes):
+        return [load(prefix) for prefix in prefixes]
+    if cfg.model.is_pattern or is_saved(cfg.model.name):
+        return []
+    data, widths = cfg.data, folder.record.widths
+    net = open_network(cfg.model.name, data.input, data.known_size()[0], weights=cfg.model.weights)
+    if net.widths.keys() != widths.dense.keys() or widths.final.keys() != widths.dense.keys():
+        return []
+    return [resized(net, widths.dense), resized(net, widths.final)]
+
+
+def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
+    """Time the networks of all finished runs below a folder that have not been timed, one after another.
+
+    Those of another number of threads than this process has are left out, and so are those that were moved.
+    """
+    todo = []
+    for run in record.load_records(Path(folder)):
+        if run.speeds is None and (run.path / "config.yaml").exists():
+            cfg = config.load(run.path / "config.yaml")
+            if record.run_path(cfg).resolve() == run.path.resolve() and cfg.threads in (0, runtime.n_threads()):
+                todo.append(cfg)
+    for number, cfg in enumerate(todo, 1):
+        measure_speed(cfg)
+        progress(number, len(todo))
 
 
 def _timed(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.Speed:
