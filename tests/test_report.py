@@ -191,7 +191,7 @@ def test_latency_of_another_processor_is_no_achieved_budget():
 def test_latency_of_another_gpu_is_no_achieved_budget(device, gpu, kept):
     """It matters where the latency is the GPU's, and is known."""
     run = finished("gcp", "latency", 0.5, device=device, gpu="GPU A", latency=(0.49, "Test CPU", "model 1", gpu))
-    (found,) = frame.frame([run]).query("method != 'Dense'").latency_kept
+    (found,) = frame.frame([run]).query("method != 'Dense'").cost_kept
     assert found == pytest.approx(kept or float("nan"), nan_ok=True)
 
 

@@ -76,6 +76,7 @@ class Operator:
     weight: Optional[int] = None  # position of the weight among the inputs, of convolutions and dense layers
     is_norm = False
     is_addition = False
+    in_place = False  # whether a prediction can write the output over an input that nobody reads afterwards
 
     def channels(self, call: "Call") -> None:
         """Say which labels come out (`call.put`), which arrays carry which (`call.array`), which are fixed."""
@@ -369,6 +370,7 @@ class BatchNorm(Operator):
     """Scale, shift, running mean and running variance of every channel."""
 
     is_norm = True
+    in_place = True
 
     def channels(self, call: "Call") -> None:
         axis = call.node.literal("axis", 1) % len(call.shapes[0])
@@ -405,6 +407,8 @@ def _gaussian_relu(x: Gaussian) -> Gaussian:
 
 class Pointwise(Operator):
     """A function of each value by itself."""
+
+    in_place = True
 
     def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
         """The function, on arrays that broadcast with the tensor."""
@@ -559,6 +563,8 @@ class Linear(Operator):
 class Identity(Linear):
     """Values as they are."""
 
+    in_place = True
+
 
 @register(
     "Pooling", "Pooling_v1", "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "UpSampling", "Pad", "pad",
@@ -642,6 +648,8 @@ class Softmax(Operator):
 
 class Elementwise(Operator):
     """Unites the channels of its inputs index by index. A factor of length 1 along their axis is fixed."""
+
+    in_place = True
 
     def channels(self, call: "Call") -> None:
         """See the class; an array that goes along the channels is cut as they are."""
@@ -820,6 +828,8 @@ class Reshape(Moving):
     Where channels are split over several axes, those that differ along the axis left open (-1; else along the longest)
     can go, and the others are tied.
     """
+
+    in_place = True
 
     def blocks(self, call: "Call") -> List[Tuple[List[int], List[int]]]:
         """Axes of the input and axes of the output that hold the same values, in order; MXNet's rules for `shape`."""

@@ -43,7 +43,7 @@ WORDS = (
     "images"
 ).split()
 NUMBERS = (
-    "target seed n_eval macs_kept params_kept latency_kept top1 top5 drop images_per_second throughput_ratio "
+    "target seed n_eval macs_kept params_kept cost_kept top1 top5 drop images_per_second throughput_ratio "
     "pruned_top1 images_before finetune_epochs images_total"
 ).split()
 
@@ -96,7 +96,7 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
                 "target": record.target,
                 "macs_kept": 100.0 * record.macs_kept,
                 "params_kept": 100.0 * record.params_kept,
-                "latency_kept": _latency_kept(run),
+                "cost_kept": _cost_kept(run),
                 "cost_noisy": bool(run.speeds and run.speeds.budget and run.speeds.budget.noisy),
                 "throughput_ratio": speed and speed.final.images_per_second / speed.dense.images_per_second,
                 "drop": dense["top1"] - final["top1"],
@@ -120,6 +120,17 @@ def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, 
     top1, top5, n_eval = found
     speed = timing and timing.images_per_second
     return {"top1": 100.0 * top1, "top5": 100.0 * top5, "n_eval": n_eval, "images_per_second": speed}
+
+
+def _cost_kept(run: Finished) -> float | None:
+    """What is left of the cost that the budget is about, in percent; None where it has not been measured."""
+    record = run.record
+    counted_ones = {"macs": record.macs_kept, "params": record.params_kept}
+    if counted(run) in counted_ones:
+        return 100.0 * counted_ones[counted(run)]
+    if getattr(COSTS[counted(run)], "is_timed", False):
+        return _latency_kept(run)
+    return None if record.cost_predicted is None else 100.0 * record.cost_predicted
 
 
 def _latency_kept(run: Finished) -> float | None:

@@ -220,8 +220,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """
     place = ["setting", "objective", "target"]
     pruned = in_order(runs[runs.method != "Dense"])
-    cost = [run[f"{run.objective}_kept"] for _, run in pruned.iterrows()]
-    by_seed = pruned.assign(cost=cost).groupby([*place, "method", "label", "seed"], sort=False)
+    by_seed = pruned.assign(cost=pruned.cost_kept).groupby([*place, "method", "label", "seed"], sort=False)
     how = {"top1": "mean", "cost": "mean", "images_total": "mean", "cost_noisy": "any"}
     seeds = by_seed[[*how]].agg(how).reset_index()
     is_ours = seeds.method == seeds.objective.map(lambda name: COSTS[name].method)

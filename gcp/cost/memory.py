@@ -1,0 +1,100 @@
+"""Peak activation memory: the most bytes of tensors that have to be there at once while a network predicts one image.
+
+Nodes run in the order of the graph. A tensor is there from the node that makes it to the last one that reads it; the
+image from the first. Operators that work value by value (activations, batch norms with fixed statistics, additions,
+dropout, reshapes) write over an input that nobody reads afterwards. What an operator needs for itself is not counted,
+and neither are weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from gcp.cost.base import COSTS, Cost, Term
+from gcp.graph.network import Network
+from gcp.graph.operators import operator
+from gcp.options import Options
+
+FLOAT32 = 4  # bytes of a value
+
+
+class Buffer(NamedTuple):
+    """Memory that one tensor after another uses: channels per group's unit, and fixed ones, times `values` each.
+
+    It is in use from node `first` to node `last`, both included.
+    """
+
+    per_unit: Tuple[Tuple[str, int], ...]
+    fixed: int
+    values: int
+    first: int
+    last: int
+
+
+@COSTS.register("memory", label="Peak memory", method="GCP-memory", paper_label="peak memory", unit="bytes")
+def peak_memory(net: Network, options: Optional[Options] = None) -> Cost:
+    """Bytes of activations in float32: the largest of one term for each moment at which a new buffer is needed."""
+    found = buffers(net)
+    alive = [frozenset(b for b in found if b.first <= at <= b.last) for at in sorted({b.first for b in found})]
+    # What is there at one moment is a part of what is there at another: the other one counts.
+    most = [now for now in dict.fromkeys(alive) if not any(now < other for other in alive)]
+    return Cost([_term(now) for now in most], "max")
+
+
+def buffers(net: Network) -> List[Buffer]:
+    """The buffers that a prediction needs, by their first use."""
+    end, last = len(net.nodes), {}
+    for i, node in enumerate(net.nodes):
+        for tensor in node.inputs:
+            last[tensor] = i
+    last.update(dict.fromkeys(net.outputs, end))
+    of: Dict[Tuple[int, int], int] = {}  # tensor -> number of its buffer
+    found: List[list] = []
+    for i, node in enumerate(net.nodes):
+        if node.op == "null" and i != net.data:
+            continue
+        for o, shape in enumerate(net.shapes[i]):
+            if (i, o) not in last and (i, o) != (i, 0):
+                continue  # an output that nobody reads, such as a norm's statistics
+            over = None
+            if o == 0 and operator(node.op).in_place:
+                over = next((t for t in node.inputs if _can_go(net, t, i, last, of) and _alike(net, t, (i, 0))), None)
+            if over is not None:
+                of[i, o] = of[over]
+            else:
+                of[i, o] = len(found)
+                found.append([*_channels(net, i, o, shape), i, i])
+            found[of[i, o]][-1] = max(found[of[i, o]][-1], last.get((i, o), i))
+    return [Buffer(*each) for each in found]
+
+
+def _can_go(net: Network, tensor: Tuple[int, int], i: int, last: Dict, of: Dict[Tuple[int, int], int]) -> bool:
+    """Whether nobody but node i reads what is in the tensor's buffer from then on; the image is not ours."""
+    if tensor not in of or tensor[0] == net.data:
+        return False
+    return all(last.get(other, 0) <= i for other, number in of.items() if number == of[tensor])
+
+
+def _alike(net: Network, a: Tuple[int, int], b: Tuple[int, int]) -> bool:
+    return math.prod(net.shapes[a[0]][a[1]]) == math.prod(net.shapes[b[0]][b[1]])
+
+
+def _channels(net: Network, i: int, o: int, shape: Tuple[int, ...]) -> Tuple[tuple, int, int]:
+    """Of a tensor, what `Buffer` says of its size."""
+    labels = net.structure.calls[i].outs[o] if i in net.structure.calls else None
+    if labels is None:
+        return (), 1, math.prod(shape)
+    form = dict(net.structure.form(labels.labels))
+    fixed = form.pop(None, 0)
+    return tuple(sorted(form.items())), fixed, math.prod(shape) // shape[labels.axis]
+
+
+def _term(alive: frozenset) -> Term:
+    """Bytes of these buffers together, by the widths of the groups that they hold."""
+    names = tuple(sorted({name for buffer in alive for name, _ in buffer.per_unit}))
+    slopes = np.array([sum(b.values * dict(b.per_unit).get(name, 0) for b in alive) for name in names], np.float64)
+    fixed = float(sum(b.values * b.fixed for b in alive))
+    return Term(names, lambda *widths: FLOAT32 * float(fixed + slopes @ np.array(widths, np.float64)))
