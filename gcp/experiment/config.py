@@ -128,6 +128,7 @@ class _Prune(Options):
         None, gt=0, le=1e9, description="in place of target, for latency: throughput"
     )
     latency_model: Optional[str] = Field(None, min_length=1, description="a model that `scripts/latency.py fit` wrote")
+    device: Optional[str] = Field(None, min_length=1, description="the YAML file of a device that need not exist yet")
     round_to: Optional[int] = Field(
         8,
         ge=1,
@@ -154,7 +155,7 @@ class _Prune(Options):
         "normal behind its batch norm, or what it puts out once its scale is zero",
     )
 
-    FILES: ClassVar[Set[str]] = {"latency_model"}
+    FILES: ClassVar[Set[str]] = {"latency_model", "device"}
 
     @field_validator("round_to", mode="before")
     @classmethod
@@ -188,6 +189,8 @@ class _Prune(Options):
         fix = "set prune.latency_model to a file that `scripts/latency.py fit` wrote"
         if self.latency_model is None and "latency_model" in needs:
             yield f"latency needs a model of it; {fix}"
+        if self.device is None and "device" in needs:
+            yield "device needs a file that describes it; set prune.device to one, such as configs/device.yaml"
         if self.latency_model is None and self.round_to is None:
             yield f"round_to: auto is a latency model's granularity; {fix}, or prune.round_to to a number"
         if not self.options.PRUNES and self.target != 1:
