@@ -1,4 +1,4 @@
-"""Widths of most worth under a bound: train a slimmable network, solve for bounds, draw the front, check the gains."""
+"""Other widths and other blocks: train a slimmable network, solve for bounds, draw the front, check gains, rewrite."""
 
 from __future__ import annotations
 
@@ -51,6 +51,24 @@ def run(argv: list[str]) -> None:
         "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
     )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex; PREFIX.networks.*")
+
+    sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without any, say which there are")
+    sub.add_argument("network", metavar="NETWORK", help="GluonCV name, ONNX file or path prefix of a saved network")
+    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
+    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+    sub.add_argument(
+        "--fuse",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="depthwise layers to join with expansions",
+    )
+    sub.add_argument("--full", action="extend", nargs="+", default=[], metavar="NAME", help="depthwise layers to fill")
+    sub.add_argument(
+        "--drop", action="extend", nargs="+", default=[], metavar="NAME", help="blocks, by their additions"
+    )
+    sub.add_argument("--out", metavar="PREFIX", help="where the rewritten network is saved")
     args = parser.parse_args(argv)
     args.function(args)
 
@@ -141,6 +159,36 @@ def validate(args: argparse.Namespace) -> None:
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
+
+
+def rewrite(args: argparse.Namespace) -> None:
+    """Print the blocks that can be rewritten, or what the rewritten network costs."""
+    runtime.use_threads(1)
+    from gcp.backend.files import save
+    from gcp.backend.zoo import open_network
+    from gcp.cost.analytic import macs, params
+    from gcp.graph import rewrites
+    from gcp.graph.channels import layer_name
+
+    net = other = open_network(args.network, args.input, args.classes, seed=0)
+    for function, names in (
+        (rewrites.fuse_expand, args.fuse),
+        (rewrites.depthwise_to_full, args.full),
+        (rewrites.drop_block, args.drop),
+    ):
+        for name in names:
+            # Layers are called as GluonCV calls them; their nodes have a suffix.
+            other = function(other, name if name in other.index or name + "_fwd" not in other.index else name + "_fwd")
+    if other is net:
+        for option, found in (("--fuse", rewrites.expansions(net)), ("--drop", rewrites.droppable(net))):
+            print(f"{option}  {' '.join(map(layer_name, found)) or '(none)'}")
+        return
+    for count in (macs, params):
+        before, after = (int(count(of)(of.widths)) for of in (net, other))
+        print(f"{count.label}: {before:,} -> {after:,} ({100 * after / before:.1f} %)")
+    if args.out:
+        for path in save(other, args.out):
+            print(path)
 
 
 def _config(args: argparse.Namespace) -> config.Config:

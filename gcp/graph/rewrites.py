@@ -1,0 +1,229 @@
+"""Other architectures from a network's blocks: fused expansions, full in place of depthwise convolutions, fewer blocks.
+
+Each gives a network that has weights for a start: those of the blocks that it replaces, as far as they go.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+
+import numpy as np
+
+from gcp.errors import UserError
+from gcp.graph.channels import Tensor, has_weight, is_depthwise, is_norm, layer_name
+from gcp.graph.network import Network, Node, residual_branches
+from gcp.graph.operators import operator
+from gcp.graph.surgery import rewrite
+
+
+class Expansion(NamedTuple):
+    """The beginning of an inverted bottleneck: a 1x1 convolution that widens, and the depthwise one that reads it.
+
+    All are positions of nodes; `norm`, if there is one, is the batch norm between the two.
+    """
+
+    expand: int
+    norm: Optional[int]
+    depthwise: int
+
+
+def expansions(net: Network) -> Dict[str, Expansion]:
+    """By the name of its depthwise convolution, each that a 1x1 convolution feeds through nothing but one norm and
+    activations, and that alone reads it (MobileNetV2 and its like)."""
+    found = {}
+    for i, node in enumerate(net.nodes):
+        if node.op != "Convolution" or not is_depthwise(net, i):
+            continue
+        (at, o), norm = node.inputs[0], None
+        while o == 0 and net.readers[at, 0] == [_reader(net, at)] and _is_between(net, at, norm):
+            norm = at if is_norm(net, at) else norm
+            at, o = net.nodes[at].inputs[0]
+        if o == 0 and _is_pointwise(net, at) and len(net.readers[at, 0]) == 1:
+            found[node.name] = Expansion(at, norm, i)
+    return found
+
+
+def _reader(net: Network, i: int) -> Optional[int]:
+    readers = net.readers[i, 0]
+    return readers[0] if readers else None
+
+
+def _is_between(net: Network, i: int, norm: Optional[int]) -> bool:
+    kind = operator(net.nodes[i].op)
+    return (
+        bool(net.nodes[i].inputs)
+        and not has_weight(net.nodes[i])
+        and ((kind.is_norm and norm is None) or (kind.in_place and len(net.nodes[i].inputs) == 1))
+    )
+
+
+def _is_pointwise(net: Network, i: int) -> bool:
+    """Whether a node is an ordinary 1x1 convolution of stride 1."""
+    node = net.nodes[i]
+    return (
+        node.op == "Convolution"
+        and tuple(node.literal("kernel")) == (1, 1)
+        and tuple(node.literal("stride", (1, 1))) == (1, 1)
+        and not any(node.literal("pad", (0, 0)))
+        and int(node.literal("num_group", 1)) == 1
+    )
+
+
+def fuse_expand(net: Network, depthwise: str) -> Network:
+    """The network whose 1x1 expansion and depthwise convolution are one convolution of the depthwise one's kernel.
+
+    "Fused inverted bottleneck" (Gupta & Akin, "Accelerator-aware neural network design", 2020; EfficientNetV2). What is
+    left out between the two are the norm and its activation. The weights W[k, c] = dw[k] pw[k, c] are those of both in
+    a row, times the norm's factor; the norm's constant goes into the next norm's running mean, or into a bias.
+    UserError: no such block.
+    """
+    blocks = expansions(net)
+    if depthwise not in blocks:
+        raise _unknown(net, f"'{depthwise}' is no depthwise convolution of an inverted bottleneck", depthwise, blocks)
+    block = blocks[depthwise]
+    expand, node = net.nodes[block.expand], net.nodes[block.depthwise]
+    pointwise = net.arrays[net.weight(expand.name)].astype(np.float64)[:, :, 0, 0]
+    kernel = net.arrays[net.weight(node.name)].astype(np.float64)
+    factor, constant = np.ones(len(pointwise)), np.zeros(len(pointwise))
+    if net.bias(expand.name) is not None:
+        constant = constant + net.arrays[net.bias(expand.name)]
+    if block.norm is not None:
+        scale, shift, mean, variance = (
+            net.arrays[net.nodes[j].name].astype(np.float64) for j, _ in net.nodes[block.norm].inputs[1:5]
+        )
+        factor = scale / np.sqrt(variance + float(net.nodes[block.norm].literal("eps", 1e-3)))
+        constant = (constant - mean) * factor + shift
+    multiplier = len(kernel) // len(pointwise)  # outputs of the depthwise one for each of its inputs
+    factor, constant, pointwise = (np.repeat(of, multiplier, 0) for of in (factor, constant, pointwise))
+    fused = kernel * (pointwise * factor[:, None])[:, :, None, None]
+    attrs = {key: value for key, value in node.attrs.items() if key != "num_group"}
+    added = constant * kernel.sum(axis=(1, 2, 3))
+    return _with_convolution(net, block.depthwise, expand.inputs[0], attrs, fused, added)
+
+
+def depthwise_to_full(net: Network, depthwise: str) -> Network:
+    """The same function with an ordinary convolution in a depthwise one's place.
+
+    Its other weights are 0, to be trained; its input and output channels are no longer tied. UserError: no such
+    layer.
+    """
+    i = net.index.get(depthwise)
+    if i is None or net.nodes[i].op != "Convolution" or not is_depthwise(net, i):
+        names = [node.name for k, node in enumerate(net.nodes) if node.op == "Convolution" and is_depthwise(net, k)]
+        raise _unknown(net, f"'{depthwise}' is no depthwise convolution", depthwise, names)
+    node, kernel = net.nodes[i], net.arrays[net.weight(depthwise)]
+    n_in = net.shapes[node.inputs[0][0]][node.inputs[0][1]][1]
+    full = np.zeros((len(kernel), n_in, *kernel.shape[2:]), np.float32)
+    full[np.arange(len(kernel)), np.arange(len(kernel)) // (len(kernel) // n_in)] = kernel[:, 0]
+    attrs = {key: value for key, value in node.attrs.items() if key != "num_group"}
+    return _with_convolution(net, i, node.inputs[0], attrs, full, np.zeros(len(kernel)))
+
+
+def droppable(net: Network) -> Dict[str, Tuple[int, Tensor]]:
+    """By the name of its addition, each residual block whose shortcut is what the block reads: (addition, shortcut)."""
+    found = {}
+    for branch, shortcut in residual_branches(net):
+        (i,) = [k for k in net.readers[branch] if branch in net.nodes[k].inputs and shortcut in net.nodes[k].inputs]
+        if _begins_at(net, branch, shortcut):
+            found[net.nodes[i].name] = i, shortcut
+    return found
+
+
+def _begins_at(net: Network, branch: Tensor, source: Tensor) -> bool:
+    """Whether all that leads to `branch`, arrays apart, comes from `source`."""
+    todo, seen = [branch], set()
+    while todo:
+        tensor = todo.pop()
+        if tensor == source or tensor in seen:
+            continue
+        seen.add(tensor)
+        if not net.nodes[tensor[0]].inputs:
+            if not net.is_array(tensor[0]):
+                return False  # the image
+            continue
+        todo += net.nodes[tensor[0]].inputs
+    return True
+
+
+def drop_block(net: Network, addition: str) -> Network:
+    """The network without the residual block that ends in this addition: its shortcut goes on. UserError: no such."""
+    blocks = droppable(net)
+    if addition not in blocks:
+        raise _unknown(net, f"no block that could be left out ends in '{addition}'", addition, blocks)
+    i, shortcut = blocks[addition]
+
+    def redirected(inputs: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+        return tuple(shortcut if tensor == (i, 0) else tensor for tensor in inputs)
+
+    nodes = tuple(replace(node, inputs=redirected(node.inputs)) for node in net.nodes)
+    return _reachable(replace(net, nodes=nodes, outputs=redirected(net.outputs)))
+
+
+def _unknown(net: Network, wrong: str, name: str, known: Iterable[str]) -> UserError:
+    """The mistake of a name that is not among those known, with the nearest of them, or one of them."""
+    known = [layer_name(each) for each in known]
+    near = difflib.get_close_matches(name, known, n=1) or known[:1]
+    there = f"there are {len(known)}, such as '{near[0]}'" if known else "it has none"
+    return UserError(f"network '{net.name}': {wrong}; {there}", "rewrite.name")
+
+
+def _with_convolution(
+    net: Network, i: int, source: Tensor, attrs: Dict[str, str], weight: np.ndarray, added: np.ndarray
+) -> Network:
+    """The network whose convolution i reads `source` by other weights; `added` is what each output has beside.
+
+    The next norm's running mean takes up what is added; where another node reads the outputs, a bias does.
+    """
+    node, arrays = net.nodes[i], dict(net.arrays)
+    name = net.weight(node.name)
+    j = net.index[name]
+    arrays[name] = weight.astype(np.float32)
+    shapes = [*net.shapes[:j], (weight.shape,), *net.shapes[j + 1 :]]
+    nodes = list(net.nodes)
+    nodes[i] = replace(node, attrs=attrs, inputs=(source, *node.inputs[1:]))
+    if "__shape__" in nodes[j].attrs:
+        nodes[j] = replace(nodes[j], attrs={**nodes[j].attrs, "__shape__": str(weight.shape)})
+    reader = _reader(net, i)
+    if added.any() and net.bias(node.name) is not None:
+        arrays[net.bias(node.name)] = (arrays[net.bias(node.name)] + added).astype(np.float32)
+    elif added.any() and reader is not None and net.readers[i, 0] == [reader] and is_norm(net, reader):
+        mean = net.nodes[net.nodes[reader].inputs[3][0]].name
+        arrays[mean] = (arrays[mean] - added).astype(np.float32)
+    elif added.any():
+        return _reachable(_with_bias(replace(net, nodes=tuple(nodes), shapes=tuple(shapes), arrays=arrays), i, added))
+    return _reachable(replace(net, nodes=tuple(nodes), shapes=tuple(shapes), arrays=arrays))
+
+
+def _with_bias(net: Network, i: int, bias: np.ndarray) -> Network:
+    """The network whose convolution i, which has no bias, has this one."""
+    name, arrays = net.nodes[i].name + "_bias", dict(net.arrays)
+    while name in net.index:
+        name += "_"
+    arrays[name] = bias.astype(np.float32)
+
+    def edit(k: int, node: Node, add) -> int:
+        if k == i:
+            variable = add(Node("null", name, {}), (bias.shape,))
+            attrs = {**node.attrs, "no_bias": "False"}
+            node = replace(node, attrs=attrs, inputs=(*node.inputs, (variable, 0)))
+        return add(node, net.shapes[k])
+
+    return rewrite(net, edit, arrays)
+
+
+def _reachable(net: Network) -> Network:
+    """The network without nodes that no output depends on, and without their arrays."""
+    alive: Set[int] = {net.data}
+    todo: List[int] = [i for i, _ in net.outputs]
+    while todo:
+        i = todo.pop()
+        if i not in alive:
+            alive.add(i)
+            todo += [j for j, _ in net.nodes[i].inputs]
+    kept = {net.nodes[i].name for i in alive}
+    nodes = tuple(node if i in alive else replace(node, inputs=()) for i, node in enumerate(net.nodes))
+    arrays = {name: value for name, value in net.arrays.items() if name in kept}
+    whole = replace(net, nodes=nodes)
+    return rewrite(whole, lambda i, node, add: add(node, net.shapes[i]) if i in alive else None, arrays)
