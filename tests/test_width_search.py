@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from networks import random_network
 from pydantic import ValidationError
 from test_experiment import TINY, finish, script
 
+from gcp import command
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.errors import UserError
@@ -26,6 +29,7 @@ from gcp.train import optimisers
 from gcp.train.slimmable import Drawn
 from tests.test_prune import Noise
 
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "search.py"
 LEVELS = {"a": [2, 4, 6, 8], "b": [1, 2, 3], "c": [5]}
 TRUE = {"a": [0.0, 0.5, 0.7, 0.8], "b": [0.0, 0.3, 0.4], "c": [0.0]}
 
@@ -276,18 +280,22 @@ def searched(tmp_path_factory):
         TINY.replace("prune: {", "prune: {method: ows, target: 0.4, ows: {levels: 5, epochs: 2, lr: 0.02}, ")
         + f"output: {folder / 'out'}\n"
     )
-    code, out, err = finish(script("search.py", "train", path))
-    assert code == 0, err
-    return path, out.strip()
+    return path, str(width_search.train(config.load(path)))
 
 
-def test_the_script_trains_once_and_solves_for_any_bound(searched, tmp_path):
+def called(capsys, *args):
+    """The script in this process: what it takes to start one is not of interest here."""
+    code = command.status(runpy.run_path(str(SCRIPT))["run"], [str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+
+def test_the_script_trains_once_and_solves_for_any_bound(searched, tmp_path, capsys, monkeypatch):
     path, held = searched
-    code, out, err = finish(script("search.py", "train", path))
-    assert code == 0 and out.strip() == held and "slimmable" not in err
-    code, out, err = finish(
-        script("search.py", "solve", held, "--bound", "0.4", "params:0.3", "--out", tmp_path / "w.json")
-    )
+    monkeypatch.setattr(optimisers.SGD, "step", lambda *_: pytest.fail("it is trained again"))
+    code, out, err = called(capsys, "train", path)
+    assert (code, out.strip()) == (0, held), err
+    bounds = ("--bound", "0.4", "params:0.3")
+    code, out, err = called(capsys, "solve", held, *bounds, "--out", tmp_path / "w.json")
     assert code == 0, err
     first, second = json.loads((tmp_path / "w.json").read_text())
     assert (first["cost"], second["cost"]) == ("macs", "params") and second["params_kept"] <= 0.3
@@ -306,9 +314,9 @@ def test_an_experiment_solves_the_same_statistics(searched, tmp_path):
     assert json.loads(out[: out.rindex("}") + 1])["macs_kept"] == pytest.approx(row["macs_kept"])
 
 
-def test_the_front_is_written_and_drawn(searched, tmp_path):
+def test_the_front_is_written_and_drawn(searched, tmp_path, capsys):
     _, held = searched
-    code, out, err = finish(script("search.py", "front", held, "--points", "6", "--out", tmp_path / "front"))
+    code, out, err = called(capsys, "front", held, "--points", "6", "--out", tmp_path / "front")
     assert code == 0, err
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".tex", ".png", ".svg"}
     problems = width_search.Problems.open(held)
@@ -353,7 +361,7 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
         (["train", "{config}", "--set", "prune.round_to=64"], "every group has one width only"),
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_one_line(searched, args, said):
+def test_a_users_mistake_is_one_line(searched, capsys, args, said):
     path, held = searched
-    code, out, err = finish(script("search.py", *(arg.format(held=held, config=path) for arg in args)))
+    code, out, err = called(capsys, *(arg.format(held=held, config=path) for arg in args))
     assert (code, out) == (2, "") and said in err and len(err.strip().splitlines()) == 1, err
