@@ -52,10 +52,19 @@ def run(argv: list[str]) -> None:
     )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex; PREFIX.networks.*")
 
+    sub = verb("landscape", landscape, "a cost along a line of widths, every width and curated ones, as a picture")
+    add_network(sub)
+    add_cost(sub)
+    sub.add_argument(
+        "--multiple", type=command_line.whole(1, 4096), help="of curated widths (default: the granularity)"
+    )
+    sub.add_argument(
+        "--points", type=command_line.whole(3, 10**4), default=400, help="widths on the line (default 400)"
+    )
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.png, .svg")
+
     sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without any, say which there are")
-    sub.add_argument("network", metavar="NETWORK", help="GluonCV name, ONNX file or path prefix of a saved network")
-    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+    add_network(sub)
     sub.add_argument(
         "--fuse",
         action="extend",
@@ -78,6 +87,20 @@ def add_config(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", metavar="CONFIG")
     sub.add_argument("--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over it")
     sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys")
+
+
+def add_network(sub: argparse.ArgumentParser) -> None:
+    """A network and its shape."""
+    sub.add_argument("network", metavar="NETWORK", help="GluonCV name, ONNX file or path prefix of a saved network")
+    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
+    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+
+
+def add_cost(sub: argparse.ArgumentParser) -> None:
+    """A cost that needs a file."""
+    of = sub.add_mutually_exclusive_group(required=True)
+    of.add_argument("--latency-model", metavar="MODEL", help="a model that `latency.py fit` wrote")
+    of.add_argument("--device", metavar="FILE", help="a YAML file that describes a device: see configs/device.yaml")
 
 
 def add_statistics(sub: argparse.ArgumentParser, many: bool = False) -> None:
@@ -157,6 +180,28 @@ def validate(args: argparse.Namespace) -> None:
     for path in paths:
         if path.suffix == ".md" and ".networks" not in path.name:
             print(path.read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+def landscape(args: argparse.Namespace) -> None:
+    """Draw the cost of widths on a line, and print how many local minima there are."""
+    runtime.use_threads(1)
+    from gcp.backend.zoo import open_network
+    from gcp.cost.base import COSTS, local_minima
+    from gcp.experiment import width_search
+    from gcp.report import figures, tables
+
+    net = open_network(args.network, args.input, args.classes)
+    name, path = ("device", args.device) if args.device else ("latency", args.latency_model)
+    key = "device" if args.device else "latency_model"
+    cost = COSTS[name](net, COSTS.options[name](**{key: path}))
+    lines = width_search.landscape(net, cost, args.points, args.multiple or cost.granularity or 1)
+    title = f"{net.name}, {'x'.join(map(str, net.input_shape))}, by {Path(path).name}"
+    with tables.writing(Path(args.out).parent, "--out"):
+        paths = figures.save(figures.landscape(lines, title), Path(args.out))
+    for label, line in lines.items():
+        print(f"{label}: {len(line)} points on the line, local minima: {local_minima(line.ms)}")
     for path in paths:
         print(path)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcp.cost.base import COSTS, Cost, Term, product
+from gcp.cost.base import COSTS, Cost, Term, along_a_line, local_minima, product
 
 NAMES = ("a", "b", "c", "d")
 FACTORS = st.tuples(st.integers(0, 50), st.sampled_from((None, *NAMES)), st.sampled_from((None, *NAMES)))
@@ -56,3 +56,18 @@ def test_every_registered_cost_says_what_tables_need():
         entry = COSTS[name]
         assert all(isinstance(getattr(entry, key), str) for key in ("label", "method", "paper_label", "unit"))
     assert [COSTS[name].method for name in ("macs", "params", "latency")] == ["GCP-f", "GCP-p", "GCP-latency"]
+
+
+@pytest.mark.parametrize(
+    "values, n",
+    [([1, 2, 3], 1), ([3, 2, 1], 0), ([2, 1, 1, 3], 1), ([1, 2, 1, 2, 1], 2), ([3, 1, 2, 0, 4, 4], 2), ([1, 1], 0)],
+)
+def test_local_minima_by_hand(values, n):
+    assert local_minima(values) == n
+
+
+def test_widths_on_a_line_are_rounded_and_never_empty():
+    cost = Cost([product(1.0, "a"), product(100.0, "b")])
+    assert along_a_line(cost, {"a": 10, "b": 4}, (0.01, 0.25, 0.5, 1.5)) == [101, 103, 205, 615]
+    # Multiples of 8, or all of a smaller group.
+    assert along_a_line(cost, {"a": 10, "b": 4}, (0.01, 1.0, 1.5), 8) == [408, 808, 816]

@@ -348,6 +348,14 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     assert list(width_search.correlations(rows).predictor) == ["means", "least_squares", "macs_kept", "params_kept"]
 
 
+def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
+    how = ("resnet18_v1b", "--input", "3,32,32", "--device", SCRIPT.parents[1] / "configs" / "device.yaml")
+    code, out, err = called(capsys, "landscape", *how, "--points", "50", "--out", tmp_path / "l")
+    assert code == 0, err
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == ["every width", "multiples of 16"]
+    assert {path.name for path in tmp_path.iterdir()} == {"l.png", "l.svg"}
+
+
 @pytest.mark.parametrize(
     "args, said",
     [

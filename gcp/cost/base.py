@@ -110,6 +110,28 @@ class Cost:
         return float(np.polyfit(x - x.mean(), [cost_at(int(n)) for n in x], 1)[0])
 
 
+def along_a_line(cost: Cost, widths: Widths, fractions: Sequence[float], round_to: int = 1) -> List[float]:
+    """The cost where all groups have each of these parts of their widths, rounded to multiples of `round_to`."""
+    return [
+        cost({name: max(min(n, round_to), int(f * n / round_to + 0.5) * round_to) for name, n in widths.items()})
+        for f in fractions
+    ]
+
+
+def local_minima(values: Sequence[float]) -> int:
+    """Number of places where a sequence stops falling and rises again: a search by small steps ends at each of them.
+
+    Its first value is one where it only rises.
+    """
+    found, falling = 0, True
+    for before, after in zip(values, values[1:]):
+        if after > before and falling:
+            found, falling = found + 1, False
+        elif after < before:
+            falling = True
+    return found
+
+
 # A cost is registered as a function (network, options) -> Cost. What tables and figures say of it are attributes of
 # that function: `label`, `method` (what the paper calls GCP with this cost), `paper_label` (what it calls the cost) and
 # `unit`.

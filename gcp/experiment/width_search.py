@@ -19,7 +19,7 @@ from scipy import stats
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
 from gcp.cost.analytic import macs, params
-from gcp.cost.base import COSTS, Cost
+from gcp.cost.base import COSTS, Cost, along_a_line
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
@@ -194,6 +194,24 @@ def uniform(problems: Problems, name: str) -> List[Dict[str, Any]]:
         widths = {group: levels[group][i] for group, i in at.items()}
         rows.append({"kept": cost(widths) / original, "gain": sum(gains[group][i] for group, i in at.items())})
     return rows
+
+
+# ---- what a device likes ---------------------------------------------------------------------------------------------
+
+
+def landscape(net: Network, cost: Cost, n: int, multiple: int) -> Dict[str, pd.DataFrame]:
+    """What a cost in seconds says of networks whose groups all have the same part of their widths, from 10 to 150 %.
+
+    Of n widths as they come, and of those rounded to a multiple, each once: `part` of the widths, `ms`.
+    """
+    parts = np.linspace(0.1, 1.5, n)
+    lines = {}
+    for label, round_to in (("every width", 1), (f"multiples of {multiple}", multiple)):
+        seconds = along_a_line(cost, net.widths, parts, round_to)
+        line = pd.DataFrame({"part": parts, "ms": 1e3 * np.array(seconds)})
+        # Rounded, neighbours are often the same network.
+        lines[label] = line if round_to == 1 else line[line.ms.diff().fillna(1) != 0].reset_index(drop=True)
+    return lines
 
 
 # ---- how right the gains are -----------------------------------------------------------------------------------------

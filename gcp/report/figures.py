@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from gcp.cost.base import local_minima
 from gcp.cost.latency import Validation
 from gcp.report.frame import cost_label, in_order
 from gcp.report.tables import setup_of
@@ -489,6 +490,20 @@ def width_front(rows: Sequence[Mapping], uniform: Sequence[Mapping], sizes: Mapp
     kept.grid(False)
     figure.colorbar(drawn, ax=kept, label="Width (% of its own)")
     _title(worth, network, "Widths of most worth by a slimmable network's statistics.")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """A cost along a line of widths, a line for each way to round them: see `experiment.width_search.landscape`."""
+    figure, [[ax]] = _panels(1, 1, 7.0, 4.4)
+    for (label, line), colour, style in zip(lines.items(), (FAINT, COLOURS["GCP-p"]), ("-", "o")):
+        minima = local_minima(line.ms)
+        said = f"{label}: {minima} local minim{'um' if minima == 1 else 'a'}"
+        ax.plot(100 * line.part, line.ms, style, color=colour, linewidth=1.1, markersize=4, label=said)
+    ax.set(xlabel="All widths, of the network's own (%)", ylabel="Time (ms)", ylim=(0, None))
+    ax.legend(frameon=False, loc="upper left")
+    _title(ax, title, "What a search by small steps would have to cross.")
     return figure
 
 
