@@ -234,20 +234,21 @@ def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -
     groups, n_rows, _ = sums.before.shape
     scale = scale.reshape(groups, 1, -1)
     before, xr = sums.before * scale, xr * scale
-    gram, wanted, norms = np.zeros((size, size)), np.zeros(size), np.zeros(size)
+    gram, wanted, norms, said = np.zeros((size, size)), np.zeros(size), np.zeros(size), 1e-30
     for k in range(groups):
         of = units.reshape(groups, -1)[k]
         unit = np.repeat(of, n_rows // len(of))
         rows = np.flatnonzero(~_others(unit, size))
         rows = rows[np.argsort(unit[rows], kind="stable")]
         names, starts = np.unique(unit[rows], return_index=True)
-        w, product = before[k][rows], xx[k][np.ix_(rows, rows)] * (before[k][rows] @ before[k][rows].T)
+        product = xx[k] * (before[k] @ before[k].T)
+        said += float(product.sum())
+        w, product = before[k][rows], product[np.ix_(rows, rows)]
         gram[np.ix_(names, names)] += np.add.reduceat(np.add.reduceat(product, starts, axis=0), starts, axis=1)
         should = xr[k] + xx[k] @ before[k]  # what is read, times what should be said
         wanted[names] += np.add.reduceat((should[rows] * w).sum(1), starts)
         norms[names] += np.add.reduceat(np.square(w).sum(1), starts)
-    # The variance of what should be said is not known, that of what is said is: nearly the same.
-    said = max(sum(float((xx[k] * (before[k] @ before[k].T)).sum()) for k in range(groups)), 1e-30)
+    # The variance of what should be said is not known, that of what is said (`said`) is: nearly the same.
     return Contributions(gram / said, wanted / said, np.sqrt(norms))
 
 

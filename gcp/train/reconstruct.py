@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from scipy import linalg
 
 from gcp.backend.blocks import to_block, to_symbol
 from gcp.backend.engine import gluon, mx
@@ -21,6 +22,8 @@ from gcp.graph.network import Network, residual_branches
 from gcp.graph.surgery import alive_units
 from gcp.train.distributed import device, process_group
 from gcp.train.loop import Batches
+
+Moments = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see `Sums.moments`
 
 POSITIONS = 10  # of a layer's outputs per image; neighbours say nearly the same
 MEMORY = 10**6  # bytes per image of the whole network's outputs that are held at a time
@@ -217,12 +220,13 @@ class Sums:
         self._bias = layer.bias
         self._centred = self._bias is not None or layer.norm(net) is not None
         groups, n_in, n_out = self.before.shape
+        self._moments: Optional[Moments] = None
         self._n, self._sums = 0, [np.zeros((groups, n_in, n_in)), np.zeros((groups, n_in, n_out))]
         self._sums += [np.zeros((groups, n_in)), np.zeros((groups, n_out))]
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Samples: what is read (n, inputs x taps), and what should come out (n, outputs)."""
-        groups = len(self.before)
+        groups, self._moments = len(self.before), None
         y = y if self._bias is None else y - self._bias
         x, y = (a.reshape(len(a), groups, -1).swapaxes(0, 1).astype(np.float64) for a in (x, y))
         r = y - x @ self.before
@@ -230,18 +234,20 @@ class Sums:
         for total, more in zip(self._sums, (x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ r, x.sum(1), r.sum(1))):
             total += more
 
-    def moments(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def moments(self) -> Moments:
         """Means over all samples: x x', x r', x and r, with r what the present weights leave over.
 
-        The first two are about their means where there is an intercept.
+        The first two are about their means where there is an intercept. They are kept until samples are added.
         """
-        parts = [np.array([self._n], np.float64), *self._sums]
-        flat = process_group().all_reduce_floats(np.concatenate([p.ravel() for p in parts]))
-        n, *sums = np.split(flat, np.cumsum([p.size for p in parts])[:-1])
-        xx, xr, x, r = (s.reshape(p.shape) / n[0] for s, p in zip(sums, parts[1:]))
-        if self._centred:
-            xx, xr = xx - x[:, :, None] * x[:, None, :], xr - x[:, :, None] * r[:, None, :]
-        return xx, xr, x, r
+        if self._moments is None:
+            reduce = process_group().all_reduce_floats
+            (n,) = reduce([self._n])
+            xx, xr, x, r = (reduce(of.ravel()).reshape(of.shape) / n for of in self._sums)
+            if self._centred:
+                xx -= x[:, :, None] * x[:, None, :]
+                xr -= x[:, :, None] * r[:, None, :]
+            self._moments = xx, xr, x, r
+        return self._moments
 
     def solved(self, rows: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
         """The weights (groups, inputs x taps, outputs), and what stays over on average (outputs,).
@@ -255,8 +261,15 @@ class Sums:
             xr = xr[:, rows] + xx[:, rows][:, :, gone] @ before[:, gone]
             r = r + np.einsum("gi,gio->go", x[:, gone], before[:, gone])
             xx, x, before = xx[:, rows][:, :, rows], x[:, rows], before[:, rows]
-        variance = np.trace(xx, axis1=1, axis2=2)[:, None, None] / xx.shape[1]
-        ridge = RIDGE * np.maximum(variance, 1e-12) * np.eye(xx.shape[1])
-        change = np.linalg.solve(xx + ridge, xr)
+        variance = np.trace(xx, axis1=1, axis2=2) / xx.shape[1]
+        ridge = RIDGE * np.maximum(variance, 1e-12)[:, None] * np.ones(xx.shape[1])
+        change = np.stack([_solved(a + np.diag(b), c) for a, b, c in zip(xx, ridge, xr)])
         left = (r - np.einsum("gi,gio->go", x, change)).reshape(-1) if self._centred else np.zeros(r.size)
         return before + change, left
+
+
+def _solved(square: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of equations with a positive definite matrix; not a number where the network's outputs are none."""
+    if not np.isfinite(square).all():
+        return np.full(right.shape, np.nan)
+    return linalg.solve(square, right, assume_a="pos", overwrite_a=True, check_finite=False)
