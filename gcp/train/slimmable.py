@@ -21,7 +21,6 @@ from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import cut
 from gcp.seeds import slimmable_generator
 from gcp.train.distributed import device, process_group
-from gcp.train.losses import Objective
 from gcp.train.optimisers import SGD, Optimiser
 from gcp.train.steps import OrdinaryStep, seed_dropout
 from gcp.train.tasks import Task
@@ -73,7 +72,7 @@ class SlimmableStep:
     ) -> None:
         self._net, self._task, self._sampling, self._seed = net, task, sampling, seed
         self._widest = _Widest(net, _KeptOutput(task), optimiser, seed)
-        self._narrowest = _Narrow(self._widest, net, {g: of[0] for g, of in sampling.levels.items()}, task)
+        self._narrowest = self._cut({g: of[0] for g, of in sampling.levels.items()})
         self._held: Tuple[int, Optional[_Narrow]] = -1, None  # the step from which on it is used, and the network
         self._history: List[np.ndarray] = []  # per step: numbers of the levels, and the difference
         self._pending: List[Tuple[np.ndarray, mx.nd.NDArray]] = []
@@ -128,9 +127,12 @@ class SlimmableStep:
         if self._held[0] != first:
             widths = {g: of[k] for k, (g, of) in zip(chosen, self._sampling.levels.items())}
             self._held = -1, None  # its memory goes before the next one's comes
-            self._held = first, _Narrow(self._widest, self._net, widths, self._task)
+            self._held = first, self._cut(widths)
         self._held[1].load_first()
         return self._held[1]
+
+    def _cut(self, widths: Widths) -> "_Narrow":
+        return _Narrow(self._widest, self._net, widths, self._task)
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
         """The widest network's prediction for images (n, 3, H, W)."""
@@ -145,11 +147,12 @@ class SlimmableStep:
         """That of the widest network's step, and what was drawn."""
         self._settle()
         empty = np.zeros(len(self._sampling.levels) + 1, np.float32)  # MXNet has no arrays without rows
-        return {**self._widest.state(), HISTORY: mx.nd.array(np.stack([empty, *self._history]))}
+        return {**self._widest.state(), HISTORY: mx.nd.array(np.stack([empty, *self._history]), device())}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Step`."""
         self._widest.restore(state)
+        self._narrowest = self._cut({g: of[0] for g, of in self._sampling.levels.items()})
         self._history, self._probabilities = list(state[HISTORY][1:]), (-1, None)
         self._held = -1, None
 
@@ -158,23 +161,28 @@ class SlimmableStep:
         return self._widest.network()
 
 
-class _KeptOutput(Objective):
-    """The task's loss; the output stays for others to learn from."""
+class _KeptOutput:
+    """An objective: the task's loss; the output stays for others to learn from."""
 
-    output: mx.nd.NDArray
+    def __init__(self, task: Task) -> None:
+        self.task, self.output = task, None
 
     def __call__(self, block, x: mx.nd.NDArray, y: mx.nd.NDArray, seed: int, step: int) -> mx.nd.NDArray:
         with autograd.record():
             output = block(x)
             loss = self.task.loss(output, y)
-        object.__setattr__(self, "output", output.detach())
+        self.output = output.detach()
         return loss
 
 
-class _Taught(Objective):
-    """The loss against what another network said of the first images, and against the labels of the others."""
+class _Taught:
+    """An objective: the loss against what another network said of the first images, and against the others' labels.
 
-    output: mx.nd.NDArray
+    The output stays, to be compared.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.output = task, None
 
     def __call__(self, block, x: mx.nd.NDArray, y: Tuple[mx.nd.NDArray, mx.nd.NDArray], seed: int, step: int):
         labels, taught = y
@@ -184,7 +192,7 @@ class _Taught(Objective):
             loss = self.task.distilled_loss(output[:n], taught, 1.0)
             if n < len(x):
                 loss = mx.nd.concat(loss, self.task.loss(output[n:], labels[n:]), dim=0)
-        object.__setattr__(self, "output", output.detach())
+        self.output = output.detach()
         return loss
 
 
