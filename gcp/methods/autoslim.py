@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from gcp import runtime
 from gcp.cost.base import fit_to_measured_budget
 from gcp.graph.network import Network, Widths
 from gcp.methods.base import METHODS, Outcome, Problem, Run, with_new_statistics
@@ -101,16 +102,19 @@ class _Greedy:
                 return widths
             widths = step.widths
         loss = self.steps[-1].loss if self.steps else self._loss(widths)
-        while self._cost(widths) > limit:
-            candidates = self._candidates(widths)
-            if not candidates:
-                break
-            losses = {name: self._loss(other) for name, (other, _) in candidates.items()}
-            name = min(losses, key=lambda each: ((losses[each] - loss) / candidates[each][1], each))
-            widths, loss = candidates[name][0], losses[name]
-            self.steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.steps[-1].model_dump()) + "\n")
+        begun = self._cost(widths)
+        with runtime.progress_bar("narrowed by AutoSlim", "%") as progress:
+            while (now := self._cost(widths)) > limit:
+                progress(int(100 * np.log(begun / now) / np.log(begun / limit)), 100)
+                candidates = self._candidates(widths)
+                if not candidates:
+                    break
+                losses = {name: self._loss(other) for name, (other, _) in candidates.items()}
+                name = min(losses, key=lambda each: ((losses[each] - loss) / candidates[each][1], each))
+                widths, loss = candidates[name][0], losses[name]
+                self.steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(self.steps[-1].model_dump()) + "\n")
         return widths
 
     def _candidates(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
