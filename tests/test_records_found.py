@@ -18,6 +18,7 @@ FOLDERS = [
     ("configs/demo", ["output=results/fashion_mnist_part"]),
     ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
     *(("configs/benchmark", [], f"configs/benchmark/_short-macs-{target}.yaml") for target in ("0.1", "0.02")),
+    *(("configs/width_search", [], f"configs/width_search/_latency-{bound}.yaml") for bound in ("0.4", "0.2")),
     *((f"configs/benchmark{part}", [], overlay) for part in ("", "/grid", "/peers") for overlay in AT),
     *(
         (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], overlay)
@@ -40,6 +41,7 @@ def checked_in():
             "fashion_mnist_part",
             "fashion_mnist_part_choice",
             "statistics",
+            "width_search",
         )
         for run in records.load_records(REPO / "results" / folder)
     }
