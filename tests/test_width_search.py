@@ -68,6 +68,23 @@ def test_least_squares_is_not_misled_by_the_other_groups_widths():
     assert errors["least_squares"] > 0.97 > errors["means"]
 
 
+def test_progress_of_the_training_is_no_worth_of_widths(monkeypatch):
+    """Widths narrow while losses fall for another reason: by one constant for all steps narrow widths would be best."""
+    rng, n = np.random.default_rng(0), 800
+    levels = {f"g{i}": list(range(1, 9)) for i in range(4)}
+    true = {name: np.cumsum(np.sort(rng.exponential(0.1, 8))[::-1]) for name in levels}
+    centre = np.linspace(6, 2, n)[:, None]
+    rows = np.clip(np.round(centre + rng.uniform(-2.5, 2.5, (n, 4))), 0, 7).astype(int)
+    lost = np.linspace(6, 0, n) - sum(true[g][rows[:, k]] for k, g in enumerate(levels)) + rng.normal(0, 0.05, n)
+    found = {}
+    for periods in (0, statistics.PERIODS):
+        monkeypatch.setattr(statistics, "PERIODS", periods)
+        found[periods] = statistics.gains_of(Drawn(rows, lost), levels, "least_squares", 1.0)
+    for name in levels:
+        assert np.ptp(found[0][name]) < 0.1 * np.ptp(true[name])
+        assert np.ptp(found[statistics.PERIODS][name]) > 0.4 * np.ptp(true[name])
+
+
 def test_only_the_last_part_of_the_steps_counts():
     early, late = drawn([(0, 0, 0)] * 6), drawn(list(itertools.product(range(4), range(3), range(1))))
     both = Drawn(np.vstack([early.levels, late.levels]), np.append(100 + early.differences, late.differences))
@@ -185,11 +202,28 @@ def test_aows_gives_up_widths_as_it_cools(net, tmp_path):
     ]
     totals = [sum(of.values()) for of in alive]
     assert totals[0] > 3.5 * len(levels) and totals[-1] <= 1.5 * len(levels) and totals == sorted(totals, reverse=True)
-    best = narrowing._solver.solve(
-        statistics.gains_of(held, levels, "least_squares", 0.5), 0.4 * problem.budget.original
-    )
+    best = narrowing._solver.solve(options.gains(held, levels, 20), 0.4 * problem.budget.original)
     last = narrowing(19, held)
     assert sum(last[g][levels[g].index(width)] > 0.2 for g, width in best.widths.items()) >= len(levels) - 1
+
+
+def test_what_aows_gave_up_stays_given_up(net, tmp_path):
+    """Drawn by its own policy, many times: the last widths say nothing of others, which must not come back for that."""
+    _, options, problem = attempt(net, tmp_path / "a", "aows", hottest=1e-3, coldest=1e-3, warmup=0.25)
+    narrowing, rng = method.Narrowing(problem, options), np.random.default_rng(0)
+    levels = options.grid(net.widths, 2)
+    narrowing._n_steps, narrowing.first = 1600, 400
+    worth = [np.sqrt(of) for of in levels.values()]
+    rows, alive = [], []
+    for step in range(0, 1600, 20):
+        held = np.array(rows, np.int64).reshape(-1, len(levels))
+        told = -sum(of[held[:, k]] for k, of in enumerate(worth)) + rng.normal(0, 0.1, len(held))
+        p = narrowing(step, Drawn(held, told))
+        alive.append(sum(int((p[g] >= method.ALIVE).sum()) if p else len(of) for g, of in levels.items()))
+        draw = [rng.choice(len(of), 20, p=None if p is None else p[g]) for g, of in levels.items()]
+        rows += np.array(draw).T.tolist()
+    assert alive[-1] == min(alive) or alive[-1] <= min(alive) + 2
+    assert alive[-1] < 2 * len(levels)
 
 
 def test_a_record_keeps_states_of_the_narrowing(net, tmp_path):

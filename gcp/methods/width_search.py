@@ -49,7 +49,12 @@ class OwsOptions(MethodOptions):
     estimator: statistics.Estimator = Field(
         "least_squares", description="how gains follow from the losses: all at once, or by marginal means (the paper's)"
     )
-    window: float = Field(0.5, gt=0, le=1, description="the last part of the steps, from which gains are estimated")
+    window: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="the last part of the steps, from which gains are estimated; of AOWS that of its warm-up",
+    )
 
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
@@ -90,6 +95,10 @@ class OwsOptions(MethodOptions):
                 "budget.target",
             )
 
+    def gains(self, drawn: Any, levels: Levels, n_steps: int) -> statistics.Gains:
+        """What each level of each group is worth, by what a training of `n_steps` has drawn so far."""
+        return statistics.gains_of(drawn, levels, self.estimator, self.window)
+
     def n_steps(self, n_batches: int) -> int:
         """Steps of slimmable training, with `n_batches` batches an epoch."""
         return max(1, round(self.epochs * n_batches))
@@ -124,6 +133,14 @@ class AowsOptions(OwsOptions):
         """Its name in the literature."""
         return "AOWS"
 
+    def n_warmup(self, n_steps: int) -> int:
+        """Steps in which all widths are drawn alike, 1 or more."""
+        return max(1, round(self.warmup * n_steps))
+
+    def gains(self, drawn: Any, levels: Levels, n_steps: int) -> statistics.Gains:
+        """By the last part of the warm-up and all that came after: what is given up keeps what it was worth then."""
+        return statistics.gains_of(drawn, levels, self.estimator, self.window, self.n_warmup(n_steps))
+
 
 @METHODS.register("ows", OwsOptions)
 def ows(problem: Problem, options: OwsOptions, run: Run) -> Outcome:
@@ -155,7 +172,7 @@ class Narrowing:
         self._n_steps = options.n_steps(problem.data.train.n_batches(problem.batch))
         self._levels = options.grid(problem.net.widths, problem.budget.round_to)
         self._solver = Solver(self._levels, problem.budget.cost)
-        self.first = round(options.warmup * self._n_steps)
+        self.first = options.n_warmup(self._n_steps)
 
     @property
     def renew(self) -> int:
@@ -169,9 +186,9 @@ class Narrowing:
 
     def __call__(self, step: int, drawn: Any) -> Optional[Dict[str, np.ndarray]]:
         """See `gcp.train.slimmable.Policy`."""
-        if step < max(self.first, 1):
+        if step < self.first:
             return None
-        gains = statistics.gains_of(drawn, self._levels, self._options.estimator, self._options.window)
+        gains = self._options.gains(drawn, self._levels, self._n_steps)
         spread = float(np.mean([np.ptp(of) for of in gains.values()]))
         if spread == 0:
             return None
@@ -258,7 +275,7 @@ def _outcome(
 ) -> Outcome:
     """The best widths' network, with the slimmable network's weights and statistics of its own."""
     levels = options.grid(problem.net.widths, problem.budget.round_to)
-    gains = statistics.gains_of(drawn, levels, options.estimator, options.window)
+    gains = options.gains(drawn, levels, options.n_steps(problem.data.train.n_batches(problem.batch)))
     solver, found = Solver(levels, problem.budget.cost), {}
 
     def small(aim: float) -> Network:

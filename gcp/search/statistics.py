@@ -28,6 +28,7 @@ Gains = Dict[str, np.ndarray]  # of each group, a value for each of its levels
 FIX = "train again with `search.py train`, or name a file that it wrote"
 SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)  # tried weights of the penalty on bends, chosen on drawn widths left out
 FOLDS = 4
+PERIODS = 4  # of a training, in each of which losses may change for other reasons than widths at a rate of their own
 
 Level = Annotated[int, Field(ge=0, le=10**4)]
 Name = Annotated[str, Field(max_length=1000)]
@@ -115,9 +116,13 @@ def read(path: Path) -> Statistics:
 ESTIMATORS: Registry[Callable[["Drawn", Mapping[str, Sequence[int]]], Gains]] = Registry("estimator")
 
 
-def gains_of(drawn: Drawn, levels: Mapping[str, Sequence[int]], estimator: str, window: float) -> Gains:
-    """Gains from the last part `window` of the steps. UserError: an estimator of that name is not there."""
-    first = len(drawn.levels) - max(1, round(window * len(drawn.levels)))
+def gains_of(drawn: Drawn, levels: Mapping[str, Sequence[int]], estimator: str, window: float, n: int = 0) -> Gains:
+    """Gains from the last part `window` of the first n steps (of all by default) and whatever came after these.
+
+    UserError: an estimator of that name is not there.
+    """
+    n = n or len(drawn.levels)
+    first = n - max(1, round(window * n))
     counted = replace(drawn, levels=drawn.levels[first:], differences=drawn.differences[first:])
     return ESTIMATORS[estimator](counted, levels)
 
@@ -142,15 +147,18 @@ def least_squares(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
     """Additive gains that explain all differences at once, so that the other groups' widths are no noise.
 
     A group's gain never falls as it widens, and rises ever less; bends are as small as drawn widths that were left out
-    want them to be. The narrowest width has gain 0.
+    want them to be. The narrowest width has gain 0. Differences fall as the training goes on, and widths may be drawn
+    narrower and narrower, so there is a constant that changes with time, linearly between `PERIODS` + 1 points.
     """
-    rows, which = np.unique(drawn.levels, axis=0, return_inverse=True)
+    time = np.arange(len(drawn.levels)) * PERIODS / max(1, len(drawn.levels) - 1)
+    rows, which = np.unique(np.column_stack([time.astype(int), drawn.levels]), axis=0, return_inverse=True)
     counts = np.bincount(which.ravel())
-    wanted = -np.bincount(which.ravel(), drawn.differences) / counts
+    wanted, time = (np.bincount(which.ravel(), of) / counts for of in (-drawn.differences, time))
     sizes = [len(of) for of in levels.values()]
-    # Concave and rising: a sum of min(level, k) with weights that are not negative. And a constant of either sign.
-    bends = [np.minimum(rows[:, [g]], np.arange(1, size)) for g, size in enumerate(sizes)]
-    matrix = np.hstack([*bends, np.ones((len(rows), 1)), -np.ones((len(rows), 1))]).astype(np.float64)
+    # Concave and rising: a sum of min(level, k) with weights that are not negative. And constants of either sign.
+    bends = [np.minimum(rows[:, [g + 1]], np.arange(1, size)) for g, size in enumerate(sizes)]
+    constants = np.maximum(0, 1 - np.abs(time[:, None] - np.arange(PERIODS + 1)))
+    matrix = np.hstack([*bends, constants, -constants]).astype(np.float64)
     fold = np.arange(len(rows)) % FOLDS
     grams = [_gram(matrix, wanted, counts, fold == k) for k in range(FOLDS)]
 
@@ -163,7 +171,7 @@ def least_squares(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
         return total
 
     smooth = min(SMOOTHNESS, key=error) if len(rows) > FOLDS else SMOOTHNESS[-1]
-    parts = np.split(_not_negative(grams, smooth)[:-2], np.cumsum([size - 1 for size in sizes])[:-1])
+    parts = np.split(_not_negative(grams, smooth)[: -2 * (PERIODS + 1)], np.cumsum([size - 1 for size in sizes])[:-1])
     return {
         name: np.minimum(np.arange(size)[:, None], np.arange(1, size)) @ part
         for name, size, part in zip(levels, sizes, parts)
@@ -178,11 +186,11 @@ def _gram(matrix: np.ndarray, wanted: np.ndarray, counts: np.ndarray, which: np.
 def _not_negative(grams: Sequence[Tuple[np.ndarray, ...]], smooth: float) -> np.ndarray:
     """The non-negative solution of the summed normal equations with the penalty, by the root of their matrix.
 
-    The last two unknowns, the constant, have no penalty.
+    The last unknowns, the constants, have no penalty.
     """
     square, right, n = (sum(parts) for parts in zip(*grams))
     penalty = np.full(len(right), n * smooth)
-    penalty[-2:] = 0
+    penalty[-2 * (PERIODS + 1) :] = 0
     square = square + np.diag(penalty + 1e-6 * max(square.diagonal().max(), 1.0))
     root = np.linalg.cholesky(square)
     found, _ = optimize.nnls(root.T, np.linalg.solve(root, right), maxiter=100 * len(right))
