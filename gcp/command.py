@@ -35,6 +35,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` says what it takes", key="option.value")
 
 
+def verbs(parser: Parser) -> Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]:
+    """A function that adds a verb to a script: its name, what it calls, and its help; the verb's parser takes options.
+
+    `parse_args` then gives a namespace whose `function` is that of the verb.
+    """
+    added = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+
+    def verb(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = added.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    return verb
+
+
 class Told(KeyboardInterrupt):
     """A signal has told the process to end; its argument is the signal's number."""
 

@@ -12,12 +12,7 @@ from gcp import errors, runtime
 def run(argv: list) -> None:
     """Parse and call the verb."""
     parser = command_line.Parser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
-
-    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(function=function)
-        return sub
+    verb = command_line.verbs(parser)
 
     sub = verb("measure", measure, "time networks in turn (A B A B) on this machine")
     add_network(sub, many=True)

@@ -14,12 +14,7 @@ from gcp.search import statistics
 def run(argv: list[str]) -> None:
     """Parse and call the verb."""
     parser = command_line.Parser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
-
-    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(function=function)
-        return sub
+    verb = command_line.verbs(parser)
 
     sub = verb("train", train, "train the slimmable network of a configuration of method ows, or resume it")
     add_config(sub)
