@@ -15,7 +15,7 @@ from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
 from gcp.experiment.config import Config
-from gcp.experiment.plan import latency_model, load_data
+from gcp.experiment.plan import latency_model, load_data, warn
 from gcp.experiment.run import FINAL, dense_prefix, measured
 from gcp.graph.network import Network
 from gcp.graph.surgery import resized
@@ -58,7 +58,8 @@ def _networks(cfg: Config, folder: record.Run) -> List[Network]:
 def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
     """Time the networks of all finished runs below a folder that have not been timed, one after another.
 
-    Those of another number of threads than this process has are left out, and so are those that were moved.
+    Those of another number of threads than this process has are left out, and so are those that were moved. What cannot
+    be timed here, such as a latency that is another processor's, is named on stderr.
     """
     todo = []
     for run in record.load_records(Path(folder)):
@@ -67,7 +68,10 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
             if record.run_path(cfg).resolve() == run.path.resolve() and cfg.threads in (0, runtime.n_threads()):
                 todo.append(cfg)
     for number, cfg in enumerate(todo, 1):
-        measure_speed(cfg)
+        try:
+            measure_speed(cfg)
+        except UserError as error:
+            warn(f"{cfg.name} seed {cfg.seed} is not timed: {error}")
         progress(number, len(todo))
 
 
