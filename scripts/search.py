@@ -128,8 +128,8 @@ def solve(args: argparse.Namespace) -> None:
     from gcp.experiment import width_search
 
     rows = []
-    problems = _problems(args, args.latency_model)
-    for row in width_search.solve(problems, args.bound):
+    problem = _problem(args, args.latency_model)
+    for row in width_search.solve(problem, args.bound):
         rows.append(row)
         cost = f"{1e3 * row['value']:.4g} ms, " if row["cost"] == "latency" else ""
         print(
@@ -152,10 +152,10 @@ def front(args: argparse.Namespace) -> None:
     costs = [("latency", model) for model in args.latency_model or ()] or [("macs", None)]
     for number, (name, model) in enumerate(costs):
         prefix = Path(args.out + (f"-{number + 1}" if len(costs) > 1 else ""))
-        problems = _problems(args, model)
-        rows, uniform = width_search.front(problems, name, args.points), width_search.uniform(problems, name)
+        problem = _problem(args, model)
+        rows, uniform = width_search.front(problem, name, args.points), width_search.uniform(problem, name)
         with tables.writing(prefix.parent, "--out"):
-            sizes, network = problems.held.header.sizes, problems.network.name
+            sizes, network = problem.held.header.sizes, problem.network.name
             paths = report.write_front(rows, uniform, sizes, network, prefix)
         for path in paths:
             print(path)
@@ -237,10 +237,10 @@ def _config(args: argparse.Namespace) -> config.Config:
     return cfg
 
 
-def _problems(args: argparse.Namespace, model):
+def _problem(args: argparse.Namespace, model):
     from gcp.experiment import width_search
 
-    return width_search.Problems.open(Path(args.statistics), args.estimator, args.window, model and Path(model))
+    return width_search.WidthProblem.open(Path(args.statistics), args.estimator, args.window, model and Path(model))
 
 
 if __name__ == "__main__":

@@ -353,8 +353,8 @@ def test_the_front_is_written_and_drawn(searched, tmp_path, capsys):
     code, out, err = called(capsys, "front", held, "--points", "6", "--out", tmp_path / "front")
     assert code == 0, err
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".tex", ".png", ".svg"}
-    problems = width_search.Problems.open(held)
-    rows = width_search.front(problems, "macs", 6)
+    problem = width_search.WidthProblem.open(held)
+    rows = width_search.front(problem, "macs", 6)
     assert len(rows) > 3 and all(a["kept"] < b["kept"] and a["gain"] < b["gain"] for a, b in zip(rows, rows[1:]))
 
 

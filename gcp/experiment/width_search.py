@@ -73,7 +73,7 @@ def _check_method(cfg: Config) -> None:
 
 
 @dataclass(frozen=True)
-class Problems:
+class WidthProblem:
     """What a file of statistics is asked: its network, gains, and a solver for each cost.
 
     `latency_model`: what the cost `latency` is predicted by. UserError: the model is of another network.
@@ -87,7 +87,7 @@ class Problems:
     @classmethod
     def open(
         cls, path: Path, estimator: str = "least_squares", window: float = 0.5, latency_model: Optional[Path] = None
-    ) -> Problems:
+    ) -> WidthProblem:
         """Of a file."""
         held = statistics.read(path)
         return cls(path, held, statistics.gains_of(held.drawn, held.header.levels, estimator, window), latency_model)
@@ -115,7 +115,8 @@ class Problems:
         if model.sizes != net.widths:
             wrong = f"is of '{model.network}', the statistics are of '{net.name}' with other groups or widths"
             raise UserError(f"{self.latency_model}: {wrong}; sample and fit one for this network", "search.other")
-        return model.cost(net), model.reference_s
+        cost = model.cost(net)
+        return cost, cost(net.widths)  # as experiments count it, not as it was measured
 
     def solver(self, name: str) -> Tuple[Solver, float]:
         """A solver for a cost, and the cost of the network itself."""
@@ -139,15 +140,15 @@ def bound(text: str, default: str) -> Tuple[str, float, bool]:
     return ("latency" if found[3] else found[1] or default), number / (1e3 if found[3] else 1), bool(found[3])
 
 
-def solve(problems: Problems, bounds: Sequence[str]) -> Iterator[Dict[str, Any]]:
+def solve(problem: WidthProblem, bounds: Sequence[str]) -> Iterator[Dict[str, Any]]:
     """Per bound, the best widths within it, their predicted cost and what they are worth.
 
     UserError: a bound is below what the narrowest widths need.
     """
-    default = "macs" if problems.latency_model is None else "latency"
+    default = "macs" if problem.latency_model is None else "latency"
     for text in bounds:
         name, number, is_seconds = bound(text, default)
-        solver, original = problems.solver(name)
+        solver, original = problem.solver(name)
         limit = number if is_seconds else number * original
         if limit < solver.lowest:
             least = f"{1e3 * solver.lowest:.4g} ms" if is_seconds else f"{solver.lowest / original:.4f}"
@@ -155,14 +156,14 @@ def solve(problems: Problems, bounds: Sequence[str]) -> Iterator[Dict[str, Any]]
             raise UserError(
                 f"--bound {text}: {wrong}; ask for no less, or train with a smaller narrowest", "search.bound"
             )
-        solution = solver.solve(problems.gains, limit)
-        yield {"bound": text, **described(problems, name, solution, original)}
+        solution = solver.solve(problem.gains, limit)
+        yield {"bound": text, **described(problem, name, solution, original)}
 
 
-def described(problems: Problems, name: str, solution: Solution, original: float) -> Dict[str, Any]:
+def described(problem: WidthProblem, name: str, solution: Solution, original: float) -> Dict[str, Any]:
     """A solution as plain values: cost (in seconds or counts), parts of the network's own cost, gain, gap, widths."""
-    sizes = problems.held.header.sizes
-    net = problems.network
+    sizes = problem.held.header.sizes
+    net = problem.network
     others = {
         key: count(net)(solution.widths) / count(net)(sizes) for key, count in (("macs", macs), ("params", params))
     }
@@ -178,16 +179,16 @@ def described(problems: Problems, name: str, solution: Solution, original: float
     }
 
 
-def front(problems: Problems, name: str, n: int) -> List[Dict[str, Any]]:
+def front(problem: WidthProblem, name: str, n: int) -> List[Dict[str, Any]]:
     """Widths of most worth at up to n bounds of a cost, from the cheapest on."""
-    solver, original = problems.solver(name)
-    return [described(problems, name, solution, original) for solution in solver.front(problems.gains, n)]
+    solver, original = problem.solver(name)
+    return [described(problem, name, solution, original) for solution in solver.front(problem.gains, n)]
 
 
-def uniform(problems: Problems, name: str) -> List[Dict[str, Any]]:
+def uniform(problem: WidthProblem, name: str) -> List[Dict[str, Any]]:
     """For comparison: every group at its k-th level, or its last."""
-    cost, original = problems.cost(name)
-    levels, gains = problems.held.header.levels, problems.gains
+    cost, original = problem.cost(name)
+    levels, gains = problem.held.header.levels, problem.gains
     rows = []
     for k in range(max(map(len, levels.values()))):
         at = {group: round(k * (len(of) - 1) / (max(map(len, levels.values())) - 1)) for group, of in levels.items()}
