@@ -9,6 +9,7 @@ Fenced blocks of commands say whether they are run here, by the words after the 
 and the same for `python` and `yaml`. The blocks of a page run in its order, in a copy of the checkout.
 """
 
+import fnmatch
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, List, NamedTuple
+from typing import Any, List, NamedTuple, Set
 
 import pytest
 
@@ -37,9 +38,16 @@ PAGES = [
 ]
 COPIED = ("README.md", "configs", "docs", "gcp", "results", "scripts", "setup.py", "tests/golden/onnx")
 # What runs leave in a checkout, where it is not tracked; a test that found it would not hold elsewhere.
-LEFT_BEHIND = shutil.ignore_patterns(
-    "__pycache__", "*.params", "*.states", "*.npz", "smoke", "runs", "dense-seed*", "lock", "*-symbol.json"
-)
+LEFT = ("__pycache__", "*.params", "*.states", "*.npz", "smoke", "runs", "lock", "*.lock", "*-symbol.json")
+
+
+def left_behind(folder: str, names: List[str]) -> Set[str]:
+    """Which of a folder's names are not copied: of dense networks' folders all but statistics, as .gitignore has it."""
+    if Path(folder).name.startswith("dense-seed"):
+        return {name for name in names if not fnmatch.fnmatch(name, "slimmable-*.statistics.jsonl")}
+    return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in LEFT)}
+
+
 NOT_RUN = "# Not run by the tests: "
 SECONDS = 600
 
@@ -211,7 +219,7 @@ def checkout(tmp_path):
     folder.mkdir()
     for name in COPIED:
         if (REPO / name).is_dir():
-            shutil.copytree(REPO / name, folder / name, ignore=LEFT_BEHIND)
+            shutil.copytree(REPO / name, folder / name, ignore=left_behind)
         else:
             shutil.copy(REPO / name, folder)
     return folder
