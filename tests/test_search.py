@@ -552,6 +552,22 @@ def test_two_processes_share_one_search(tmp_path):
     assert {name for name, _ in begun(log)} == {"a", "b"}
 
 
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_run_again(tmp_path, monkeypatch):
+    """One process has seen it running; the other ends it and gives its lock back; only then the first tries that."""
+    with tuner(tmp_path / "a", 3)._study("run", 0) as one, tuner(tmp_path / "a", 3)._study("run", 0) as two:
+        assert one.claim()["trial"] == 0
+        take, ended = tuning._Study._take, []
+
+        def late(self, trial):
+            if self is two and trial.number == 0 and not ended:
+                ended.append(one.tell("complete", 0.5, 10, None))
+            return take(self, trial)
+
+        monkeypatch.setattr(tuning._Study, "_take", late)
+        assert two.claim()["trial"] == 1 and len(ended) == 1
+        assert [row["trial"] for row in two.rows()] == [0]
+
+
 @pytest.mark.slow
 def test_the_trial_of_a_process_that_was_killed_is_run_by_another(tmp_path):
     with server() as url:

@@ -353,7 +353,10 @@ class _Study:
                 trials = self._trials()
                 for trial in trials:  # those of processes that were killed
                     if trial.state == TrialState.RUNNING and self._take(trial):
-                        return {"trial": trial.number, "values": self._values(trial)}
+                        # It may have ended since it was looked at, and its lock been given back for that.
+                        if not self._trials()[trial.number].state.is_finished():
+                            return {"trial": trial.number, "values": self._values(trial)}
+                        self.release()
                 if len(trials) < search.trials:
                     values = suggest(search, space, self._tuner.first, self._seed, trials)
                     drawn = {key: distribution(tried) for key, tried in space.items()}
