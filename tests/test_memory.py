@@ -91,6 +91,14 @@ def test_nothing_is_written_over_what_is_still_read_or_over_the_image():
     assert peak_memory(image)(image.widths) == 4 * 2 * 8 * 2 * 2
 
 
+def test_halves_of_a_split_are_two_buffers():
+    """Alike in size and in when they are there: while the image is read, and while both are joined again."""
+    a, b = mx.sym.split(mx.sym.var("data"), num_outputs=2, axis=1, name="halves")
+    x = mx.sym.Convolution(mx.sym.concat(b, a, dim=1), num_filter=1, kernel=(4, 4), name="conv")
+    net = built(mx.sym.FullyConnected(x, num_hidden=2, name="last"), (8, 4, 4))
+    assert peak_memory(net)(net.widths) == simulated(net) == 4 * (8 + 4 + 4) * 16
+
+
 def test_a_budget_of_memory_is_met_by_all_that_read_terms():
     net = random_network("cifar_resnet20_v1")
     cost = peak_memory(net)

@@ -38,10 +38,12 @@ class Buffer(NamedTuple):
 def peak_memory(net: Network, options: Optional[Options] = None) -> Cost:
     """Bytes of activations in float32: the largest of one term for each moment at which a new buffer is needed."""
     found = buffers(net)
-    alive = [frozenset(b for b in found if b.first <= at <= b.last) for at in sorted({b.first for b in found})]
+    moments = sorted({b.first for b in found})
+    # By number: two buffers of one size can be there from one node to another, such as the halves of a split.
+    alive = [frozenset(k for k, b in enumerate(found) if b.first <= at <= b.last) for at in moments]
     # What is there at one moment is a part of what is there at another: the other one counts.
     most = [now for now in dict.fromkeys(alive) if not any(now < other for other in alive)]
-    return Cost([_term(now) for now in most], "max")
+    return Cost([_term([found[k] for k in sorted(now)]) for now in most], "max")
 
 
 def buffers(net: Network) -> List[Buffer]:
@@ -92,7 +94,7 @@ def _channels(net: Network, i: int, o: int, shape: Tuple[int, ...]) -> Tuple[tup
     return tuple(sorted(form.items())), fixed, math.prod(shape) // shape[labels.axis]
 
 
-def _term(alive: frozenset) -> Term:
+def _term(alive: List[Buffer]) -> Term:
     """Bytes of these buffers together, by the widths of the groups that they hold."""
     names = tuple(sorted({name for buffer in alive for name, _ in buffer.per_unit}))
     slopes = np.array([sum(b.values * dict(b.per_unit).get(name, 0) for b in alive) for name in names], np.float64)
