@@ -37,17 +37,12 @@ def expansions(net: Network) -> Dict[str, Expansion]:
         if node.op != "Convolution" or not is_depthwise(net, i):
             continue
         (at, o), norm = node.inputs[0], None
-        while o == 0 and net.readers[at, 0] == [_reader(net, at)] and _is_between(net, at, norm):
+        while o == 0 and len(net.readers[at, 0]) == 1 and _is_between(net, at, norm):
             norm = at if is_norm(net, at) else norm
             at, o = net.nodes[at].inputs[0]
         if o == 0 and _is_pointwise(net, at) and len(net.readers[at, 0]) == 1:
             found[node.name] = Expansion(at, norm, i)
     return found
-
-
-def _reader(net: Network, i: int) -> Optional[int]:
-    readers = net.readers[i, 0]
-    return readers[0] if readers else None
 
 
 def _is_between(net: Network, i: int, norm: Optional[int]) -> bool:
@@ -125,9 +120,9 @@ def droppable(net: Network) -> Dict[str, Tuple[int, Tensor]]:
     """By the name of its addition, each residual block whose shortcut is what the block reads: (addition, shortcut)."""
     found = {}
     for branch, shortcut in residual_branches(net):
-        (i,) = [k for k in net.readers[branch] if branch in net.nodes[k].inputs and shortcut in net.nodes[k].inputs]
-        if _begins_at(net, branch, shortcut):
-            found[net.nodes[i].name] = i, shortcut
+        for i in net.readers[branch] if _begins_at(net, branch, shortcut) else ():
+            if operator(net.nodes[i].op).is_addition and shortcut in net.nodes[i].inputs:
+                found[net.nodes[i].name] = i, shortcut
     return found
 
 
@@ -185,11 +180,11 @@ def _with_convolution(
     nodes[i] = replace(node, attrs=attrs, inputs=(source, *node.inputs[1:]))
     if "__shape__" in nodes[j].attrs:
         nodes[j] = replace(nodes[j], attrs={**nodes[j].attrs, "__shape__": str(weight.shape)})
-    reader = _reader(net, i)
+    readers = net.readers[i, 0]
     if added.any() and net.bias(node.name) is not None:
         arrays[net.bias(node.name)] = (arrays[net.bias(node.name)] + added).astype(np.float32)
-    elif added.any() and reader is not None and net.readers[i, 0] == [reader] and is_norm(net, reader):
-        mean = net.nodes[net.nodes[reader].inputs[3][0]].name
+    elif added.any() and len(readers) == 1 and is_norm(net, readers[0]):
+        mean = net.nodes[net.nodes[readers[0]].inputs[3][0]].name
         arrays[mean] = (arrays[mean] - added).astype(np.float32)
     elif added.any():
         return _reachable(_with_bias(replace(net, nodes=tuple(nodes), shapes=tuple(shapes), arrays=arrays), i, added))
