@@ -15,7 +15,7 @@ from gcp.cost.analytic import macs
 from gcp.errors import UserError
 from gcp.graph.channels import is_norm
 from gcp.graph.network import residual_branches
-from gcp.graph.rewrites import depthwise_to_full, drop_block, droppable, expansions, fuse_expand
+from gcp.graph.rewrites import depthwise_to_full, drop_block, droppable, expansions, fuse_expand, resize_kernel
 from gcp.graph.surgery import shrink, silence
 
 
@@ -59,9 +59,9 @@ def test_a_fused_expansion_is_both_convolutions_in_a_row(net):
         plain = without_inner_activation(net, block)
         fused = fuse_expand(plain, name)
         assert difference(predict(plain, images(net)), predict(fused, images(net))) < 1e-4
-        node = fused.nodes[fused.index[name]]
+        node = fused.nodes[fused.index[net.nodes[block.expand].name]]
         assert int(node.literal("num_group", 1)) == 1 and tuple(node.literal("kernel")) == (3, 3)
-        assert net.nodes[block.expand].name not in fused.index
+        assert name not in fused.index and fused.widths == net.widths  # groups keep their names
         n_nodes = sum(node.op != "null" for node in net.nodes) - sum(node.op != "null" for node in fused.nodes)
         assert n_nodes == 3  # the convolution, its norm and its activation
 
@@ -75,8 +75,33 @@ def test_the_inner_norms_constant_moves_on():
         x = mx.sym.relu(mx.sym.BatchNorm(x, fix_gamma=False, name="outer") if after == "norm" else x)
         net = built(mx.sym.FullyConnected(x, num_hidden=2, name="last"), (3, 6, 6))
         fused = fuse_expand(net, "depthwise")
-        assert "inner_gamma" not in fused.arrays and ("depthwise_bias" in fused.arrays) == (after != "norm")
+        assert "inner_gamma" not in fused.arrays and ("expand_bias" in fused.arrays) == (after != "norm")
         assert difference(predict(net, images(net)), predict(fused, images(net))) < 1e-5
+
+
+def test_a_larger_kernel_says_the_same_and_a_smaller_one_has_the_middle(net):
+    for layer in (list(expansions(net))[2], net.nodes[expansions(net)[list(expansions(net))[2]].expand].name):
+        size = net.arrays[net.weight(layer)].shape[-1]
+        larger = resize_kernel(net, layer, size + 2)
+        assert larger.arrays[larger.weight(layer)].shape[2:] == (size + 2, size + 2)
+        assert difference(predict(net, images(net)), predict(larger, images(net))) < 1e-5
+        again = resize_kernel(larger, layer, size)
+        assert np.array_equal(again.arrays[again.weight(layer)], net.arrays[net.weight(layer)])
+        assert again.shapes == net.shapes
+    with pytest.raises(UserError, match="nowhere"):
+        resize_kernel(net, "nowhere", 5)
+    for wrong in (2, 0, -1):
+        with pytest.raises(UserError) as error:
+            resize_kernel(net, list(expansions(net))[2], wrong)
+        assert error.value.key == "rewrite.kernel"
+
+
+def test_a_dilated_kernel_grows_with_its_padding():
+    x = mx.sym.Convolution(mx.sym.var("data"), num_filter=4, kernel=(3, 3), dilate=(2, 2), pad=(2, 2), name="conv")
+    net = built(mx.sym.FullyConnected(x, num_hidden=2, name="last"), (3, 9, 9))
+    larger = resize_kernel(net, "conv", 5)
+    assert larger.nodes[larger.index["conv"]].literal("pad") == (4, 4)
+    assert difference(predict(net, images(net)), predict(larger, images(net))) < 1e-5
 
 
 def test_a_full_convolution_in_a_depthwise_ones_place_says_the_same(net):

@@ -17,7 +17,7 @@ Form = Dict[Optional[str], int]  # channels as a sum over groups: channels per u
 def macs(net: Network, options: Optional[Options] = None) -> Cost:
     """Multiply-accumulates of the convs and dense layers for one image at the network's input size."""
     return _cost(
-        (call.operator.positions(call), forms)
+        (call.node.name, call.operator.positions(call), forms)
         for call in net.structure.calls.values()
         for k, forms in _arrays(net, call)
         if k == call.operator.weight
@@ -31,7 +31,7 @@ def params(net: Network, options: Optional[Options] = None) -> Cost:
     for call in net.structure.calls.values():
         for k, forms in _arrays(net, call):
             found.setdefault(net.nodes[call.node.inputs[k][0]].name, forms)
-    return _cost((1, forms) for name, forms in found.items() if name not in skipped)
+    return _cost((name, 1, forms) for name, forms in found.items() if name not in skipped)
 
 
 def running_statistics(net: Network) -> int:
@@ -59,16 +59,18 @@ def _arrays(net: Network, call: Call) -> Iterator[Tuple[int, Tuple[Form, ...]]]:
             )
 
 
-def _cost(parts: Iterable[Tuple[int, Tuple[Form, ...]]]) -> Cost:
-    """The sum of products of a number and of forms, of which at most two depend on widths."""
+def _cost(parts: Iterable[Tuple[str, int, Tuple[Form, ...]]]) -> Cost:
+    """The sum of products of a number and of forms, of which at most two depend on widths; each of a place."""
     total: Dict[Tuple[Optional[str], Optional[str]], int] = {}
-    for number, forms in parts:
+    each = []
+    for place, number, forms in parts:
         number *= math.prod(form[None] for form in forms if set(form) == {None})
         first, second, *_ = [form for form in forms if set(form) != {None}] + [{None: 1}] * 2
         for a, n in first.items():
             for b, m in second.items():
                 total[a, b] = total.get((a, b), 0) + number * n * m
-    return Cost([product(float(value), a, b) for (a, b), value in total.items()])
+                each.append(product(float(number * n * m), a, b, place))
+    return Cost([product(float(value), a, b) for (a, b), value in total.items()], parts=each)
 
 
 def describe(net: Network) -> dict:

@@ -22,36 +22,46 @@ MAX_CORRECTIONS = 4
 class Term(NamedTuple):
     """One part of a cost: `value(*widths)` of the groups `names`, which are all different.
 
-    At most two groups, as a rule: that is what keeps exact solvers fast. None: a constant.
+    At most two groups, as a rule: that is what keeps exact solvers fast. None: a constant. `place`: the node or array
+    of the network that the part is about, where it is about one.
     """
 
     names: Tuple[str, ...]
     value: Callable[..., float]
+    place: str = ""
 
 
-def product(coefficient: float, first: Optional[str] = None, second: Optional[str] = None) -> Term:
+def product(coefficient: float, first: Optional[str] = None, second: Optional[str] = None, place: str = "") -> Term:
     """The term coefficient * width * width; None stands for a width of 1, and both may be the same group."""
     factors = [name for name in (first, second) if name is not None]
     if not factors:
-        return Term((), lambda: coefficient)
+        return Term((), lambda: coefficient, place)
     if len(factors) == 1:
-        return Term(tuple(factors), lambda a: coefficient * a)
+        return Term(tuple(factors), lambda a: coefficient * a, place)
     if factors[0] == factors[1]:
-        return Term((factors[0],), lambda a: coefficient * a * a)
-    return Term(tuple(factors), lambda a, b: coefficient * a * b)
+        return Term((factors[0],), lambda a: coefficient * a * a, place)
+    return Term(tuple(factors), lambda a, b: coefficient * a * b, place)
 
 
 class Cost:
     """Prices widths: the sum or the maximum of `terms`.
 
     `granularity`: None where every channel counts. Else the device works in blocks of about so many channels, which
-    makes the cost a staircase, whose slope `marginal` gives.
+    makes the cost a staircase, whose slope `marginal` gives. `parts` is the same cost in more terms, each about one
+    place of the network only, where terms have been joined: what other architectures' costs differ by.
 
     The values of the last call are kept, and only the terms of groups that have changed since are evaluated again.
     """
 
-    def __init__(self, terms: Sequence[Term], combine: str = "sum", granularity: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        combine: str = "sum",
+        granularity: Optional[int] = None,
+        parts: Optional[Sequence[Term]] = None,
+    ) -> None:
         self.terms, self.granularity = tuple(terms), granularity
+        self.parts = self.terms if parts is None else tuple(parts)
         self._combine = {"sum": sum, "max": max}[combine]
         self._terms_of: Dict[str, List[int]] = {}
         for k, term in enumerate(self.terms):
@@ -66,7 +76,7 @@ class Cost:
         return self._combine is sum
 
     def _value(self, k: int, widths: Mapping[str, int]) -> float:
-        names, value = self.terms[k]
+        names, value, _ = self.terms[k]
         return value(*[widths[name] for name in names])
 
     def __call__(self, widths: Mapping[str, int]) -> float:

@@ -91,7 +91,7 @@ def device_time(net: Network, options: DeviceOptions) -> Cost:
         def seconds(*widths: int) -> float:
             return device.seconds(layer, *layer.widths(dict(zip(layer.groups, widths))))
 
-        return Term(layer.groups, seconds)
+        return Term(layer.groups, seconds, layer.name)
 
     granularity = math.lcm(device.parallel_inputs, device.parallel_outputs)
     return Cost([term(layer) for layer in layers(net)], granularity=granularity if granularity > 1 else None)

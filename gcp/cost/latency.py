@@ -238,7 +238,7 @@ class LatencyModel(Divided):
             def seconds(*widths: int) -> float:
                 return self.layer(layer, *layer.widths(dict(zip(layer.groups, widths))))
 
-            return Term(layer.groups, seconds)
+            return Term(layer.groups, seconds, layer.name)
 
         terms = [term(layer) for layer in layers(net)]
         cost = Cost(terms, granularity=self.granularity)

@@ -42,8 +42,9 @@ def peak_memory(net: Network, options: Optional[Options] = None) -> Cost:
     # By number: two buffers of one size can be there from one node to another, such as the halves of a split.
     alive = [frozenset(k for k, b in enumerate(found) if b.first <= at <= b.last) for at in moments]
     # What is there at one moment is a part of what is there at another: the other one counts.
-    most = [now for now in dict.fromkeys(alive) if not any(now < other for other in alive)]
-    return Cost([_term([found[k] for k in sorted(now)]) for now in most], "max")
+    most = {now for now in alive if not any(now < other for other in alive)}
+    parts = [_term([found[k] for k in sorted(now)], net.nodes[at].name) for at, now in zip(moments, alive)]
+    return Cost([part for part, now in zip(parts, alive) if now in most], "max", parts=parts)
 
 
 def buffers(net: Network) -> List[Buffer]:
@@ -94,9 +95,9 @@ def _channels(net: Network, i: int, o: int, shape: Tuple[int, ...]) -> Tuple[tup
     return tuple(sorted(form.items())), fixed, math.prod(shape) // shape[labels.axis]
 
 
-def _term(alive: List[Buffer]) -> Term:
+def _term(alive: List[Buffer], place: str) -> Term:
     """Bytes of these buffers together, by the widths of the groups that they hold."""
     names = tuple(sorted({name for buffer in alive for name, _ in buffer.per_unit}))
     slopes = np.array([sum(b.values * dict(b.per_unit).get(name, 0) for b in alive) for name in names], np.float64)
     fixed = float(sum(b.values * b.fixed for b in alive))
-    return Term(names, lambda *widths: FLOAT32 * float(fixed + slopes @ np.array(widths, np.float64)))
+    return Term(names, lambda *widths: FLOAT32 * float(fixed + slopes @ np.array(widths, np.float64)), place)

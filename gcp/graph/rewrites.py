@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 
@@ -71,8 +71,8 @@ def fuse_expand(net: Network, depthwise: str) -> Network:
 
     "Fused inverted bottleneck" (Gupta & Akin, "Accelerator-aware neural network design", 2020; EfficientNetV2). What is
     left out between the two are the norm and its activation. The weights W[k, c] = dw[k] pw[k, c] are those of both in
-    a row, times the norm's factor; the norm's constant goes into the next norm's running mean, or into a bias.
-    UserError: no such block.
+    a row, times the norm's factor; the norm's constant goes into the next norm's running mean, or into a bias. The
+    convolution is called as the expansion was, whose group its channels are. UserError: no such block.
     """
     blocks = expansions(net)
     if depthwise not in blocks:
@@ -95,7 +95,48 @@ def fuse_expand(net: Network, depthwise: str) -> Network:
     fused = kernel * (pointwise * factor[:, None])[:, :, None, None]
     attrs = {key: value for key, value in node.attrs.items() if key != "num_group"}
     added = constant * kernel.sum(axis=(1, 2, 3))
-    return _with_convolution(net, block.depthwise, expand.inputs[0], attrs, fused, added)
+    other = _with_convolution(net, block.depthwise, expand.inputs[0], attrs, fused, added)
+    names = {node.name: expand.name, other.weight(node.name): net.weight(expand.name)}
+    if other.bias(node.name) is not None:
+        names[other.bias(node.name)] = net.bias(expand.name) or layer_name(expand.name) + "_bias"
+    return _renamed(other, names)
+
+
+def _renamed(net: Network, names: Mapping[str, str]) -> Network:
+    """The network with other names for some nodes and arrays."""
+    nodes = tuple(replace(node, name=names.get(node.name, node.name)) for node in net.nodes)
+    return replace(net, nodes=nodes, arrays={names.get(name, name): value for name, value in net.arrays.items()})
+
+
+def resize_kernel(net: Network, layer: str, size: int) -> Network:
+    """The network whose convolution has a kernel of another odd size, at the same positions.
+
+    A larger one computes the same function: its new weights are 0. A smaller one has the middle of the weights.
+    UserError: no such convolution, or no such kernel.
+    """
+    names = [node.name for node in net.nodes if node.op == "Convolution"]
+    if layer not in names:
+        raise _unknown(net, f"'{layer}' is no convolution", layer, names)
+    i = net.index[layer]
+    node, weight = net.nodes[i], net.arrays[net.weight(layer)]
+    ones = (1,) * (weight.ndim - 2)
+    dilate = node.literal("dilate", ones)
+    pad = [p + d * (size - k) // 2 for p, d, k in zip(node.literal("pad", (0,) * len(ones)), dilate, weight.shape[2:])]
+    if size % 2 == 0 or size < 1 or any(k % 2 == 0 for k in weight.shape[2:]) or min(pad) < 0:
+        kernel = "x".join(map(str, weight.shape[2:]))
+        raise UserError(
+            f"network '{net.name}': '{layer}' has a kernel of {kernel}, which cannot become one of {size}: sizes should "
+            "be odd, and the padding no less than 0",
+            "rewrite.kernel",
+        )
+    other = np.zeros((*weight.shape[:2], *(size for _ in ones)), np.float32)
+    into, of = (
+        tuple(slice((n - min(n, m)) // 2, (n + min(n, m)) // 2) for n, m in zip(a[2:], b[2:]))
+        for a, b in ((other.shape, weight.shape), (weight.shape, other.shape))
+    )
+    other[(slice(None), slice(None), *into)] = weight[(slice(None), slice(None), *of)]
+    attrs = {**node.attrs, "kernel": str((size,) * len(ones)), "pad": str(tuple(pad))}
+    return _with_convolution(net, i, node.inputs[0], attrs, other, np.zeros(len(other)))
 
 
 def depthwise_to_full(net: Network, depthwise: str) -> Network:

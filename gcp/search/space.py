@@ -1,0 +1,441 @@
+"""Which architectures a search chooses among: widths, blocks, kernels and depth as decisions, and what each costs.
+
+"Curated" widths are the few that suit a device: multiples of what it takes at once. A decision is named by its kind and
+by what it is about:
+
+    multiplier                    one part of the own width, for all groups that have no decision of their own
+    width:GROUP                   channels of a group
+    block:DEPTHWISE               plain | fused | full: what stands in an inverted bottleneck's place (`graph.rewrites`)
+    kernel:LAYER                  the size of a convolution's kernel
+    drop:ADDITION                 whether a residual block is left out
+
+An architecture is a level of each decision. What it costs is the network's own cost, plus what each decision changes:
+the parts of a cost that a rewriting takes away or brings are found once, so that pricing builds no network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections import Counter
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from gcp.cost.base import Cost, Term
+from gcp.errors import UserError
+from gcp.graph import rewrites
+from gcp.graph.channels import is_depthwise, layer_name
+from gcp.graph.network import Network, Widths
+from gcp.graph.surgery import resized
+from gcp.options import Options, listed
+
+MULTIPLIER = "multiplier"
+BLOCKS = {"fused": rewrites.fuse_expand, "full": rewrites.depthwise_to_full}
+MAX_TOGETHER = 4096  # choices of decisions that change the same part of a cost: each needs a network
+KEPT_NETWORKS = 256  # rewritten networks that are kept
+
+Value = Any  # of a decision: channels, a multiplier, a kind of block, a kernel's size, or whether a block is left out
+Levels = np.ndarray  # (architectures, decisions): a number of a level each
+Scope = Tuple[str, ...]
+
+
+class SpaceOptions(Options):
+    """What can be decided. A key of a mapping names layers or groups, with `*`, `?` and `[...]` as wildcards."""
+
+    multipliers: Tuple[float, ...] = Field(
+        (), description="parts of the own width, one of which all groups have that widths does not name"
+    )
+    widths: Dict[str, Tuple[float, ...]] = Field(
+        {}, description="by groups, such as {'*': [0.25, 0.5, 1.0]}: parts of the own width, rounded to prune.round_to"
+    )
+    blocks: Dict[str, Tuple[str, ...]] = Field(
+        {}, description="by depthwise layers, such as {'*': [plain, fused]}: plain, fused, full"
+    )
+    kernels: Dict[str, Tuple[int, ...]] = Field({}, description="by convolutions: odd sizes of their kernels")
+    drop: Tuple[str, ...] = Field((), description="residual blocks that can be left out, by their additions: ['*']")
+    start_from: Optional[str] = Field(
+        None, min_length=1, description="a pattern file, whose values the decisions have that are frozen"
+    )
+    freeze: Tuple[str, ...] = Field((), description="decisions that stay as they are, such as ['width:*', 'block:*1*']")
+
+    _lists = field_validator("multipliers", "drop", "freeze", mode="before")(listed)
+
+    @field_validator("widths", "blocks", "kernels", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {key: listed(of) for key, of in value.items()} if isinstance(value, dict) else value
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        parts = {"multipliers": self.multipliers, **{f"widths.{key}": of for key, of in self.widths.items()}}
+        for key, of in parts.items():
+            if any(not 0 < part <= 10 for part in of):
+                yield f"{key}: {list(of)} should be parts of a width, above 0 and at most 10"
+        for key, of in self.blocks.items():
+            if not of or any(kind != "plain" and kind not in BLOCKS for kind in of):
+                yield f"blocks.{key}: {list(of)} should be some of plain, {', '.join(BLOCKS)}"
+        for key, of in self.kernels.items():
+            if not of or any(size % 2 == 0 or not 0 < size < 100 for size in of):
+                yield f"kernels.{key}: {list(of)} should be odd sizes"
+
+
+class Priced:
+    """A cost as tables over decisions: their sum, or the largest of them; `unit` as of the cost that it is of."""
+
+    def __init__(self, decisions: Mapping[str, Tuple[Value, ...]], tables: Mapping[Scope, np.ndarray], is_sum: bool):
+        self.decisions, self.tables, self.is_sum = decisions, tables, is_sum
+        self._at = {name: k for k, name in enumerate(decisions)}
+
+    def __call__(self, levels: Levels) -> np.ndarray:
+        """The cost of each architecture, shape (architectures,)."""
+        total = np.zeros(len(levels))
+        for scope, table in self.tables.items():
+            values = table[tuple(levels[:, self._at[name]] for name in scope)] if scope else table
+            total = total + values if self.is_sum else np.maximum(total, values)
+        return total
+
+    def cost(self) -> Cost:
+        """The same for solvers, over numbers of levels."""
+
+        def term(scope: Scope, table: np.ndarray) -> Term:
+            return Term(scope, lambda *levels: float(table[levels]))
+
+        return Cost([term(*each) for each in self.tables.items()], "sum" if self.is_sum else "max")
+
+
+class _Part(NamedTuple):
+    """A part of a cost as a table over decisions, which two networks can have in common."""
+
+    place: str
+    scope: Scope
+    shape: Tuple[int, ...]
+    values: bytes
+
+    @property
+    def table(self) -> np.ndarray:
+        return np.frombuffer(self.values, np.float64).reshape(self.shape)
+
+
+class Space:
+    """The architectures that can be chosen, from a network's own.
+
+    `decisions`: by name, what can be chosen, its values; `fixed`: what cannot. UserError: a name that nothing of the
+    network has; a choice that a layer does not have; nothing to decide.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        options: SpaceOptions,
+        round_to: int = 1,
+        start: Optional[Mapping[str, Value]] = None,
+    ) -> None:
+        self.net, self.round_to = net, round_to
+        self.own: Dict[str, Value] = self._own(options)
+        known = self._declared(options)
+        self.fixed: Dict[str, Value] = {}
+        if start is not None:
+            self.fixed = self.resolved(start)
+        for wanted in options.freeze:
+            names = _matching(wanted, self.own, f"freeze: '{wanted}' names no decision")
+            self.fixed |= {name: self.fixed.get(name, self.own[name]) for name in names}
+        frozen = {name for wanted in options.freeze for name in _matching(wanted, self.own, "")}
+        self.decisions = {name: values for name, values in known.items() if name not in frozen}
+        self.fixed = {name: value for name, value in self.fixed.items() if name not in self.decisions}
+        self._structured = lru_cache(maxsize=KEPT_NETWORKS)(self._rewritten)
+
+    # ---- what can be decided -----------------------------------------------------------------------------------------
+
+    def _own(self, options: SpaceOptions) -> Dict[str, Value]:
+        """Every decision that there could be about the network, with what the network itself has."""
+        net = self.net
+        convolutions = [i for i, node in enumerate(net.nodes) if node.op == "Convolution"]
+        found: Dict[str, Value] = {MULTIPLIER: 1.0}
+        found |= {f"width:{group}": n for group, n in net.widths.items()}
+        found |= {f"block:{layer_name(net.nodes[i].name)}": "plain" for i in convolutions if is_depthwise(net, i)}
+        for i in convolutions:
+            kernel = net.arrays[net.weight(net.nodes[i].name)].shape[2:]
+            if len(set(kernel)) == 1 and kernel[0] % 2:
+                found[f"kernel:{layer_name(net.nodes[i].name)}"] = kernel[0]
+        found |= {f"drop:{name}": False for name in rewrites.droppable(net)}
+        return found
+
+    def _declared(self, options: SpaceOptions) -> Dict[str, Tuple[Value, ...]]:
+        """What the options leave to be chosen; what has one value only is none of it."""
+        found: Dict[str, Tuple[Value, ...]] = {}
+        if options.multipliers:
+            found[MULTIPLIER] = tuple(sorted(set(options.multipliers)))
+        for wanted, parts in options.widths.items():
+            for name in self._named("width", wanted, "group"):
+                found[name] = tuple(sorted({self.rounded(part, self.own[name]) for part in parts}))
+        fusable = {f"block:{layer_name(name)}" for name in rewrites.expansions(self.net)}
+        for wanted, kinds in options.blocks.items():
+            names = self._named("block", wanted, "depthwise layer")
+            can = {name: tuple(kind for kind in kinds if kind != "fused" or name in fusable) for name in names}
+            missing = next((name for name in names if len(can[name]) < len(kinds)), None)
+            if missing and (not _is_wild(wanted) or not any(len(of) > 1 for of in can.values())):
+                wrong = f"blocks: '{missing[6:]}' is no depthwise layer behind a 1x1 expansion, so it cannot be fused"
+                raise UserError(f"{wrong}; leave it out of blocks", "space.choice")
+            found |= {name: tuple(dict.fromkeys(of)) for name, of in can.items() if of}
+        for wanted, sizes in options.kernels.items():
+            names = self._named("kernel", wanted, "convolution with an odd square kernel")
+            found |= {name: self._sizes(name, sizes) for name in names}
+        for wanted in options.drop:
+            found |= {name: (False, True) for name in self._named("drop", wanted, "residual block that could go")}
+        found = {name: values for name, values in found.items() if len(values) > 1}
+        if not found:
+            raise UserError(
+                "the space has nothing to decide; give two or more values to multipliers, widths, blocks, kernels or drop",
+                "space.empty",
+            )
+        return found
+
+    def _sizes(self, name: str, sizes: Sequence[int]) -> Tuple[int, ...]:
+        for size in sizes:
+            rewrites.resize_kernel(self.net, self._node(name), size)  # raises where it cannot be
+        return tuple(sorted(set(sizes)))
+
+    def _named(self, kind: str, wanted: str, what: str) -> List[str]:
+        of_kind = [name for name in self.own if name.startswith(kind + ":")]
+        wrong = f"network '{self.net.name}': '{wanted}' is no {what}"
+        return [f"{kind}:{each}" for each in _matching(wanted, [name.partition(":")[2] for name in of_kind], wrong)]
+
+    def _node(self, name: str) -> str:
+        """The node that a decision is about."""
+        layer = name.partition(":")[2]
+        return layer if layer in self.net.index else layer + "_fwd"
+
+    def rounded(self, part: float, n: int) -> int:
+        """A part of a group of n channels: the nearest multiple, one at least; the group itself where that is all."""
+        if part == 1:
+            return n
+        return max(min(n, self.round_to), math.floor(part * n / self.round_to + 0.5) * self.round_to)
+
+    def resolved(self, pattern: Mapping[str, Value]) -> Dict[str, Value]:
+        """A pattern's values by whole names; a part of a width is a number with a point.
+
+        Later ones of the same name count. UserError: it names what is not there, or a value that cannot be.
+        """
+        found: Dict[str, Value] = {}
+        for wanted, value in pattern.items():
+            wrong = f"network '{self.net.name}': pattern: '{wanted}' names no decision"
+            for name in _matching(wanted, self.own, wrong):
+                found[name] = self._valid(name, value)
+        return found
+
+    def _valid(self, name: str, value: Value) -> Value:
+        """A value of a decision, in channels where it is a part of a width. UserError: it is none."""
+        kind, own = name.partition(":")[0], self.own[name]
+        should = {
+            "width": "a number of channels, or a part of them such as 0.5",
+            "block": f"plain or {' or '.join(BLOCKS)}",
+            "kernel": "an odd size",
+            "drop": "true or false",
+            MULTIPLIER: "a part such as 0.5",
+        }[kind]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if kind == "width" and isinstance(value, float) and 0 < value <= 10:
+            return self.rounded(value, own)
+        if {
+            "width": is_number and isinstance(value, int) and 0 < value < 2**24,
+            "block": value == "plain" or value in BLOCKS,
+            "kernel": is_number and isinstance(value, int) and value % 2 == 1 and 0 < value < 100,
+            "drop": isinstance(value, bool),
+            MULTIPLIER: is_number and 0 < value <= 10,
+        }[kind]:
+            return value
+        raise UserError(f"pattern: {name}: {value!r} should be {should}", "pattern.value")
+
+    # ---- architectures -----------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Tuple[str, ...]:
+        """The decisions, in the order of levels."""
+        return tuple(self.decisions)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many levels each has."""
+        return np.array([len(values) for values in self.decisions.values()])
+
+    @property
+    def n_architectures(self) -> int:
+        """How many ways there are to decide."""
+        return math.prod(map(len, self.decisions.values()))
+
+    def random(self, n: int, rng: np.random.Generator) -> Levels:
+        """Architectures, every level of a decision alike."""
+        return rng.integers(0, self.sizes, (n, len(self.sizes)))
+
+    def pattern(self, levels: Sequence[int]) -> Dict[str, Value]:
+        """The values of one architecture, with what is fixed."""
+        return {**self.fixed, **{name: of[k] for k, (name, of) in zip(levels, self.decisions.items())}}
+
+    def levels(self, pattern: Mapping[str, Value]) -> np.ndarray:
+        """The levels nearest to a pattern's values; those of the network itself where it says nothing."""
+        known = {**self.own, **self.resolved(pattern)}
+
+        def nearest(values: Tuple[Value, ...], value: Value) -> int:
+            if value in values:
+                return values.index(value)
+            if isinstance(value, (bool, str)):
+                return 0
+            return int(np.argmin([abs(each - value) for each in values]))
+
+        return np.array([nearest(values, known[name]) for name, values in self.decisions.items()])
+
+    def widths(self, pattern: Mapping[str, Value]) -> Widths:
+        """Channels of every group of the network itself."""
+        of_all = pattern.get(MULTIPLIER, 1.0)
+        return {g: pattern.get(f"width:{g}", self.rounded(of_all, n)) for g, n in self.net.widths.items()}
+
+    def rewritten(self, pattern: Mapping[str, Value]) -> Network:
+        """The network with a pattern's blocks, kernels and depth, at its own widths and with its weights as far as
+        they go."""
+        apart = [(name, value) for name, value in sorted(pattern.items()) if value != self.own[name]]
+        dropped = tuple(each for each in apart if each[0].startswith("drop:"))
+        left = self._structured(dropped).index  # what a block that has gone would be is no matter
+        others = (each for each in apart if each[0].startswith(("block:", "kernel:")) and self._node(each[0]) in left)
+        return self._structured((*dropped, *others))
+
+    def _rewritten(self, structure: Tuple[Tuple[str, Value], ...]) -> Network:
+        net = self.net
+        for name, value in sorted(structure, key=lambda each: _ORDER.index(each[0].partition(":")[0])):
+            kind, node = name.partition(":")[0], self._node(name)
+            if kind == "drop":
+                net = rewrites.drop_block(net, node)
+            elif kind == "kernel":
+                net = rewrites.resize_kernel(net, node, value)
+            else:
+                net = BLOCKS[value](net, node)
+        return net
+
+    def group_of(self, net: Network) -> Dict[str, str]:
+        """By each group of a rewritten network, the network's own that its width is decided with."""
+        owner = {layer: group.name for group in self.net.groups for layer in (*group.producers, *group.depthwise)}
+        return {group.name: owner[group.producers[0]] for group in net.groups}
+
+    def network(self, pattern: Mapping[str, Value]) -> Network:
+        """The architecture of a pattern, with made-up weights."""
+        net, widths = self.rewritten(pattern), self.widths(pattern)
+        return resized(net, {group: widths[own] for group, own in self.group_of(net).items()})
+
+    # ---- costs -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _axes(self) -> Dict[str, Tuple[Optional[str], Tuple[int, ...]]]:
+        """Of each group, the decision that its width follows from, and the width at each of its levels."""
+        found = {}
+        for group, n in self.net.widths.items():
+            own = f"width:{group}"
+            if own in self.decisions:
+                found[group] = own, self.decisions[own]
+            elif own in self.fixed or MULTIPLIER not in self.decisions:
+                found[group] = None, (self.widths(self.fixed)[group],)
+            else:
+                found[group] = MULTIPLIER, tuple(self.rounded(part, n) for part in self.decisions[MULTIPLIER])
+        return found
+
+    def _parts(self, net: Network, cost: Cost) -> Counter:
+        """The parts of a rewritten network's cost."""
+        own, found = self.group_of(net), Counter()
+        for term in cost.parts:
+            axes = [self._axes[own[group]] for group in term.names]
+            scope = tuple(sorted({name for name, _ in axes if name is not None}))
+            shape = tuple(len(self.decisions[name]) for name in scope)
+            table = np.empty(shape)
+            for at in np.ndindex(*shape):
+                level = dict(zip(scope, at))
+                table[at] = term.value(*[widths[level.get(name, 0)] for name, widths in axes])
+            found[_Part(term.place, scope, shape, table.tobytes())] += 1
+        return found
+
+    def price(self, cost_of: Callable[[Network], Cost], progress: Callable[[int, int], None] = lambda *_: None) -> Priced:
+        """A cost of all architectures, as tables. UserError: too many decisions change the same part of it."""
+        fixed = {name: value for name, value in self.fixed.items() if name.partition(":")[0] in _ORDER}
+        sites = {n: of for n, of in self.decisions.items() if n.partition(":")[0] in _ORDER}
+        usual = {n: self.own[n] if self.own[n] in of else of[0] for n, of in sites.items()}
+
+        @lru_cache(maxsize=None)
+        def parts(net: Network) -> Counter:
+            return self._parts(net, cost_of(net))
+
+        def at(choice: Mapping[str, Value]) -> Counter:
+            return parts(self.rewritten({**fixed, **usual, **choice}))
+
+        base = at({})
+        cost = cost_of(self.rewritten({**fixed, **usual}))
+        gone: Dict[_Part, set] = {}  # what of the base is changed, and by which decisions
+        for done, (name, values) in enumerate(sites.items(), 1):
+            for value in values:
+                if value != usual[name]:
+                    for part in base - at({name: value}):
+                        gone.setdefault(part, set()).add(name)
+            progress(done, 2 * len(sites))
+        total: Dict[Scope, np.ndarray] = {}
+
+        def add(scope: Scope, table: np.ndarray) -> None:
+            if scope in total:
+                total[scope] = total[scope] + table if cost.is_sum else np.maximum(total[scope], table)
+            else:
+                total[scope] = np.array(table)
+
+        clusters = _joined(sites, gone.values())
+        for part, n in base.items():
+            if part not in gone:
+                add(part.scope, part.table * (n if cost.is_sum else 1))
+        for done, cluster in enumerate(clusters, 1):
+            if math.prod(len(sites[name]) for name in cluster) > MAX_TOGETHER:
+                names = ", ".join(sorted(cluster)[:3])
+                wrong = f"{len(cluster)} decisions ({names}, ...) change the same part of a cost"
+                raise UserError(f"{wrong}; let fewer of them be decided", "space.together")
+            self._add_cluster(add, cluster, sites, at, {part: n for part, n in base.items() if gone.get(part, set()) & set(cluster)}, base, cost.is_sum)
+            progress(len(clusters) + done, 2 * len(clusters))
+        return Priced(self.decisions, total, cost.is_sum)
+
+    def _add_cluster(self, add, cluster, sites, at, own, base, is_sum) -> None:
+        """Tables of what decisions that belong together leave of the base, and of what they bring."""
+        shape = tuple(len(sites[name]) for name in cluster)
+        found: Dict[_Part, np.ndarray] = {}  # of each part, how often each choice has it
+        for index in np.ndindex(*shape):
+            now = at({name: sites[name][k] for name, k in zip(cluster, index)})
+            for part, n in (now - (base - Counter(own))).items():
+                found.setdefault(part, np.zeros(shape))[index] = n
+        for part, n in found.items():
+            scope = tuple(sorted((*cluster, *part.scope)))
+            table = np.multiply.outer(n if is_sum else np.minimum(n, 1), part.table)
+            order = [(*cluster, *part.scope).index(name) for name in scope]
+            add(scope, np.transpose(table, order))
+
+
+_ORDER = ("drop", "kernel", "block")  # in which a structure is rewritten
+
+
+def _is_wild(wanted: str) -> bool:
+    return any(c in wanted for c in "*?[")
+
+
+def _matching(wanted: str, names: Iterable[str], wrong: str) -> List[str]:
+    """Those of the names that a name with wildcards means. UserError: none."""
+    names = list(names)
+    found = [name for name in names if name == wanted] or [name for name in names if fnmatchcase(name, wanted)]
+    if not found:
+        near = difflib.get_close_matches(wanted, names, n=1) or names[:1]
+        hint = f"there are {len(names)}, such as '{near[0]}'" if near else "it has none"
+        raise UserError(f"{wrong}; {hint}", "space.name")
+    return found
+
+
+def _joined(sites: Iterable[str], together: Iterable[set]) -> List[Tuple[str, ...]]:
+    """The sites in clusters: those of a set are in one."""
+    cluster = {name: {name} for name in sites}
+    for names in together:
+        whole = set().union(*(cluster[name] for name in names))
+        for name in whole:
+            cluster[name] = whole
+    return [tuple(sorted(of)) for of in {id(of): of for of in cluster.values()}.values()]
