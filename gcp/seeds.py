@@ -28,6 +28,7 @@ class Stream(Enum):
     CLASSIFIERS = (None, 10)  # auxiliary classifiers, the training with them, and what they choose by
     WIDTHS = (None, 7)  # widths at random, and the training that tells how good they are
     SEARCH = (None, 9)  # values of a search's trials
+    ARCHITECTURES = (None, 12)  # what a search draws, candidates' weights and batches, a supernet's
     SLIMMABLE = (0, 11)  # weights, order, augmentation and widths of a slimmable network's training
 
     def seed(self, seed: int, iteration: int = 0) -> int:

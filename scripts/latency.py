@@ -27,6 +27,7 @@ def run(argv: list) -> None:
         "--n", type=command_line.positive(int), default=250, help="networks in the file at the end (default 250)"
     )
     sub.add_argument("--seed", type=command_line.natural, default=0)
+    add_space(sub)
 
     sub = verb("fit", fit, "fit a model to samples")
     sub.add_argument("samples", metavar="SAMPLES", help="a file that `sample` wrote")
@@ -51,6 +52,7 @@ def run(argv: list) -> None:
         "since no model can predict better than a measurement repeats itself",
     )
     sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
+    add_space(sub)
     sub.add_argument("--repeats", type=command_line.whole(1, 10**5), default=7)
     sub.add_argument(
         "--seed", type=command_line.natural, default=1, help="another than that of the samples (default 1)"
@@ -73,6 +75,15 @@ def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
     )
     sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
     sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+
+
+def add_space(sub: argparse.ArgumentParser) -> None:
+    """A configuration whose blocks are drawn too."""
+    sub.add_argument(
+        "--space",
+        metavar="CONFIG",
+        help="a configuration of method architecture, whose blocks, kernels and depth are drawn too",
+    )
 
 
 def add_setup(sub: argparse.ArgumentParser) -> None:
@@ -129,10 +140,20 @@ def sample(args: argparse.Namespace) -> None:
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
     net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
+    sampled = _sampled(net, args.space)
     measured, here = clock.against_reference(net, setup, args.repeats, _warn), clock.hardware(args.device)
     with runtime.progress_bar(f"{net.name}, {setup}") as progress:
         held = sampling.sample(
-            net, Path(args.out), setup.as_json(), here, measured, args.n, args.seed, progress=progress, warn=_warn
+            net,
+            Path(args.out),
+            setup.as_json(),
+            here,
+            measured,
+            args.n,
+            args.seed,
+            progress=progress,
+            warn=_warn,
+            sampled=sampled,
         )
     print(
         f"{args.out}: {len(held.lines)} networks, {sum(line.noisy for line in held.lines)} of them noisy; "
@@ -145,7 +166,8 @@ def fit(args: argparse.Namespace) -> None:
     from gcp.cost import latency, sampling
 
     samples = sampling.read_samples(Path(args.samples), args.skip_bad, _warn)
-    model = latency.fit(_network_of(samples.header), samples)
+    net = _network_of(samples.header)
+    model = latency.fit(net, samples, _sampled(net))
     latency.save(model, Path(args.out))
     print(
         f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * model.held_out_nrmse:.1f} % on "
@@ -170,10 +192,10 @@ def validate(args: argparse.Namespace) -> None:
         raise errors.UserError(
             f"{args.model}: is a model of something else than this machine ({apart}); sample and fit here"
         )
-    measured = clock.against_reference(net, setup, args.repeats, warn=_warn)
+    measured, sampled = clock.against_reference(net, setup, args.repeats, warn=_warn), _sampled(net, args.space)
 
     def drawn(path: str, n: int, text: str):
-        how = {"seed": args.seed, "slowdowns": model.slowdowns, "warn": _warn}
+        how = {"seed": args.seed, "slowdowns": model.slowdowns, "warn": _warn, "sampled": sampled}
         with runtime.progress_bar(f"{net.name}, {setup}{text}") as progress:
             return sampling.sample(net, Path(path), setup.as_json(), here, measured, n, progress=progress, **how)
 
@@ -183,7 +205,7 @@ def validate(args: argparse.Namespace) -> None:
     if args.layers:
         with runtime.progress_bar("layers alone") as progress:
             alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, progress)
-    result = latency.validate(model, net, held, alone, again)
+    result = latency.validate(model, net, held, alone, again, sampled)
     if args.out:
         storage.write_json(f"{args.out}.validation.json", result.model_dump(mode="json"))
     print(
@@ -193,7 +215,8 @@ def validate(args: argparse.Namespace) -> None:
     for name, good in result.quality.items():
         print(
             f"{name:<18}  RMSE {1e3 * good.rmse_s:8.3f} ms  NRMSE {100 * good.nrmse:6.2f} %  "
-            f"Kendall's tau {'-' if good.tau is None else f'{good.tau:.3f}'}"
+            f"Kendall's tau {'-' if good.tau is None else f'{good.tau:.3f}'}  "
+            f"within 5 % {100 * good.within_5:5.1f} %  within 10 % {100 * good.within_10:5.1f} %"
         )
     if args.out:
         for path in figures.save(figures.predictions(result), Path(f"{args.out}.validation")):
@@ -235,6 +258,20 @@ def _network_of(subject):
     if set(net.widths) != set(subject.sizes):
         raise errors.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
     return resized(net, subject.sizes)
+
+
+def _sampled(net, path=None):
+    """Which networks are sampled: of a configuration's space, if there is one; decisions of samples need none."""
+    from gcp.experiment import config
+    from gcp.methods.architecture import space_of
+    from gcp.search.space import SampledSpace, Space, SpaceOptions
+
+    if path is None:
+        return SampledSpace(Space(net, SpaceOptions()))
+    cfg = config.load(path)
+    if cfg.prune.method != "architecture":
+        raise errors.UserError(f"{path}: its method is {cfg.prune.method}, which has no space", "latency.space")
+    return SampledSpace(space_of(net, cfg.prune.architecture.space, cfg.prune.round_to or 1))
 
 
 def _setup(args: argparse.Namespace):

@@ -168,7 +168,8 @@ class Budget:
     """Keep at most `target` of the dense network's cost. `original` is that cost, in the units of `cost`.
 
     `priced_by` is what a channel is weighed against, where that is not `cost` itself. `measure`, where a cost is a
-    model of something that a clock tells, gives the real cost of a network in the same units.
+    model of something that a clock tells, gives the real cost of a network in the same units. `cost_of` is the same
+    cost of another architecture, for those who change more than widths.
     """
 
     cost: Cost
@@ -177,6 +178,11 @@ class Budget:
     round_to: int = 1
     priced_by: Optional[Cost] = None
     measure: Optional[Callable[[Network], float]] = None
+    cost_of: Optional[Callable[[Network], Cost]] = None
+
+    def of(self, net: Network) -> float:
+        """What a network costs, one of another architecture too where there is `cost_of`."""
+        return (self.cost if self.cost_of is None else self.cost_of(net))(net.widths)
 
     @property
     def price(self) -> Cost:
@@ -215,7 +221,7 @@ def fit_to_measured_budget(
     rows, found, aim = [], [], limit
     for _ in range(MAX_CORRECTIONS + 1):
         measured = budget.measure(net)
-        costs = {"aim": aim, "predicted": budget.cost(net.widths), "measured": measured}
+        costs = {"aim": aim, "predicted": budget.of(net), "measured": measured}
         rows.append({key: value / budget.original for key, value in costs.items()})
         found.append((abs(measured / limit - 1), len(found), net))
         if found[-1][0] <= MEASUREMENT_TOLERANCE:

@@ -19,7 +19,6 @@ from pydantic import Field, model_validator
 from scipy import optimize, sparse, stats
 from threadpoolctl import threadpool_limits
 
-from gcp.cost.analytic import macs
 from gcp.cost.base import COSTS, Cost, Term
 from gcp.cost.layers import Layer, layers
 from gcp.cost.sampling import (
@@ -29,6 +28,7 @@ from gcp.cost.sampling import (
     Hardware,
     NotNegative,
     Positive,
+    Sampled,
     Samples,
     Schema,
     Setup,
@@ -130,15 +130,19 @@ class Regression(Schema):
         return float(sum(self.layer(layer, *layer.widths(widths)) for layer in kinds))
 
 
-def fit_regression(kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray) -> Regression:
+def fit_regression(
+    kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray, present: Optional[np.ndarray] = None
+) -> Regression:
     """Non-negative least squares over the networks' summed features; squared errors weighted by 1 / seconds.
 
-    Repeated with less weight on errors above `OUTLIER`, which makes it Huber's loss.
+    Repeated with less weight on errors above `OUTLIER`, which makes it Huber's loss. `present`: shape (layers,
+    networks), whether a network has a layer; all of them by default.
     """
+    present = np.ones((len(kinds), len(widths)), bool) if present is None else present
     operators = list(dict.fromkeys(layer.operator for layer in kinds))
     rows = np.zeros((len(widths), len(operators), len(FEATURES)))
-    for layer in kinds:
-        rows[:, operators.index(layer.operator)] += features(layer, *_widths_of(layer, widths))
+    for layer, has in zip(kinds, present):
+        rows[:, operators.index(layer.operator)] += features(layer, *_widths_of(layer, widths)) * has[:, None]
     rows = rows.reshape(len(widths), -1)
     units = rows.max(0)
     units[units == 0] = 1.0
@@ -284,10 +288,10 @@ def grid(size: int, granularity: int, step: int) -> List[int]:
 
 
 @threadpool_limits.wrap(limits=1)  # on short vectors, waiting for a second thread can take ten times as long
-def fit(net: Network, samples: Samples) -> LatencyModel:
+def fit(net: Network, samples: Samples, sampled: Optional[Sampled] = None) -> LatencyModel:
     """The table (and regression) of a network's samples; choices are made on a quarter of them held out.
 
-    UserError: fewer than `MIN_SAMPLES`.
+    `sampled` as in `sampling.sample`. UserError: fewer than `MIN_SAMPLES`.
     """
     if len(samples.lines) < MIN_SAMPLES:
         raise UserError(
@@ -295,7 +299,10 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
             key="latency.few-samples",
         )
     head, seconds = samples.header, samples.seconds
-    equations = _Equations(layers(net), net.widths, samples.widths, Steps(head.granularity, head.step, head.slowdowns))
+    sampled = sampled or Sampled(net)
+    kinds, present = _all_layers(sampled, samples)
+    steps = Steps(head.granularity, head.step, head.slowdowns)
+    equations = _Equations(kinds, net.widths, samples.widths, steps, present)
     held_out = np.arange(len(seconds)) % 4 == 3  # samples are independent, so any quarter will do
     trial = _Fit(equations, ~held_out, seconds)
 
@@ -307,7 +314,7 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
     monotone = min(MONOTONICITY, key=lambda weight: error(smooth, weight))
     final = _Fit(equations, np.ones(len(seconds), bool), seconds)
     table, extras = final.tables(final.solve(smooth, monotone, TOLERANCE))
-    took, counts = [line.took_s for line in samples.lines], np.array(list(map(macs(net), samples.widths)))
+    took, counts = [line.took_s for line in samples.lines], _macs(kinds, samples.widths, present)
     return LatencyModel(
         **{key: value for key, value in head if key in Divided.model_fields},
         n_samples=len(seconds),
@@ -327,11 +334,14 @@ def fit(net: Network, samples: Samples) -> LatencyModel:
 class _Equations:
     """What the times of sampled networks are made of: a row for each layer in each network, layers varying slowest.
 
-    A row's time is the seconds of its `entries`, times one plus the extras of its `flags`, times its `factor`.
+    A row's time is the seconds of its `entries`, times one plus the extras of its `flags`, times its `factor`, which is
+    0 where the network does not have the layer (`present`, of shape (layers, networks)).
     """
 
-    def __init__(self, kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], steps: Steps) -> None:
-        self.layers, self.widths, self.steps = tuple(kinds), widths, steps
+    def __init__(
+        self, kinds: Sequence[Layer], sizes: Widths, widths: Sequence[Widths], steps: Steps, present: np.ndarray
+    ) -> None:
+        self.layers, self.widths, self.steps, self.present = tuple(kinds), widths, steps, present
         self.axes = _axes(kinds, sizes, steps)
         counts = [len(n_in) * len(n_out) for n_in, n_out in self.axes.values()]
         self.start = dict(zip(self.axes, np.cumsum([0, *counts])))
@@ -343,7 +353,7 @@ class _Equations:
             index, share = _corners(self.axes[layer.kind], steps.rounded(n_in), steps.rounded(n_out))
             parts.append((self.start[layer.kind] + index, share, *_sides(layer, steps, n_in, n_out)))
         entries, shares, factor, flags = zip(*parts)
-        self.factor = np.concatenate(factor)
+        self.factor = np.concatenate(factor) * present.ravel()
         self.entries = _sparse(np.concatenate(entries), np.concatenate(shares), self.n_entries)
         of_kind = np.repeat([FLAGS * number[layer.kind] for layer in kinds], len(widths))[:, None] + np.arange(FLAGS)
         self.flags = [_sparse(of_kind, np.concatenate(side), FLAGS * len(number)) for side in zip(*flags)]
@@ -382,7 +392,7 @@ class _Fit:
     def __init__(self, equations: _Equations, which: np.ndarray, seconds: np.ndarray) -> None:
         self.equations, self.which, self.seconds = equations, which, seconds[which]
         widths = [w for w, use in zip(equations.widths, which) if use]
-        self.regression = fit_regression(equations.layers, widths, self.seconds)
+        self.regression = fit_regression(equations.layers, widths, self.seconds, equations.present[:, which])
         by_kind = {layer.kind: layer for layer in equations.layers}
         prior = [
             self.regression.layer(by_kind[kind], n_in[:, None], n_in[:, None] if by_kind[kind].depthwise else n_out)
@@ -468,6 +478,23 @@ class _Fit:
         return table, {k: tuple(map(tuple, extras[:, n].tolist())) for n, k in enumerate(equations.axes)}
 
 
+def _all_layers(sampled: Sampled, samples: Samples) -> Tuple[List[Layer], np.ndarray]:
+    """Every layer that any of the sampled networks has, and which has it, shape (layers, networks)."""
+    found: Dict[tuple, Layer] = {}
+    keys = []
+    for line in samples.lines:
+        own = {(layer.name, layer.kind, layer.groups): layer for layer in sampled.layers(line.decisions)}
+        found.update(own)
+        keys.append(own.keys())
+    return list(found.values()), np.array([[key in own for own in keys] for key in found])
+
+
+def _macs(kinds: Sequence[Layer], widths: Sequence[Widths], present: np.ndarray) -> np.ndarray:
+    """Multiply-accumulates of networks of these layers."""
+    at = FEATURES.index("macs")
+    return sum(features(layer, *_widths_of(layer, widths))[:, at] * has for layer, has in zip(kinds, present))
+
+
 # ---- how good a model is ---------------------------------------------------------------------------------------------
 
 
@@ -482,6 +509,8 @@ class Quality(Schema):
     rmse_s: NotNegative
     nrmse: NotNegative
     tau: Optional[Annotated[float, Field(ge=-1, le=1)]]  # None where all are equal, and have no order
+    within_5: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # part of the networks that are within 5 %
+    within_10: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # None in files from before these were kept
     mean_relative_error: NotNegative
     n: Count
 
@@ -520,12 +549,13 @@ def validate(
     held_out: Samples,
     alone: Optional[Sequence[float]] = None,
     again: Optional[Samples] = None,
+    sampled: Optional[Sampled] = None,
 ) -> Validation:
     """How the models do on networks that none of them was fitted to.
 
     `alone`: per network, the sum of its layers timed by themselves over the reference's latency
     (`sampling.layers_alone`). `again`: the same networks timed once more, which is as good as a prediction can be.
-    Drift is taken out: everything is at the speed that the model's reference had.
+    `sampled` as in `sampling.sample`. Drift is taken out: everything is at the speed that the model's reference had.
     UserError: `again` holds other networks.
     """
     reference = model.reference_s
@@ -533,17 +563,21 @@ def validate(
     def at_that_speed(samples: Samples) -> np.ndarray:
         return samples.seconds * reference / samples.reference_s
 
-    measured = at_that_speed(held_out)
-    kinds, cost, count = layers(net), model.cost(net), macs(net)
+    sampled, measured = sampled or Sampled(net), at_that_speed(held_out)
+    networks = [(sampled.layers(line.decisions), w) for line, w in zip(held_out.lines, held_out.widths)]
+    every, present = _all_layers(sampled, held_out)
+    counts = _macs(every, held_out.widths, present)
     predicted = {
-        "table": [cost(w) for w in held_out.widths],
-        "regression": [model.regression(kinds, w) for w in held_out.widths],
-        "MACs": [model.seconds_per_mac * count(w) for w in held_out.widths],
+        "table": [sum(model.layer(layer, *layer.widths(w)) for layer in kinds) for kinds, w in networks],
+        "regression": [model.regression(kinds, w) for kinds, w in networks],
+        "MACs": (model.seconds_per_mac * counts).tolist(),
     }
     if alone is not None:
         predicted["layers alone"] = [reference * share for share in alone]
     if again is not None:
-        if again.widths != held_out.widths:
+        if [(line.widths, line.decisions) for line in again.lines] != [
+            (line.widths, line.decisions) for line in held_out.lines
+        ]:
             raise UserError(
                 f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet"
             )
@@ -561,12 +595,14 @@ def validate(
 
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
     """How good predictions are."""
-    tau = float(stats.kendalltau(predicted, measured).statistic)
+    tau, miss = float(stats.kendalltau(predicted, measured).statistic), np.abs(predicted / measured - 1)
     return Quality(
         rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),
         nrmse=nrmse(predicted, measured),
         tau=tau if np.isfinite(tau) else None,
-        mean_relative_error=float(np.mean(np.abs(predicted / measured - 1))),
+        within_5=float(np.mean(miss <= 0.05)),
+        within_10=float(np.mean(miss <= 0.1)),
+        mean_relative_error=float(np.mean(miss)),
         n=len(measured),
     )
 

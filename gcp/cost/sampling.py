@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, Callable, Dict, Iterable, List, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Annotated, Any, Callable, Dict, Iterable, List, Literal, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -123,9 +123,13 @@ class Measurement(Schema):
 
 
 class Sample(Measurement):
-    """A network that was timed: its widths, in the order of the header's sizes, and how long it took to time it."""
+    """A network that was timed: its widths, in the order of the header's sizes, and how long it took to time it.
+
+    `decisions`: what else about it differs from the header's network, where that was drawn too (see `Sampled`).
+    """
 
     widths: List[Count]
+    decisions: Dict[str, Union[bool, int, str]] = {}
     took_s: Optional[NotNegative] = None
 
 
@@ -161,6 +165,25 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+class Sampled:
+    """Which networks are sampled: one at other widths. `gcp.search.space` has those of which blocks differ too."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+
+    def draw(self, rng: np.random.Generator) -> Dict[str, Any]:
+        """What is drawn beside widths."""
+        return {}
+
+    def network(self, widths: Widths, decisions: Mapping[str, Any]) -> Network:
+        """The network of these widths and decisions, with made-up weights."""
+        return resized(self.net, widths)
+
+    def layers(self, decisions: Mapping[str, Any]) -> Tuple[Layer, ...]:
+        """Its layers, by the groups of the network itself."""
+        return layers(self.net)
 
 
 # ---- random widths ---------------------------------------------------------------------------------------------------
@@ -316,7 +339,7 @@ def _lines(
 
 def _append(path: Path, line: Schema) -> None:
     with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line.model_dump(mode="json", exclude_none=True)) + "\n")
+        file.write(json.dumps(line.model_dump(mode="json", exclude_none=True, exclude_defaults=True)) + "\n")
 
 
 # One network timed: the keys of `clock.timed`; and the reference (the network at its own widths) at about that time.
@@ -334,15 +357,18 @@ def sample(
     slowdowns: Optional[Mapping[int, float]] = None,
     progress: Callable[[int, int], None] = lambda done, n: None,
     warn: Callable[[str], None] = lambda text: None,
+    sampled: Optional[Sampled] = None,
 ) -> Samples:
     """Append networks of random widths to `path` until it holds `n`; returns them all.
+
+    `sampled` says which networks: the network itself at other widths by default.
 
     Widths are multiples of `step_of`, which can be half the granularity, so that the model learns what such widths
     cost; the granularity is measured first, unless the `slowdowns` are known. What is drawn depends on `seed` and on
     what the file holds, so a killed sampling resumes as if it had not been. While another process samples into this
     file, this one waits. UserError: the file is about something else.
     """
-    path, sizes, kinds = Path(path), net.widths, layers(net)
+    path, sizes, sampled = Path(path), net.widths, sampled or Sampled(net)
     subject, seen = Subject.of(net, setup, hardware), {}
     with locked(path.parent, f".{path.name}.lock"):
         if path.exists():
@@ -358,16 +384,20 @@ def sample(
             header = Header(format="gcp latency samples 1", **dict(subject), **how)
             _append(path, header)
             held = Samples(path, header, [])
-        for widths in held.widths:
-            count_entries(kinds, widths, seen)
+        for line, widths in zip(held.lines, held.widths):
+            count_entries(sampled.layers(line.decisions), widths, seen)
         allowed = choices(sizes, held.header.step)
         for number in range(len(held.lines), n):
-            widths = random_widths(sizes, allowed, kinds, seen, np.random.default_rng((seed, number)))
+            rng = np.random.default_rng((seed, number))
+            decisions = sampled.draw(rng)
+            kinds = sampled.layers(decisions)
+            widths = random_widths(sizes, allowed, kinds, seen, rng)
             count_entries(kinds, widths, seen)
             began = time.monotonic()
-            row, reference = measure(resized(net, widths))
+            row, reference = measure(sampled.network(widths, decisions))
             took = round(time.monotonic() - began, 3)
-            line = Sample(widths=list(widths.values()), **row, reference_s=reference, took_s=took)
+            how = {"decisions": decisions, "reference_s": reference, "took_s": took}
+            line = Sample(widths=list(widths.values()), **row, **how)
             _append(path, line)
             held.lines.append(line)
             progress(number + 1, n)

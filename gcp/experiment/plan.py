@@ -110,17 +110,22 @@ def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel]
     """What the configured target means for a network; `table` is the latency model, where the configuration has one."""
     how = cfg.prune
 
-    def cost_of(name: str) -> Cost:
+    def cost_of(name: str, net: Network = start) -> Cost:
+        if name == "latency" and table is not None:
+            return table.cost(net)
         kind = COSTS.options[name]
-        return COSTS[name](start, kind(**{key: getattr(how, key) for key in kind.model_fields}))
+        return COSTS[name](net, kind(**{key: getattr(how, key) for key in kind.model_fields}))
 
-    cost = cost_of(how.counted)
+    def counted(net: Network) -> Cost:
+        return cost_of(how.counted, net)
+
+    cost = counted(start)
     price = None if how.budget is None else cost_of(how.objective)
     original = cost(start.widths)
     round_to = table.granularity if how.round_to is None else how.round_to
     if not how.is_timed:
-        return Budget(cost, original, how.target, round_to, price)
-    return Budget(cost, original, _target(how, table), round_to, price, _clock(start, table, original))
+        return Budget(cost, original, how.target, round_to, price, cost_of=counted)
+    return Budget(cost, original, _target(how, table), round_to, price, _clock(start, table, original), counted)
 
 
 def _target(how: Prune, table: latency.LatencyModel) -> float:

@@ -239,7 +239,7 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
         target=budget.target,
         round_to=budget.round_to,
         stages=described,
-        cost_predicted=budget.cost(stages[FINAL][0].widths) / budget.original,
+        cost_predicted=budget.of(stages[FINAL][0]) / budget.original,
         widths={name: stages[name][0].widths for name in (DENSE, FINAL)},
         history=history,
         images=images,

@@ -125,8 +125,8 @@ def resize_kernel(net: Network, layer: str, size: int) -> Network:
     if size % 2 == 0 or size < 1 or any(k % 2 == 0 for k in weight.shape[2:]) or min(pad) < 0:
         kernel = "x".join(map(str, weight.shape[2:]))
         raise UserError(
-            f"network '{net.name}': '{layer}' has a kernel of {kernel}, which cannot become one of {size}: sizes should "
-            "be odd, and the padding no less than 0",
+            f"network '{net.name}': '{layer}' has a kernel of {kernel}, which cannot become one of {size}: sizes "
+            "should be odd, and the padding no less than 0",
             "rewrite.kernel",
         )
     other = np.zeros((*weight.shape[:2], *(size for _ in ones)), np.float32)

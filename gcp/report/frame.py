@@ -104,7 +104,9 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
                 "images_before": record.images_before_finetune,
                 "finetune_epochs": stages.final.epochs,
                 "images_total": record.images_total,
-                "kept": {group: 100.0 * record.widths.final[group] / n for group, n in record.widths.dense.items()},
+                "kept": {
+                    group: 100.0 * record.widths.final.get(group, 0) / n for group, n in record.widths.dense.items()
+                },
                 "n_channels": record.widths.dense,
             }
         )

@@ -16,17 +16,33 @@ the parts of a cost that a rewriting takes away or brings are found once, so tha
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from gcp.cost.base import Cost, Term
+from gcp.cost.layers import Channels, Layer, layers
+from gcp.cost.sampling import Sampled
 from gcp.errors import UserError
 from gcp.graph import rewrites
 from gcp.graph.channels import is_depthwise, layer_name
@@ -37,6 +53,7 @@ from gcp.options import Options, listed
 MULTIPLIER = "multiplier"
 BLOCKS = {"fused": rewrites.fuse_expand, "full": rewrites.depthwise_to_full}
 MAX_TOGETHER = 4096  # choices of decisions that change the same part of a cost: each needs a network
+CHUNK = 4096  # random architectures that are drawn and priced at once
 KEPT_NETWORKS = 256  # rewritten networks that are kept
 
 Value = Any  # of a decision: channels, a multiplier, a kind of block, a kernel's size, or whether a block is left out
@@ -46,6 +63,8 @@ Scope = Tuple[str, ...]
 
 class SpaceOptions(Options):
     """What can be decided. A key of a mapping names layers or groups, with `*`, `?` and `[...]` as wildcards."""
+
+    FILES: ClassVar[Set[str]] = {"start_from"}
 
     multipliers: Tuple[float, ...] = Field(
         (), description="parts of the own width, one of which all groups have that widths does not name"
@@ -125,15 +144,11 @@ class Space:
     """The architectures that can be chosen, from a network's own.
 
     `decisions`: by name, what can be chosen, its values; `fixed`: what cannot. UserError: a name that nothing of the
-    network has; a choice that a layer does not have; nothing to decide.
+    network has; a choice that a layer does not have.
     """
 
     def __init__(
-        self,
-        net: Network,
-        options: SpaceOptions,
-        round_to: int = 1,
-        start: Optional[Mapping[str, Value]] = None,
+        self, net: Network, options: SpaceOptions, round_to: int = 1, start: Optional[Mapping[str, Value]] = None
     ) -> None:
         self.net, self.round_to = net, round_to
         self.own: Dict[str, Value] = self._own(options)
@@ -188,11 +203,6 @@ class Space:
         for wanted in options.drop:
             found |= {name: (False, True) for name in self._named("drop", wanted, "residual block that could go")}
         found = {name: values for name, values in found.items() if len(values) > 1}
-        if not found:
-            raise UserError(
-                "the space has nothing to decide; give two or more values to multipliers, widths, blocks, kernels or drop",
-                "space.empty",
-            )
         return found
 
     def _sizes(self, name: str, sizes: Sequence[int]) -> Tuple[int, ...]:
@@ -272,6 +282,27 @@ class Space:
         """Architectures, every level of a decision alike."""
         return rng.integers(0, self.sizes, (n, len(self.sizes)))
 
+    def random_at(
+        self, cost: Priced, low: float, high: float, n: int, rng: np.random.Generator, most: int = 10**6
+    ) -> Levels:
+        """The first n random architectures whose cost is in [low, high].
+
+        UserError: of `most` random ones there are fewer, with the range of costs that there is.
+        """
+        found, lowest, highest = np.empty((0, len(self.sizes)), np.int64), np.inf, -np.inf
+        for _ in range(-(-most // CHUNK)):
+            drawn = self.random(CHUNK, rng)
+            costs = cost(drawn)
+            lowest, highest = min(lowest, costs.min()), max(highest, costs.max())
+            found = np.concatenate([found, drawn[(costs >= low) & (costs <= high)]])
+            if len(found) >= n:
+                return found[:n]
+        raise UserError(
+            f"of {most:,} random architectures {len(found)} cost {low:.6g} to {high:.6g}, and {n} are wanted; all cost "
+            f"{lowest:.6g} to {highest:.6g}",
+            "space.cost",
+        )
+
     def pattern(self, levels: Sequence[int]) -> Dict[str, Value]:
         """The values of one architecture, with what is fixed."""
         return {**self.fixed, **{name: of[k] for k, (name, of) in zip(levels, self.decisions.items())}}
@@ -322,7 +353,11 @@ class Space:
 
     def network(self, pattern: Mapping[str, Value]) -> Network:
         """The architecture of a pattern, with made-up weights."""
-        net, widths = self.rewritten(pattern), self.widths(pattern)
+        return self.at_widths(pattern, self.widths(pattern))
+
+    def at_widths(self, pattern: Mapping[str, Value], widths: Widths) -> Network:
+        """A pattern's blocks, kernels and depth at any widths of the network's own groups, with made-up weights."""
+        net = self.rewritten(pattern)
         return resized(net, {group: widths[own] for group, own in self.group_of(net).items()})
 
     # ---- costs -------------------------------------------------------------------------------------------------------
@@ -355,7 +390,7 @@ class Space:
             found[_Part(term.place, scope, shape, table.tobytes())] += 1
         return found
 
-    def price(self, cost_of: Callable[[Network], Cost], progress: Callable[[int, int], None] = lambda *_: None) -> Priced:
+    def price(self, cost_of: Callable[[Network], Cost]) -> Priced:
         """A cost of all architectures, as tables. UserError: too many decisions change the same part of it."""
         fixed = {name: value for name, value in self.fixed.items() if name.partition(":")[0] in _ORDER}
         sites = {n: of for n, of in self.decisions.items() if n.partition(":")[0] in _ORDER}
@@ -371,12 +406,11 @@ class Space:
         base = at({})
         cost = cost_of(self.rewritten({**fixed, **usual}))
         gone: Dict[_Part, set] = {}  # what of the base is changed, and by which decisions
-        for done, (name, values) in enumerate(sites.items(), 1):
+        for name, values in sites.items():
             for value in values:
                 if value != usual[name]:
                     for part in base - at({name: value}):
                         gone.setdefault(part, set()).add(name)
-            progress(done, 2 * len(sites))
         total: Dict[Scope, np.ndarray] = {}
 
         def add(scope: Scope, table: np.ndarray) -> None:
@@ -389,28 +423,58 @@ class Space:
         for part, n in base.items():
             if part not in gone:
                 add(part.scope, part.table * (n if cost.is_sum else 1))
-        for done, cluster in enumerate(clusters, 1):
+        for cluster in clusters:
             if math.prod(len(sites[name]) for name in cluster) > MAX_TOGETHER:
                 names = ", ".join(sorted(cluster)[:3])
                 wrong = f"{len(cluster)} decisions ({names}, ...) change the same part of a cost"
                 raise UserError(f"{wrong}; let fewer of them be decided", "space.together")
-            self._add_cluster(add, cluster, sites, at, {part: n for part, n in base.items() if gone.get(part, set()) & set(cluster)}, base, cost.is_sum)
-            progress(len(clusters) + done, 2 * len(clusters))
+            others = Counter({part: n for part, n in base.items() if not gone.get(part, set()) & set(cluster)})
+            counts: Dict[_Part, np.ndarray] = {}  # how often each choice of the cluster has a part, the others' apart
+            shape = tuple(len(sites[name]) for name in cluster)
+            for index in np.ndindex(*shape):
+                now = at({name: sites[name][k] for name, k in zip(cluster, index)})
+                for part, n in (now - others).items():
+                    counts.setdefault(part, np.zeros(shape))[index] = n
+            for part, n in counts.items():
+                whole = (*cluster, *part.scope)
+                scope = tuple(sorted(whole))
+                table = np.multiply.outer(n if cost.is_sum else np.minimum(n, 1), part.table)
+                add(scope, np.transpose(table, [whole.index(name) for name in scope]))
         return Priced(self.decisions, total, cost.is_sum)
 
-    def _add_cluster(self, add, cluster, sites, at, own, base, is_sum) -> None:
-        """Tables of what decisions that belong together leave of the base, and of what they bring."""
-        shape = tuple(len(sites[name]) for name in cluster)
-        found: Dict[_Part, np.ndarray] = {}  # of each part, how often each choice has it
-        for index in np.ndindex(*shape):
-            now = at({name: sites[name][k] for name, k in zip(cluster, index)})
-            for part, n in (now - (base - Counter(own))).items():
-                found.setdefault(part, np.zeros(shape))[index] = n
-        for part, n in found.items():
-            scope = tuple(sorted((*cluster, *part.scope)))
-            table = np.multiply.outer(n if is_sum else np.minimum(n, 1), part.table)
-            order = [(*cluster, *part.scope).index(name) for name in scope]
-            add(scope, np.transpose(table, order))
+
+class SampledSpace(Sampled):
+    """Networks of a space for a latency model: blocks, kernels and depth at random, at any widths."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space.net)
+        self._space = space
+        self._layers = lru_cache(maxsize=KEPT_NETWORKS)(self._own_layers)
+
+    def draw(self, rng: np.random.Generator) -> Dict[str, Any]:
+        """What differs from the network; every choice of a decision alike."""
+        pattern = self._space.pattern(self._space.random(1, rng)[0])
+        return {k: v for k, v in pattern.items() if k.partition(":")[0] in _ORDER and v != self._space.own[k]}
+
+    def network(self, widths: Widths, decisions: Mapping[str, Any]) -> Network:
+        """See `Sampled`."""
+        return self._space.at_widths(decisions, widths)
+
+    def layers(self, decisions: Mapping[str, Any]) -> Tuple[Layer, ...]:
+        """See `Sampled`."""
+        return self._layers(tuple(sorted(decisions.items())))
+
+    def _own_layers(self, decisions: Tuple[Tuple[str, Any], ...]) -> Tuple[Layer, ...]:
+        net = self._space.rewritten(dict(decisions))
+        own = self._space.group_of(net)
+
+        def renamed(side: Channels) -> Channels:
+            total: Dict[str, int] = {}
+            for group, n in side.per_unit.items():
+                total[own[group]] = total.get(own[group], 0) + n
+            return Channels(side.fixed, total)
+
+        return tuple(replace(each, inputs=renamed(each.inputs), outputs=renamed(each.outputs)) for each in layers(net))
 
 
 _ORDER = ("drop", "kernel", "block")  # in which a structure is rewritten

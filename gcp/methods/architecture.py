@@ -1,0 +1,259 @@
+"""Architecture search: widths, blocks, kernels and depth within budgets, by what training, a supernet or neither says.
+
+The practice of "Optimizing neural networks for special-purpose hardware" (Amazon Science, 2023): a space that suits the
+device, a cost that is predicted, a quality, and a solver. A pipeline of qualities asks a cheap one first and the dear
+ones about what it leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Dict, Iterator, List, Literal, Optional, Set, Tuple
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from gcp.cost.base import COSTS, MEASUREMENT_TOLERANCE, Budget
+from gcp.errors import UserError
+from gcp.graph.network import Network
+from gcp.graph.surgery import redrawn, resized, shrink
+from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, with_new_statistics
+from gcp.methods.criteria import CRITERIA
+from gcp.methods.select import highest
+from gcp.options import Options, listed
+from gcp.search import patterns
+from gcp.search.candidates import Judged, TrainingOptions
+from gcp.search.exploration import (
+    SOLVERS,
+    EvolutionOptions,
+    ExactOptions,
+    Limit,
+    ParetoOptions,
+    Question,
+    RandomOptions,
+    check,
+)
+from gcp.search.quality import QUALITIES, SupernetOptions
+from gcp.search.space import Levels, Space, SpaceOptions
+from gcp.seeds import Stream
+
+SHOWN = 5  # of the best architectures that a record keeps
+KB = 1024
+Size = Annotated[int, Field(ge=1, le=10**7)]
+
+
+class LimitOptions(Options):
+    """A budget beside the target: the sum of some costs."""
+
+    costs: Tuple[Literal["macs", "params", "memory"], ...] = Field(
+        description="whose sum counts: macs, params, memory (of activations)"
+    )
+    at_most: float = Field(gt=0, le=1e15, description="multiply-accumulates; kilobytes for params and memory")
+    bytes_per_value: int = Field(4, ge=1, le=8, description="of a parameter or an activation: 1 for int8")
+
+    _lists = field_validator("costs", mode="before")(listed)
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        if not self.costs or len(set(self.costs)) < len(self.costs):
+            yield f"costs: {list(self.costs)} should be one or more, each once"
+        if "macs" in self.costs and len(self.costs) > 1:
+            yield f"costs: {list(self.costs)}: multiply-accumulates and bytes cannot be added"
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        unit = "" if "macs" in self.costs else " kB"
+        return f"{' + '.join(self.costs)} <= {self.at_most:g}{unit}"
+
+    def unit(self, cost: str) -> float:
+        """What a cost is multiplied by: memory counts bytes of float32 values already."""
+        return {"macs": 1.0, "params": self.bytes_per_value / KB, "memory": self.bytes_per_value / 4 / KB}[cost]
+
+
+class ArchitectureOptions(MethodOptions):
+    """The space, what architectures are judged by, and how good ones are found."""
+
+    UNCOUNTED: ClassVar[Set[str]] = {"jobs"}
+
+    space: SpaceOptions = Field(SpaceOptions(), description="what can be decided")
+    quality: Tuple[Literal[tuple(QUALITIES)], ...] = Field(
+        ("trained",), description="what architectures are judged by; of several, each judges what the one before leaves"
+    )
+    solver: Literal[tuple(SOLVERS)] = Field(
+        "evolution", description="how architectures are found for the first quality"
+    )
+    candidates: Tuple[Size, ...] = Field(
+        (64,), description="for each quality, how many architectures it is asked about, such as [5000, 64, 8]"
+    )
+    limits: Tuple[LimitOptions, ...] = Field((), max_length=10, description="budgets beside the target")
+    training: TrainingOptions = Field(TrainingOptions(), description="of candidates, for quality trained")
+    supernet: SupernetOptions = Field(SupernetOptions(), description="for quality supernet")
+    evolution: EvolutionOptions = Field(EvolutionOptions(), description="for solver evolution")
+    nsga2: ParetoOptions = Field(ParetoOptions(), description="for solver nsga2")
+    exact: ExactOptions = Field(ExactOptions(), description="for solver exact")
+    random: RandomOptions = Field(RandomOptions(), description="for solver random")
+    jobs: int = Field(1, ge=1, le=1024, description="candidates that are trained at once, each by `threads` threads")
+
+    _lists = field_validator("quality", "candidates", "limits", mode="before")(listed)
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        if not self.quality or len(self.candidates) != len(self.quality):
+            yield f"candidates: {list(self.candidates)} should be a number for each of quality: {list(self.quality)}"
+        if any(b > a for a, b in zip(self.candidates, self.candidates[1:])):
+            yield f"candidates: {list(self.candidates)} should not rise"
+
+    def label(self, cost: str) -> str:
+        """With its qualities and solver."""
+        if self.space.start_from is not None and "*" in self.space.freeze:
+            return "Pattern"
+        how = ", then ".join(QUALITIES[name].label.lower() for name in self.quality)
+        return f"Architecture search ({how}; {SOLVERS[self.solver].label.lower()})"
+
+    def own(self, name: str) -> Options:
+        """The options of a quality."""
+        return {"trained": self.training, "supernet": self.supernet}.get(name, Options())
+
+    def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
+        """Of all candidates, and of the supernet's training and comparisons."""
+        per_epoch, n = -(-n_train // batch), n_renewed
+        for name, candidates in zip(self.quality, self.candidates):
+            if name in ("trained", "supernet"):
+                steps = self.own(name).n_steps(per_epoch) * batch
+                n += steps * candidates if name == "trained" else steps + candidates * self.supernet.images
+        return n
+
+    def check(self, net: Network, budget: Budget) -> None:
+        """See `MethodOptions`: every name is there, and each budget can be met."""
+        space = space_of(net, self.space, budget.round_to)
+        if space.decisions:
+            check(space, limits_of(space, self, budget))
+
+
+def space_of(net: Network, options: SpaceOptions, round_to: int) -> Space:
+    """The space of a configuration about a network. UserError: a pattern of another one."""
+    start = None
+    declared = (options.multipliers, options.widths, options.blocks, options.kernels, options.drop)
+    if not any(declared) and options.start_from is None:
+        fix = "give two or more values to multipliers, widths, blocks, kernels or drop, or a pattern to start_from"
+        raise UserError(f"prune.architecture.space: there is nothing to decide; {fix}", "space.empty")
+    if options.start_from is not None:
+        found = patterns.read(Path(options.start_from))
+        if (found.network, tuple(found.input)) != (net.name, tuple(net.input_shape)):
+            this = f"'{net.name}' with {'x'.join(map(str, net.input_shape))}"
+            wrong = f"is a pattern of '{found.network}' with {'x'.join(map(str, found.input))}, not of {this}"
+            raise UserError(f"{options.start_from}: {wrong}; transfer it first (search.py transfer)", "pattern.other")
+        start = found.decisions
+    return Space(net, options, round_to, start)
+
+
+def limits_of(
+    space: Space, options: ArchitectureOptions, budget: Budget, target: Optional[float] = None
+) -> List[Limit]:
+    """The target and all other budgets, priced for a space."""
+    target = budget.target if target is None else target
+    priced = lru_cache(maxsize=None)(lambda name: space.price(lambda net: COSTS[name](net, None)))
+    found = [Limit(f"target {target:g}", (_price(space, budget),), target * budget.original, (1.0,))]
+    for limit in options.limits:
+        units = tuple(limit.unit(name) for name in limit.costs)
+        found.append(Limit(limit.name, tuple(map(priced, limit.costs)), limit.at_most, units))
+    return found
+
+
+def _price(space: Space, budget: Budget):
+    return space.price(budget.cost_of)
+
+
+@METHODS.register("architecture", ArchitectureOptions)
+def architecture(problem: Problem, options: ArchitectureOptions, run: Run) -> Outcome:
+    """Search the space, and give the best architecture within all budgets, with the trained network's weights as far
+    as they go. `finetune.from_scratch` draws new ones."""
+    space = space_of(problem.net, options.space, problem.budget.round_to)
+    judged = judged_by(space, problem, options, run)
+    if space.decisions:
+        limits = limits_of(space, options, problem.budget)
+        rows, ranked, scores = searched(judged, options, limits, run)
+        level, timings = _measured(space, ranked, problem.budget)
+        decisions = space.pattern(level)
+        best = [{"decisions": patterns.of(space, space.pattern(each)).decisions, "score": s}
+                for each, s in list(zip(ranked.tolist(), scores))[:SHOWN]]  # fmt: skip
+        row: Dict[str, Any] = {"budgets": {limit.name: float(limit(level[None])[0]) for limit in limits}, "best": best}
+        row.update({"timings": timings} if timings else {})
+    else:
+        rows, row, decisions = [], {}, space.fixed
+    found = {"quality": list(options.quality), "images": dict(judged.images)}
+    pattern = patterns.of(space, decisions, found if space.decisions else None)
+    patterns.write(run.path / "pattern.yaml", pattern)
+    net, n_statistics = with_new_statistics(problem, inherited(problem, space, decisions))
+    row = {"decisions": pattern.decisions, "cost_kept": problem.budget.of(net) / problem.budget.original, **row}
+    run.log("searched", **row)
+    images = {**judged.images, "statistics": n_statistics}
+    return Outcome(net, {purpose: int(n) for purpose, n in images.items() if n}, [*rows, row])
+
+
+def judged_by(space: Space, problem: Problem, options: ArchitectureOptions, run: Run) -> Judged:
+    """What qualities are asked with."""
+    how = problem.data, problem.task, problem.seed, problem.batch, problem.augment
+    return Judged(space, *how, run.shared, options.jobs, run.log)
+
+
+def searched(
+    judged: Judged, options: ArchitectureOptions, limits: List[Limit], run: Run
+) -> Tuple[List[Dict[str, Any]], Levels, List[float]]:
+    """A row for each quality, and the architectures that the last one was asked about, the best first, with scores."""
+    from gcp import runtime
+
+    rng = np.random.default_rng(Stream.ARCHITECTURES.seed(judged.seed, 5))
+    rows, ranked, scores = [], None, []
+    for name, n in zip(options.quality, options.candidates):
+        began, before = time.monotonic(), judged.images.copy()
+        with runtime.progress_bar(f"architectures by {name}", "net") as progress:
+            score = QUALITIES[name](judged, options.own(name))
+            question = Question(judged.space, score, tuple(limits), n, rng, progress)
+            if ranked is None:
+                ranked = SOLVERS[options.solver](question, getattr(options, options.solver))
+            else:
+                question.scores(ranked[:n])
+                ranked = question.ranked(question.asked)
+        if not len(ranked):
+            raise UserError(
+                f"architecture.quality: {name}: no architecture could be trained; lower architecture.training.lr",
+                "architecture.diverged",
+            )
+        scores = question.scores(ranked).tolist()
+        taken = {key: int(m) for key, m in (judged.images - before).items()}
+        facts = {"asked": len(question.asked), "best": scores[0], "images_by_purpose": taken, **question.facts}
+        rows.append({"quality": name, "seconds": round(time.monotonic() - began, 3), **facts})
+        run.log("quality", **rows[-1])
+    return rows, ranked, scores
+
+
+def _measured(space: Space, ranked: Levels, budget: Budget) -> Tuple[np.ndarray, List[Dict[str, float]]]:
+    """The best architecture that also keeps the target by the clock, where the cost is timed; a row for each timing.
+
+    Where none of the first few does, the one nearest to it.
+    """
+    if budget.measure is None:
+        return ranked[0], []
+    rows, limit = [], budget.target * budget.original
+    for level in ranked[:SHOWN]:
+        net = space.network(space.pattern(level))
+        costs = {"aim": limit, "predicted": budget.of(net), "measured": budget.measure(net)}
+        rows.append({key: value / budget.original for key, value in costs.items()})
+        if costs["measured"] <= limit * (1 + MEASUREMENT_TOLERANCE):
+            return level, rows
+    return ranked[int(np.argmin([row["measured"] for row in rows]))], rows
+
+
+def inherited(problem: Problem, space: Space, decisions: Dict[str, Any]) -> Network:
+    """The architecture with the problem's weights: blocks as they are rewritten, of each group the channels of largest
+    L1 norm. Where a group is to be wider than it was, all weights are new."""
+    net, widths, own = space.rewritten(decisions), space.widths(decisions), space.group_of(space.rewritten(decisions))
+    wanted = {group: widths[own[group]] for group in net.widths}
+    if any(wanted[group] > n for group, n in net.widths.items()):
+        return redrawn(resized(net, wanted), Stream.SCRATCH.seed(problem.seed))
+    return shrink(net, highest(CRITERIA["l1"](replace(problem, net=net)), wanted), problem.moved)

@@ -1,0 +1,282 @@
+"""Ways to find good architectures within budgets: exactly where quality adds up, by evolution, or at random.
+
+All ask the same question and are compared by how many architectures they have looked at. What was asked before costs
+nothing, so a search that is repeated after a kill comes to the same end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+from pydantic import Field
+
+from gcp.cost.base import Cost, Term
+from gcp.errors import UserError
+from gcp.options import Options
+from gcp.registry import Registry
+from gcp.search.quality import Scores, additive
+from gcp.search.solvers import Solver
+from gcp.search.space import Levels, Priced, Space
+
+CHUNK = 1024  # architectures that are drawn at once
+MOST_DRAWN = 400  # chunks, before it is said that budgets cannot be met
+SPREAD = 0.3  # of the levels of a random architecture about its own mean, as a part of all levels
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget: the sum of some costs is to be at most `most`. `name` is what messages call it."""
+
+    name: str
+    costs: Tuple[Priced, ...]
+    most: float
+    units: Tuple[float, ...]  # what each cost is multiplied by
+
+    def __call__(self, levels: Levels) -> np.ndarray:
+        """The cost of each architecture over the limit: at most 1 where it is met."""
+        return sum(unit * cost(levels) for unit, cost in zip(self.units, self.costs)) / self.most
+
+
+@dataclass
+class Question:
+    """What a solver is asked: `n` architectures of a space within all limits, the best by `score`.
+
+    `asked` keeps every score, in the order of asking; `facts` is what a solver says of itself.
+    """
+
+    space: Space
+    score: Scores
+    limits: Tuple[Limit, ...]
+    n: int
+    rng: np.random.Generator
+    progress: Callable[[int, int], None] = lambda done, n: None
+    asked: Dict[Tuple[int, ...], float] = field(default_factory=dict)
+    facts: Dict[str, Any] = field(default_factory=dict)
+
+    def scores(self, levels: Levels) -> np.ndarray:
+        """The score of each; only those that are new are asked for."""
+        keys = [tuple(map(int, each)) for each in levels]
+        new = list(dict.fromkeys(key for key in keys if key not in self.asked))
+        if new:
+            self.asked.update(zip(new, map(float, self.score(np.array(new)))))
+            self.progress(min(len(self.asked), self.n), self.n)
+        return np.array([self.asked[key] for key in keys])
+
+    def excess(self, levels: Levels) -> np.ndarray:
+        """By how much each is over its worst limit, as a part of it; 0 where all are met."""
+        over = np.zeros(len(levels))
+        for limit in self.limits:
+            over = np.maximum(over, limit(levels) - 1)
+        return np.where(over <= 1e-9, 0.0, over)
+
+    def feasible(self, n: int) -> Levels:
+        """Different random architectures within all limits, n of them, or as many as are found. UserError: none."""
+        found: Dict[Tuple[int, ...], None] = {}
+        nearest = np.inf, None
+        for _ in range(MOST_DRAWN):
+            drawn = spread(self.space, CHUNK, self.rng)
+            excess = self.excess(drawn)
+            k = int(excess.argmin())
+            if excess[k] < nearest[0]:
+                nearest = float(excess[k]), drawn[k]
+            found.update(dict.fromkeys(tuple(map(int, each)) for each in drawn[excess == 0]))
+            if len(found) >= n:
+                break
+        if not found:
+            raise self._unmet(nearest[1])
+        return np.array(list(found)[:n])
+
+    def _unmet(self, nearest: np.ndarray) -> UserError:
+        at = {limit.name: float(limit(nearest[None])[0]) for limit in self.limits}
+        worst = max(at, key=at.__getitem__)
+        wrong = (
+            f"no architecture of the space meets all budgets; the nearest has {at[worst]:.3f} of what {worst} allows"
+        )
+        return UserError(f"{wrong}; allow more there, or give the space cheaper choices", "space.budget")
+
+    def ranked(self, levels: Iterable[Tuple[int, ...]]) -> Levels:
+        """The best first, without those whose score is not finite."""
+        known = sorted((key for key in levels if np.isfinite(self.asked[key])), key=lambda key: -self.asked[key])
+        return np.array(known).reshape(-1, len(self.space.sizes))
+
+
+def spread(space: Space, n: int, rng: np.random.Generator) -> Levels:
+    """Random architectures, half with all levels alike, half with levels about a mean of their own.
+
+    With many decisions the first half is all of about one cost; the second has cheap and dear ones.
+    """
+    middle, last = rng.random((n, 1)), space.sizes - 1
+    near = np.clip(middle + rng.normal(0, SPREAD, (n, len(last))), 0, 1)
+    is_ordered = np.array([not isinstance(of[0], (bool, str)) for of in space.decisions.values()])
+    levels = space.random(n, rng)
+    return np.where((np.arange(n) % 2 == 1)[:, None] & is_ordered, np.rint(near * last).astype(int), levels)
+
+
+Solved = Callable[[Question, Any], Levels]
+SOLVERS: Registry[Solved] = Registry("solver")
+
+
+class RandomOptions(Options):
+    """Nothing can be chosen."""
+
+
+@SOLVERS.register("random", RandomOptions, label="Random search")
+def at_random(question: Question, options: RandomOptions) -> Levels:
+    """Random architectures within the limits: what every search has to beat."""
+    levels = question.feasible(question.n)
+    question.scores(levels)
+    return question.ranked(question.asked)
+
+
+class EvolutionOptions(Options):
+    """How architectures are bred."""
+
+    population: int = Field(32, ge=2, le=10**5, description="architectures that are alive at once")
+    tournament: int = Field(8, ge=1, le=10**5, description="of which, drawn at random, the best is a parent")
+    brood: int = Field(4, ge=1, le=10**4, description="children that are made, and trained, at once")
+
+
+@SOLVERS.register("evolution", EvolutionOptions, label="Evolution")
+def evolution(question: Question, options: EvolutionOptions) -> Levels:
+    """Ageing evolution (Real et al., "Regularized evolution for image classifier architecture search", AAAI 2019).
+
+    A child is a parent with one decision changed, that is within the limits and new; the oldest die.
+    """
+    rng = question.rng
+    alive = deque(map(tuple, question.feasible(min(options.population, question.n)).tolist()), options.population)
+    question.scores(np.array(alive))
+    while len(question.asked) < question.n:
+        children: Dict[Tuple[int, ...], None] = {}
+        for _ in range(min(options.brood, question.n - len(question.asked))):
+            drawn = [alive[k] for k in rng.integers(0, len(alive), options.tournament)]
+            child = _changed(question, max(drawn, key=question.asked.__getitem__), children)
+            if child is not None:
+                children[child] = None
+        if not children:
+            break  # all of the neighbourhood is known
+        question.scores(np.array(list(children)))
+        alive.extend(children)
+    return question.ranked(question.asked)
+
+
+def _changed(question: Question, parent: Tuple[int, ...], taken: Dict[Tuple[int, ...], None]) -> Optional[tuple]:
+    """A new architecture within the limits that differs from the parent in as few decisions as can be found."""
+    sizes = question.space.sizes
+    for n_changes in (1, 1, 2, 3, 4):
+        children = np.tile(parent, (CHUNK // 8, 1))
+        for row in children:
+            for k in question.rng.choice(len(sizes), min(n_changes, len(sizes)), replace=False):
+                row[k] = (row[k] + 1 + question.rng.integers(0, sizes[k] - 1)) % sizes[k]
+        for child, excess in zip(children.tolist(), question.excess(children)):
+            child = tuple(child)
+            if excess == 0 and child not in question.asked and child not in taken:
+                return child
+    return None
+
+
+class ParetoOptions(EvolutionOptions):
+    """And what beside quality is to be small."""
+
+
+@SOLVERS.register("nsga2", ParetoOptions, label="NSGA-II")
+def nsga2(question: Question, options: ParetoOptions) -> Levels:
+    """The front of quality against every limited cost, by NSGA-II (Deb et al. 2002) as pymoo has it.
+
+    All architectures that were asked for come back, those of the front first. UserError: pymoo is not installed.
+    """
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import Problem
+        from pymoo.operators.crossover.sbx import SBX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.optimize import minimize
+    except ImportError:
+        raise UserError("solver: nsga2 needs pymoo; install it: pip install '.[pareto]'", "solver.pymoo") from None
+    space = question.space
+
+    class Asked(Problem):
+        def _evaluate(self, x: np.ndarray, out: dict, *args: Any, **kwargs: Any) -> None:
+            levels = np.clip(np.rint(x), 0, space.sizes - 1).astype(int)
+            over = np.stack([limit(levels) for limit in question.limits], 1)
+            meets, scores = question.excess(levels) == 0, np.full(len(levels), -np.inf)
+            if meets.any():
+                scores[meets] = question.scores(levels[meets])
+            lost = np.where(np.isfinite(scores), -scores, 1e30)
+            out["F"], out["G"] = np.column_stack([lost, over]), over - 1
+
+    start = question.feasible(options.population)
+    problem = Asked(len(space.sizes), 1 + len(question.limits), len(question.limits), xl=0, xu=space.sizes - 1)
+    whole = {"vtype": float, "repair": RoundingRepair()}
+    how = NSGA2(options.population, sampling=start, crossover=SBX(**whole), mutation=PM(**whole))
+    generations = max(1, -(-question.n // options.population))
+    found = minimize(problem, how, ("n_gen", generations), seed=int(question.rng.integers(2**31)))
+    front = np.rint(np.atleast_2d(found.X)).astype(int) if found.X is not None else start[:0]
+    question.facts["front"] = len(front)
+    first = question.ranked(dict.fromkeys(tuple(map(int, each)) for each in front))
+    rest = question.ranked(key for key in question.asked if key not in set(map(tuple, first.tolist())))
+    return np.concatenate([first, rest])
+
+
+class ExactOptions(Options):
+    """How many solutions are wanted."""
+
+    solutions: int = Field(
+        8, ge=1, le=1000, description="exact solutions, at this many limits a little below the limit"
+    )
+
+
+@SOLVERS.register("exact", ExactOptions, label="Exact elimination")
+def exact(question: Question, options: ExactOptions) -> Levels:
+    """The best sum of gains of single decisions, which are fitted to the scores of random architectures.
+
+    Limits on sums go into the elimination one at a time, limits on maxima as what is impossible. UserError: two limits
+    on sums, or one on a sum of a maximum and something else, which elimination cannot take.
+    """
+    sums = [limit for limit in question.limits if all(cost.is_sum for cost in limit.costs)]
+    mixed = [limit for limit in question.limits if not limit.costs[0].is_sum and len(limit.costs) > 1]
+    if len(sums) > 1 or mixed:
+        names = " and ".join(limit.name for limit in (mixed or sums))
+        raise UserError(f"solver: exact takes one budget that is a sum, not {names}; use evolution", "solver.limits")
+    levels = question.feasible(max(2, question.n - options.solutions))
+    gains, fit = additive(question.space, levels, question.scores(levels))
+    question.facts["r_squared"] = fit
+    numbers = {name: range(len(values)) for name, values in question.space.decisions.items()}
+    solver = Solver(numbers, _limited(question, sums))
+    ends = {}
+    for part in np.linspace(1, 0.9, options.solutions):
+        most = part * (sums[0].most if sums else 1.0)
+        if most >= solver.lowest:
+            solution = solver.solve(gains, most)
+            ends[tuple(solution.widths[name] for name in question.space.names)] = None
+            question.facts.setdefault("gap", solution.gap)
+    solutions = np.array(list(ends))
+    solutions = solutions[question.excess(solutions) == 0]
+    if not len(solutions):
+        raise question._unmet(levels[0])
+    question.scores(solutions)
+    return question.ranked(question.asked)
+
+
+def _limited(question: Question, sums: Sequence[Limit]) -> Cost:
+    """The summed cost over numbers of levels, infinite where a maximum is over its limit."""
+    terms: List[Term] = []
+    for limit in question.limits:
+        for unit, cost in zip(limit.units, limit.costs):
+            for scope, table in cost.tables.items():
+                values = unit * table if limit in sums else np.where(unit * table > limit.most, np.inf, 0.0)
+                terms.append(Term(scope, lambda *at, values=values: float(values[at])))
+    return Cost(terms)
+
+
+def check(space: Space, limits: Sequence[Limit]) -> None:
+    """UserError: a budget that not even the cheapest architecture meets, which is said."""
+    numbers = {name: range(len(values)) for name, values in space.decisions.items()}
+    for limit in limits:
+        lowest = sum(unit * Solver(numbers, cost.cost()).lowest for unit, cost in zip(limit.units, limit.costs))
+        if lowest > limit.most * (1 + 1e-9):
+            wrong = f"{limit.name}: the cheapest architecture takes {lowest / limit.most:.3f} of what is allowed"
+            raise UserError(f"{wrong}; allow more, or give the space cheaper choices", "space.budget")

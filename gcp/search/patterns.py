@@ -1,0 +1,86 @@
+"""A pattern: what a search has decided, as a file that can be read, edited, frozen in part, and used elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
+from typing import Annotated, Any, Dict, List, Optional, Tuple, Union
+
+import yaml
+from pydantic import Field, ValidationError
+
+from gcp.cost.sampling import Count, Schema
+from gcp.errors import UserError
+from gcp.options import explained
+from gcp.search.space import Space
+from gcp.storage import read_yaml, write_text
+
+FIX = "docs/search.md says what a pattern holds"
+HEAD = (
+    "# What a search has decided about the network: what is not named here is as the network has it.\n"
+    "# Names can have wildcards (*, ?, [...]), later ones count; a width with a point is a part of the group's own.\n"
+)
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Decided = Union[bool, int, float, Annotated[str, Field(max_length=100)]]
+
+
+class Pattern(Schema):
+    """Decisions by name, about a network with this input; `found` is what the search says of itself."""
+
+    network: Name
+    input: Tuple[Count, Count, Count]
+    classes: Count
+    decisions: Dict[Name, Decided]
+    found: Optional[Dict[Name, Any]] = None
+
+
+def read(path: Path) -> Pattern:
+    """A file that `write` wrote, or a person. UserError: no such file, or a key that is missing or means nothing."""
+    values = read_yaml(path, FIX)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no keys; {FIX}", "pattern.format")
+    if isinstance(values.get("input"), list):
+        values["input"] = tuple(values["input"])
+    try:
+        return Pattern.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explained(error)}; {FIX}", "pattern.format") from None
+
+
+def of(space: Space, decisions: Dict[str, Any], found: Optional[Dict[str, Any]] = None) -> Pattern:
+    """A pattern of what differs from the network. A multiplier becomes the widths that follow from it."""
+    net = space.net
+    structure = {key: value for key, value in decisions.items() if key.startswith(("block:", "kernel:", "drop:"))}
+    widths = {f"width:{group}": n for group, n in space.widths(decisions).items()}
+    own = {key: value for key, value in {**structure, **widths}.items() if value != space.own[key]}
+    return Pattern(network=net.name, input=net.input_shape, classes=net.n_classes, decisions=own, found=found)
+
+
+def write(path: Path, pattern: Pattern) -> None:
+    """Write a pattern as YAML, whole or not at all. UserError where it cannot be written."""
+    values = pattern.model_dump(exclude_none=True)
+    values["input"] = list(values["input"])
+    write_text(path, HEAD + yaml.safe_dump(values, sort_keys=False))
+
+
+def transferred(pattern: Pattern, space: Space, other: Space) -> Pattern:
+    """The pattern of another network, by parts of widths; `space` is of the network that the pattern is about.
+
+    What the other network does not have is left out. UserError: it has nothing of what the pattern names.
+    """
+    decisions: Dict[str, Any] = {}
+    for name, value in space.resolved(pattern.decisions).items():
+        if name in other.own:
+            is_width = name.startswith("width:")
+            decisions[name] = other.rounded(value / space.own[name], other.own[name]) if is_width else value
+    if pattern.decisions and not decisions:
+        wrong = f"network '{other.net.name}' has none of the layers that the pattern of '{pattern.network}' names"
+        raise UserError(f"{wrong}; name a network of the same family", "pattern.other")
+    return of(other, decisions, pattern.found)
+
+
+def changes(space: Space, pattern: Pattern) -> List[Tuple[str, Any, Any]]:
+    """(decision, the network's own value, the pattern's) of each that differs, in the order of the network."""
+    values = space.resolved(pattern.decisions)
+    return [(name, own, values[name]) for name, own in space.own.items() if name in values and values[name] != own]
