@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 # PyTorch's own files in, and modules out. onnx2torch imports torchvision, which fits one version of torch only.
 TORCH = ["torch>=2.6,<3", "torchvision>=0.21,<1", "onnx2torch>=1.5.15,<2"]
 POSTGRESQL = "psycopg[binary]>=3.1,<4"
+PYMOO = "pymoo>=0.6.1,<0.7"
 
 setup(
     name="gcp",
@@ -58,12 +59,15 @@ setup(
             "pytest-timeout>=2.3,<3",
             # With PostgreSQL's own programs, where they are, tests search on a server.
             POSTGRESQL,
+            PYMOO,
         ],
         "torch": TORCH,
         # What scripts/coverage.py and comparisons with others need; scripts/peers.sh installs it.
         "peers": [*TORCH, "timm>=1.0,<2", "onnxscript>=0.3,<1", "torch-pruning>=1.6,<2"],
         # For `search.storage` on a server that several machines share.
         "search-server": [POSTGRESQL, "pymysql>=1.1,<2"],
+        # For architecture search by `solver: nsga2`.
+        "pareto": [PYMOO],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },

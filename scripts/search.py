@@ -39,13 +39,38 @@ def run(argv: list[str]) -> None:
     )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg")
 
-    sub = verb("validate", validate, "train networks of random widths, and see whether the gains rank them")
+    sub = verb("validate", validate, "train random networks, and see whether the gains, or qualities, rank them")
     add_config(sub)
     sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="networks (default 20)")
     sub.add_argument(
         "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
     )
+    sub.add_argument(
+        "--tolerance",
+        type=command_line.positive(float, 1),
+        default=0.025,
+        help="of a space of architectures: how far MACs may be from that (default 0.025)",
+    )
+    sub.add_argument(
+        "--quality", nargs="+", default=None, metavar="Q", help="of a space: which are asked (default: all but trained)"
+    )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex; PREFIX.networks.*")
+
+    sub = verb("space", space, "what a configuration of method architecture lets be decided, and what that costs")
+    add_config(sub)
+
+    sub = verb("explain", explain, "what a pattern decides, and what each decision saves and costs")
+    sub.add_argument(
+        "pattern", metavar="PATTERN", help="a pattern.yaml, such as a finished search leaves in its folder"
+    )
+    sub.add_argument("--latency-model", metavar="MODEL", help="a model that `latency.py fit` wrote")
+    sub.add_argument("--out", metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg")
+
+    sub = verb("transfer", transfer, "the pattern of another network, input size or number of classes")
+    sub.add_argument("pattern", metavar="PATTERN")
+    add_network(sub)
+    sub.add_argument("--round-to", type=command_line.whole(1, 65536), default=8, help="widths' multiple (default 8)")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the other pattern")
 
     sub = verb("landscape", landscape, "a cost along a line of widths, every width and curated ones, as a picture")
     add_network(sub)
@@ -164,6 +189,8 @@ def front(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     """Train what is missing, then write the networks and the correlations."""
     cfg = _config(args)
+    if cfg.prune.method == "architecture":
+        return _validate_qualities(cfg, args)
     from gcp.experiment import width_search
     from gcp.report import tables
     from gcp.report import width_search as report
@@ -177,6 +204,70 @@ def validate(args: argparse.Namespace) -> None:
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
+
+
+def _validate_qualities(cfg: config.Config, args: argparse.Namespace) -> None:
+    from gcp.experiment import architecture_search
+    from gcp.report import architecture_search as report
+    from gcp.report import tables
+    from gcp.search.quality import QUALITIES
+
+    asked = args.quality or [name for name in QUALITIES if name != "trained"]
+    for name in asked:
+        QUALITIES[name]  # raises where there is none of this name, before anything is trained
+    with runtime.progress_bar(f"{cfg.name}, random architectures", "net") as progress:
+        rows = architecture_search.validate(cfg, args.n, args.macs, asked, args.tolerance, progress)
+    with tables.writing(Path(args.out).parent, "--out"):
+        paths = report.write_checks(architecture_search.correlations(rows, asked), rows, Path(args.out))
+    print(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+
+
+def space(args: argparse.Namespace) -> None:
+    """Print the decisions, how many architectures there are, and what they cost."""
+    cfg = _config(args)
+    from gcp.experiment import architecture_search
+
+    found = architecture_search.described(cfg)
+    for name, values in found.decisions.items():
+        print(f"{name}: {', '.join(map(str, values))}")
+    for name, value in found.fixed.items():
+        print(f"{name}: {value} (frozen)")
+    print(f"{found.network}: {len(found.decisions)} decisions, {found.n_architectures:.3g} architectures")
+    for name, (low, high, own) in found.ranges.items():
+        print(
+            f"{name}: {low:.6g} to {high:.6g}, {100 * low / own:.1f} to {100 * high / own:.1f} % of the network's own"
+        )
+    print(f"within {'; '.join(found.budgets)}: {100 * found.reachable:.2f} % of random architectures")
+
+
+def explain(args: argparse.Namespace) -> None:
+    """Print what a pattern decides, in words, and write the table and the picture."""
+    runtime.use_threads(1)
+    from gcp.experiment import architecture_search
+    from gcp.report import architecture_search as report
+    from gcp.report import tables
+
+    found = architecture_search.explained(Path(args.pattern), args.latency_model and Path(args.latency_model))
+    for line in report.in_words(found):
+        print(line)
+    if args.out:
+        with tables.writing(Path(args.out).parent, "--out"):
+            paths = report.write_explained(found, Path(args.out))
+        for path in paths:
+            print(path)
+
+
+def transfer(args: argparse.Namespace) -> None:
+    """Write the pattern of another network."""
+    runtime.use_threads(1)
+    from gcp.experiment import architecture_search
+    from gcp.search import patterns
+
+    found = architecture_search.transfer(Path(args.pattern), args.network, args.input, args.classes, args.round_to)
+    patterns.write(Path(args.out), found)
+    print(args.out)
 
 
 def landscape(args: argparse.Namespace) -> None:

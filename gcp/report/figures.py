@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import adjustText
 import matplotlib
@@ -20,9 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
+from scipy import stats
 
 from gcp.cost.base import local_minima
 from gcp.cost.latency import Validation
+from gcp.graph.channels import layer_name
 from gcp.report.frame import cost_label, in_order
 from gcp.report.tables import setup_of
 
@@ -504,6 +507,53 @@ def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
     ax.set(xlabel="All widths, of the network's own (%)", ylabel="Time (ms)", ylim=(0, None))
     ax.legend(frameon=False, loc="upper left")
     _title(ax, title, "What a search by small steps would have to cross.")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def qualities(scores: Mapping[str, Sequence[float]], top1: Sequence[float]) -> Figure:
+    """What each quality says of trained networks against their accuracy, a panel for each."""
+    columns = min(3, len(scores))
+    figure, axes = _panels(-(-len(scores) // columns), columns, 3.2, 2.8)
+    for ax, (label, values) in zip(axes.flat, scores.items()):
+        ax.plot(values, 100 * np.asarray(top1), "o", color=COLOURS["GCP-f"], markersize=3.5, alpha=0.7)
+        rho = stats.spearmanr(values, top1).statistic
+        ax.set_title(f"{label}: rho {rho:.2f}", fontsize=FONT, loc="left")
+        ax.set(ylabel="Validation accuracy (%)")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    for ax in axes.flat[len(scores) :]:
+        ax.axis("off")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def pattern(found: Any) -> Figure:
+    """A network's groups as bars, the network's own widths behind those that a pattern decides, with its blocks named.
+
+    `found`: an `experiment.architecture_search.Explained`.
+    """
+    values = found.space.resolved(found.pattern.decisions)
+    net, widths = found.space.net, found.space.widths(values)
+    left = set(found.space.group_of(found.space.rewritten(values)).values())
+    said = {}
+    for group in net.groups:
+        layers = {layer_name(name) for name in (*group.producers, *group.depthwise)}
+        own = [f"{name.partition(':')[2].rpartition('_')[2]} {value}" for name, value in values.items()
+               if value != found.space.own[name] and name.startswith(("block:", "kernel:"))
+               and name.partition(":")[2] in layers]  # fmt: skip
+        said[group.name] = ", ".join(own) if group.name in left else "left out"
+    figure, [[ax]] = _panels(1, 1, 7.2, 1.2 + 0.24 * len(net.groups))
+    y = np.arange(len(net.groups))
+    kept = [widths[group.name] if group.name in left else 0 for group in net.groups]
+    ax.barh(y, [group.size for group in net.groups], color=FAINT, height=0.82, alpha=0.45, label="the network's own")
+    ax.barh(y, kept, color=COLOURS["GCP-f"], height=0.5, label="by the pattern")
+    for at, group, n in zip(y, net.groups, kept):
+        text = "  ".join([*([str(n)] if n else []), *([said[group.name]] if said[group.name] else [])])
+        ax.text(max(n, group.size) + 0.01 * ax.get_xlim()[1], at, text, va="center", fontsize=FONT - 1)
+    ax.set_yticks(y, [group.name for group in net.groups], fontsize=FONT - 1)
+    ax.set(xlabel="Channels", xlim=(0, 1.25 * ax.get_xlim()[1]), ylim=(len(y) - 0.4, -0.6))
+    ax.legend(frameon=False, loc="upper right")
+    _title(ax, net.name, "Widths and blocks that a pattern decides.")
     return figure
 
 

@@ -49,11 +49,11 @@ def read(path: Path) -> Pattern:
 
 
 def of(space: Space, decisions: Dict[str, Any], found: Optional[Dict[str, Any]] = None) -> Pattern:
-    """A pattern of what differs from the network. A multiplier becomes the widths that follow from it."""
-    net = space.net
-    structure = {key: value for key, value in decisions.items() if key.startswith(("block:", "kernel:", "drop:"))}
-    widths = {f"width:{group}": n for group, n in space.widths(decisions).items()}
-    own = {key: value for key, value in {**structure, **widths}.items() if value != space.own[key]}
+    """A pattern of what differs from the network, without what is about blocks that are left out. A multiplier becomes
+    the widths that follow from it."""
+    net, left = space.net, set(space.group_of(space.rewritten(decisions)).values())
+    widths = {f"width:{group}": n for group, n in space.widths(decisions).items() if group in left}
+    own = {**dict(space.structure(decisions)), **{key: n for key, n in widths.items() if n != space.own[key]}}
     return Pattern(network=net.name, input=net.input_shape, classes=net.n_classes, decisions=own, found=found)
 
 

@@ -328,11 +328,15 @@ class Space:
     def rewritten(self, pattern: Mapping[str, Value]) -> Network:
         """The network with a pattern's blocks, kernels and depth, at its own widths and with its weights as far as
         they go."""
+        return self._structured(self.structure(pattern))
+
+    def structure(self, pattern: Mapping[str, Value]) -> Tuple[Tuple[str, Value], ...]:
+        """What of a pattern's blocks, kernels and depth differs from the network, apart from blocks that are left out."""
         apart = [(name, value) for name, value in sorted(pattern.items()) if value != self.own[name]]
         dropped = tuple(each for each in apart if each[0].startswith("drop:"))
         left = self._structured(dropped).index  # what a block that has gone would be is no matter
         others = (each for each in apart if each[0].startswith(("block:", "kernel:")) and self._node(each[0]) in left)
-        return self._structured((*dropped, *others))
+        return (*dropped, *others)
 
     def _rewritten(self, structure: Tuple[Tuple[str, Value], ...]) -> Network:
         net = self.net
