@@ -254,6 +254,8 @@ def inherited(problem: Problem, space: Space, decisions: Dict[str, Any]) -> Netw
     L1 norm. Where a group is to be wider than it was, all weights are new."""
     net, widths, own = space.rewritten(decisions), space.widths(decisions), space.group_of(space.rewritten(decisions))
     wanted = {group: widths[own[group]] for group in net.widths}
+    if wanted == net.widths:
+        return net
     if any(wanted[group] > n for group, n in net.widths.items()):
         return redrawn(resized(net, wanted), Stream.SCRATCH.seed(problem.seed))
     return shrink(net, highest(CRITERIA["l1"](replace(problem, net=net)), wanted), problem.moved)
