@@ -15,6 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (REPO / "configs").glob("*/**/*.yaml") if not path.name.startswith("_"))
 # A file per method, which overlays give a target.
 BENCHMARK, WIDTH_SEARCH = REPO / "configs" / "benchmark", REPO / "configs" / "width_search"
+ARCHITECTURE = REPO / "configs" / "architecture_search"
 SMOKE_ROOTS = {str(smoke.ROOT / name) for name in smoke.SETS}
 TABLES = {path: config.load(path) for path in FILES if path.parent.name.startswith(("table", "figure"))}
 
@@ -34,7 +35,7 @@ def test_there_are_some_of_every_table():
 
 @pytest.mark.parametrize(
     "folder",
-    sorted({path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH} & set(path.parents)}),
+    sorted({path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH, ARCHITECTURE} & set(path.parents)}),
     ids=lambda p: str(p.relative_to(REPO)),
 )
 def test_it_loads_and_its_target_can_be_reached(folder):
@@ -151,3 +152,10 @@ def test_table6_starts_from_what_table3_leaves():
             source = config.load(REPO / cfg.paper.starts_from)
             assert cfg.model.name == f"{source.output}/{source.name}-seed{{seed}}-*/final" and cfg.model.new_head
             assert source.paper.level == cfg.paper.level
+
+
+def test_every_architecture_search_starts_from_one_network_and_trains_alike():
+    loaded = [cfg for folder in (ARCHITECTURE, ARCHITECTURE / "categories") for _, _, cfg in config.load_all(folder)]
+    assert len(loaded) == 10
+    assert len({(cfg.dense_fingerprint(), cfg.output, cfg.finetune) for cfg in loaded}) == 1
+    assert len({cfg.prune.architecture.training for cfg in loaded}) == 1  # so that candidates are shared

@@ -42,8 +42,9 @@ def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[Bas
         here, of = f"{path}.{key}" if path else key, typing.get_args(field.annotation)
         if _is_section(field.annotation):
             yield from _sections(here, field.annotation)
-        elif typing.get_origin(field.annotation) is dict:
-            yield from _sections(here, of[1])
+        for kind in of:  # sections in a list, or by name
+            if _is_section(kind):
+                yield from _sections(here, kind)
 
 
 def _table(title: str, model: Type[BaseModel], keys: Container[str]) -> List[str]:

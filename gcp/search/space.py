@@ -89,6 +89,9 @@ class SpaceOptions(Options):
     def _listed(cls, value: Any) -> Any:
         return {key: listed(of) for key, of in value.items()} if isinstance(value, dict) else value
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
         parts = {"multipliers": self.multipliers, **{f"widths.{key}": of for key, of in self.widths.items()}}
@@ -331,7 +334,7 @@ class Space:
         return self._structured(self.structure(pattern))
 
     def structure(self, pattern: Mapping[str, Value]) -> Tuple[Tuple[str, Value], ...]:
-        """What of a pattern's blocks, kernels and depth differs from the network, but for what is left out with a block."""
+        """What of a pattern's blocks, kernels and depth differs from the network; what a dropped block would be apart."""
         apart = [(name, value) for name, value in sorted(pattern.items()) if value != self.own[name]]
         dropped = tuple(each for each in apart if each[0].startswith("drop:"))
         left = self._structured(dropped).index  # what a block that has gone would be is no matter
