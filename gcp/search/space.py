@@ -334,7 +334,7 @@ class Space:
         return self._structured(self.structure(pattern))
 
     def structure(self, pattern: Mapping[str, Value]) -> Tuple[Tuple[str, Value], ...]:
-        """What of a pattern's blocks, kernels and depth differs from the network; what a dropped block would be apart."""
+        """What of a pattern's blocks, kernels and depth differs from the network; of what is left out, nothing else."""
         apart = [(name, value) for name, value in sorted(pattern.items()) if value != self.own[name]]
         dropped = tuple(each for each in apart if each[0].startswith("drop:"))
         left = self._structured(dropped).index  # what a block that has gone would be is no matter
