@@ -24,7 +24,7 @@ from gcp.cost.device import DeviceOptions, device_time
 from gcp.cost.memory import peak_memory
 from gcp.errors import UserError
 from gcp.experiment import architecture_search, config
-from gcp.methods.architecture import ArchitectureOptions, LimitOptions, architecture, limits_of, space_of
+from gcp.methods.architecture import ArchitectureOptions, Clock, LimitOptions, architecture, limits_of, space_of
 from gcp.methods.base import Problem
 from gcp.search import candidates, patterns, zero_shot
 from gcp.search.exploration import SOLVERS, EvolutionOptions, Limit, Question, check
@@ -626,3 +626,32 @@ def test_a_method_without_a_space_is_refused(configuration):
     with pytest.raises(UserError) as error:
         architecture_search.described(cfg)
     assert error.value.key == "search.method"
+
+
+def test_architectures_to_train_keep_the_target_by_the_clock_and_each_is_timed_once(tmp_path):
+    """A made-up device takes 1.25 of what is predicted, so the aim of 80 has to become 64."""
+    timed = []
+
+    def measure(cost):
+        timed.append(cost)
+        return 1.25 * cost
+
+    space = SimpleNamespace(network=lambda pattern: pattern, pattern=lambda level: float(level[0]))
+    budget = SimpleNamespace(target=0.8, original=100.0, of=float, measure=measure)
+
+    def solved(aim):
+        return np.arange(int(aim), 0, -1)[:, None]
+
+    clock = Clock(space, budget, tmp_path / "timings.json")
+    kept = clock.keeping(solved(80.0), 2, solved).ravel().tolist()
+    assert len(kept) == 2 and all(1.25 * cost <= 80 * 1.02 for cost in kept)
+    assert len(timed) == len(set(timed)) == len(clock.rows)
+    again = Clock(space, budget, tmp_path / "timings.json")  # of a run that was killed
+    assert again.keeping(solved(80.0), 2, solved).ravel().tolist() == kept and len(timed) == len(clock.rows)
+
+
+def test_of_architectures_that_all_miss_the_target_by_the_clock_the_nearest_is_taken(tmp_path):
+    space = SimpleNamespace(network=lambda pattern: pattern, pattern=lambda level: float(level[0]))
+    budget = SimpleNamespace(target=0.1, original=100.0, of=float, measure=float)
+    clock = Clock(space, budget, tmp_path / "timings.json")
+    assert clock.first(np.array([[50], [40], [60]])).tolist() == [40]

@@ -11,12 +11,12 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Dict, Iterator, List, Literal, Optional, Set, Tuple
+from typing import Annotated, Any, Callable, ClassVar, Dict, Iterator, List, Literal, Optional, Set, Tuple
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp.cost.base import COSTS, MEASUREMENT_TOLERANCE, Budget
+from gcp.cost.base import COSTS, MAX_CORRECTIONS, MEASUREMENT_TOLERANCE, Budget
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.graph.surgery import redrawn, resized, shrink
@@ -39,8 +39,10 @@ from gcp.search.exploration import (
 from gcp.search.quality import QUALITIES, SupernetOptions
 from gcp.search.space import Levels, Space, SpaceOptions
 from gcp.seeds import Stream
+from gcp.storage import read_json, write_json
 
 SHOWN = 5  # of the best architectures that a record keeps
+TIMED = 3  # times as many architectures are timed, at most, as are to be trained, before the aim is corrected
 KB = 1024
 Size = Annotated[int, Field(ge=1, le=10**7)]
 
@@ -176,13 +178,14 @@ def architecture(problem: Problem, options: ArchitectureOptions, run: Run) -> Ou
     judged = judged_by(space, problem, options, run)
     if space.decisions:
         limits = limits_of(space, options, problem.budget)
-        rows, ranked, scores = searched(judged, options, limits, run)
-        level, timings = _measured(space, ranked, problem.budget)
+        clock = Clock(space, problem.budget, run.path / "timings.json")
+        rows, ranked, scores = searched(judged, options, limits, run, clock)
+        level = clock.first(ranked[:SHOWN])
         decisions = space.pattern(level)
         best = [{"decisions": patterns.of(space, space.pattern(each)).decisions, "score": s}
                 for each, s in list(zip(ranked.tolist(), scores))[:SHOWN]]  # fmt: skip
         row: Dict[str, Any] = {"budgets": {limit.name: float(limit(level[None])[0]) for limit in limits}, "best": best}
-        row.update({"timings": timings} if timings else {})
+        row.update({"timings": list(clock.rows.values())} if clock.rows else {})
     else:
         rows, row, decisions = [], {}, space.fixed
     found = {"quality": list(options.quality), "images": dict(judged.images)}
@@ -202,9 +205,12 @@ def judged_by(space: Space, problem: Problem, options: ArchitectureOptions, run:
 
 
 def searched(
-    judged: Judged, options: ArchitectureOptions, limits: List[Limit], run: Run
+    judged: Judged, options: ArchitectureOptions, limits: List[Limit], run: Run, clock: Clock
 ) -> Tuple[List[Dict[str, Any]], Levels, List[float]]:
-    """A row for each quality, and the architectures that the last one was asked about, the best first, with scores."""
+    """A row for each quality, and the architectures that the last one was asked about, the best first, with scores.
+
+    Where the target is of a measured cost, the last of several qualities is asked about what keeps it by the clock.
+    """
     from gcp import runtime
 
     rng = np.random.default_rng(Stream.ARCHITECTURES.seed(judged.seed, 5))
@@ -214,11 +220,22 @@ def searched(
         with runtime.progress_bar(f"architectures by {name}", "net") as progress:
             score = QUALITIES[name](judged, options.own(name))
             question = Question(judged.space, score, tuple(limits), n, rng, progress)
-            if ranked is None:
-                ranked = SOLVERS[options.solver](question, getattr(options, options.solver))
-            else:
+            if ranked is not None:
                 question.scores(ranked[:n])
                 ranked = question.ranked(question.asked)
+            else:
+
+                def solved(aim: float) -> Levels:
+                    """The same question with another limit on the target's cost; what it has scored is not lost."""
+                    question.limits = (replace(limits[0], most=aim), *limits[1:])
+                    question.n = len(question.asked) + n
+                    found = SOLVERS[options.solver](question, getattr(options, options.solver))
+                    return found[question.excess(found) == 0]
+
+                ranked = solved(limits[0].most)
+            if len(rows) + 2 == len(options.quality) and clock.ticks:
+                again = solved if not rows and QUALITIES[name].is_cheap else None  # others would cost more images
+                ranked = clock.keeping(ranked, options.candidates[-1], again)
         if not len(ranked):
             raise UserError(
                 f"architecture.quality: {name}: no architecture could be trained; lower architecture.training.lr",
@@ -232,21 +249,59 @@ def searched(
     return rows, ranked, scores
 
 
-def _measured(space: Space, ranked: Levels, budget: Budget) -> Tuple[np.ndarray, List[Dict[str, float]]]:
-    """The best architecture that also keeps the target by the clock, where the cost is timed; a row for each timing.
+class Clock:
+    """Measured costs of a space's architectures, each timed once.
 
-    Where none of the first few does, the one nearest to it.
+    They are kept in a file, so that a run that is resumed decides as it did before. `rows` have the limit, the
+    predicted and the measured cost, as parts of the network's own.
     """
-    if budget.measure is None:
-        return ranked[0], []
-    rows, limit = [], budget.target * budget.original
-    for level in ranked[:SHOWN]:
-        net = space.network(space.pattern(level))
-        costs = {"aim": limit, "predicted": budget.of(net), "measured": budget.measure(net)}
-        rows.append({key: value / budget.original for key, value in costs.items()})
-        if costs["measured"] <= limit * (1 + MEASUREMENT_TOLERANCE):
-            return level, rows
-    return ranked[int(np.argmin([row["measured"] for row in rows]))], rows
+
+    def __init__(self, space: Space, budget: Budget, path: Path) -> None:
+        self._space, self._budget, self._path = space, budget, path
+        self._limit = budget.target * budget.original
+        self.rows: Dict[str, Dict[str, float]] = read_json(path, Dict[str, Dict[str, float]]) if path.exists() else {}
+
+    @property
+    def ticks(self) -> bool:
+        """Whether the cost can be measured at all."""
+        return self._budget.measure is not None
+
+    def __call__(self, level: np.ndarray) -> float:
+        """The measured cost of an architecture over the limit."""
+        name = " ".join(map(str, level))
+        if name not in self.rows:
+            net = self._space.network(self._space.pattern(level))
+            costs = {"aim": self._limit, "predicted": self._budget.of(net), "measured": self._budget.measure(net)}
+            self.rows[name] = {key: value / self._budget.original for key, value in costs.items()}
+            write_json(self._path, self.rows)
+        return self.rows[name]["measured"] / self._budget.target
+
+    def keeping(self, ranked: Levels, n: int, solved: Optional[Callable[[float], Levels]]) -> Levels:
+        """The first n of a ranking that keep the limit.
+
+        Where they are too few, `solved(aim)` gives another ranking, of a limit corrected by what the measured ones were
+        over it. Where even these are too few, those nearest to the limit follow.
+        """
+        aim, kept, over = self._limit, {}, {}
+        for _ in range(MAX_CORRECTIONS + 1):
+            found = []
+            for level in ranked[: TIMED * n]:
+                found.append(self(level))
+                (kept if found[-1] <= 1 + MEASUREMENT_TOLERANCE else over)[tuple(level.tolist())] = found[-1]
+                if len(kept) == n:
+                    return np.array(list(kept))
+            if solved is None or not found:
+                break
+            aim *= min(1 / float(np.median(found)), 1 - MEASUREMENT_TOLERANCE)
+            try:
+                ranked = solved(aim)
+            except UserError:  # nothing meets the corrected aim
+                break
+        return np.array([*kept, *sorted(over, key=over.__getitem__)][:n])
+
+    def first(self, ranked: Levels) -> np.ndarray:
+        """The first of a ranking that keeps the limit; where none does, the one nearest to it."""
+        return self.keeping(ranked, 1, None)[0] if self.ticks else ranked[0]
 
 
 def inherited(problem: Problem, space: Space, decisions: Dict[str, Any]) -> Network:
