@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gcp.errors import UserError
 from gcp.experiment.config import Config
 from gcp.experiment.log import Log
+from gcp.graph.channels import layer_widths
+from gcp.graph.network import Network
 from gcp.options import LONGEST, explained
 from gcp.search.options import Range
 from gcp.storage import locked, plain, read_json, write_json, write_text
@@ -44,6 +46,7 @@ class Stage(_Part):
     n_eval: int = Field(ge=1)
     macs: Count
     params: Count
+    memory: Optional[Count] = None  # peak of activations, bytes for an image; None in records from before it was kept
     epochs: float = Field(ge=0)
     images: Count
     seconds: float = Field(ge=0)
@@ -63,11 +66,24 @@ class Stages(_Part):
     final: Stage
 
 
+class LayerWidths(_Part):
+    """Output channels of a conv or dense layer, before and after; None where the network does not have the layer.
+
+    Layers that share a group are tied: their channels are removed together.
+    """
+
+    name: str
+    groups: List[str]
+    dense: Optional[Annotated[int, Field(ge=1)]]
+    final: Optional[Annotated[int, Field(ge=1)]]
+
+
 class RunWidths(_Part):
-    """Channels per group, before and after."""
+    """Channels per group, before and after; and per layer, which records from before it was kept do not have."""
 
     dense: Widths
     final: Widths
+    layers: Optional[List[LayerWidths]] = None
 
 
 class Device(_Part):
@@ -235,6 +251,20 @@ class Run:
         write_json(self.path / RECORD, record.model_dump(mode="json"))
         self.record = record
         return record
+
+
+def layer_rows(dense: Network, final: Network) -> List[Dict[str, Any]]:
+    """`LayerWidths` of two networks: the layers of the dense one in order, others behind their predecessors."""
+    before, after = layer_widths(dense), layer_widths(final)
+    names = list(before)
+    for earlier, name in zip([None, *after], after):
+        if name not in before:
+            names.insert(0 if earlier is None else names.index(earlier) + 1, name)
+    absent = (None, ())
+    rows = [(name, before.get(name, absent), after.get(name, absent)) for name in names]
+    return [
+        {"name": name, "groups": list(had[1] or has[1]), "dense": had[0], "final": has[0]} for name, had, has in rows
+    ]
 
 
 def run_path(cfg: Config) -> Path:

@@ -12,6 +12,7 @@ from gcp import runtime, storage
 from gcp.backend import clock
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Budget
+from gcp.cost.memory import peak_memory
 from gcp.data.base import Dataset
 from gcp.errors import UserError
 from gcp.experiment import record as records
@@ -240,7 +241,10 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
         round_to=budget.round_to,
         stages=described,
         cost_predicted=budget.of(stages[FINAL][0]) / budget.original,
-        widths={name: stages[name][0].widths for name in (DENSE, FINAL)},
+        widths={
+            **{name: stages[name][0].widths for name in (DENSE, FINAL)},
+            "layers": records.layer_rows(stages[DENSE][0], stages[FINAL][0]),
+        },
         history=history,
         images=images,
         searches=searches or [],
@@ -251,5 +255,6 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
 
 def measured(net: Network, data: Dataset) -> Dict[str, Any]:
     """Accuracy on the test images, and cost."""
-    counts = {"macs": int(macs(net)(net.widths)), "params": int(params(net)(net.widths))}
+    costs = {"macs": macs, "params": params, "memory": peak_memory}
+    counts = {name: int(cost(net)(net.widths)) for name, cost in costs.items()}
     return {**TASKS[data.task].evaluate(net, data.test), **counts}

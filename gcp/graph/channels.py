@@ -483,6 +483,17 @@ def has_weight(node: "Node") -> bool:
     return operator(node.op).weight is not None
 
 
+def layer_widths(net: "Network") -> Dict[str, Tuple[int, Tuple[str, ...]]]:
+    """Per conv and dense layer, in order, with channels that can be removed: its output channels, and their groups."""
+    found, structure = {}, net.structure
+    for call in structure.calls.values():
+        if has_weight(call.node) and call.outs[0] is not None:
+            form = structure.form(call.outs[0].labels)
+            if groups := tuple(name for name in form if name is not None):
+                found[layer_name(call.node.name)] = (len(call.outs[0].labels), groups)
+    return found
+
+
 def is_layer(net: "Network", i: int) -> bool:
     """Whether node i is a conv or dense layer that makes new channels."""
     return has_weight(net.nodes[i]) and not is_depthwise(net, i)
