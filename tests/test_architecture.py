@@ -655,3 +655,12 @@ def test_of_architectures_that_all_miss_the_target_by_the_clock_the_nearest_is_t
     budget = SimpleNamespace(target=0.1, original=100.0, of=float, measure=float)
     clock = Clock(space, budget, tmp_path / "timings.json")
     assert clock.first(np.array([[50], [40], [60]])).tolist() == [40]
+
+
+def test_a_part_of_a_budget_that_has_to_be_used_is_a_limit_too():
+    own = np.array([0.5, 0.9, 1.0, 1.1])
+    limit = Limit("target", (lambda levels: own[levels[:, 0]],), 1.0, (1.0,), least=0.8)
+    question = Question(None, None, (limit,), 1, None)
+    assert question.excess(np.arange(4)[:, None]) == pytest.approx([0.3, 0, 0, 0.1])
+    assert "at_least" in str(question._unmet(np.array([0])))
+    assert "at_least" not in str(question._unmet(np.array([3])))

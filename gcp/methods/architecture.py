@@ -92,6 +92,13 @@ class ArchitectureOptions(MethodOptions):
         (64,), description="for each quality, how many architectures it is asked about, such as [5000, 64, 8]"
     )
     limits: Tuple[LimitOptions, ...] = Field((), max_length=10, description="budgets beside the target")
+    at_least: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="the part of the target's cost that architectures have to use; what is said without training ranks "
+        "networks of one cost",
+    )
     training: TrainingOptions = Field(TrainingOptions(), description="of candidates, for quality trained")
     supernet: SupernetOptions = Field(SupernetOptions(), description="for quality supernet")
     evolution: EvolutionOptions = Field(EvolutionOptions(), description="for solver evolution")
@@ -159,7 +166,8 @@ def limits_of(
     """The target and all other budgets, priced for a space."""
     target = budget.target if target is None else target
     priced = lru_cache(maxsize=None)(lambda name: space.price(lambda net: COSTS[name](net, None)))
-    found = [Limit(f"target {target:g}", (_price(space, budget),), target * budget.original, (1.0,))]
+    own = (f"target {target:g}", (_price(space, budget),), target * budget.original, (1.0,))
+    found = [Limit(*own, options.at_least)]
     for limit in options.limits:
         units = tuple(limit.unit(name) for name in limit.costs)
         found.append(Limit(limit.name, tuple(map(priced, limit.costs)), limit.at_most, units))

@@ -28,12 +28,16 @@ SPREAD = 0.3  # of the levels of a random architecture about its own mean, as a 
 
 @dataclass(frozen=True)
 class Limit:
-    """A budget: the sum of some costs is to be at most `most`. `name` is what messages call it."""
+    """A budget: the sum of some costs is to be at most `most`, and at least the part `least` of it.
+
+    `name` is what messages call it.
+    """
 
     name: str
     costs: Tuple[Priced, ...]
     most: float
     units: Tuple[float, ...]  # what each cost is multiplied by
+    least: float = 0.0
 
     def __call__(self, levels: Levels) -> np.ndarray:
         """The cost of each architecture over the limit: at most 1 where it is met."""
@@ -66,10 +70,11 @@ class Question:
         return np.array([self.asked[key] for key in keys])
 
     def excess(self, levels: Levels) -> np.ndarray:
-        """By how much each is over its worst limit, as a part of it; 0 where all are met."""
+        """By how much each is over its worst limit, or below its least, as a part of it; 0 where all are met."""
         over = np.zeros(len(levels))
         for limit in self.limits:
-            over = np.maximum(over, limit(levels) - 1)
+            used = limit(levels)
+            over = np.maximum(over, np.maximum(used - 1, limit.least - used))
         return np.where(over <= 1e-9, 0.0, over)
 
     def feasible(self, n: int) -> Levels:
@@ -91,7 +96,11 @@ class Question:
 
     def _unmet(self, nearest: np.ndarray) -> UserError:
         at = {limit.name: float(limit(nearest[None])[0]) for limit in self.limits}
-        worst = max(at, key=at.__getitem__)
+        short = {limit.name: limit.least - at[limit.name] for limit in self.limits}
+        worst = max(at, key=lambda name: max(at[name] - 1, short[name]))
+        if short[worst] > at[worst] - 1:
+            wrong = f"no architecture of the space uses enough of {worst}; the nearest uses {at[worst]:.3f} of it"
+            return UserError(f"{wrong}; lower architecture.at_least", "space.budget")
         wrong = (
             f"no architecture of the space meets all budgets; the nearest has {at[worst]:.3f} of what {worst} allows"
         )
