@@ -6,13 +6,14 @@ from setuptools import find_packages, setup
 TORCH = ["torch>=2.6,<3", "torchvision>=0.21,<1", "onnx2torch>=1.5.15,<2"]
 POSTGRESQL = "psycopg[binary]>=3.1,<4"
 PYMOO = "pymoo>=0.6.1,<0.7"
+VEGA = "vl-convert-python>=1.7,<2"
 
 setup(
     name="gcp",
     version="0.1.0",
     description="Global channel pruning of GluonCV networks with Apache MXNet",
     packages=find_packages(include=["gcp", "gcp.*"]),
-    package_data={"gcp.data": ["fashion_mnist/*"]},
+    package_data={"gcp.data": ["fashion_mnist/*"], "gcp.report": ["assets/*"]},
     # mxnet and gluoncv import distutils, which Python 3.12 no longer has.
     python_requires=">=3.9,<3.12",
     install_requires=[
@@ -60,6 +61,9 @@ setup(
             # With PostgreSQL's own programs, where they are, tests search on a server.
             POSTGRESQL,
             PYMOO,
+            VEGA,
+            # With a Chromium, where there is one, tests use the results' page as its readers do.
+            "playwright>=1.45,<2",
         ],
         "torch": TORCH,
         # What scripts/coverage.py and comparisons with others need; scripts/peers.sh installs it.
@@ -68,6 +72,8 @@ setup(
         "search-server": [POSTGRESQL, "pymysql>=1.1,<2"],
         # For architecture search by `solver: nsga2`.
         "pareto": [PYMOO],
+        # The charts of scripts/report.py --html: Vega-Lite's script, which goes into the page.
+        "page": [VEGA],
         # For `tensorboard: true` in a configuration.
         "tensorboard": ["tensorboard>=2.15,<3"],
     },

@@ -1,16 +1,19 @@
 """Tables and figures of the records below a results folder: `python scripts/report.py results/demo`.
 
 Records of the paper's experiments (configs/imagenet, configs/caltech256, also small ones) also give the paper's tables.
+With --html all of it is one page for a browser, and with --watch such a page that is live while experiments run.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from gcp import command as command_line
+from gcp import storage
 from gcp.errors import UserError
 from gcp.experiment import record as records
-from gcp.report import figures, frame, paper, search, tables, width_search
+from gcp.report import figures, frame, live, page, paper, search, tables, width_search
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -29,7 +32,23 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--validation", action="store_true", help="accuracies on the validation images, which settings are chosen by"
     )
+    parser.add_argument("--html", metavar="PAGE", help="write one page that needs no other file, and no tables")
+    parser.add_argument(
+        "--watch", action="store_true", help="serve that page to this machine, renewed while runs go on"
+    )
+    parser.add_argument("--port", type=command_line.whole(0, 65535), help="of --watch (default: 8765; 0: any)")
     arguments = parser.parse_args(argv)
+    if arguments.html or arguments.watch:
+        others = [word for word in ("output", "paper", "validation") if getattr(arguments, word)]
+        if arguments.html and arguments.watch or others:
+            raise UserError("--html and --watch are given alone, without each other, --output, --paper or --validation")
+        if arguments.html:
+            write_page(Path(arguments.results), Path(arguments.html))
+        else:
+            live.serve(Path(arguments.results), REFERENCE, 8765 if arguments.port is None else arguments.port)
+        return
+    if arguments.port is not None:
+        raise UserError("--port only matters with --watch")
     if arguments.paper and arguments.validation:
         raise UserError("--paper and --validation exclude each other: the paper's tables are of test images")
     images = "validation" if arguments.validation else "test"
@@ -46,6 +65,18 @@ def run(argv: list[str]) -> None:
             print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)
+
+
+def write_page(folder: Path, path: Path) -> None:
+    """One HTML file of all records below a folder; what cannot be read is said here, too."""
+    data = page.contents(folder, REFERENCE)
+    for problem in data["problems"]:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not any(row["layer"] == "pruned" or row["layer"] == "dense" for row in data["rows"]):
+        raise UserError(f"{folder}: holds no record that can be read; give a folder with a finished run")
+    with tables.writing(path.parent, "--html"):
+        storage.write_text(path, page.page(data))
+    print(f"{path}: {page.summary(data)}")
 
 
 if __name__ == "__main__":

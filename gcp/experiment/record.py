@@ -11,7 +11,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional
+from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Tuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -311,14 +311,34 @@ def load_records(folder: Path) -> List[Finished]:
 
     UserError: no such folder, no record in it, or a file that is not what its name says.
     """
+    found = [_finished(path) for path in record_paths(folder)]
+    if not found:
+        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a folder with a finished run")
+    return found
+
+
+def load_readable(folder: Path) -> Tuple[List[Finished], List[str]]:
+    """As `load_records`, but for those that cannot be read: what is wrong with each instead."""
+    found, problems = [], []
+    for path in record_paths(folder):
+        try:
+            found.append(_finished(path))
+        except UserError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def record_paths(folder: Path) -> List[Path]:
+    """The records below `folder`, sorted. UserError: no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
     # Not by a pattern, which passes over a link that leads nowhere.
-    paths = sorted(Path(where) / RECORD for where, folders, files in os.walk(folder) if RECORD in {*folders, *files})
-    if not paths:
-        raise UserError(f"{folder}: holds no {RECORD} at any depth; give a folder with a finished run")
-    return [Finished(path.parent, _read(path, Record), read_speeds(path.parent)) for path in paths]
+    return sorted(Path(where) / RECORD for where, folders, files in os.walk(folder) if RECORD in {*folders, *files})
+
+
+def _finished(path: Path) -> Finished:
+    return Finished(path.parent, _read(path, Record), read_speeds(path.parent))
 
 
 def read_speeds(path: Path) -> Optional[Speeds]:

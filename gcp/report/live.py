@@ -1,0 +1,102 @@
+"""The results' page while experiments run: served to this machine only, and renewed every few seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+from gcp.errors import UserError
+from gcp.experiment import record as records
+from gcp.report import page
+from gcp.storage import now
+
+EVERY_S = 5.0
+HOST = "127.0.0.1"
+
+
+class Watched:
+    """What the page of a folder shows right now. Records are read again only when one has come or changed."""
+
+    def __init__(self, folder: Path, reference: Path) -> None:
+        self._folder, self._reference = folder, reference
+        self._seen: Tuple[Any, ...] = ()
+        self._contents: Dict[str, Any] = page.contents(folder, reference)
+        self._seen = self._state()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Dict[str, Any]:
+        """See `page.contents`."""
+        with self._lock:
+            state = self._state()
+            if state != self._seen:
+                self._contents, self._seen = page.contents(self._folder, self._reference), state
+            return {**self._contents, "made": now(), "under_way": page.under_way(self._folder)}
+
+    def _state(self) -> Tuple[Any, ...]:
+        found = []
+        for path in records.record_paths(self._folder):
+            for each in (path, path.with_name(records.SPEED)):
+                try:
+                    about = each.stat()
+                except OSError:
+                    continue
+                found.append((str(each), about.st_mtime_ns, about.st_size))
+        return tuple(found)
+
+
+def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
+    """A server of two things, the page and its data, to this machine. UserError: the port is taken.
+
+    It answers only to its own names: a foreign page whose name has been made to lead here is refused.
+    """
+    watched = Watched(folder, reference)
+    page.script()  # says what is missing before anything is served
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 (http.server's name)
+            names = {f"{name}:{self.server.server_port}" for name in ("localhost", HOST)}
+            if self.headers.get("Host") not in names:
+                self._send(403, "text/plain", "this page is for the machine that it is served by")
+            elif self.path == "/":
+                self._send(200, "text/html", page.page(watched(), EVERY_S))
+            elif self.path == "/data.json":
+                self._send(200, "application/json", json.dumps(watched(), allow_nan=False))
+            else:
+                self._send(404, "text/plain", "there is / and /data.json")
+
+        def _send(self, code: int, kind: str, text: str) -> None:
+            body = text.encode()
+            self.send_response(code)
+            for key, value in (
+                ("Content-Type", f"{kind}; charset=utf-8"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                ("X-Content-Type-Options", "nosniff"),
+            ):
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: a line every five seconds would hide what matters."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Answer)
+    except OSError as error:
+        raise UserError(
+            f"--port: {port} cannot be served ({error.strerror}); give another, or 0", "live.port"
+        ) from None
+
+
+def serve(folder: Path, reference: Path, port: int) -> None:
+    """Serve until Ctrl-C."""
+    with server(folder, reference, port) as serving:
+        print(f"http://{HOST}:{serving.server_port}/ shows {folder}, until Ctrl-C", file=sys.stderr, flush=True)
+        try:
+            serving.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped; experiments that run are not touched", file=sys.stderr)
