@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -26,13 +27,16 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
+from threadpoolctl import threadpool_limits
 
 from gcp import runtime
 from gcp.backend.blocks import predict
 from gcp.backend.engine import autograd, gluon, mx
 from gcp.backend.zoo import from_gluoncv, get_model
+from gcp.cost import latency
 from gcp.cost.analytic import describe, macs
 from gcp.cost.base import Budget
+from gcp.cost.memory import peak_memory
 from gcp.data import decode, prepare
 from gcp.data.base import Dataset, Split
 from gcp.data.sources import Records
@@ -50,7 +54,12 @@ from gcp.methods.criteria import CRITERIA
 from gcp.methods.thinet import least_missed
 from gcp.methods.uniform import uniform_widths
 from gcp.methods.width_search import OwsOptions
+from gcp.options import Options
+from gcp.search.candidates import Judged
+from gcp.search.exploration import SOLVERS, EvolutionOptions, Limit, Question
+from gcp.search.quality import QUALITIES
 from gcp.search.solvers import Solver
+from gcp.search.space import Space, SpaceOptions
 from gcp.storage import read_json
 from gcp.train import schedules
 from gcp.train.distributed import device
@@ -121,9 +130,23 @@ MOBILENET = Case("mobilenet1.0", 32, 64, 10)
 RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
+# Networks and sides whose plans are compared; tests take some of them.
+PLANNED = {
+    "resnet18_v1b": 64,
+    "resnet50_v1d": 64,
+    "mobilenet0.25": 32,
+    "mobilenetv2_0.25": 32,
+    "mobilenetv2_0.5": 64,
+    "se_resnet18_v1": 64,
+    "shufflenet_v2": 64,
+    "cifar_resnext29_32x4d": 16,
+    "squeezenet1.1": 224,
+    "densenet121": 64,
+}
+ROOT = Path(__file__).resolve().parent.parent  # of a checkout
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "slimmable", "solver", "memory",
-         "borders", "loader")  # fmt: skip
+NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "slimmable", "solver",
+         "architectures", "memory", "planner", "borders", "loader")  # fmt: skip
 
 
 def run(
@@ -147,7 +170,9 @@ def run(
         ),
         "slimmable": partial(slimmable, (TINY,) if quick else (MOBILENET, RESNET18), repeats),
         "solver": partial(solving, *(((TINY.network,), TINY.shape) if quick else SOLVED)),
+        "architectures": partial(architectures, 100 if quick else 10_000, 50 if quick else 5000),
         "memory": partial(memory, (TINY,) if quick else (RESNET18, RESNET50)),
+        "planner": partial(planner, dict(list(PLANNED.items())[:1]) if quick else PLANNED),
         "borders": partial(borders, *((TINY.network, (8,)) if quick else ("resnet18_v1b", (32, 64, 224)))),
         "loader": partial(loader, (SMALL_PICTURES,) if quick else (PICTURES, SMALL_PICTURES), repeats),
     }
@@ -461,6 +486,55 @@ def solving(networks: Sequence[str], shape: Sequence[int], repeats: int = 3) -> 
         rows.append(Row("solver", "exact widths for one bound", setting, *np.percentile(seconds, (50, 25, 75)), **how))
         details[network] = {"seconds": seconds, "gaps": gaps}
     return rows, details
+
+
+def architectures(n: int, n_zero_shot: int) -> Found:
+    """Rows and details of an architecture search's two cheap questions, on one core: what do `n` architectures cost by
+    latency and memory, and which of `n_zero_shot` is best without training.
+
+    The space is that of configs/architecture_search/full.yaml; preparing its prices counts.
+    """
+    net = from_gluoncv("mobilenetv2_0.5", (3, 32, 32), 10, seed=0)
+    options = SpaceOptions(widths={"*": (0.5, 0.75, 1.0, 1.25)}, blocks={"*": ("plain", "fused")}, drop=("*",))
+    setting = "mobilenetv2_0.5, 32 px, widths, blocks, depth"
+    model = latency.load(ROOT / "results" / "latency" / "mobilenetv2_0.5-32px-batch64.json")
+    with threadpool_limits(1):
+        began = time.perf_counter()
+        space = Space(net, options, 8)
+        costs = [space.price(of) for of in (model.cost, peak_memory)]
+        prepared_s = time.perf_counter() - began
+        levels = space.random(n, np.random.default_rng(0))
+        whole_s, seconds = [cost(levels) for cost in costs], []
+        for _ in range(5):
+            began = time.perf_counter()
+            whole_s = [cost(levels) for cost in costs]
+            seconds.append(time.perf_counter() - began)
+        few = levels[:10]
+        began = time.perf_counter()
+        slow = []
+        for level in few:
+            found = space.network(space.pattern(level))
+            slow.append([of(found)(found.widths) for of in (model.cost, peak_memory)])
+        each_s = (time.perf_counter() - began) / len(few)
+        np.testing.assert_allclose(np.array(slow).T, [cost[: len(few)] for cost in whole_s], rtol=1e-9)
+        began = time.perf_counter()
+        data = SimpleNamespace(name="none")
+        judged = Judged(space, data, "classification", 0, 64, "none", Path("."))
+        limit = Limit("latency", (costs[0],), 0.45 * costs[0](space.levels(space.own)[None])[0], (1.0,), 0.9)
+        asked = QUALITIES["trainability"](judged, Options())
+        question = Question(space, asked, (limit,), n_zero_shot, np.random.default_rng(0))
+        SOLVERS["evolution"](question, EvolutionOptions())
+        zero_shot_s = time.perf_counter() - began
+    priced = [60 * n / (prepared_s + s) for s in np.percentile(seconds, (50, 75, 25))]
+    ratio = each_s / (np.median(seconds) / n)
+    rows = [
+        Row("architectures", f"{n:,} priced by latency and memory", setting, *priced, "a minute", 10_000),
+        Row("architectures", "network made and priced / priced by tables", setting, ratio, ratio, ratio),
+        Row("architectures", f"best of {n_zero_shot:,} by trainability, evolution", setting,
+            *3 * (zero_shot_s,), "s", 120, more=False),
+    ]  # fmt: skip
+    details = {"prepared_s": prepared_s, "seconds": seconds, "each_s": each_s, "zero_shot_s": zero_shot_s}
+    return rows, {**details, "asked": len(question.asked)}
 
 
 # ---- the schedule ------------------------------------------------------------------------------------------
@@ -787,6 +861,41 @@ def memory(cases: Sequence[Case]) -> Found:
         ]
         details[str(case)] = peaks
     return rows, details
+
+
+def planner(networks: Mapping[str, int]) -> Found:
+    """Rows of what MXNet's planner allocates for a prediction, over the peak of `cost.memory`: by network and side."""
+    rows, details = [], {}
+    for name, side in networks.items():
+        planned, peak = planned_bytes(name, side)
+        ratio = planned / peak
+        setting = f"{name}, {side} px"
+        rows.append(Row("planner", "memory that MXNet plans / the peak that we count", setting, *3 * (ratio,)))
+        details[setting] = {"planned_bytes": planned, "peak_bytes": peak}
+    return rows, details
+
+
+def planned_bytes(name: str, side: int) -> Tuple[float, float]:
+    """For an image: the memory that MXNet's planner allocates, and our peak; both without weights.
+
+    The planner says whole megabytes, so a batch of about 200 MB is planned for; the image, which is not in its pool, is
+    added. Operators are not joined into one (oneDNN's subgraphs), as our count does not join them.
+    """
+    net = from_gluoncv(name, (3, side, side))
+    peak, image = peak_memory(net)(net.widths), 4 * 3 * side * side
+    batch = -(-200_000_000 // int(peak))
+    case = Case(name, side, batch, net.n_classes)
+    said = "\n".join(_in_own_process(case, "", "print_plan", {"MXNET_SUBGRAPH_BACKEND": "NONE"}))
+    pool = 2**20 * (int(re.search(r"Total (\d+) MB allocated", said)[1]) + 1)
+    return pool / batch + image, peak
+
+
+def print_plan(case: Case, kind: str) -> None:
+    """Plan a prediction of the case's network, print what MXNet says of the plan."""
+    from gcp.backend.blocks import to_symbol
+
+    symbol = to_symbol(case.built())
+    print(symbol.simple_bind(mx.cpu(), grad_req="null", data=(case.batch, *case.shape)).debug_str())
 
 
 def _in_own_process(case: Case, kind: str, function: str, variables: Mapping[str, str]) -> List[str]:

@@ -17,7 +17,7 @@ def run(argv: list) -> None:
         default=[],
         metavar="NAME",
         help="some of resnet18-32, resnet50-64, resnet50-224, recipe, widths, schedule, describe, selection, "
-        "layerwise, memory, borders, loader",
+        "layerwise, slimmable, solver, architectures, memory, planner, borders, loader",
     )
     parser.add_argument(
         "--repeats", type=command_line.whole(1, 10**5), default=11, help="rounds of steps, of which the median counts"

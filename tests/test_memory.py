@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import subprocess
-import sys
 
 import mxnet as mx
 import numpy as np
 import pytest
 from networks import built, random_network, shape_only
 
+from gcp import benchmark
 from gcp.cost.base import Budget, minimum_widths
 from gcp.cost.memory import peak_memory
 from gcp.graph.operators import operator
@@ -113,31 +110,8 @@ def test_a_budget_of_memory_is_met_by_all_that_read_terms():
     assert Solver(levels, cost).lowest == cost(minimum_widths(net.widths, 2))
 
 
-PLANNED = """
-import sys
-from gcp.backend.engine import mx
-from gcp.backend.blocks import to_symbol
-from gcp.backend.zoo import from_gluoncv
-name, side, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-symbol = to_symbol(from_gluoncv(name, (3, side, side)))
-print(symbol.simple_bind(mx.cpu(), grad_req="null", data=(batch, 3, side, side)).debug_str())
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", benchmark.PLANNED)
 def test_mxnets_planner_does_not_get_by_with_less(name):
-    """Its pool, the image apart, for a batch of about 200 MB; of whole operators, which it does not join into one."""
-    side = NETWORKS[name]
-    net = shape_only(name, (3, side, side))
-    peak, image = peak_memory(net)(net.widths), 4 * 3 * side * side
-    batch = math.ceil(2e8 / peak)
-    done = subprocess.run(
-        [sys.executable, "-c", PLANNED, name, str(side), str(batch)],
-        env={**os.environ, "MXNET_SUBGRAPH_BACKEND": "NONE"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    planned = 2**20 * (int(re.search(r"Total (\d+) MB allocated", done.stdout)[1]) + 1)
-    assert 1 <= (planned + image * batch) / (peak * batch) < 2.5
+    planned, peak = benchmark.planned_bytes(name, benchmark.PLANNED[name])
+    assert 1 <= planned / peak < 2.5
