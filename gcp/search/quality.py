@@ -15,6 +15,8 @@ import numpy as np
 from pydantic import Field
 
 from gcp.cost.analytic import macs, params
+from gcp.cost.base import Cost, Term
+from gcp.cost.layers import layers
 from gcp.options import Options
 from gcp.registry import Registry
 from gcp.search import zero_shot
@@ -149,6 +151,12 @@ def by_macs(judged: Judged, options: Options) -> Scores:
 def by_params(judged: Judged, options: Options) -> Scores:
     """Parameters: a control."""
     return judged.space.price(params)
+
+
+@QUALITIES.register("depth", Options, label="Fewest layers", is_cheap=True, is_control=True)
+def by_depth(judged: Judged, options: Options) -> Scores:
+    """Minus the number of conv and dense layers: a control, as networks with fewer learn faster in a short training."""
+    return judged.space.price(lambda net: Cost([Term(each.groups, lambda *_: -1.0, each.name) for each in layers(net)]))
 
 
 def additive(space: Any, levels: Levels, scores: np.ndarray, ridge: float = 1.0) -> Tuple[Dict[str, np.ndarray], float]:
