@@ -7,6 +7,7 @@ the configuration's, and what ends the worker ends the run.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import importlib
@@ -38,7 +39,7 @@ from gcp.storage import locked, parse_json, read_json, replacing, write_json, wr
 from gcp.train import guard
 
 CONNECT_S = 5.0
-POLL_S = 2.0  # between two questions to all workers
+POLL_S = 4.0  # between two questions to all workers
 LOCK_S = 120.0  # for the lock of a run whose machine has died: a file server keeps it for a while
 SLURM_MINUTES = 24 * 60  # of a job; the environment's SBATCH_TIMELIMIT goes before it
 SLURM_TRIES = 4  # of a job that ends without its result
@@ -351,6 +352,23 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What a function returns or raises. TimeoutError: it takes longer, and is left to itself."""
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()  # a pool's threads would be waited for when the process ends
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError:
+        raise TimeoutError(f"no answer in {seconds:g} s") from None
+
+
 # ---- dask ------------------------------------------------------------------------------------------------------------
 
 
@@ -425,8 +443,8 @@ class Dask(Engine):
         scheme = "tls" if security.tls_ca_file or security.require_encryption else "tcp"
         try:
             socket.create_connection((host.strip("[]"), port), CONNECT_S).close()
-            where = f"{scheme}://{host}:{port}"
-            return distributed.Client(where, timeout=CONNECT_S, security=security, set_as_default=False)
+            how = {"timeout": CONNECT_S, "security": security, "set_as_default": False}
+            return _within(2 * CONNECT_S, lambda: distributed.Client(f"{scheme}://{host}:{port}", **how))
         except Exception as error:  # whatever answers there may say anything
             raise UserError(
                 f"--on {self.address}: no scheduler of dask answers there over {scheme} "
