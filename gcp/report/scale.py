@@ -133,7 +133,7 @@ def _several_machines(parameters: Parameters, rows: Sequence[Row]) -> str:
         f"Summing gradients: {largest} GPUs of one machine are {whole[largest]:.2f} times as fast as one "
         f"({100 * whole[largest] / largest:.0f} % of ideal), {cluster['gpus']} of several machines "
         f"{cluster['speedup']:.1f} times ({100 * cluster['speedup'] / cluster['gpus']:.0f} %), as published for "
-        "others' code. What this toolkit's `dist_sync` reaches between GPUs has not been measured, so no schedule above has "
+        "others' code. What this toolkit's `dist_sync` reaches between GPUs has not been measured, so no schedule has "
         "a run on several machines."
     )
 
