@@ -38,7 +38,7 @@ from gcp.registry import Registry
 from gcp.storage import locked, parse_json, read_json, replacing, write_json, write_text
 from gcp.train import guard
 
-CONNECT_S = 5.0
+CONNECT_S = 10.0  # a busy machine takes some seconds to answer
 POLL_S = 4.0  # between two questions to all workers
 LOCK_S = 120.0  # for the lock of a run whose machine has died: a file server keeps it for a while
 SLURM_MINUTES = 24 * 60  # of a job; the environment's SBATCH_TIMELIMIT goes before it
@@ -444,7 +444,7 @@ class Dask(Engine):
         try:
             socket.create_connection((host.strip("[]"), port), CONNECT_S).close()
             how = {"timeout": CONNECT_S, "security": security, "set_as_default": False}
-            return _within(2 * CONNECT_S, lambda: distributed.Client(f"{scheme}://{host}:{port}", **how))
+            return _within(1.5 * CONNECT_S, lambda: distributed.Client(f"{scheme}://{host}:{port}", **how))
         except Exception as error:  # whatever answers there may say anything
             raise UserError(
                 f"--on {self.address}: no scheduler of dask answers there over {scheme} "
