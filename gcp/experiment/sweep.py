@@ -253,7 +253,7 @@ def execute(job: Dict[str, Any], where: str, scratch: str, dropped: Callable[[],
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         said = stack.enter_context(tempfile.TemporaryFile())
-        environment = {**os.environ, "TQDM_DISABLE": "1", **stack.enter_context(_gpus(job["gpus"]))}
+        environment = {**os.environ, **stack.enter_context(_gpus(job["gpus"]))}
         path = Path(folder) / f"{job['name']}.yaml"
         path.write_text(job["config"], encoding="utf-8")
         for name, text in job["files"].items():
@@ -272,7 +272,8 @@ def execute(job: Dict[str, Any], where: str, scratch: str, dropped: Callable[[],
             guard.end([process])
         said.seek(max(0, said.seek(0, os.SEEK_END) - 10_000))
         lines = said.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    result = {"code": process.returncode, "where": where, "said": [line for line in lines if line.strip()][-SAID:]}
+    lines = [line for line in lines if line.strip() and "%|" not in line][-SAID:]  # without progress bars
+    result = {"code": process.returncode, "where": where, "said": lines}
     if output and process.returncode == 0:
         result["files"] = {"run": _contents(run), "dense": _contents(dense)}
     return result
