@@ -7,6 +7,9 @@ TORCH = ["torch>=2.6,<3", "torchvision>=0.21,<1", "onnx2torch>=1.5.15,<2"]
 POSTGRESQL = "psycopg[binary]>=3.1,<4"
 PYMOO = "pymoo>=0.6.1,<0.7"
 VEGA = "vl-convert-python>=1.7,<2"
+# 2024.8 is the last for Python 3.9. Its arrays and data frames, which want other numpy and pandas, are not asked for.
+DASK = "distributed>=2024.8,<2027"
+SUBMITIT = "submitit>=1.5,<2"
 
 setup(
     name="gcp",
@@ -64,10 +67,16 @@ setup(
             VEGA,
             # With a Chromium, where there is one, tests use the results' page as its readers do.
             "playwright>=1.45,<2",
+            # Sweeps on clusters, which tests start on this machine.
+            DASK,
+            SUBMITIT,
         ],
         "torch": TORCH,
         # What scripts/coverage.py and comparisons with others need; scripts/peers.sh installs it.
         "peers": [*TORCH, "timm>=1.0,<2", "onnxscript>=0.3,<1", "torch-pruning>=1.6,<2"],
+        # For scripts/reproduce.py --on dask://... and --on slurm.
+        "dask": [DASK],
+        "slurm": [SUBMITIT],
         # For `search.storage` on a server that several machines share.
         "search-server": [POSTGRESQL, "pymysql>=1.1,<2"],
         # For architecture search by `solver: nsga2`.

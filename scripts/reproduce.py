@@ -1,8 +1,8 @@
 """Run every experiment of a folder of configs (or one config), each at every seed, then write the report.
 
 Finished runs are not run again, a dense network is trained once for all that share it; run again to resume.
-Throughput is measured at the end, one run after another, when nothing else is running. With --dry-run nothing is run:
-what it would take is printed.
+Throughput is measured at the end, one run after another, when nothing else is running. With --on the runs are computed
+on other machines, see docs/scale.md. With --dry-run nothing is run: what it would take is printed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from gcp import command as command_line
 from gcp import errors, runtime
 from gcp.data import smoke
-from gcp.experiment import config, reproduce
+from gcp.experiment import config, reproduce, sweep
 from gcp.train import guard
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -34,8 +34,20 @@ def run(argv: list) -> None:
     parser.add_argument(
         "--jobs",
         type=command_line.whole(1, 256),
-        default=1,
-        help="experiments at once, `threads` threads each (default 1)",
+        help="with --on local: experiments at once, `threads` threads each (default 1)",
+    )
+    parser.add_argument(
+        "--on", default="local", metavar="ENGINE", help="where: local, dask://HOST:PORT or slurm (default local)"
+    )
+    parser.add_argument(
+        "--collect",
+        action="store_true",
+        help="with --on dask://...: the workers share no folder with this machine; finished runs are fetched from them",
+    )
+    parser.add_argument(
+        "--cancel",
+        action="store_true",
+        help="with --on: end what an interrupted sweep of these left running or waiting",
     )
     parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
     parser.add_argument(
@@ -54,7 +66,11 @@ def run(argv: list) -> None:
     if args.dry_run:
         print(dry_run([cfg for _, _, cfg in cfgs], not args.no_benchmark, args.overlay))
         return
-    code = reproduce.reproduce(cfgs, SCRIPTS / "run.py", args.jobs, args.overlay)
+    with sweep.engine(args.on, sweep.Setup(SCRIPTS / "run.py", args.jobs, args.collect)) as engine:
+        if args.cancel:
+            print(reproduce.cancel(cfgs, engine, args.overlay))
+            return
+        code = reproduce.reproduce(cfgs, engine, args.overlay)
     if code:
         sys.exit(code)
     for output in sorted({cfg.output for _, _, cfg in cfgs}):

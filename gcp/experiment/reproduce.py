@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Sequence, Tuple
 
+from gcp.command import Told
 from gcp.experiment import record as records
 from gcp.experiment.config import Config, load
-from gcp.train import guard
+from gcp.experiment.sweep import Began, Engine, Task
 
 Item = Tuple[Path, Sequence[str], Config]  # a configuration file, its overrides, and what they give
 
 
-def reproduce(items: Sequence[Item], script: Path, n_jobs: int, overlays: Sequence[str] = ()) -> int:
-    """Run what is not done with `script`, `n_jobs` at a time, then measure speeds; 0, or the first failure's code.
+def reproduce(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = ()) -> int:
+    """Run what is not done where the engine computes, then measure speeds; 0, or the first failure's code.
 
-    Speeds are measured at the end, one run after another, when nothing else is running.
+    Speeds are measured at the end, one run after another on one machine, when nothing else of this is running.
+    UserError: the engine cannot take these experiments.
     """
+
+    def loaded(again: Sequence[Item]) -> list[Item]:
+        return [(path, overrides, load(path, overrides, overlays)) for path, overrides, _ in again]
+
     todo = [item for item in items if not records.is_done(item[2])]
-    print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr)
-    over = [word for overlay in overlays for word in ("--overlay", overlay)]
-    # What starts from another experiment's network may have to wait for one of these, and is named by its content.
-    for late in (False, True):
-        part = [item for item in todo if item[2].model.is_pattern == late]
-        code = _run(dense_first(part), script, n_jobs, "run", *over, "--untimed")
+    engine.check(_tasks(items, overlays))
+    print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr, flush=True)
+    try:
+        # What starts from another experiment's network may have to wait for one of these, and is named by its content.
+        late = [item for item in todo if item[2].model.is_pattern]
+        code = _run(_tasks(dense_first([item for item in todo if item not in late]), overlays), engine)
+        code = code or _run(_tasks(dense_first(loaded(late)), overlays), engine)
         if code:
             return code
-    items = [(path, overrides, load(path, overrides, overlays)) for path, overrides, _ in items]
-    return _run([item for item in items if not records.is_timed(item[2])], script, 1, "measure", *over)
+        untimed = [item for item in loaded(items) if not records.is_timed(item[2])]
+        if untimed:
+            engine.alone()
+        return _run(_tasks(untimed, overlays, timed=True), engine)
+    except KeyboardInterrupt as told:
+        left = engine.left()
+        if left is None:
+            raise
+        print(f"\n{left}", file=sys.stderr, flush=True)
+        return 128 + (told.args[0] if isinstance(told, Told) else signal.SIGINT)
+
+
+def cancel(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = ()) -> str:
+    """End what an earlier sweep of the same experiments left running or waiting; what became of it, in words."""
+    return engine.cancel([task for timed in (False, True) for task in _tasks(items, overlays, timed)])
 
 
 def dense_first(items: Sequence[Item]) -> list[Item]:
@@ -44,31 +63,34 @@ def dense_first(items: Sequence[Item]) -> list[Item]:
     return first + rest
 
 
-def _run(items: Sequence[Item], script: Path, n_jobs: int, what: str, *extra: str) -> int:
-    """Run the experiments, `n_jobs` at a time; 0, or the exit code of the first that fails, once the others ended."""
-    waiting, running, n_done, began, failed = list(enumerate(items, 1)), {}, 0, time.monotonic(), 0
-    try:
-        while running or (waiting and not failed):
-            for slot in range(n_jobs):
-                if slot in running and running[slot].poll() is not None:
-                    code, n_done = running.pop(slot).returncode, n_done + 1
-                    failed = failed or code
-                if slot not in running and waiting and not failed:
-                    number, item = waiting.pop(0)
-                    left = (time.monotonic() - began) / n_done * (len(items) - n_done) / 60 if n_done else None
-                    about = "" if left is None else f", about {left:.0f} min left in all"
-                    said = f"{what} [{number}/{len(items)}] {item[2].name} seed {item[2].seed}{about}"
-                    print(said, file=sys.stderr, flush=True)
-                    running[slot] = _start(item, script, extra, slot)
-            time.sleep(0.05)
-    finally:
-        guard.end(list(running.values()))
+def _tasks(items: Sequence[Item], overlays: Sequence[str], timed: bool = False) -> list[Task]:
+    """A task for each experiment; two that would write the same folder are one."""
+    tasks = [Task(path, tuple(overrides), tuple(overlays), cfg, timed) for path, overrides, cfg in items]
+    return list({task.key: task for task in tasks}.values())
+
+
+def _run(tasks: Sequence[Task], engine: Engine) -> int:
+    """Hand the tasks over and wait; 0, or the exit code of the first that fails, once those handed over have ended."""
+    numbers = {task.key: number for number, task in enumerate(tasks, 1)}
+    waiting, running, n_done, began, failed = list(tasks), set(), 0, time.monotonic(), 0
+    while running or (waiting and not failed):
+        while waiting and not failed and len(running) < engine.at_once:
+            task = waiting.pop(0)
+            running.add(task.key)
+            engine.submit(task)
+        for event in engine.poll():
+            task = event.task
+            if isinstance(event, Began):
+                left = (time.monotonic() - began) / n_done * (len(tasks) - n_done) / 60 if n_done else None
+                about = "" if left is None else f", about {left:.0f} min left in all"
+                place = f" on {event.where}" if event.where else ""
+                said = f"{task.what} [{numbers[task.key]}/{len(tasks)}] {task.name}{place}{about}"
+                print(said, file=sys.stderr, flush=True)
+                continue
+            running.remove(task.key)
+            n_done += 1
+            failed = failed or event.code
+            for line in event.said if event.code else ():
+                print(f"[{task.name}] {line}", file=sys.stderr, flush=True)
+        time.sleep(0.05)
     return failed
-
-
-def _start(item: Item, script: Path, extra: Sequence[str], slot: int) -> subprocess.Popen:
-    """An experiment in a process of its own: its threads are its config's, and its memory is given back."""
-    path, overrides, _ = item
-    sets = [word for override in overrides for word in ("--set", override)]
-    command = guard.guarded([sys.executable, str(script), str(path), *sets, *extra])
-    return guard.start(command, stdout=subprocess.DEVNULL, env={**os.environ, "TQDM_POSITION": str(slot)})

@@ -1,0 +1,161 @@
+"""How long a sweep takes on many GPUs, on paper: the seconds of each run, and a simulation of who computes when.
+
+Nothing is run. The parameters are in a file (configs/scale.yaml), each with its source.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+DAY_S = 86_400
+
+
+class Run(NamedTuple):
+    """A run of a sweep: its seconds on the GPUs that it is given, and the run that it waits for, if any."""
+
+    name: str
+    seconds: float
+    after: Optional[str] = None
+
+
+class Schedule(NamedTuple):
+    """When everything has ended, the seconds in which GPUs of `n_slots` computed, and each run's begin."""
+
+    seconds: float
+    busy_s: float
+    begins: Dict[str, float]
+
+
+def simulate(runs: Sequence[Run], n_slots: int) -> Schedule:
+    """List scheduling, the longest first: whenever a place is free it takes the longest run that waits for none.
+
+    What dask and SLURM do with independent tasks, but that they take them in the order of submission. ValueError: a run
+    waits for one that is not there.
+    """
+    waiting = sorted(runs, key=lambda run: -run.seconds)
+    running: List[tuple] = []  # (end, number, name)
+    done, begins, now = set(), {}, 0.0
+    while waiting or running:
+        ready = [run for run in waiting if run.after is None or run.after in done]
+        for run in ready[: n_slots - len(running)]:
+            waiting.remove(run)
+            begins[run.name] = now
+            heapq.heappush(running, (now + run.seconds, len(begins), run.name))
+        if not running:
+            raise ValueError(f"{waiting[0].name} waits for {waiting[0].after}, which is none of the runs")
+        now, _, name = heapq.heappop(running)
+        done.add(name)
+    return Schedule(now, sum(run.seconds for run in runs), begins)
+
+
+class Row(NamedTuple):
+    """What a run computes: images by phase, its dense network, and the fractions of its MACs before and after."""
+
+    name: str
+    network: str
+    float32: bool
+    dense: int  # images to train the network on that the run starts from, before it is cut
+    pruning: int
+    finetuning: int
+    kept_before: float
+    kept_after: float
+    after: Optional[str] = None  # the run whose network it starts from
+
+
+class Parameters:
+    """Speeds by the parameters of configs/scale.yaml; `root` is where the files lie that these name."""
+
+    def __init__(self, values: Mapping[str, Any], root: Path) -> None:
+        self.values, self.speedup = values, {int(n): float(x) for n, x in values["scaling"]["speedup"].items()}
+        loaded = json.loads((root / values["loader"]["file"]).read_text())["details"]["loader"][
+            values["loader"]["case"]
+        ]
+        self.loader_per_core = loaded["images_per_second"]["ours"] / loaded["threads"]
+        self.forward = {
+            line["model"]: float(line["throughput_img_per_s"]) for line in _lines(root / values["evaluation"]["file"])
+        }
+        self._pruned: Dict[str, List[tuple]] = {}
+        for line in _lines(root / values["pruned"]["file"]):
+            pair = 1 / float(line["macs_reduction"]), 1 / float(line["fig1_throughput_ratio"])
+            self._pruned.setdefault(line["base_model"], [(1.0, 1.0)]).append(pair)
+
+    def time_kept(self, network: str, kept: float) -> float:
+        """A step's time over the dense network's, where so much of the MACs is kept.
+
+        Between published networks along the line; below the smallest, no faster than it.
+        """
+        points = sorted(self._pruned[network])
+        return float(np.interp(kept, *zip(*points)))
+
+    def gpu_speed(self, row: Row, n_gpus: int, kept: float) -> float:
+        """Training images per second of the GPUs, did images come fast enough."""
+        log = self.values["training"][row.network]
+        one = log["images_per_s"] / self.speedup[log["gpus"]]
+        if row.float32 and log["dtype"] == "float16":
+            one /= self.values["float32_slowdown"]["value"]
+        return one * self.speedup[n_gpus] / self.time_kept(row.network, kept)
+
+    def loader_speed(self, n_gpus: int) -> float:
+        """Images per second that the cores beside so many GPUs decode and augment."""
+        return self.loader_per_core * self.values["cores_per_gpu"]["value"] * n_gpus
+
+    def seconds(self, row: Row, n_gpus: int, endless_loader: bool = False) -> Dict[str, float]:
+        """Seconds of a run by what it does: training before and while it is cut, fine-tuning, evaluating."""
+        most = np.inf if endless_loader else self.loader_speed(n_gpus)
+        before, after = (min(most, self.gpu_speed(row, n_gpus, kept)) for kept in (row.kept_before, row.kept_after))
+        looking = min(most, self.forward[row.network] * n_gpus)
+        return {
+            "dense": row.dense / before,
+            "pruning": row.pruning * (1 / before + 1 / after) / 2,  # it shrinks from the one to the other
+            "fine-tuning": row.finetuning / after,
+            "evaluation": self.values["evaluation"]["images"] / looking,
+        }
+
+    def runs(self, rows: Sequence[Row], n_gpus: int, endless_loader: bool = False) -> List[Run]:
+        """Every row at every seed, on so many GPUs each."""
+        return [
+            Run(
+                f"{row.name} seed {seed}",
+                sum(self.seconds(row, n_gpus, endless_loader).values()),
+                row.after and f"{row.after} seed {seed}",
+            )
+            for row in rows
+            for seed in range(self.values["seeds"])
+        ]
+
+
+class Plan(NamedTuple):
+    """A sweep on `n_gpus`, `each` a run: days in all, of which measuring speeds, the part of the GPUs' time in use."""
+
+    n_gpus: int
+    each: int
+    days: float
+    measuring_days: float
+    in_use: float
+    longest_days: float  # of one run: no number of GPUs goes below it
+
+
+def plan(parameters: Parameters, rows: Sequence[Row], n_gpus: int, each: int) -> Plan:
+    """The simulated sweep; speeds are measured at the end, one run after another on one place."""
+    runs = parameters.runs(rows, each)
+    found = simulate(runs, n_gpus // each)
+    measuring = parameters.values["speed_measurement_s"]["value"] * len(runs)
+    total, longest = found.seconds + measuring, max(run.seconds for run in runs)
+    in_use = found.busy_s * each / (total * n_gpus)
+    return Plan(n_gpus, each, total / DAY_S, measuring / DAY_S, in_use, longest / DAY_S)
+
+
+def plans(parameters: Parameters, rows: Sequence[Row], n_gpus: int) -> List[Plan]:
+    """The sweep on so many GPUs for every number of GPUs a run that fits one machine."""
+    return [plan(parameters, rows, n_gpus, each) for each in parameters.speedup if each <= n_gpus]
+
+
+def _lines(path: Path) -> List[Dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,61 @@
+"""What a full reproduction of the paper's tables takes on many GPUs: simulated, from numbers that each name a source.
+
+Nothing is trained, and no data are needed. The page goes into docs/scale.md by scripts/docs.py.
+"""
+
+from pathlib import Path
+
+from gcp import command as command_line
+from gcp import runtime, storage
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def run(argv: list) -> None:
+    """Parse, count, simulate, write, print."""
+    parser = command_line.Parser(description=__doc__)
+    parser.add_argument("--parameters", default=str(REPO / "configs" / "scale.yaml"), help="YAML: numbers and sources")
+    parser.add_argument("--output", default=str(REPO / "results" / "forecast"), help="folder of scale.md and scale.csv")
+    args = parser.parse_args(argv)
+    values = storage.read_yaml(args.parameters)
+    runtime.use_threads(0)
+    from gcp.experiment import schedule  # with what it counts by, it imports MXNet, which reads the threads
+    from gcp.report import scale
+
+    rows = [row for table in values["tables"] for row in counted(REPO / "configs" / table)]
+    parameters, folder = schedule.Parameters(values, REPO), Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = scale.page(parameters, rows)
+    storage.write_text(folder / "scale.md", text)
+    storage.write_text(folder / "scale.csv", scale.frame(parameters, rows).round(4).to_csv(index=False))
+    print(text)
+
+
+def counted(folder: Path) -> list:
+    """A table's rows: what each will compute, and the row of another table that it starts from."""
+    from gcp.cost.analytic import macs
+    from gcp.experiment import config, estimate, schedule
+
+    cfgs, rows = [cfg for _, _, cfg in config.load_all(folder)], []
+    for cfg, found in zip(cfgs, estimate.forecast(cfgs)):
+        net, widths, _ = estimate.start_network(cfg, estimate.sizes(cfg)[0])
+        cost, start = macs(net), cfg.paper.starts_from and Path(cfg.paper.starts_from)
+        recipe = cfg.finetune if found.images_finetune else cfg.train
+        rows.append(
+            schedule.Row(
+                f"{folder.name}/{cfg.name}",
+                net.name,
+                recipe.dtype == "float32",
+                found.images_dense,
+                found.images_prune,
+                found.images_finetune,
+                float(cost(widths) / cost(net.widths)),
+                float(found.macs / cost(net.widths)),
+                start and f"{start.parent.name}/{start.stem}",
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    command_line.main(run)
