@@ -1,5 +1,6 @@
 """Sweeps beyond one machine: the same records wherever runs are computed, whatever dies, and every bad input."""
 
+import contextlib
 import json
 import os
 import re
@@ -96,8 +97,9 @@ class Cluster:
         """The workers in whose processes a run is under way."""
         for name, process in self.processes.items():
             for child in psutil.Process(process.pid).children() if process.poll() is None else ():
-                if "gcp.train.guard" in child.cmdline():
-                    yield name
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    if "gcp.train.guard" in child.cmdline():
+                        yield name
 
 
 @pytest.fixture

@@ -169,8 +169,8 @@ class Engine:
     def _left(self, n_running: int, n_waiting: int, what: str, where: str) -> str:
         back = f" ({self.kept_back} more had not been handed over)" if self.kept_back else ""
         return (
-            f"stopped watching: {n_running} {what} go on and {n_waiting} wait {where}{back}; the same command watches them "
-            "again, and with --cancel it ends them"
+            f"stopped watching: {n_running} {what} go on and {n_waiting} wait {where}{back}; the same command watches "
+            "them again, and with --cancel it ends them"
         )
 
     def cancel(self, tasks: Sequence[Task]) -> str:
