@@ -78,6 +78,7 @@ def _run(tasks: Sequence[Task], engine: Engine) -> int:
             task = waiting.pop(0)
             running.add(task.key)
             engine.submit(task)
+            engine.kept_back = len(waiting)
         for event in engine.poll():
             task = event.task
             if isinstance(event, Began):

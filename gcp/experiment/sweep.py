@@ -136,6 +136,7 @@ class Engine:
     """Computes tasks. Leaving its block ends what must not outlive this process."""
 
     at_once: float = 1  # tasks that may be handed over at a time
+    kept_back: int = 0  # tasks of this round that are still to be handed over
 
     def __init__(self, address: str, setup: Setup) -> None:
         raise NotImplementedError
@@ -164,6 +165,13 @@ class Engine:
     def left(self) -> Optional[str]:
         """What goes on without this process, in one line; None: nothing does."""
         return None
+
+    def _left(self, n_running: int, n_waiting: int, what: str, where: str) -> str:
+        back = f" ({self.kept_back} more had not been handed over)" if self.kept_back else ""
+        return (
+            f"stopped watching: {n_running} {what} go on and {n_waiting} wait {where}{back}; the same command watches "
+            "them again, and with --cancel it ends them"
+        )
 
     def cancel(self, tasks: Sequence[Task]) -> str:
         """End those of the tasks that an earlier process handed over; what was done, in words."""
@@ -611,10 +619,7 @@ class Dask(Engine):
         """See `Engine`."""
         executing = {key for state in self._ask().values() for key in state["executing"]}
         n = sum(key in executing for key in self._watched)
-        return (
-            f"stopped watching: {n} tasks go on and {len(self._watched) - n} wait at {self.address}; the same command "
-            "watches them again, and with --cancel it ends them"
-        )
+        return self._left(n, len(self._watched) - n, "tasks", f"at {self.address}")
 
     def cancel(self, tasks: Sequence[Task]) -> str:
         """See `Engine`."""
@@ -751,10 +756,7 @@ class Slurm(Engine):
     def left(self) -> Optional[str]:
         """See `Engine`."""
         n = len(self._running & self._watched.keys())
-        return (
-            f"stopped watching: {n} jobs go on and {len(self._watched) - n} wait in SLURM's queue; the same command "
-            "watches them again, and with --cancel it ends them"
-        )
+        return self._left(n, len(self._watched) - n, "jobs", "in SLURM's queue")
 
     def cancel(self, tasks: Sequence[Task]) -> str:
         """See `Engine`."""
