@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import images, random_network
 from pydantic import ValidationError
+from scipy import stats
 from test_experiment import TINY, finish, script
 from test_prune import Noise
 
@@ -664,3 +665,18 @@ def test_a_part_of_a_budget_that_has_to_be_used_is_a_limit_too():
     assert question.excess(np.arange(4)[:, None]) == pytest.approx([0.3, 0, 0, 0.1])
     assert "at_least" in str(question._unmet(np.array([0])))
     assert "at_least" not in str(question._unmet(np.array([3])))
+
+
+def test_a_partial_rank_correlation_is_what_a_third_thing_does_not_explain():
+    """By the textbook's formula from the three plain correlations; nothing is left of a thing given itself."""
+    rng = np.random.default_rng(0)
+    given = rng.random(50)
+    x, y = given + rng.random(50), given + rng.random(50)
+    rho = {
+        name: stats.spearmanr(a, b).statistic
+        for name, (a, b) in {"xy": (x, y), "xz": (x, given), "yz": (y, given)}.items()
+    }
+    wanted = (rho["xy"] - rho["xz"] * rho["yz"]) / np.sqrt((1 - rho["xz"] ** 2) * (1 - rho["yz"] ** 2))
+    assert architecture_search.partial_rho(x, y, given) == pytest.approx(wanted)
+    assert np.isnan(architecture_search.partial_rho(-given, y, given))
+    assert np.isnan(architecture_search.partial_rho(np.ones(50), y, given))

@@ -23,14 +23,17 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Kendall's tau": correlations.tau.astype(float),
             "Spearman's rho": correlations.rho.astype(float),
             "p of rho": correlations.p.astype(float),
+            "rho with the number of layers": correlations.rho_layers.astype(float),
+            "rho at equally many layers": correlations.partial.astype(float),
             "Networks": correlations.n.astype(float),
         }
     )
-    digits = {"Kendall's tau": 3, "Spearman's rho": 3, "p of rho": 3, "Networks": 0}
+    digits = {name: 0 if name == "Networks" else 3 for name in table.columns[1:]}
     caption = (
         "Rank correlation of each quality with the validation accuracy of random architectures, each trained from new "
         f"weights, at {100 * rows.macs_kept.min():.1f} to {100 * rows.macs_kept.max():.1f} % of the network's MACs. "
-        f"Their accuracies lie between {100 * rows.top1.min():.2f} and {100 * rows.top1.max():.2f} %."
+        f"Their accuracies lie between {100 * rows.top1.min():.2f} and {100 * rows.top1.max():.2f} %. At equally many "
+        "layers: the partial correlation of ranks."
     )
     paths = tables.save(table, digits, caption, prefix, "tab:qualities")
     asked = list(correlations.quality)
@@ -40,10 +43,11 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Loss": rows.loss.astype(float),
             "MACs kept %": 100 * rows.macs_kept,
             "Params kept %": 100 * rows.params_kept,
+            "Layers": rows.n_layers.astype(float),
             **{QUALITIES[name].label: rows[name].astype(float) for name in asked if not QUALITIES[name].is_control},
         }
     ).sort_values("Top-1 %", ascending=False)
-    digits = {name: 2 if "%" in name else 4 for name in networks}
+    digits = {name: 2 if "%" in name else 0 if name == "Layers" else 4 for name in networks}
     caption = "Random architectures of about one number of multiply-accumulates, by their validation accuracy."
     paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:quality-networks")
     scores = {QUALITIES[name].label: rows[name] for name in asked}
