@@ -141,7 +141,7 @@ PLANNED = {
     "shufflenet_v2": 64,
     "cifar_resnext29_32x4d": 16,
     "squeezenet1.1": 224,
-    "densenet121": 64,
+    "densenet121": 224,
 }
 ROOT = Path(__file__).resolve().parent.parent  # of a checkout
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}

@@ -156,6 +156,6 @@ def test_table6_starts_from_what_table3_leaves():
 
 def test_every_architecture_search_starts_from_one_network_and_trains_alike():
     loaded = [cfg for folder in (ARCHITECTURE, ARCHITECTURE / "categories") for _, _, cfg in config.load_all(folder)]
-    assert len(loaded) == 10
+    assert len(loaded) == 11
     assert len({(cfg.dense_fingerprint(), cfg.output, cfg.finetune) for cfg in loaded}) == 1
     assert len({cfg.prune.architecture.training for cfg in loaded}) == 1  # so that candidates are shared

@@ -237,6 +237,7 @@ def test_the_live_page_renews_itself(opened, tmp_path, monkeypatch):
         saved(folder / "more", [finished("uniform", top1=0.8)])
         settled(tab, "document.querySelectorAll('#table tbody tr').length === 3")
         assert "looked at" in tab.locator("#live").inner_text()
+        tab.goto("about:blank")  # it would ask a server that is gone
     finally:
         serving.shutdown()
         serving.server_close()

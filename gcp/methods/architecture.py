@@ -117,11 +117,21 @@ class ArchitectureOptions(MethodOptions):
             yield f"candidates: {list(self.candidates)} should not rise"
 
     def label(self, cost: str) -> str:
-        """With its qualities and solver."""
-        if self.space.start_from is not None and "*" in self.space.freeze:
-            return "Pattern"
-        how = ", then ".join(QUALITIES[name].label.lower() for name in self.quality)
-        return f"Architecture search ({how}; {SOLVERS[self.solver].label.lower()})"
+        """A pattern that is only trained is none that was searched for."""
+        return "Pattern" if self.space.start_from is not None and "*" in self.space.freeze else "Architecture search"
+
+    def variant(self) -> Dict[str, str]:
+        """What is decided, in words such as "widths + blocks + depth"; by which qualities; and the solver."""
+        of = self.space
+        declared = {
+            "multiplier": of.multipliers,
+            "widths": of.widths,
+            "blocks": of.blocks,
+            "kernels": of.kernels,
+            "depth": of.drop,
+        }
+        words = " + ".join(word for word, values in declared.items() if values)
+        return {"space": words or "a pattern's", "quality": " then ".join(self.quality), "solver": self.solver}
 
     def own(self, name: str) -> Options:
         """The options of a quality."""
