@@ -241,7 +241,7 @@ def test_something_else_than_a_scheduler_answers(monkeypatch):
 def test_without_the_extra_one_line_says_what_to_install(address, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     error = refused(address)
-    assert error.key == "sweep.extra" and f"pip install 'gcp[{address[:5].strip(':/')}]'" in str(error)
+    assert error.key == "sweep.extra" and f"'.[{address[:5].strip(':/')}]'" in str(error)
 
 
 def task(name="uniform-macs-0.05.yaml", *sets, timed=False):

@@ -198,7 +198,8 @@ def _installed(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"--on {extra}: needs the package {module} ({error}); pip install 'gcp[{extra}]', or {module} alone",
+            f"--on {extra}: needs the package {module} ({error}); "
+            f"run `pip install -c constraints.txt '.[{extra}]'`, or install {module} alone",
             key="sweep.extra",
         ) from None
 
