@@ -18,6 +18,7 @@ from finished import finished, saved
 from gcp import command
 from gcp.experiment import record as records
 from gcp.report import live, page
+from gcp.storage import now
 
 REPO = Path(__file__).parents[1]
 REFERENCE = REPO / "results" / "reference"
@@ -157,7 +158,7 @@ def test_the_live_page_shows_a_new_record_and_a_run_under_way(results, served):
     run = results / "gcp-seed9-000000000000"
     run.mkdir()
     (run / "config.yaml").write_text("finetune: {epochs: 8}\n")
-    event = {"event": "epoch", "stage": "final", "epoch": 2.5, "step": 10, "training_loss": 0.5}
+    event = {"event": "epoch", "stage": "final", "epoch": 2.5, "step": 10, "training_loss": 0.5, "time": now()}
     (run / "log.jsonl").write_text(json.dumps(event) + "\n")
     (under_way,) = json.loads(fetch(f"{served}/data.json"))["under_way"]
     assert (under_way["epoch"], under_way["of_epochs"], under_way["training_loss"]) == (2.5, 8, 0.5)

@@ -6,6 +6,7 @@ inside it. All text of records reaches the page as JSON and is shown as text, ne
 
 from __future__ import annotations
 
+import datetime
 import html
 import json
 import os
@@ -330,13 +331,17 @@ def under_way(folder: Path) -> List[Dict[str, Any]]:
 def _progress(path: Path, is_dense: bool) -> Optional[Dict[str, Any]]:
     log = path / "log.jsonl"
     try:
-        events, changed = read_log(log), log.stat().st_mtime
+        events = read_log(log)
         config = {} if is_dense else read_yaml(path / "config.yaml")
     except (UserError, OSError):
         return None  # it may be being written at this very moment, and is looked at again
-    last = events[-1] if events else {}
+    last = events[-1] if events else {}  # which says when it was, as a copied file's time does not
     facts = {key: last[key] for key in ("stage", "epoch", "step", "training_loss", "iteration") if key in last}
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not events:
+        return None
+    try:
+        changed = datetime.datetime.fromisoformat(last["time"]).timestamp()
+    except (KeyError, TypeError, ValueError):  # a log that another program has written
         return None
     planned = (config.get("finetune") or {}).get("epochs") if facts.get("stage") == "final" else None
     row = {"folder": str(path), "changed": changed, "of_epochs": planned, "curves": _curves(log), **facts}

@@ -371,12 +371,21 @@ async function details(state, all) {
 
 const SAID = 82; // pixels beside a bar, for the numbers of channels
 
+// What all names begin with, up to an underscore: "features_".
+function commonPrefix(names) {
+  let n = names.length > 1 ? Math.min(...names.map((name) => name.length)) : 0;
+  while (n && !(names[0][n - 1] === "_" && names.every((name) => name.startsWith(names[0].slice(0, n))))) n -= 1;
+  return n ? names[0].slice(0, n) : "";
+}
+
 function picture(layers, width) {
   const rows = layers.rows.map((row, k) => ({
     ...row, k,
     kept: row.dense ? (100 * row.final) / row.dense : 100,
     said: row.final === 0 ? `left out (${row.dense})` : row.dense === 0 ? `new (${row.final})` : `${row.final} of ${row.dense}`,
   }));
+  const prefix = commonPrefix(rows.map((row) => row.layer));
+  for (const row of rows) row.short = row.layer.slice(prefix.length);
   const most = Math.max(100, ...rows.map((row) => row.kept));
   const lanes = Math.max(0, ...layers.ties.map((tie) => tie.lane + 1));
   const names = Math.min(210, Math.max(60, Math.floor(width * 0.34)));
@@ -384,7 +393,7 @@ function picture(layers, width) {
   const bars = Math.max(90, width - names - laneWidth - SAID - 30);
   const domain = rows.map((row) => row.k);
   const band = { field: "k", type: "ordinal", scale: { domain, padding: 0.18 }, title: null };
-  const label = { labelExpr: `data("names")[datum.value].layer`, labelLimit: names, ticks: false, domain: false };
+  const label = { labelExpr: `data("names")[datum.value].short`, labelLimit: names, ticks: false, domain: false };
   const left = {
     width: bars,
     height: { step: 17 },
