@@ -1,10 +1,13 @@
-"""Bring the generated pages up to date: docs/config.md from the schema, and the tables that README and docs embed."""
+"""Bring the generated pages up to date: docs/config.md from the schema, the tables that README and docs embed, and
+results/page.html from the records that are kept."""
 
+import os
 from pathlib import Path
 
 from gcp import command
 
 REPO = Path(__file__).resolve().parents[1]
+NOT_KEPT = ("demo", "smoke", "runs")  # below results: see .gitignore
 
 
 def run(argv: list) -> None:
@@ -18,9 +21,22 @@ def run(argv: list) -> None:
     storage.write_text(REPO / "docs" / "config.md", reference.markdown())
     for page in pages:
         tables.embed(page)
+    renew(REPO / "results" / "page.html")
     for page in pages:
         if page.read_text(encoding="utf-8") != before[page]:
             print(f"wrote {page.relative_to(REPO)}")
+
+
+def renew(path: Path) -> None:
+    """The page of all records that are kept, where it shows others: it also says when it was made."""
+    from gcp import storage
+    from gcp.report import page
+
+    os.chdir(REPO)  # paths on the page are those of a checkout
+    data = page.contents(Path("results"), Path("results") / "reference", NOT_KEPT)
+    if not path.exists() or page.page({**data, "made": page.made(path)}) != path.read_text(encoding="utf-8"):
+        storage.write_text(path, page.page(data))
+        print(f"wrote {path.relative_to(REPO)}")
 
 
 if __name__ == "__main__":

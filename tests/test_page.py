@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 import threading
 import time
@@ -120,6 +121,12 @@ def test_bad_input_is_one_line(results, tmp_path, capsys, words, key):
     assert key in err and not (tmp_path / "page").exists()
 
 
+def test_sub_folders_can_be_left_out(results):
+    saved(results / "smoke", [finished(seed=9)])
+    assert {row["seed"] for row in page.contents(results)["rows"]} == {0, 1, 2, 9}
+    assert {row["seed"] for row in page.contents(results, without=["smoke"])["rows"]} == {0, 1, 2}
+
+
 def test_lanes_of_ties_do_not_cross():
     ties = {"a": [0, 2, 9], "b": [1, 3], "c": [4, 5], "d": [9, 11], "e": [10, 12]}
     lanes = {tie["group"]: tie["lane"] for tie in page._lanes(ties)}
@@ -181,7 +188,8 @@ def test_the_live_page_answers_to_this_machine_only_and_serves_no_files(served):
 def test_the_checked_in_page_shows_the_checked_in_records():
     data = data_of((REPO / "results" / "page.html").read_text(encoding="utf-8"))
     shown = {row["id"]: row["top1"] for row in data["rows"] if row["layer"] == "pruned"}
-    known = {run.record.fingerprint: run.record for run in records.load_records(REPO / "results")}
+    not_kept = runpy.run_path(str(REPO / "scripts" / "docs.py"))["NOT_KEPT"]
+    known = {run.record.fingerprint: run.record for run in records.load_readable(REPO / "results", not_kept)[0]}
     wanted = {key for key, record in known.items() if record.method != "none"}
     assert set(shown) == wanted
     assert all(shown[key] == pytest.approx(100 * known[key].stages.final.top1) for key in wanted)

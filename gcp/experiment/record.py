@@ -11,7 +11,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Tuple
+from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -317,10 +317,10 @@ def load_records(folder: Path) -> List[Finished]:
     return found
 
 
-def load_readable(folder: Path) -> Tuple[List[Finished], List[str]]:
-    """As `load_records`, but for those that cannot be read: what is wrong with each instead."""
+def load_readable(folder: Path, without: Sequence[str] = ()) -> Tuple[List[Finished], List[str]]:
+    """As `load_records`, but for those that cannot be read: what is wrong with each instead. `without`: see `walk`."""
     found, problems = [], []
-    for path in record_paths(folder):
+    for path in record_paths(folder, without):
         try:
             found.append(_finished(path))
         except UserError as error:
@@ -328,13 +328,23 @@ def load_readable(folder: Path) -> Tuple[List[Finished], List[str]]:
     return found, problems
 
 
-def record_paths(folder: Path) -> List[Path]:
-    """The records below `folder`, sorted. UserError: no such folder."""
+def walk(folder: Path, without: Sequence[str] = ()) -> Iterator[Tuple[str, List[str], List[str]]]:
+    """As `os.walk`, without the sub-folders of `folder` that have one of these names."""
+    for where, folders, files in os.walk(folder):
+        if Path(where) == Path(folder):
+            folders[:] = [name for name in folders if name not in without]
+        yield where, folders, files
+
+
+def record_paths(folder: Path, without: Sequence[str] = ()) -> List[Path]:
+    """The records below `folder`, sorted; `without`: see `walk`. UserError: no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
     # Not by a pattern, which passes over a link that leads nowhere.
-    return sorted(Path(where) / RECORD for where, folders, files in os.walk(folder) if RECORD in {*folders, *files})
+    return sorted(
+        Path(where) / RECORD for where, folders, files in walk(folder, without) if RECORD in {*folders, *files}
+    )
 
 
 def _finished(path: Path) -> Finished:

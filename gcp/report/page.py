@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import html
 import json
-import os
 import re
 import shlex
 from collections import Counter
@@ -66,13 +65,13 @@ FILTERS = {
 }
 
 
-def contents(folder: Path, reference: Optional[Path] = None) -> Dict[str, Any]:
-    """Everything that the page of a folder's records shows, as JSON.
+def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[str] = ()) -> Dict[str, Any]:
+    """Everything that the page of a folder's records shows, as JSON; `without` those of some of its sub-folders.
 
     Records that cannot be read are named. Two of one fingerprint that say different things are both shown, and flagged.
     `reference` has the published data. UserError: no such folder.
     """
-    runs, problems = _known(*records.load_readable(folder))
+    runs, problems = _known(*records.load_readable(folder, without))
     runs, differing = _told_apart(runs)
     rows = list(_rows(runs, folder, differing)) if runs else []
     return {
@@ -82,7 +81,7 @@ def contents(folder: Path, reference: Optional[Path] = None) -> Dict[str, Any]:
         "filters": FILTERS,
         "rows": rows + (_published(reference) if reference is not None else []),
         "problems": [*problems, *(f"{each}: another result of the same fingerprint" for each in sorted(differing))],
-        "under_way": under_way(folder),
+        "under_way": under_way(folder, without),
     }
 
 
@@ -315,10 +314,10 @@ def _published(folder: Path) -> List[Dict[str, Any]]:
 # ---- runs under way --------------------------------------------------------------------------------------------------
 
 
-def under_way(folder: Path) -> List[Dict[str, Any]]:
+def under_way(folder: Path, without: Sequence[str] = ()) -> List[Dict[str, Any]]:
     """Runs, and dense networks, that have a log and are not done: where they are, and their curves."""
     found = []
-    for where, _, files in os.walk(folder):
+    for where, _, files in records.walk(folder, without):
         names = set(files)
         is_dense = Path(where).name.startswith("dense-seed")
         if "log.jsonl" not in names or RECORD in names or (is_dense and "dense.json" in names):
@@ -378,6 +377,12 @@ def page(data: Dict[str, Any], live: Optional[float] = None) -> str:
     # In one pass, so that nothing that is put in is looked at for places.
     pieces = text.split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+
+
+def made(path: Path) -> str:
+    """When a page was made, as it says; "" where it does not."""
+    found = re.search(r'"made":"([^"]*)"', path.read_text(encoding="utf-8"))
+    return found[1] if found else ""
 
 
 def embedded(data: Any) -> str:
