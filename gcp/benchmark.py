@@ -504,10 +504,10 @@ def architectures(n: int, n_zero_shot: int) -> Found:
         costs = [space.price(of) for of in (model.cost, peak_memory)]
         prepared_s = time.perf_counter() - began
         levels = space.random(n, np.random.default_rng(0))
-        whole_s, seconds = [cost(levels) for cost in costs], []
+        seconds: List[float] = []
         for _ in range(5):
             began = time.perf_counter()
-            whole_s = [cost(levels) for cost in costs]
+            prices = [cost(levels) for cost in costs]
             seconds.append(time.perf_counter() - began)
         few = levels[:10]
         began = time.perf_counter()
@@ -516,7 +516,7 @@ def architectures(n: int, n_zero_shot: int) -> Found:
             found = space.network(space.pattern(level))
             slow.append([of(found)(found.widths) for of in (model.cost, peak_memory)])
         each_s = (time.perf_counter() - began) / len(few)
-        np.testing.assert_allclose(np.array(slow).T, [cost[: len(few)] for cost in whole_s], rtol=1e-9)
+        np.testing.assert_allclose(np.array(slow).T, [price[: len(few)] for price in prices], rtol=1e-9)
         began = time.perf_counter()
         data = SimpleNamespace(name="none")
         judged = Judged(space, data, "classification", 0, 64, "none", Path("."))

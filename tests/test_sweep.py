@@ -18,6 +18,7 @@ import yaml
 
 from gcp.errors import UserError
 from gcp.experiment import config, record, reproduce, source, sweep
+from gcp.experiment.sweep import on_dask, on_slurm, worker
 
 REPO = Path(__file__).resolve().parents[1]
 DEMO = REPO / "configs" / "demo"
@@ -232,7 +233,7 @@ def test_addresses_and_options_that_cannot_be(address, setup, key, monkeypatch):
 
 
 def test_something_else_than_a_scheduler_answers(monkeypatch):
-    monkeypatch.setattr(sweep, "CONNECT_S", 0.5)
+    monkeypatch.setattr(on_dask, "CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert refused(f"dask://127.0.0.1:{server.getsockname()[1]}").key == "sweep.connect"
 
@@ -262,7 +263,7 @@ class Scheduler:
         return self.there
 
     def run(self, function, *args, on_error="raise"):
-        return {"tcp://w": self.missing if function is sweep.sees else self.worker}
+        return {"tcp://w": self.missing if function is on_dask.sees else self.worker}
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ class Scheduler:
 )
 def test_workers_that_do_not_fit_are_refused_before_anything_runs(scheduler, given, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    engine = sweep.Dask.__new__(sweep.Dask)
+    engine = on_dask.Dask.__new__(on_dask.Dask)
     engine.client, engine.address, engine.shared, engine._states = scheduler, "dask://a:1", True, {}
     if key is None:
         return engine.check([given])
@@ -292,7 +293,7 @@ def test_workers_that_do_not_fit_are_refused_before_anything_runs(scheduler, giv
 
 def test_a_run_that_starts_from_another_needs_the_shared_folder():
     path = REPO / "configs" / "caltech256" / "table6" / "gcp-macs-0.29.yaml"
-    engine = sweep.Dask.__new__(sweep.Dask)
+    engine = on_dask.Dask.__new__(on_dask.Dask)
     engine.client, engine.address, engine.shared, engine._states = Scheduler(), "dask://a:1", False, {}
     with pytest.raises(UserError) as caught:
         engine.check([sweep.Task(path, (), (), config.load(path))])
@@ -324,18 +325,18 @@ def test_the_same_work_has_one_key_and_is_handed_over_once():
 
 def test_gpus_of_a_worker_go_to_one_run_at_a_time(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    with sweep._gpus(2) as first, sweep._gpus(1) as second, sweep._gpus(0) as none:
+    with worker._gpus(2) as first, worker._gpus(1) as second, worker._gpus(0) as none:
         assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"], none] == ["4,5", "7", {}]
-    with sweep._gpus(1) as again:
+    with worker._gpus(1) as again:
         assert again["CUDA_VISIBLE_DEVICES"] == "4"
     placed = task("uniform-macs-0.05.yaml", "gpus=[2, 3]", "data.batch=64").job(placed=True, shared=True)
     assert yaml.safe_load(placed["config"])["gpus"] == [0, 1] and placed["gpus"] == 2
 
 
 def test_names_that_lead_out_of_a_run_are_not_written():
-    assert sweep._is_brought("final-0000.params") and sweep._is_brought("log.jsonl")
+    assert worker._is_brought("final-0000.params") and worker._is_brought("log.jsonl")
     for name in ("../x", "a/b", ".partial-x", "lock", "x.states", "", "config.yaml"):
-        assert not sweep._is_brought(name)
+        assert not worker._is_brought(name)
 
 
 # ---- SLURM, by submitit's other executors ----------------------------------------------------------------------------
@@ -351,10 +352,10 @@ def ended(engine):
 # submitit's stand-in leaves its logs open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_job_that_the_user_got_wrong_is_not_queued_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep.Slurm, "CLUSTER", "debug")
+    monkeypatch.setattr(on_slurm.Slurm, "CLUSTER", "debug")
     calls = []
     result = {"code": 2, "where": "node", "said": ["error: so"]}
-    monkeypatch.setattr(sweep, "execute", lambda *args: calls.append(args) or result)
+    monkeypatch.setattr(on_slurm, "execute", lambda *args: calls.append(args) or result)
     engine = sweep.engine("slurm", SETUP)
     given = task("uniform-macs-0.05.yaml", f"output={tmp_path}")
     engine.check([given])
@@ -366,7 +367,7 @@ def test_a_job_that_the_user_got_wrong_is_not_queued_again(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_jobs_of_submitit_make_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep.Slurm, "CLUSTER", "local")
+    monkeypatch.setattr(on_slurm.Slurm, "CLUSTER", "local")
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     engine = sweep.engine("slurm", SETUP)
     small = [*SMALL, f"output={tmp_path}", "train.epochs=1", "finetune.epochs=1"]
