@@ -468,6 +468,8 @@ def test_the_method_finds_a_network_within_the_target(tiny, tmp_path, quality):
     assert row["cost_kept"] <= 0.8 and len(outcome.history) == len(quality) + 1
     assert outcome.images.get("candidates", 0) == (0 if quality == ("entropy",) else options.candidates[-1] * 48)
     assert patterns.read(tmp_path / "pattern.yaml").decisions == row["decisions"]
+    others = [patterns.read(tmp_path / f"pattern-{n}.yaml") for n in range(1, len(row["best"]) + 1)]
+    assert [{"decisions": o.decisions, "score": o.found["score"]} for o in others] == row["best"] and len(others) > 2
     assert {"quality", "searched"} <= set(said)
     again = architecture(Problem(net, budget, data, 0, 16), options, run)
     assert again.history[-1] == row and again.images == outcome.images

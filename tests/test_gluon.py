@@ -13,7 +13,7 @@ import pytest
 from gluoncv.model_zoo import get_model, model_store, pruned_resnet
 from gluoncv.model_zoo.pruned_resnet.resnetv1b_pruned import prune_gluon_block
 from mxnet import autograd
-from networks import centre_taps, difference, images, random_keep, random_network, shape_only
+from networks import built, centre_taps, difference, images, random_keep, random_network, shape_only
 
 from gcp.backend import blocks, files, zoo
 from gcp.errors import UserError
@@ -508,3 +508,44 @@ def test_without_a_network_the_message_says_which_file_to_get(monkeypatch, name,
         f"amazonaws.com/gluon/models/{file_name}.zip where there is a network, unzip it, and put {file_name}.params "
         "into ~/.mxnet/models (or anywhere, with model.weights set to its path)"
     )
+
+
+# ---- what is trained --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size, kernel, stride, pad, groups, left",
+    [
+        ((1, 1), (3, 3), (1, 1), (1, 1), 1, "(1, 1)"),
+        ((1, 1), (3, 3), (2, 2), (1, 1), 8, "(1, 1)"),  # depthwise
+        ((2, 2), (3, 3), (2, 2), (1, 1), 2, "(2, 2)"),
+        ((2, 2), (7, 7), (1, 1), (3, 3), 1, "(3, 3)"),
+        ((1, 4), (3, 5), (1, 1), (1, 2), 1, "(1, 5)"),
+        ((2, 2), (3, 3), (1, 1), (1, 1), 1, "(3, 3)"),  # all of it is read
+        ((2, 3), (5, 5), (2, 2), (2, 2), 1, "(2, 5)"),
+        ((4, 4), (1, 1), (2, 2), (0, 0), 1, "(1, 1)"),
+        ((2, 2), (3, 3), (1, 1), (1, 1), 8, "(3, 3)"),  # in a frame
+        ((2, 4), (5, 5), (1, 1), (2, 2), 8, "(3, 5)"),
+    ],
+)
+@pytest.mark.parametrize("no_bias", (True, False))
+def test_convolutions_of_small_images_are_trained_in_other_forms(
+    size, kernel, stride, pad, groups, left, no_bias, monkeypatch
+):
+    monkeypatch.setattr(blocks, "has_avx512", lambda: False)
+    how = {"kernel": kernel, "stride": stride, "pad": pad, "num_group": groups, "no_bias": no_bias}
+    net = built(mx.sym.Convolution(mx.sym.var("data"), num_filter=8, name="conv", **how), (8, *size))
+    nodes, _ = network.parse_nodes(blocks.to_symbol(net, trained=True).tojson())
+    [conv] = [node for node in nodes if node.op == "Convolution"]
+    assert conv.attrs["kernel"] == left and (conv.name != "conv") == (groups == 8 and "1" not in left)
+    x = images(net, 3)
+    found = []
+    for trained in (False, True):
+        shapes = {name: value.shape for name, value in net.arrays.items()}
+        bound = blocks.to_symbol(net, trained=trained).simple_bind(mx.cpu(), data=x.shape, grad_req="write", **shapes)
+        y = bound.forward(is_train=True, data=x, **net.arrays)[0]
+        bound.backward(mx.nd.array(np.random.default_rng(1).normal(size=y.shape)))
+        found.append({"y": y.asnumpy(), **{name: each.asnumpy() for name, each in bound.grad_dict.items()}})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -200,14 +200,17 @@ def architecture(problem: Problem, options: ArchitectureOptions, run: Run) -> Ou
         rows, ranked, scores = searched(judged, options, limits, run, clock)
         level = clock.first(ranked[:SHOWN])
         decisions = space.pattern(level)
-        best = [{"decisions": patterns.of(space, space.pattern(each)).decisions, "score": s}
-                for each, s in list(zip(ranked.tolist(), scores))[:SHOWN]]  # fmt: skip
+        found = {"quality": list(options.quality), "images": dict(judged.images)}
+        best = []
+        for each, score in zip(ranked[:SHOWN], scores):
+            other = patterns.of(space, space.pattern(each), {**found, "score": score})
+            best.append({"decisions": other.decisions, "score": score})
+            patterns.write(run.path / f"pattern-{len(best)}.yaml", other)
         row: Dict[str, Any] = {"budgets": {limit.name: float(limit(level[None])[0]) for limit in limits}, "best": best}
         row.update({"timings": list(clock.rows.values())} if clock.rows else {})
     else:
-        rows, row, decisions = [], {}, space.fixed
-    found = {"quality": list(options.quality), "images": dict(judged.images)}
-    pattern = patterns.of(space, decisions, found if space.decisions else None)
+        rows, row, decisions, found = [], {}, space.fixed, None
+    pattern = patterns.of(space, decisions, found)
     patterns.write(run.path / "pattern.yaml", pattern)
     net, n_statistics = with_new_statistics(problem, inherited(problem, space, decisions))
     row = {"decisions": pattern.decisions, "cost_kept": problem.budget.of(net) / problem.budget.original, **row}

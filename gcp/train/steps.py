@@ -8,16 +8,13 @@ trained, evaluated and scored is built and hybridized once.
 from __future__ import annotations
 
 import gc
-import os
-from functools import lru_cache
-from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Protocol, Set
 
 import numpy as np
 
 from gcp import seeds
 from gcp.backend.blocks import from_block, to_block
-from gcp.backend.engine import mx
+from gcp.backend.engine import has_avx512, mx
 from gcp.graph.network import Network, auxiliary, scale_arrays
 from gcp.graph.surgery import padded
 from gcp.train.distributed import device, process_group
@@ -266,7 +263,7 @@ def _aligned(net: Network) -> bool:
 
     Grouped convs have kernels of their own, depthwise ones apart.
     """
-    return _has_avx512() and all(
+    return has_avx512() and all(
         net.shapes[i][0][1] % 16 == 0 and int(n.literal("num_group", 1)) in (1, net.shapes[i][0][1])
         for i, n in enumerate(net.nodes)
         if n.op == "Convolution"
@@ -275,11 +272,4 @@ def _aligned(net: Network) -> bool:
 
 def kernel_width() -> int:
     """Number of channels that the kernels of this process's device work on at once; 1 where it was not measured."""
-    return 16 if device().device_type == "cpu" and _has_avx512() else 1
-
-
-@lru_cache(maxsize=None)
-def _has_avx512() -> bool:
-    """Whether oneDNN's kernels use these instructions: the processor has them, and the user leaves them to it."""
-    cpu, most = Path("/proc/cpuinfo"), os.environ.get("DNNL_MAX_CPU_ISA", "ALL").upper()
-    return most.startswith(("ALL", "AVX512")) and cpu.exists() and "avx512f" in cpu.read_text()
+    return 16 if device().device_type == "cpu" and has_avx512() else 1
