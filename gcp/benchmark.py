@@ -145,8 +145,14 @@ PLANNED = {
 }
 ROOT = Path(__file__).resolve().parent.parent  # of a checkout
 STEPS = {"resnet18-32": RESNET18, "resnet50-64": RESNET50_SMALL, "resnet50-224": RESNET50}
-NAMES = (*STEPS, "recipe", "widths", "schedule", "describe", "selection", "layerwise", "slimmable", "solver",
-         "architectures", "memory", "planner", "borders", "loader")  # fmt: skip
+SMALL_IMAGES = (
+    Case("resnet18_v1b", 16, 64, 10),
+    RESNET18,
+    Case("mobilenetv2_0.5", 32, 64, 10),
+    Case("mobilenetv2_0.5", 64, 64, 10),
+)
+NAMES = (*STEPS, "small-images", "recipe", "widths", "schedule", "describe", "selection", "layerwise", "slimmable",
+         "solver", "architectures", "memory", "planner", "borders", "loader")  # fmt: skip
 
 
 def run(
@@ -159,6 +165,7 @@ def run(
     """
     measurements: Dict[str, Callable[[], Found]] = {
         **{name: partial(steps, name, TINY if quick else case, repeats) for name, case in STEPS.items()},
+        "small-images": partial(small_images, (TINY,) if quick else SMALL_IMAGES, repeats),
         "recipe": partial(recipe, TINY if quick else RESNET18, repeats),
         "widths": partial(widths, TINY if quick else RESNET18, repeats),
         # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
@@ -352,6 +359,20 @@ def repeated(step: Step, case: Case) -> Run:
     """The step on the same random batch again and again."""
     x, y = batch(case)
     return lambda: step(x, y, 0, LR)
+
+
+def small_images(cases: Sequence[Case], repeats: int) -> Found:
+    """Rows and details of our ordinary step against GluonCV's where late layers see a few pixels: on a processor
+    without AVX-512 we train those in other forms (`backend.blocks.reduced`)."""
+    rows, details = [], {}
+    for case in cases:
+        both = {"gluoncv": gluoncv_step(case, *batch(case)), "ours": _step_of(case, "ours")}
+        seconds = in_turns(both, repeats)
+        ratios = spread(seconds["gluoncv"] / seconds["ours"])
+        rows.append(Row("small-images", "our ordinary step / GluonCV step", str(case), *ratios))
+        details[str(case)] = {key: case.batch / s for key, s in medians(seconds).items()}
+        gc.collect()
+    return rows, {"images_per_second": details}
 
 
 def recipe(case: Case, repeats: int) -> Found:

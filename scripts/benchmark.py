@@ -16,8 +16,8 @@ def run(argv: list) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="some of resnet18-32, resnet50-64, resnet50-224, recipe, widths, schedule, describe, selection, "
-        "layerwise, slimmable, solver, architectures, memory, planner, borders, loader",
+        help="some of resnet18-32, resnet50-64, resnet50-224, small-images, recipe, widths, schedule, describe, "
+        "selection, layerwise, slimmable, solver, architectures, memory, planner, borders, loader",
     )
     parser.add_argument(
         "--repeats", type=command_line.whole(1, 10**5), default=11, help="rounds of steps, of which the median counts"
