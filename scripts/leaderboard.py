@@ -24,6 +24,11 @@ def run(argv: list[str]) -> None:
         metavar="THREADS",
         help="first time the networks of runs of so many threads that have not been timed, on this machine",
     )
+    parser.add_argument(
+        "--latency-model",
+        metavar="MODEL",
+        help="a model that `latency.py fit` wrote: where in the networks time goes, by output size",
+    )
     parser.add_argument("--output", metavar="DIR", help="where tables and figures go (default: RESULTS/report)")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output or Path(arguments.results) / "report")
@@ -33,9 +38,14 @@ def run(argv: list[str]) -> None:
 
         with runtime.progress_bar("timed", "run") as progress:
             measure.time_records(arguments.results, progress)
-    runs = records.load_records(arguments.results)
+    runs, predicted = records.load_records(arguments.results), {}
+    if arguments.latency_model is not None:
+        from gcp.cost import latency
+        from gcp.experiment import measure
+
+        predicted = measure.predicted(runs, latency.load(Path(arguments.latency_model)))
     with tables.writing(output, "--output"):
-        paths = leaderboard.write(runs, output, arguments.baseline)
+        paths = leaderboard.write(runs, output, arguments.baseline, predicted)
     for path in paths:
         if path.name.endswith("_accuracy.md"):
             print(path.read_text(encoding="utf-8"))

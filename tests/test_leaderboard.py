@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from finished import finished, rows_of, saved
+from networks import random_network
 from scipy import stats
 
+from gcp.cost.analytic import macs
+from gcp.cost.layers import layers
 from gcp.errors import UserError
+from gcp.experiment import measure
 from gcp.report import figures, leaderboard
 from scripts import leaderboard as script
 
@@ -136,3 +142,36 @@ def test_the_files_of_a_comparison(tmp_path, capsys):
     for name in ("ranks.png", "resnet18_v1b_accuracy.png", "resnet18_v1b_params.csv", "correlation.md"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert "gcp" in capsys.readouterr().out
+
+
+def test_where_time_goes(tmp_path):
+    """By a device on which everything takes as long as its multiply-accumulates, but images of 8 px twice as long."""
+    net = random_network("cifar_resnet20_v1", (3, 32, 32))
+    model = SimpleNamespace(network=net.name, input=net.input_shape, classes=net.n_classes)
+
+    def layer(of, n_in, n_out):
+        return of.kernel_size * of.positions * n_in * n_out * (2 if of.positions == 64 else 1)
+
+    model.layer = layer
+    halves = {group: n // 2 for group, n in net.widths.items()}
+    run = finished("gcp", "macs", 0.1, 0, 0.9, name="gcp-macs-0.1", model=net.name)
+    run.record.widths.final.clear()
+    run.record.widths.final.update(halves)
+    run.record.config["data"]["input"] = [3, 32, 32]
+    base = finished("uniform", "macs", 0.1, 0, 0.8, name="uniform-l1-macs-0.1", model=net.name)
+    found = measure.predicted([run, base], model)
+    [shares] = found.values()
+    assert list(shares) == ["32x32", "16x16", "8x8", "1x1"]
+    kept = macs(net)(halves) / macs(net)(net.widths)
+    assert sum(share.macs for share in shares.values()) == pytest.approx(kept)
+    in_8 = sum(own.kernel_size * 64 * np.prod(own.widths(net.widths)) for own in layers(net) if own.positions == 64)
+    whole = 1 + in_8 / macs(net)(net.widths)
+    for place, share in shares.items():
+        assert share.latency == pytest.approx(share.macs * (2 if place == "8x8" else 1) / whole, rel=1e-6)
+    leaderboard.write([run, base], tmp_path, "uniform-l1", found)
+    [row] = rows_of((tmp_path / "cifar_resnet20_v1_places.md").read_text())
+    assert row["Method"] == "gcp" and row["8x8: MACs %"] == f"{100 * shares['8x8'].macs:.1f}"
+    model.input = (3, 64, 64)
+    with pytest.raises(UserError) as refused:
+        measure.predicted([run, base], model)
+    assert refused.value.key == "latency.network"

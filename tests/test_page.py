@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shutil
+import signal
 import threading
 import time
 import urllib.error
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from finished import finished, saved
+from test_experiment import finish, script
 
 from gcp import command
 from gcp.experiment import record as records
@@ -170,6 +172,15 @@ def test_the_live_page_shows_a_new_record_and_a_run_under_way(results, served):
     (under_way,) = json.loads(fetch(f"{served}/data.json"))["under_way"]
     assert (under_way["epoch"], under_way["of_epochs"], under_way["training_loss"]) == (2.5, 8, 0.5)
     assert time.time() - under_way["changed"] < 600
+
+
+def test_the_live_page_ends_with_a_line(results):
+    process = script("report.py", results, "--watch", "--port", "0")
+    address = process.stderr.readline().split()[0]
+    assert data_of(fetch(address))["rows"]
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, err.count("\n")) == (0, 1) and "stopped" in err
 
 
 def test_the_live_page_answers_to_this_machine_only_and_serves_no_files(served):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 from gcp import runtime
 from gcp.backend import clock, export
@@ -11,12 +11,15 @@ from gcp.backend.blocks import to_block
 from gcp.backend.files import is_saved, load
 from gcp.backend.zoo import open_network
 from gcp.cost.analytic import macs, params
+from gcp.cost.latency import LatencyModel
+from gcp.cost.layers import Layer, layers
 from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
 from gcp.experiment.config import Config
 from gcp.experiment.plan import latency_model, load_data, warn
 from gcp.experiment.run import FINAL, dense_prefix, measured
+from gcp.graph.channels import has_weight, layer_name
 from gcp.graph.network import Network
 from gcp.graph.surgery import resized
 from gcp.storage import write_json
@@ -73,6 +76,41 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
         except UserError as error:
             warn(f"{cfg.name} seed {cfg.seed} is not timed: {error}")
         progress(number, len(todo))
+
+
+class Share(NamedTuple):
+    """What some of a network's layers cost: parts of the dense network's multiply-accumulates and latency."""
+
+    macs: float
+    latency: float
+
+
+def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str, Dict[str, Share]]:
+    """What a latency model says of the widths of finished runs, by fingerprint: shares of the layers whose outputs have
+    so many positions, such as "16x16", from the image to the output. UserError: no run is of the model's network."""
+    net = open_network(model.network, model.input, model.classes)
+    sides = {layer_name(node.name): net.shapes[i][0][2:] for i, node in enumerate(net.nodes) if has_weight(node)}
+    places = [(layer, "x".join(map(str, sides[layer.name])) or "1x1") for layer in layers(net)]  # dense: one position
+
+    def costs(layer: Layer, widths: Mapping[str, int]) -> Share:
+        n_in, n_out = layer.widths(widths)
+        work = layer.kernel_size * layer.positions * n_out * (1 if layer.depthwise else n_in)
+        return Share(work, model.layer(layer, n_in, n_out))
+
+    whole, found = [sum(each) for each in zip(*(costs(layer, net.widths) for layer, _ in places))], {}
+    for run in runs:
+        widths, size = run.record.widths.final, tuple(run.record.config["data"]["input"])
+        if (run.record.model, size) != (model.network, tuple(model.input)) or widths.keys() != net.widths.keys():
+            continue
+        shares: Dict[str, Share] = {}
+        for layer, place in places:
+            so_far, more = shares.get(place, Share(0.0, 0.0)), costs(layer, widths)
+            shares[place] = Share(*(a + b / total for a, b, total in zip(so_far, more, whole)))
+        found[run.record.fingerprint] = shares
+    if not found:
+        wrong = f"no run is of {model.network} at {'x'.join(map(str, model.input))}, which the latency model is of"
+        raise UserError(f"{wrong}; give another", "latency.network")
+    return found
 
 
 def _timed(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.Speed:

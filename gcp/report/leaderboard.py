@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from gcp.errors import UserError
+from gcp.experiment.measure import Share
 from gcp.experiment.record import Finished
 from gcp.report import figures, tables
 from gcp.report.frame import cost_label, counted, unique
@@ -67,6 +69,7 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
                 "images": record.images,
                 "images_total": record.images_total,
                 "seconds": stages.pruned.seconds,
+                "fingerprint": record.fingerprint,
             }
         )
     table = pd.DataFrame(rows)
@@ -153,8 +156,16 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
-    """All tables and figures of a comparison. UserError: two runs are one, or none is the baseline."""
+def write(
+    runs: Iterable[Finished],
+    output: Path,
+    baseline: str,
+    predicted: Mapping[str, Mapping[str, Share]] = MappingProxyType({}),
+) -> list[Path]:
+    """All tables and figures of a comparison; `predicted`: by fingerprint, what layers take by a latency model.
+
+    UserError: two runs are one, or none is the baseline.
+    """
     table = entries(runs)
     ranked = ranking(table)
     order = list(ranked.ranks.index) if ranked else []
@@ -170,6 +181,7 @@ def write(runs: Iterable[Finished], output: Path, baseline: str) -> list[Path]:
             _differences(own, order, baseline),
             *(_at_equal(own, order, key, baseline) for key in BUDGETS if own[key].notna().any()),
             _costs(own, order),
+            *([_places(own, order, predicted)] if own.fingerprint.isin(predicted).any() else []),
         ):
             frame = pd.DataFrame(columns)
             path = output / f"{of}_{name}"
@@ -292,6 +304,26 @@ def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
         "the dense network's. Seconds are by the clock, whatever else the machine did."
     )
     return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in all": 0}, caption
+
+
+def _places(own: pd.DataFrame, order: Sequence[str], predicted: Mapping[str, Mapping[str, Share]]) -> tuple:
+    """What layers take, by the positions of their outputs: multiply-accumulates, and latency by a latency model."""
+    ranks, rows = {method: i for i, method in enumerate(order)}, []
+    by_cell = own[own.fingerprint.isin(predicted)].assign(_rank=lambda some: some.method.map(ranks))
+    by_cell = by_cell.sort_values(["target", "_rank"], ascending=[False, True])
+    for (target, method), same in by_cell.groupby(["target", "method"], sort=False):
+        shares = [predicted[each] for each in same.fingerprint]
+        of = {place: 100 * np.mean([share[place] for share in shares], axis=0) for place in shares[0]}
+        row = {"Target %": _percent(target).rstrip(" %"), "Method": method, "Latency %": 100 * same[LATENCY].mean()}
+        row["Predicted %"] = sum(latency for _, latency in of.values())
+        row.update({f"{place}: MACs %": work for place, (work, _) in of.items()})
+        rows.append({**row, **{f"{place}: predicted %": latency for place, (_, latency) in of.items()}})
+    columns = pd.DataFrame(rows).to_dict("list")
+    caption = (
+        "Latency, measured and by the latency model, and what the layers with outputs of so many positions take of it "
+        "and of the multiply-accumulates. All as parts of the dense network's."
+    )
+    return "places", columns, {title: 1 for title in columns if title not in ("Method", "Target %")}, caption
 
 
 def _purposes(images: Iterable[Mapping[str, int]]) -> str:
