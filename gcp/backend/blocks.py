@@ -96,6 +96,8 @@ def reduced(net: Network, i: int) -> Optional[Reduced]:
     begin, end = [], []
     for n, m, k, s, p in zip(sides, out, kernel, stride, pad):
         read = [t for t in range(k) if any(0 <= at * s - p + t < n for at in range(m))]
+        if not read:  # strides from padding to padding
+            return None
         begin.append(read[0])
         end.append(read[-1] + 1)
     left = [p - a for a, p in zip(begin, pad)]
