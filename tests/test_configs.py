@@ -155,7 +155,13 @@ def test_table6_starts_from_what_table3_leaves():
 
 
 def test_every_architecture_search_starts_from_one_network_and_trains_alike():
-    loaded = [cfg for folder in (ARCHITECTURE, ARCHITECTURE / "categories") for _, _, cfg in config.load_all(folder)]
-    assert len(loaded) == 11
-    assert len({(cfg.dense_fingerprint(), cfg.output, cfg.finetune) for cfg in loaded}) == 1
+    folders = [[cfg for _, _, cfg in config.load_all(ARCHITECTURE / name)] for name in (".", "categories", "best_five")]
+    assert list(map(len, folders)) == [5, 6, 5]
+    transferred = config.load(ARCHITECTURE / "transfer" / "transferred.yaml")
+    assert transferred.output == folders[1][0].output, "it stands beside the searches"
+    assert [len({cfg.output for cfg in loaded}) for loaded in folders] == [1, 1, 1]
+    loaded = [cfg for of_folder in (*folders, [transferred]) for cfg in of_folder]
+    assert len({(cfg.dense_fingerprint(), cfg.finetune) for cfg in loaded}) == 1
     assert len({cfg.prune.architecture.training for cfg in loaded}) == 1  # so that candidates are shared
+    [digits] = [cfg for _, _, cfg in config.load_all(ARCHITECTURE / "transfer") if cfg.name == "digits"]
+    assert digits.prune.architecture.space == folders[1][0].prune.architecture.space

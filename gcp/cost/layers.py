@@ -53,6 +53,13 @@ class Layer:
         return (n_out if self.depthwise else self.inputs(widths)), n_out
 
 
+class Share(NamedTuple):
+    """What some layers cost: parts of a whole network's multiply-accumulates and latency."""
+
+    macs: float
+    latency: float
+
+
 def layers(net: Network) -> Tuple[Layer, ...]:
     """The layers of a network in the order of its graph."""
     base: Dict[int, Optional[int]] = {}  # per node, the layer that it belongs to

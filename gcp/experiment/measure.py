@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from gcp import runtime
 from gcp.backend import clock, export
@@ -12,7 +12,7 @@ from gcp.backend.files import is_saved, load
 from gcp.backend.zoo import open_network
 from gcp.cost.analytic import macs, params
 from gcp.cost.latency import LatencyModel
-from gcp.cost.layers import Layer, layers
+from gcp.cost.layers import Layer, Share, layers
 from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
@@ -76,13 +76,6 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
         except UserError as error:
             warn(f"{cfg.name} seed {cfg.seed} is not timed: {error}")
         progress(number, len(todo))
-
-
-class Share(NamedTuple):
-    """What some of a network's layers cost: parts of the dense network's multiply-accumulates and latency."""
-
-    macs: float
-    latency: float
 
 
 def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str, Dict[str, Share]]:

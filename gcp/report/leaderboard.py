@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from gcp.cost.layers import Share
 from gcp.errors import UserError
-from gcp.experiment.measure import Share
 from gcp.experiment.record import Finished
 from gcp.report import figures, tables
 from gcp.report.frame import cost_label, counted, unique
