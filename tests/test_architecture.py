@@ -148,6 +148,22 @@ def seconds_of(net):
     )
 
 
+def test_architectures_that_differ_in_a_dropped_block_are_one(net):
+    part = "features_linearbottleneck[45]_"
+    options = {"widths": {f"{part}conv0": (0.5, 1.0)}, "blocks": {f"{part}conv1": ("plain", "fused")}}
+    space = Space(net, some(**options, drop=(f"{part}*",)), 2)
+    levels = np.array(list(itertools.product(*map(range, space.sizes))))
+    found = space.canonical(levels)
+    names = [candidates.identity(space, space.pattern(each)) for each in levels]
+    assert names == [candidates.identity(space, space.pattern(each)) for each in found]
+    assert len(np.unique(found, axis=0)) == len(set(names)) == (1 + 4) ** 2
+    assert np.array_equal(space.canonical(found), found)
+    frozen = Space(net, some(**options, freeze=("drop:*4_*",)), 2, {"drop:*4_*": True})
+    assert len(np.unique(frozen.canonical(frozen.random(200, np.random.default_rng(0))), axis=0)) == 4
+    question = Question(space, lambda of: -of.sum(1).astype(float), (), 100, np.random.default_rng(0))
+    assert len(SOLVERS["random"](question, None)) == (1 + 4) ** 2
+
+
 def test_a_latency_model_learns_blocks_that_the_network_does_not_have(space, net, tmp_path):
     """Of a device whose time is known: a model that was fitted to rewritten networks predicts others."""
     facts = {"spread": 0.0, "n": 9, "noisy": False, "attempts": 1}

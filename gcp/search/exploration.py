@@ -48,7 +48,8 @@ class Limit:
 class Question:
     """What a solver is asked: `n` architectures of a space within all limits, the best by `score`.
 
-    `asked` keeps every score, in the order of asking; `facts` is what a solver says of itself.
+    `asked` keeps every score, in the order of asking, by levels as `Space.canonical` has them; `facts` is what a solver
+    says of itself.
     """
 
     space: Space
@@ -82,7 +83,7 @@ class Question:
         found: Dict[Tuple[int, ...], None] = {}
         nearest = np.inf, None
         for _ in range(MOST_DRAWN):
-            drawn = spread(self.space, CHUNK, self.rng)
+            drawn = self.space.canonical(spread(self.space, CHUNK, self.rng))
             excess = self.excess(drawn)
             k = int(excess.argmin())
             if excess[k] < nearest[0]:
@@ -179,6 +180,7 @@ def _changed(question: Question, parent: Tuple[int, ...], taken: Dict[Tuple[int,
         for row in children:
             for k in question.rng.choice(len(sizes), min(n_changes, len(sizes)), replace=False):
                 row[k] = (row[k] + 1 + question.rng.integers(0, sizes[k] - 1)) % sizes[k]
+        children = question.space.canonical(children)
         for child, excess in zip(children.tolist(), question.excess(children)):
             child = tuple(child)
             if excess == 0 and child not in question.asked and child not in taken:
@@ -209,7 +211,7 @@ def nsga2(question: Question, options: ParetoOptions) -> Levels:
 
     class Asked(Problem):
         def _evaluate(self, x: np.ndarray, out: dict, *args: Any, **kwargs: Any) -> None:
-            levels = np.clip(np.rint(x), 0, space.sizes - 1).astype(int)
+            levels = space.canonical(np.clip(np.rint(x), 0, space.sizes - 1).astype(int))
             over = np.stack([limit(levels) for limit in question.limits], 1)
             meets, scores = question.excess(levels) == 0, np.full(len(levels), -np.inf)
             if meets.any():
@@ -223,7 +225,7 @@ def nsga2(question: Question, options: ParetoOptions) -> Levels:
     how = NSGA2(options.population, sampling=start, crossover=SBX(**whole), mutation=PM(**whole))
     generations = max(1, -(-question.n // options.population))
     found = minimize(problem, how, ("n_gen", generations), seed=int(question.rng.integers(2**31)))
-    front = np.rint(np.atleast_2d(found.X)).astype(int) if found.X is not None else start[:0]
+    front = space.canonical(np.rint(np.atleast_2d(found.X)).astype(int)) if found.X is not None else start[:0]
     question.facts["front"] = len(front)
     first = question.ranked(dict.fromkeys(tuple(map(int, each)) for each in front))
     rest = question.ranked(key for key in question.asked if key not in set(map(tuple, first.tolist())))
@@ -262,7 +264,7 @@ def exact(question: Question, options: ExactOptions) -> Levels:
             solution = solver.solve(gains, most)
             ends[tuple(solution.widths[name] for name in question.space.names)] = None
             question.facts.setdefault("gap", solution.gap)
-    solutions = np.array(list(ends))
+    solutions = np.unique(question.space.canonical(np.array(list(ends))), axis=0)
     solutions = solutions[question.excess(solutions) == 0]
     if not len(solutions):
         raise question._unmet(levels[0])

@@ -285,6 +285,39 @@ class Space:
         """Architectures, every level of a decision alike."""
         return rng.integers(0, self.sizes, (n, len(self.sizes)))
 
+    def canonical(self, levels: Levels) -> Levels:
+        """The same architectures; what would be decided about blocks that are left out is at its first level, so that
+        no architecture is there twice."""
+        found = np.array(levels)
+        for k, inside in self._inside.items():
+            found[np.ix_(np.flatnonzero(self._is_gone(found, k)), inside)] = 0
+        return found
+
+    @cached_property
+    def _inside(self) -> Dict[str, np.ndarray]:
+        """For each block that can be, or is, left out: the numbers of the decisions about nothing but it."""
+        found = {}
+        for name in self.own:
+            if name.startswith("drop:") and (name in self.decisions or self.fixed.get(name)):
+                left = self.rewritten({name: True})
+                groups = set(self.group_of(left).values())
+                gone = [
+                    number
+                    for number, (kind, _, what) in enumerate(each.partition(":") for each in self.decisions)
+                    if (kind == "width" and what not in groups)
+                    or (kind in ("block", "kernel") and self._node(f"{kind}:{what}") not in left.index)
+                ]
+                if gone:
+                    found[name] = np.array(gone)
+        return found
+
+    def _is_gone(self, levels: Levels, name: str) -> np.ndarray:
+        """Whether each architecture is without a block."""
+        if name not in self.decisions:
+            return np.ones(len(levels), bool)
+        values = np.array(self.decisions[name])
+        return values[levels[:, self.names.index(name)]]
+
     def random_at(
         self, cost: Priced, low: float, high: float, n: int, rng: np.random.Generator, most: int = 10**6
     ) -> Levels:
