@@ -9,7 +9,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from gcp.backend.engine import gluon, has_avx512, mx
-from gcp.graph.channels import is_norm
+from gcp.graph.channels import is_depthwise, is_norm
 from gcp.graph.network import Network, Node, auxiliary, frozen
 from gcp.graph.surgery import rewrite
 
@@ -43,7 +43,7 @@ def to_symbol(
 
 def _for_backward(net: Network) -> Network:
     """The same function and gradients in operators whose backward oneDNN can run, and runs well."""
-    edits = {"Concat": _in_five_dimensions, **({} if has_avx512() else {"Convolution": _of_small_images})}
+    edits = {"Concat": _in_five_dimensions, "Convolution": _of_small_images}
 
     def edit(i: int, node: Node, add: Callable) -> int:
         at = edits[node.op](net, i, node, add) if node.op in edits else None
@@ -82,16 +82,21 @@ class Reduced(NamedTuple):
 
 
 def reduced(net: Network, i: int) -> Optional[Reduced]:
-    """That of node i; None: it is computed as it is.
+    """That of node i; None: it is computed as it is, as all are where there is AVX-512.
 
     Taps that only ever meet the padding are left out: of a 3x3 kernel over a single pixel all but the middle. What is
     depthwise and still larger than its image gets that in a frame.
     """
     node, ones = net.nodes[i], (1, 1)
-    if node.op != "Convolution" or len(node.literal("kernel")) != 2 or node.literal("dilate", ones) != ones:
+    if (
+        has_avx512()
+        or node.op != "Convolution"
+        or len(node.literal("kernel")) != 2
+        or node.literal("dilate", ones) != ones
+    ):
         return None
     (j, o), out = node.inputs[0], net.shapes[i][0][2:]
-    n_in, *sides = net.shapes[j][o][1:]
+    sides = net.shapes[j][o][2:]
     kernel, stride, pad = node.literal("kernel"), node.literal("stride", ones), node.literal("pad", (0, 0))
     begin, end = [], []
     for n, m, k, s, p in zip(sides, out, kernel, stride, pad):
@@ -104,8 +109,7 @@ def reduced(net: Network, i: int) -> Optional[Reduced]:
     for n, m, a, b, s, p in zip(sides, out, begin, end, stride, left):
         if (n + 2 * p - (b - a)) // s + 1 != m:  # the padding that is left would have to differ from side to side
             begin, end, left = [0, 0], kernel, pad
-    is_depthwise = node.literal("num_group", 1) == n_in > 1
-    frame = [max(0, b - a - n) if is_depthwise else 0 for n, a, b in zip(sides, begin, end)]
+    frame = [max(0, b - a - n) if is_depthwise(net, i) else 0 for n, a, b in zip(sides, begin, end)]
     if sum(end) - sum(begin) == sum(kernel) and not any(frame):
         return None
     return Reduced(tuple(begin), tuple(end), tuple(left), tuple(frame))
@@ -115,7 +119,7 @@ def _of_small_images(net: Network, i: int, node: Node, add: Callable) -> Optiona
     """Convolutions of images smaller than their kernel, in a form whose gradient oneDNN has a kernel for.
 
     Without AVX-512 it finds that of the weights image by image, over all taps. `docs/benchmarks.md` has what this is
-    worth: at 16 px a step of ResNet-18 takes two fifths of the time of GluonCV's.
+    worth.
     """
     how = reduced(net, i)
     if how is None:
@@ -151,8 +155,7 @@ def _norms_before_relu(net: Network, trained: bool = False) -> List[Tuple[int, i
         return net.nodes[i].op == "Convolution" and max(net.nodes[i].literal("stride", (1, 1))) > 1
 
     def is_reshaped(i: int) -> bool:
-        grouped = trained and not has_avx512() and net.nodes[i].literal("num_group", 1) > 1
-        return grouped and reduced(net, i) is not None
+        return trained and net.nodes[i].literal("num_group", 1) > 1 and reduced(net, i) is not None
 
     return [
         (i, node.inputs[0][0])

@@ -11,7 +11,7 @@ from gcp.backend.blocks import to_block
 from gcp.backend.files import is_saved, load
 from gcp.backend.zoo import open_network
 from gcp.cost.analytic import macs, params
-from gcp.cost.latency import LatencyModel
+from gcp.cost.latency import FEATURES, LatencyModel, features
 from gcp.cost.layers import Layer, Share, layers
 from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
@@ -86,9 +86,8 @@ def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str,
     places = [(layer, "x".join(map(str, sides[layer.name])) or "1x1") for layer in layers(net)]  # dense: one position
 
     def costs(layer: Layer, widths: Mapping[str, int]) -> Share:
-        n_in, n_out = layer.widths(widths)
-        work = layer.kernel_size * layer.positions * n_out * (1 if layer.depthwise else n_in)
-        return Share(work, model.layer(layer, n_in, n_out))
+        at = layer.widths(widths)
+        return Share(float(features(layer, *at)[FEATURES.index("macs")]), model.layer(layer, *at))
 
     whole, found = [sum(each) for each in zip(*(costs(layer, net.widths) for layer, _ in places))], {}
     for run in runs:
