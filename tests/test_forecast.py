@@ -129,12 +129,17 @@ def test_sizes_are_counted_where_there_are_images(tmp_path):
 
 
 def test_the_stopwatch_times_each_network_once():
-    watch, net = (
-        estimate.Stopwatch(),
-        estimate.resized(shape_only("cifar_resnet20_v1", (3, 8, 8)), shape_only("cifar_resnet20_v1", (3, 8, 8)).widths),
-    )
-    assert watch(net, 256) == watch(net, 256) > 0
-    assert "batch 8" in watch.measured and "1 networks" in watch.measured
+    watch, net = estimate.Stopwatch(), shape_only("cifar_resnet20_v1", (3, 8, 8))
+    net = estimate.resized(net, net.widths)
+    assert watch(net, 16) == watch(net, 16) > 0
+    assert "batch 16," in watch.measured and "1 networks" in watch.measured
+
+
+def test_large_images_are_timed_in_small_batches(monkeypatch):
+    watch, net = estimate.Stopwatch(), shape_only("cifar_resnet20_v1", (3, 8, 8))
+    monkeypatch.setitem(estimate.BENCHMARK_PIXELS, watch.device, 2 * 8 * 8 + 1)
+    watch(estimate.resized(net, net.widths), 16)
+    assert "batch 2," in watch.measured
 
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (720, "12 min"), (27000, "7.5 h"), (31 * 86400, "31 days")])

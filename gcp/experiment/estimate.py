@@ -29,7 +29,9 @@ from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
 
-BENCHMARK_BATCH = {"cpu": 8, "gpu": 64}
+# Pixels of a timed batch at most: 8 images of 224 px on a CPU, 64 on a GPU. A batch of a few small images would time what
+# every step costs whatever it computes: MobileNetV2 takes images of 32 px less than half as fast by 8 as by 128.
+BENCHMARK_PIXELS = {"cpu": 8 * 224**2, "gpu": 64 * 224**2}
 N_STEPS = 3
 
 Speed = Callable[[Network, int], float]  # a network and its configured batch -> images per second of a training step
@@ -151,7 +153,8 @@ class Stopwatch:
 
     def __call__(self, net: Network, batch: int) -> float:
         """Median of `N_STEPS` steps on all weights, after one, on random images; float32."""
-        batch = min(batch, BENCHMARK_BATCH[self.device])
+        _, height, width = net.input_shape
+        batch = max(1, min(batch, BENCHMARK_PIXELS[self.device] // (height * width)))
         key = (net.name, net.input_shape, net.n_classes, tuple(net.widths.items()), batch)
         if key not in self._seen:
             size = f"{'x'.join(map(str, net.input_shape))}, batch {batch}"
