@@ -1,6 +1,7 @@
 """Settings that must be there before a test imports mxnet or matplotlib."""
 
 import os
+import signal
 
 # One thread, whatever the machine has: expected numbers depend on it, and several test processes share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -8,3 +9,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DNNL_MAX_CPU_ISA"] = "AVX2"
 os.environ["OPENBLAS_CORETYPE"] = "Haswell"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A shell script's background jobs ignore Ctrl-C, and so would all that they start; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

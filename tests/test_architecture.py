@@ -74,6 +74,7 @@ def test_decisions_are_what_was_declared(net, space):
     assert np.allclose(predict(space.rewritten(space.pattern(own)), images(net)), predict(net, images(net)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", [macs, params, peak_memory, zero_shot.entropy])
 def test_a_price_is_what_the_rewritten_network_costs(space, cost):
     priced, levels = space.price(cost), space.random(12, np.random.default_rng(0))
@@ -84,6 +85,7 @@ def test_a_price_is_what_the_rewritten_network_costs(space, cost):
         assert priced.cost()(dict(zip(space.names, at))) == pytest.approx(price, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar_resnet20_v1", "mobilenet0.25", "densenet121", "squeezenet1.1"])
 def test_prices_of_other_networks_with_a_multiplier(name):
     side = {"densenet121": 224, "squeezenet1.1": 224}.get(name, 32)
@@ -111,6 +113,7 @@ def test_any_space_of_mobilenetv2_is_priced_right(data):
         assert cost(small)(small.widths) == pytest.approx(price, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_device_and_a_latency_model_price_blocks_too(space):
     cost = lambda net: device_time(net, DeviceOptions(device=str(REPO / "configs" / "device.yaml")))  # noqa: E731
     levels = space.random(6, np.random.default_rng(1))
@@ -119,6 +122,7 @@ def test_a_device_and_a_latency_model_price_blocks_too(space):
         assert cost(small)(small.widths) == pytest.approx(price, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_random_architectures_of_one_cost(space, net):
     priced, whole = space.price(macs), macs(net)(net.widths)
     found = space.random_at(priced, 0.9 * whole, 1.1 * whole, 20, np.random.default_rng(0))
@@ -148,6 +152,7 @@ def seconds_of(net):
     )
 
 
+@pytest.mark.slow
 def test_architectures_that_differ_in_a_dropped_block_are_one(net):
     part = "features_linearbottleneck[45]_"
     options = {"widths": {f"{part}conv0": (0.5, 1.0)}, "blocks": {f"{part}conv1": ("plain", "fused")}}
@@ -164,6 +169,7 @@ def test_architectures_that_differ_in_a_dropped_block_are_one(net):
     assert len(SOLVERS["random"](question, None)) == (1 + 4) ** 2
 
 
+@pytest.mark.slow
 def test_a_latency_model_learns_blocks_that_the_network_does_not_have(space, net, tmp_path):
     """Of a device whose time is known: a model that was fitted to rewritten networks predicts others."""
     facts = {"spread": 0.0, "n": 9, "noisy": False, "attempts": 1}
@@ -247,6 +253,7 @@ def tiny():
     return Space(of, options, 4)
 
 
+@pytest.mark.slow
 def test_candidates_are_trained_once(tiny, tmp_path):
     asked, options = judged(tiny, tmp_path), candidates.TrainingOptions(epochs=1, lr=0.05)
     chosen = [tiny.pattern(level) for level in tiny.random(3, np.random.default_rng(0))]
@@ -275,6 +282,7 @@ def test_candidates_in_two_processes_are_those_of_one(tiny, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_supernet_step_is_that_of_the_architecture_by_itself(space):
     """Loss and updated weights of one step against a network made of the same arrays; the others' stay."""
     from gcp.backend.engine import mx
@@ -305,6 +313,7 @@ def test_a_supernet_step_is_that_of_the_architecture_by_itself(space):
             assert np.array_equal(step.store.arrays[key][rest], twin.store.arrays[key][rest])
 
 
+@pytest.mark.slow
 def test_a_supernet_resumes_bit_for_bit(tiny, tmp_path):
     from gcp.backend.engine import mx
     from gcp.search.supernet import SupernetStep
@@ -325,6 +334,7 @@ def test_a_supernet_resumes_bit_for_bit(tiny, tmp_path):
     assert all(np.array_equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
+@pytest.mark.slow
 def test_a_supernet_is_trained_once_and_compares(tiny, tmp_path):
     options = SupernetOptions(epochs=2, images=32)
     first = judged(tiny, tmp_path)
@@ -357,6 +367,7 @@ def question(space, n, seed=0, part=0.8, score=None):
     return Question(space, score, (limit,), n, np.random.default_rng(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", list(SOLVERS))
 def test_solvers_stay_within_the_limit_and_find_planted_gains(tiny, solver):
     """Of a space that can be enumerated: what is found against the best of all."""
@@ -388,6 +399,7 @@ def test_evolution_repeats_itself_and_asks_nothing_twice(tiny):
     assert np.array_equal(first, again)
 
 
+@pytest.mark.slow
 def test_the_exact_solver_heeds_a_maximum_and_refuses_two_sums(tiny):
     space = Space(tiny.net, some(multipliers=(0.5, 0.75, 1.0), drop=("*stage3*",)), 4)
     memory, sums = space.price(peak_memory), space.price(params)
@@ -467,6 +479,7 @@ def test_a_pattern_of_another_network_keeps_parts_of_widths(space):
 # ---- the method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [("trained",), ("entropy",), ("zero_shot", "trained")])
 def test_the_method_finds_a_network_within_the_target(tiny, tmp_path, quality):
     net, data = tiny.net, SimpleNamespace(train=Noise(48), validation=Noise(32), name="noise")
@@ -635,6 +648,7 @@ def test_qualities_are_judged_by_trained_networks(configuration, tmp_path):
     assert code == 2 and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_meets_is_one_line(configuration):
     code, out, err = finish(script("search.py", "space", configuration, "--set", "prune.target=0.01"))
     assert code == 2 and err.count("\n") == 1 and "target 0.01" in err

@@ -266,6 +266,7 @@ def test_a_bad_image_stops_and_what_was_written_stays(tmp_path):
     assert len((tmp_path / ".begun-a.idx").read_text().splitlines()) == 5 and not (tmp_path / "a.rec").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_script_goes_on(tmp_path):
     """SIGKILL in the middle of a few hundred images; then the same command gives what an undisturbed one gives."""
     for split, n in (("train", 300), ("val", 2)):
@@ -426,6 +427,7 @@ def test_images_that_cannot_be_stored(monkeypatch):
         prepare.encoded(jpeg(smooth(90, 120)), "a", RAW)
 
 
+@pytest.mark.slow
 def test_two_preparations_of_one_folder_wait_for_each_other(folders, tmp_path):
     command = [
         *(sys.executable, str(REPO / "scripts/prepare.py"), "folder", "--root", str(folders), "--raw"),

@@ -29,6 +29,7 @@ def problems(folder: Path, first: int, n: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_some_bad_inputs(tmp_path):
     assert problems(tmp_path, 0, 20) == []
 

@@ -186,6 +186,7 @@ def test_any_text_can_be_printed_in_any_locale():
     assert (out, err) == ("\\xe9 \\udcff\n", "error: \\xe9\n")
 
 
+@pytest.mark.slow
 def test_in_the_c_locale_files_are_utf8_and_their_names_whatever_they_are(tmp_path):
     text = "scale: smoke\noutput: \xe9\nmodel: {name: b}\ndata: {name: digits}\ntrain: {epochs: 1}\nname: a\n"
     paths = [os.path.join(os.fsencode(tmp_path), name) for name in (b"caf\xc3\xa9", b"\xff\xfe", b"\xff\xfe-absent")]

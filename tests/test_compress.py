@@ -44,6 +44,7 @@ def job(network, out, data=None, **how):
     return compress.Job(network, data, **{"target": 0.5, "out": str(out), "epochs": 0, "threads": 1, **how})
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_smaller_and_the_same_in_both_forms(network, tmp_path):
     finished = compress.compress(job(network, tmp_path / "small"))
     small, x = files.load(tmp_path / "small"), np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
@@ -55,6 +56,7 @@ def test_what_comes_out_is_smaller_and_the_same_in_both_forms(network, tmp_path)
     assert again.record == finished.record and all(path.stat().st_mtime_ns == t for path, t in before.items())
 
 
+@pytest.mark.slow
 def test_without_labels_the_network_gives_them(network, pictures, tmp_path):
     data = datasets.options(name="images", root=str(pictures), input=(3, 8, 8), n_classes=10, batch=8)
     record = compress.compress(job(network, tmp_path / "small", data, epochs=1)).record

@@ -35,8 +35,13 @@ def test_there_are_some_of_every_table():
 
 @pytest.mark.parametrize(
     "folder",
-    sorted({path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH, ARCHITECTURE} & set(path.parents)}),
-    ids=lambda p: str(p.relative_to(REPO)),
+    [
+        pytest.param(folder, id=str(folder.relative_to(REPO)), marks=pytest.mark.slow if large else ())
+        for folder in sorted(
+            {path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH, ARCHITECTURE} & set(path.parents)}
+        )
+        for large in [folder.name == "figure1"]
+    ],
 )
 def test_it_loads_and_its_target_can_be_reached(folder):
     loaded = config.load_all(folder)
@@ -52,6 +57,7 @@ def test_it_loads_and_its_target_can_be_reached(folder):
             assert path.stem.startswith(f"{cfg.prune.method}-{cfg.prune.objective}-{cfg.prune.target:g}"), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folders, n_overlays",
     [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 2)],
@@ -105,6 +111,7 @@ def test_the_chosen_levels_are_the_costs_of_released_networks():
             assert cfg.prune.target == pytest.approx(1 / released[named], abs=0.001)
 
 
+@pytest.mark.slow
 def test_a_row_and_its_smoke_differ_in_size_only():
     overlay = REPO / "configs" / "smoke.yaml"
     for path, cfg in TABLES.items():
@@ -126,6 +133,7 @@ def test_a_row_and_its_smoke_differ_in_size_only():
         assert small.model.name == cfg.model.name.replace("results/", "results/smoke/")
 
 
+@pytest.mark.slow
 def test_every_configuration_has_a_small_version():
     for path in FILES:
         small = config.load(path, (), [REPO / "configs" / "smoke.yaml"])

@@ -58,6 +58,7 @@ def test_onnx_to_a_saved_network_and_back(convert, tmp_path):
     np.testing.assert_allclose(onnx_outputs(tmp_path / "net.onnx", 1)(x), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shufflenet", "convnext", "cross_stage", "same_padding"])
 def test_what_the_exporter_of_mxnet_does_not_write_is_spelt_out(name, convert, tmp_path):
     """Channel shuffles, dense layers along the last axis, resizing between pixels' centres: of a pruned network."""

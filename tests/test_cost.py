@@ -100,6 +100,7 @@ def test_dcp_published_counts_from_its_in_block_rule(row):
         assert f"{float(f'{dense:.3g}') / float(said):.2f}x" == reduction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", PRUNENETS, ids=lambda row: row["model"])
 def test_params_kept_of_the_released_networks(row):
     net, base = shape_only(row["model"]), shape_only(row["base_model"])
@@ -170,6 +171,7 @@ def test_linear_groups_cost_the_same_at_any_width():
     assert cost.marginal(narrow)["layers1_conv0"] == cost.marginal(net.widths)["layers1_conv0"]
 
 
+@pytest.mark.slow
 def test_masks_count_as_parameters_until_folded():
     net = random_network("vgg16_bn")
     assert params(with_gates(net))(net.widths) - params(net)(net.widths) == 2 * 4096

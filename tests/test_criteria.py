@@ -108,6 +108,7 @@ def test_without_scales_to_rank_by_bn_scale_is_refused():
         assert error.value.key == "criterion.network"
 
 
+@pytest.mark.slow
 def test_group_fisher_is_the_mean_square_of_the_slopes_of_single_images(net):
     """Against central differences, image by image; a channel that nothing reads and that says nothing is worth 0."""
     group = next(g for g in net.groups if len(g.producers) == 1)

@@ -427,6 +427,7 @@ def test_a_missing_idx_file(fashion):
     assert "train-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_part_that_comes_with_the_package():
     found = load("fashion_mnist")
     assert (len(found.train), len(found.validation), len(found.test)) == (9000, 1000, 10000)

@@ -121,6 +121,7 @@ def planted(net):
     return group.name, net.with_arrays(arrays)
 
 
+@pytest.mark.slow
 def test_dead_channels_are_not_chosen(net):
     name, net = planted(net)
     options = METHODS.options["dcp"](n_images_seen=16, rounds=2, lam=0)  # labels are noise
@@ -133,6 +134,7 @@ def test_dead_channels_are_not_chosen(net):
     assert not [array for array in small.arrays if array.startswith(auxiliary.PREFIX)]
 
 
+@pytest.mark.slow
 def test_steps_bring_readers_nearer_to_what_they_said(net, monkeypatch):
     """The joint loss's error over variance; outputs that are computed anew each time give the same."""
     wide = auxiliary.with_classifiers(net, auxiliary.places(net, 2), 0)

@@ -128,6 +128,7 @@ def test_evaluate_refuses_what_does_not_fit(args, said, tmp_path, monkeypatch):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc", "densenet121"])
 def test_networks_whose_builders_would_download_are_described_offline(name, capsys):
     script("describe")([name, "--strict", "--json"])
@@ -135,6 +136,7 @@ def test_networks_whose_builders_would_download_are_described_offline(name, caps
     assert facts["groups"] and facts["name"] == name
 
 
+@pytest.mark.slow
 def test_evaluate_prints_accuracy_cost_and_speed(tmp_path, capsys):
     net = random_network("cifar_resnet20_v1", n_classes=10)
     files.save(net, tmp_path / "net")

@@ -155,6 +155,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(reproduced, configs,
         )
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_from_a_configuration(tmp_path):
     """Every key of the recipe reaches the loop; the dense network teaches the pruned one; teachers that do not fit."""
     from gcp import errors
@@ -361,6 +362,7 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path, monkeypatch):
     assert "cifar_resnet20_v1, 8 px, batch 1" in (tmp_path / "validation.md").read_text()
 
 
+@pytest.mark.slow
 def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
     from gcp.experiment import config
     from gcp.experiment import record as records
@@ -388,6 +390,7 @@ def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
     assert f"warning: skipped: {tmp_path}/train/b/2.png: not an image" in said and "1 images of data 'folder'" in said
 
 
+@pytest.mark.slow
 def test_a_record_says_the_device_that_ran_and_tells_two_gpus_apart(tmp_path, monkeypatch):
     from gcp import runtime
     from gcp.backend import clock

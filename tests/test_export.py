@@ -133,6 +133,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 # ---- int8 -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, name, bound", [(random_network, SMALL, 0.99), (pruned, SMALL, 0.99), (pruned, "mobilenetv2_1.0", 0.99)]
 )
@@ -148,6 +149,7 @@ def test_int8_is_near_float32_and_all_of_it_is_int8(make, name, bound):
     assert "Convolution" not in ops and "BatchNorm" not in ops
 
 
+@pytest.mark.slow
 def test_only_valid_images_are_calibrated_on():
     net = random_network(SMALL)
     ((x, y, _),) = calibration(net, 16)
@@ -268,6 +270,7 @@ def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     assert "calibrated on 64 training images" in (tmp_path / "new" / "int8.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [

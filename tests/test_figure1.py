@@ -278,6 +278,7 @@ def test_the_other_way_round_every_pair_flips(networks, tmp_path):
     assert "0 of 7 on the V100, 3 of 7 on the CPU" in (tmp_path / "dominated.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_one_network_is_enough_to_write(networks, tmp_path):
     held = {**measured(networks, lambda there: there), "networks": [row("resnet50_v1d_0.11", 10.0)]}
     figure1.write(networks, held, tmp_path)
@@ -287,6 +288,7 @@ def test_one_network_is_enough_to_write(networks, tmp_path):
     assert "tau between both throughputs: - over all 1" in (tmp_path / "ranking.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_name_in_the_figure_can_be_read(networks):
     ax = figures.figure1(networks, figures.KINDS, "title", "subtitle").axes[0]
     names = {text.get_text().strip(): text.get_window_extent() for text in ax.texts if text.get_text() != "subtitle"}
@@ -319,6 +321,7 @@ def test_the_script_times_what_is_not_timed_yet(tmp_path):
     assert "tau between both throughputs: - over all 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_option_that_would_do_nothing_is_refused(tmp_path):
     done = run("--only", "vgg11", "--repeats", "3", "--out", str(tmp_path))
     assert done.returncode == 2 and not list(tmp_path.iterdir())

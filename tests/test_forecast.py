@@ -128,6 +128,7 @@ def test_sizes_are_counted_where_there_are_images(tmp_path):
         estimate.sizes(config.load(TABLE3 / "gcp-macs-0.29.yaml", ["data.name=folder", "data.root=/no/such"]))
 
 
+@pytest.mark.slow
 def test_the_stopwatch_times_each_network_once():
     watch, net = estimate.Stopwatch(), shape_only("cifar_resnet20_v1", (3, 8, 8))
     net = estimate.resized(net, net.widths)
@@ -135,6 +136,7 @@ def test_the_stopwatch_times_each_network_once():
     assert "batch 16," in watch.measured and "1 networks" in watch.measured
 
 
+@pytest.mark.slow
 def test_large_images_are_timed_in_small_batches(monkeypatch):
     watch, net = estimate.Stopwatch(), shape_only("cifar_resnet20_v1", (3, 8, 8))
     monkeypatch.setitem(estimate.BENCHMARK_PIXELS, watch.device, 2 * 8 * 8 + 1)
@@ -166,6 +168,7 @@ def test_a_dry_run_of_a_table_runs_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_benchmark_is_for_dry_runs():
     bad = script(TABLE3, "--no-benchmark")
     assert bad.returncode == 2 and "--dry-run" in bad.stderr

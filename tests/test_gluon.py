@@ -83,6 +83,7 @@ def test_weights_are_drawn_by_the_seed():
     assert 0.5 < a["stage3_conv1_weight"].std() / np.sqrt(2 / (64 * 9)) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18_v1b_0.89", "resnet50_v1d_0.11", "resnet101_v1d_0.73"])
 def test_released_networks_take_any_number_of_classes(name):
     # GluonCV's own keep the dense weight of 1000 classes and cannot be run with another number.
@@ -136,6 +137,7 @@ def test_a_saved_network_loads_in_plain_mxnet(pruned, tmp_path):
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["er.v1-0000.params", "er.v1-symbol.json"]
 
 
+@pytest.mark.slow
 def test_a_saved_network_loads_here(pruned, tmp_path):
     net, x, expected = pruned
     files.save(net, tmp_path / "net")
@@ -182,6 +184,7 @@ def test_networks_that_gluoncvs_form_cannot_hold(name, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv2_1.0", "resnet18_v2", "resnet18_v1b_0.89"])
 def test_other_families_survive_files_and_a_second_pruning(name, tmp_path):
     net = centre_taps(random_network(name))
@@ -292,6 +295,7 @@ def test_parameters_of_another_network(saved, tmp_path):
     refused(tmp_path / "net", "holds 'stray'")
 
 
+@pytest.mark.slow
 def test_an_input_that_the_saved_network_cannot_take(tmp_path):
     files.save(random_network("resnet50_v1d_0.11"), tmp_path / "net")
     refused(tmp_path / "net", "cannot take an input of 3x2x2", input_shape=(3, 2, 2))
@@ -325,6 +329,7 @@ def test_a_block_gives_its_values_back():
     assert all(np.array_equal(again.arrays[k], v) for k, v in net.arrays.items())
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_and_are_used_in_training():
     net, x = random_network("resnet18_v2"), mx.nd.array(images(random_network("resnet18_v2")))
     block = blocks.to_block(net, frozen_statistics=True)
@@ -343,6 +348,7 @@ def test_frozen_statistics_stay_and_are_used_in_training():
     assert any(not np.array_equal(after[k], net.arrays[k]) for k in network.auxiliary(net))
 
 
+@pytest.mark.slow
 def test_only_what_is_trainable_gets_gradients():
     net = random_network("resnet18_v2")
     aux = network.auxiliary(net)
@@ -394,6 +400,7 @@ def test_which_norms_and_relus_become_one():
     assert all("batchnorm" in norm and "relu" in relu for relu, norm in pairs.items())
 
 
+@pytest.mark.slow
 def test_a_new_output_layer(tmp_path):
     net = random_network("resnet18_v1b")
     files.save(net, tmp_path / "final")
@@ -436,6 +443,7 @@ def published(tmp_path, monkeypatch):
     return net, path, sha1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", [False, True])
 def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
     net, path, _ = published
@@ -453,7 +461,7 @@ def test_weights_come_from_a_file(published, tmp_path, monkeypatch, home):
     [
         ("cifar_resnet20_v1", "dense"),
         pytest.param("resnet18_v1b", "dense", marks=pytest.mark.slow),
-        ("mobilenetv2_0.25", "output"),
+        pytest.param("mobilenetv2_0.25", "output", marks=pytest.mark.slow),
     ],
 )
 def test_weights_from_a_file_for_other_classes(tmp_path, monkeypatch, name, head):

@@ -54,7 +54,6 @@ MIDDLES = {
     "dropout": lambda x: mx.sym.Dropout(mx.sym.relu(normed(x, "inner")), p=0.3),
     "relu6": lambda x: mx.sym.clip(normed(x, "inner"), 0, 6),
 }
-QUICK = "shuffle"  # the one in the ordinary tests
 
 
 def prune(name, size, folder):
@@ -80,7 +79,8 @@ def small_network(middle, folder):
     return folder / "start"
 
 
-@pytest.mark.parametrize("middle", [m if m == QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MIDDLES])
+@pytest.mark.slow
+@pytest.mark.parametrize("middle", MIDDLES)
 def test_gcp_on_small_networks(middle, tmp_path):
     prune(small_network(middle, tmp_path), 8, tmp_path)
 

@@ -67,6 +67,7 @@ def check(steps, fraction):
         assert params(each)(widths) + added == params(small)(widths)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(*GRAPHS)
 def test_random_graphs(steps, fraction):

@@ -25,6 +25,7 @@ def test_the_house_is_in_order(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_rooms_without_mxnet_import_without_it():
     paths = [path for room in ("graph", "cost", "data", "report") for path in (REPO / "gcp" / room).glob("*.py")]
     modules = [f"gcp.{path.parent.name}.{path.stem}" for path in paths if path.stem != "__init__"]

@@ -129,6 +129,7 @@ def test_widths_by_how_they_divide():
     ]
 
 
+@pytest.mark.slow
 def test_the_cost_adds_its_layers_and_a_channel_costs_the_slope_of_it(net, fitted):
     cost = fitted.cost(net)
     kinds = layers(net)
@@ -203,12 +204,14 @@ def test_quality_by_hand():
     assert found.tau == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_layers_timed_alone_are_compared_too(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
     shares = [truth(net, odd=1.0)(w) / fitted.reference_s for w in held.widths]
     assert latency.validate(fitted, net, held, shares).quality["layers alone"].nrmse < 1e-9
 
 
+@pytest.mark.slow
 def test_the_clock_is_compared_with_itself(net, fitted):
     held = samples(net, truth(net, odd=1.0), 30, seed=2)
     slower = [

@@ -136,6 +136,7 @@ def test_noise_goes_from_the_clock_through_the_file_to_the_tables_marks(configur
     assert seen == {busy: {"Images/s": {busy}, "Throughput ratio": {busy}} for busy in (False, True)}
 
 
+@pytest.mark.slow
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
     from gcp.data.datasets import load
 
@@ -149,6 +150,7 @@ def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_mode
         experiment_run.plan(cfg, load(cfg.data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -173,6 +175,7 @@ def test_a_model_that_does_not_fit_is_refused(configured, overrides, message):
         experiment_run.run(configured(*overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     [

@@ -54,6 +54,7 @@ def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
     assert len(set(folders)) == 6 and not any(folder.exists() for folder in folders)
 
 
+@pytest.mark.slow
 def test_the_exit_code_passes_through_and_unseen_last_lines_are_shown(tmp_path, capfd):
     command = worker(
         tmp_path, "if rank == 1:\n    print('error: no such thing', file=sys.stderr); sys.exit(2)\ntime.sleep(60)"
@@ -70,6 +71,7 @@ def test_a_server_that_dies_ends_the_job(tmp_path, capfd, monkeypatch):
     assert "[scheduler] no memory\nlaunch: scheduler ended with 3; run the same command" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_of_a_job(tmp_path):
     command = worker(tmp_path, "open(f'{folder}/pid-{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
     code = (

@@ -88,6 +88,7 @@ def test_thinet_is_greedy_over_the_samples():
         assert list(least_missed(contributions, 3)) == sorted(set(range(7)) - set(gone))
 
 
+@pytest.mark.slow
 def test_cp_is_lasso_with_the_penalty_raised_until_few_enough_are_left():
     for seed in range(3):
         flat, contributions = random_contributions(seed=seed)
@@ -131,7 +132,8 @@ def test_channels_that_others_make_up_for_go_and_nothing_is_lost(method):
     assert difference(predict(small, images(net)), predict(net, images(net))) < 0.05
 
 
-@pytest.mark.parametrize("method", ["thinet", pytest.param("cp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["thinet", "cp"])
 def test_a_residual_network_meets_its_budget_and_counts_its_images(method):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     cost = macs(net)

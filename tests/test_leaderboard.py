@@ -100,6 +100,7 @@ def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there
         leaderboard.differences(leaderboard.entries(runs()), "l1")
 
 
+@pytest.mark.slow
 def test_targets_of_two_costs_are_never_in_one_table(tmp_path):
     """The same fraction of the parameters is another target."""
     other = [finished("gcp", "params", 0.1, seed, 0.5, name="gcp-params-0.1") for seed in range(3)]
@@ -118,6 +119,7 @@ def test_bars_join_what_cannot_be_told_apart():
     assert figures._cliques(ranks, 0.3) == []
 
 
+@pytest.mark.slow
 def test_the_files_of_a_comparison(tmp_path, capsys):
     # Of the second network only one target, and one method of its own.
     other = {

@@ -27,7 +27,7 @@ from gcp.graph.surgery import (
     with_zero_residuals,
 )
 
-LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version in ("v1", "v1b", "v2")] + [
+NAMES = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version in ("v1", "v1b", "v2")] + [
     "resnet50_v1d",
     "resnet101_v1d",
     "resnet18_v1b_0.89",
@@ -40,8 +40,9 @@ LISTED = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version 
     "cifar_resnet20_v1",
     "mobilenet1.0",
     "mobilenetv2_1.0",
-    pytest.param("vgg16_bn", marks=pytest.mark.slow),
+    "vgg16_bn",
 ]
+LISTED = [pytest.param(n, marks=pytest.mark.slow) if n.startswith(("resnet101", "vgg")) else n for n in NAMES]
 # One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
 FAMILIES = [
     pytest.param("resnet18_v1", marks=pytest.mark.slow),
@@ -255,6 +256,7 @@ def test_repeated_names_are_told_apart():
 # ---- silence and removal ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_masked_and_shrunk_agree_where_no_border_matters(name):
     net = centre_taps(random_network(name))
@@ -286,6 +288,7 @@ def silent(net, keep):
     return net.with_arrays(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, bound", [("cifar_resnet20_v1", 0.25), ("resnet18_v1b_0.89", 0.6)])
 def test_border_error_of_an_ordinary_resnet(name, bound):
     # Half of the channels at random, shifts of the size of the scales, maps of 2x2 to 16x16: the worst case. It is
@@ -351,6 +354,7 @@ def test_removal_keeps_its_argument_and_can_be_repeated():
     assert all(np.array_equal(same.arrays[k], v) for k, v in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar_resnet20_v1", "mobilenetv2_1.0", "resnet18_v2"])
 def test_one_channel_a_group_is_the_least(name):
     net = centre_taps(random_network(name))
@@ -372,6 +376,7 @@ def test_with_arrays_holds_shapes():
 # ---- rescaling and masks for bare layers ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rescaling_keeps_the_function_and_gives_unit_norms(name):
     net = with_gates(random_network(name))
@@ -465,10 +470,13 @@ def test_literals_of_attributes():
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet18_v1", "resnet18_v1b_0.89", "resnet50_v1d_0.48"),
+        "resnet18_v1",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("resnet50_v1", "resnet50_v1b", "resnet50_v1d", "resnet101_v1d")
+            for name in (
+                *("resnet18_v1b_0.89", "resnet50_v1d_0.48", "resnet50_v1"),
+                *("resnet50_v1b", "resnet50_v1d", "resnet101_v1d"),
+            )
         ),
     ],
 )
@@ -493,6 +501,7 @@ def test_last_gamma_zero_is_gluoncvs(name):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_zero_residuals_make_blocks_their_shortcuts():
     """With all of a stage's branches silent, what arrives at the classifier comes through the shortcuts alone."""
     net = random_network("cifar_resnet20_v1")
@@ -523,6 +532,7 @@ def test_networks_without_a_norm_at_the_end_of_a_branch(name):
         with_zero_residuals(net)
 
 
+@pytest.mark.slow
 def test_new_weights_are_drawn_as_those_of_an_untrained_network():
     """Against GluonCV's own initialisation: spread of every weight, norms as untrained; the widths stay."""
     untrained = zoo.from_gluoncv("cifar_resnet20_v1", (3, 32, 32), 10, seed=3)

@@ -89,6 +89,7 @@ def test_what_a_layer_says_comes_nearer_on_the_images_that_it_was_fitted_to(grou
     assert fitted.widths == small.widths
 
 
+@pytest.mark.slow
 def test_a_norm_takes_up_what_is_left_over_and_nothing_changes_where_nothing_was_cut():
     net = random_network("cifar_resnet20_v1")
     batches = loop.Batches(Noise(16), 8, 0)
@@ -104,9 +105,8 @@ def test_a_norm_takes_up_what_is_left_over_and_nothing_changes_where_nothing_was
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize(
-    "allocation", ["exact", *(pytest.param(a, marks=pytest.mark.slow) for a in ("global", "uniform"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("allocation", ["exact", "global", "uniform"])
 def test_the_method_meets_its_budget_and_counts_its_images(allocation):
     net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
     cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
@@ -129,6 +129,7 @@ def test_the_method_meets_its_budget_and_counts_its_images(allocation):
     assert all(np.array_equal(outcome.network.arrays[k], again.arrays[k]) for k in again.arrays)
 
 
+@pytest.mark.slow
 def test_a_network_without_norms_is_cut_too():
     net = convs(kernel=(3, 3), pad=(1, 1))
     cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))

@@ -58,6 +58,7 @@ def results(tmp_path):
     return saved(tmp_path / "results", [finished(seed=seed, top1=0.9 + 0.01 * seed) for seed in range(3)])
 
 
+@pytest.mark.slow
 def test_a_page_has_a_row_for_each_run_and_one_for_each_dense_network(results):
     data = data_of(page.page(page.contents(results)))
     pruned = [row for row in data["rows"] if row["layer"] == "pruned"]
@@ -174,6 +175,7 @@ def test_the_live_page_shows_a_new_record_and_a_run_under_way(results, served):
     assert time.time() - under_way["changed"] < 600
 
 
+@pytest.mark.slow
 def test_the_live_page_ends_with_a_line(results):
     process = script("report.py", results, "--watch", "--port", "0")
     address = process.stderr.readline().split()[0]
@@ -196,6 +198,7 @@ def test_the_live_page_answers_to_this_machine_only_and_serves_no_files(served):
         refused.value.close()
 
 
+@pytest.mark.slow
 def test_the_checked_in_page_shows_the_checked_in_records():
     data = data_of((REPO / "results" / "page.html").read_text(encoding="utf-8"))
     shown = {row["id"]: row["top1"] for row in data["rows"] if row["layer"] == "pruned"}

@@ -93,6 +93,7 @@ def settled(tab, condition: str) -> None:
     tab.wait_for_function(condition, timeout=120_000)
 
 
+@pytest.mark.slow
 def test_means_and_single_runs_are_points_and_rows(opened, address):
     tab = opened(address)
     assert points(tab).count() == rows(tab).count() == 5  # two methods at two targets, and the dense network
@@ -101,6 +102,7 @@ def test_means_and_single_runs_are_points_and_rows(opened, address):
     settled(tab, "document.querySelectorAll(\"#chart path[aria-roledescription='point']\").length === 15")
 
 
+@pytest.mark.slow
 def test_hovering_gives_the_numbers(opened, address):
     tab = opened(address)
     points(tab).first.hover(force=True)
@@ -110,6 +112,7 @@ def test_hovering_gives_the_numbers(opened, address):
     assert "Method" in said and "±" in said and "images/s" in said
 
 
+@pytest.mark.slow
 def test_a_click_shows_the_run_and_the_back_button_hides_it(opened, address):
     tab = opened(address)
     assert not tab.locator("#run").is_visible()
@@ -126,6 +129,7 @@ def test_a_click_shows_the_run_and_the_back_button_hides_it(opened, address):
     tab.locator("#run").wait_for()
 
 
+@pytest.mark.slow
 def test_filters_leave_out_points_and_rows(opened, address):
     tab = opened(address)
     tab.locator("#filters details[data-key=method] summary").click()
@@ -137,6 +141,7 @@ def test_filters_leave_out_points_and_rows(opened, address):
     settled(tab, "document.querySelectorAll('#table tbody tr').length === 5")
 
 
+@pytest.mark.slow
 def test_published_networks_are_a_layer_of_their_own(opened, address):
     tab = opened(address + "#x=images_per_second")
     before = points(tab).count()
@@ -145,6 +150,7 @@ def test_published_networks_are_a_layer_of_their_own(opened, address):
     assert "devices" in tab.locator("#note").inner_text()
 
 
+@pytest.mark.slow
 def test_a_click_on_a_heading_sorts_and_another_turns_it_round(opened, address):
     tab = opened(address)
 
@@ -160,6 +166,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(opened, address):
     assert accuracies() == sorted(accuracies(), reverse=True)
 
 
+@pytest.mark.slow
 def test_every_pair_of_axes_can_be_drawn(opened, address):
     tab = opened(address)
     for axis in page.AXES:
@@ -169,6 +176,7 @@ def test_every_pair_of_axes_can_be_drawn(opened, address):
     settled(tab, "location.hash.includes('y=macs_kept')")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_nothing_is_wider_than_the_window(opened, address, width):
     tab = opened(address, width)
@@ -178,6 +186,7 @@ def test_nothing_is_wider_than_the_window(opened, address, width):
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_methods_differ_without_colour(opened, address):
     tab = opened(address)
     outlines = points(tab).evaluate_all(
@@ -190,6 +199,7 @@ def test_methods_differ_without_colour(opened, address):
     assert len(set.union(*shapes.values())) == 3
 
 
+@pytest.mark.slow
 def test_text_of_records_is_never_run(opened, results, tmp_path):
     copy = shutil.copytree(results, tmp_path / "results")
     for path in copy.rglob("record.json"):
@@ -220,6 +230,7 @@ def test_500_runs_are_all_drawn(opened, results, tmp_path):
     assert points(tab).count() >= 500
 
 
+@pytest.mark.slow
 def test_the_live_page_renews_itself(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(live, "EVERY_S", 0.2)
     folder = saved(tmp_path / "results", [finished()])

@@ -210,6 +210,7 @@ def test_other_targets_and_options_are_not_averaged(known):
     ]
 
 
+@pytest.mark.slow
 def test_only_tables_with_records_are_written_and_twice_alike(tmp_path):
     runs = [*runs_of("table3"), run("table3", 3, "gcp", 0.29, 0.7), run("table4", 3, "gcp", 0.341, 0.7)]
     for name in "ab":
@@ -228,6 +229,7 @@ def test_only_tables_with_records_are_written_and_twice_alike(tmp_path):
     assert len(paper.write([], REFERENCE, tmp_path, every=True)) == 18
 
 
+@pytest.mark.slow
 def test_figure1_gets_our_points_on_imagenet_only(tmp_path):
     runs = [run("table3", 3, "gcp", 0.29, 0.76, seed, speed=3000.0 + 100 * seed) for seed in range(3)]
     runs += [
@@ -243,6 +245,7 @@ def test_figure1_gets_our_points_on_imagenet_only(tmp_path):
     assert tmp_path / "paper_figure1.svg" in paths
 
 
+@pytest.mark.slow
 def test_no_figure_1_overwrites_another(known, tmp_path, monkeypatch):
     """The paper's with our networks, the published networks on two devices, and our own of the same runs."""
     monkeypatch.setattr(figures, "figure1", lambda *arguments: "figure 1")

@@ -160,6 +160,7 @@ def test_how_many_images_the_taylor_score_looks_at():
     assert [criteria.scoring_batches(n) * 16 for n in (30600, 3200, 1000, 24, 1)] == [3056, 320, 320, 32, 16]
 
 
+@pytest.mark.slow
 def test_taylor_score_is_the_squared_slope_of_the_loss(net):
     """Against central differences: scale and shift of one channel of each group, in all its norms, made e larger."""
     split, e = Noise(16), 2e-3
@@ -186,6 +187,7 @@ def test_taylor_score_is_the_squared_slope_of_the_loss(net):
         assert scores[group.name][best] == pytest.approx((slope**2).mean(), rel=0.05), group.name
 
 
+@pytest.mark.slow
 def test_taylor_scores_are_the_same_where_the_first_batch_has_the_block_built_anew(net, monkeypatch):
     """As it is on a machine whose kernels have no fused backward for these widths."""
 
@@ -374,6 +376,7 @@ def test_regularising_leaves_statistics_and_convs_bit_identical(net):
         assert np.array_equal(v, trained.arrays[k]) == (k not in network.scale_arrays(net)), k
 
 
+@pytest.mark.slow
 def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     data = SimpleNamespace(train=Noise(16), validation=Noise(20))
     outcome = outcome_of(net, 0.5, data, tmp_path, lam=(0.01, 3.0))
@@ -387,6 +390,7 @@ def test_the_search_takes_the_lam_of_lowest_validation_loss(net, tmp_path):
     ).n_images(16, 8)
 
 
+@pytest.mark.slow
 def test_weights_are_fitted_after_every_cut(net, tmp_path):
     """Two iterations at 8 images each, which decide no width of the first."""
     data, options = SimpleNamespace(train=Noise(24), validation=Noise(20)), dict(iterations=2, recover_epochs=0)
@@ -399,6 +403,7 @@ def test_weights_are_fitted_after_every_cut(net, tmp_path):
     assert outcome.history[0]["loss_pruned"] != plain.history[0]["loss_pruned"]
 
 
+@pytest.mark.slow
 def test_images_are_counted_by_purpose_and_those_of_a_penalty_that_diverged_too(net, tmp_path, monkeypatch):
     data, fit, calls = SimpleNamespace(train=Noise(160), validation=Noise(20)), loop.fit, []
 
@@ -466,6 +471,7 @@ def test_masks_stand_in_where_no_norm_follows(tmp_path):
     np.testing.assert_allclose(predict(silence(w, keep), x), predict(shrink(w, keep), x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recovering_may_train_all_weights(net, tmp_path):
     """Filters of the stem, by their directions: some of the dense network's where only scales are trained."""
     data, found = SimpleNamespace(train=Noise(24), validation=Noise(20)), {}

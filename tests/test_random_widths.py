@@ -40,6 +40,7 @@ def _by_hand(sizes, fractions, scale, round_to):
     return widths
 
 
+@pytest.mark.slow
 def test_the_best_by_validation_goes_on_and_all_images_count(net, tmp_path):
     cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
     data.train.n_batches, rows = Noise(24).n_batches, []

@@ -240,6 +240,7 @@ def run(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any("slow" not in b.words for b in runnable(p))])
 def test_commands_run(page, checkout):
     for block in runnable(page):

@@ -123,6 +123,7 @@ def test_a_run_is_open_once(cfg):
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_lets_go_of_its_run(cfg):
     hold = (
         "import sys, time; from gcp.experiment import config, record; "

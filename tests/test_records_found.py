@@ -47,6 +47,7 @@ def checked_in():
     }
 
 
+@pytest.mark.slow
 def test_every_record_is_found_by_a_checked_in_configuration(checked_in, monkeypatch):
     monkeypatch.chdir(REPO)
     found = set()

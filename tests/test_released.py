@@ -20,6 +20,7 @@ def test_there_are_seven():
     assert len(ROWS) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROWS.index))
 def test_they_are_what_was_published(name):
     facts, problems = released.verify(name, ROWS.loc[name], released.shapes(ROWS.shape_json[name]))

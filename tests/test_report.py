@@ -224,6 +224,7 @@ def test_no_part_of_a_name_is_lost(tmp_path, name):
     assert [path.name for path in figures.save(figure, tmp_path / name)] == [f"{name}.png", f"{name}.svg"]
 
 
+@pytest.mark.slow
 def test_scales_never_share_a_row_and_are_named(tmp_path):
     runs = three_seeds() + [finished("gcp", "macs", 0.05, 0, 0.2, scale="smoke")]
     written(runs, tmp_path)
@@ -340,6 +341,7 @@ def test_bad_folders(tmp_path):
         written(three_seeds(), tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_line_is_one_method_at_one_objective_along_the_x_axis():
     # By parameters 10 % keeps more MACs than by MACs: one line through both would go to and fro.
     runs = [
@@ -396,6 +398,7 @@ def test_published_numbers_are_kept_with_their_sources():
     assert len(own) and own[["top1_drop", "top5_drop"]].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_dense_networks_of_several_models_make_a_figure_1(tmp_path):
     runs = [
         finished("none", "macs", 1.0, 0, 0.89, dense_top1=0.89, model="mobilenet0.5", speeds=(1500.0, 1500.0)),

@@ -53,6 +53,7 @@ def test_the_blocks_of_mobilenetv2_are_found(net):
     assert len(expansions(random_network("mobilenet0.25"))) == 12  # its first one reads the stem
 
 
+@pytest.mark.slow
 def test_a_fused_expansion_is_both_convolutions_in_a_row(net):
     for name in list(expansions(net))[2:8:2]:
         block = expansions(net)[name]
@@ -116,6 +117,7 @@ def test_a_full_convolution_in_a_depthwise_ones_place_says_the_same(net):
     assert difference(predict(twice, images(twice)), predict(found, images(twice))) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_dropped_block_is_one_whose_branch_says_nothing(net):
     for of in (net, random_network("cifar_resnet20_v1")):
         names = list(droppable(of))
@@ -144,6 +146,7 @@ def rewritten(net):
     return depthwise_to_full(other, names[5])
 
 
+@pytest.mark.slow
 def test_a_rewritten_network_is_saved_and_pruned_like_any_other(net, tmp_path):
     other = rewritten(net)
     files.save(other, tmp_path / "other")
@@ -166,6 +169,7 @@ def test_a_rewritten_network_leaves_as_onnx_and_as_int8(net, tmp_path):
     assert export.layers(small)[0] and np.isfinite(export.outputs(small)(x)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewrite", [fuse_expand, depthwise_to_full, drop_block])
 def test_what_is_not_there_is_named(net, rewrite):
     with pytest.raises(UserError, match="nowhere"):

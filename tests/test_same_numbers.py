@@ -25,9 +25,8 @@ def output(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "uniform" else [pytest.mark.slow]) for n in EXPECTED["runs"]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED["runs"])
 def test_a_configuration_of_the_first_house_gives_its_numbers(name, output, monkeypatch):
     expected = EXPECTED["runs"][name]
     path = output / f"{name}.yaml"

@@ -64,6 +64,7 @@ def test_layers_of_one_kind_do_the_same_work():
     assert (kinds[0].inputs, kinds[-1].outputs) == ((3, {}), (1000, {})) and kinds[1].inputs == (0, {"conv0": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resized_network_has_the_widths_asked_for_and_runs(name):
     net = shape_only(name, (3, 32, 32))
@@ -138,6 +139,7 @@ def test_a_killed_sampling_goes_on_as_if_it_had_not_been(net, tmp_path):
     assert headers[0] == headers[1]
 
 
+@pytest.mark.slow
 def test_samples_are_multiples_of_the_step_and_spread(net, tmp_path):
     held = sampling.sample(net, tmp_path / "s", SETUP, HARDWARE, Clock(), 60)
     step, sizes = held.header.step, net.widths
@@ -172,6 +174,7 @@ def test_drift_is_taken_out_of_the_seconds_and_noise_of_the_reference_is_not_put
     assert samples.seconds == pytest.approx(samples.seconds[0])
 
 
+@pytest.mark.slow
 def test_a_bad_line_is_named_and_can_be_left_out(net, tmp_path):
     path = tmp_path / "s"
     sampling.sample(net, path, SETUP, HARDWARE, Clock(), 3)
@@ -197,6 +200,7 @@ def test_a_file_without_a_header_is_refused(tmp_path, text):
         sampling.read_samples(tmp_path / "s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -212,6 +216,7 @@ def test_samples_of_something_else_are_not_mixed(net, tmp_path, changed, message
         sampling.sample(net, tmp_path / "s", now["setup"], now["hardware"], Clock(), 2)
 
 
+@pytest.mark.slow
 def test_samples_of_another_network_are_not_mixed(net, tmp_path):
     sampling.sample(net, tmp_path / "s", SETUP, HARDWARE, Clock(), 1)
     with pytest.raises(UserError, match="network 'cifar_resnet20_v1' and network 'resnet18_v1b'"):
@@ -231,6 +236,7 @@ def test_layers_alone_are_timed_once_each_and_kept(net, tmp_path):
     assert all(json.loads(line)["latency_s"] > 0 for line in (tmp_path / "l").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_processor_that_an_older_file_does_not_tell_is_matched_by_name_and_said(net, tmp_path):
     """Which of the processors of one name it was is only compared where both files say."""
     known = {**HARDWARE, "cpu_model": "family 1"}
@@ -246,6 +252,7 @@ def test_a_processor_that_an_older_file_does_not_tell_is_matched_by_name_and_sai
         sampling.sample(net, tmp_path / "new", SETUP, {**known, "cpu_model": "family 2"}, Clock(), 2)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_file_take_one_after_the_other(net, tmp_path):
     """The second waits for the first and then has nothing left to do: no network is there twice."""
 

@@ -23,6 +23,7 @@ def test_the_longest_comes_first_and_who_waits_begins_after_what_it_waits_for():
         simulate([Run("a", 1), Run("b", 1, after="z")], 1)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 8))
 def test_a_schedule_is_within_graham_s_bound(seconds, n_slots):
     found = simulate([Run(str(n), s) for n, s in enumerate(seconds)], n_slots)

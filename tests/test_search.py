@@ -72,6 +72,7 @@ def trials(found):
 # ---- what is found --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_of_a_known_function_is_found_from_the_configured_values_on(tmp_path):
     values, trial, study = tuner(tmp_path, 16, first={"x": 5.0, "kind": "shifted"}).best(attempt)
     rows = study["trials"]
@@ -114,6 +115,7 @@ def test_the_seed_decides(sampler):
     assert len({values["x"] for values in drawn(6, sampler=sampler)}) == 6
 
 
+@pytest.mark.slow
 def test_failed_trials_are_recorded_and_do_not_end_a_search(tmp_path):
     errors = {1: optimisers.DivergedError("the loss is nan"), 3: MemoryError("no room")}
 
@@ -137,6 +139,7 @@ def test_failed_trials_are_recorded_and_do_not_end_a_search(tmp_path):
         tuner(tmp_path / "user", 3).best(lambda trial: (_ for _ in ()).throw(UserError("the disk is full")))
 
 
+@pytest.mark.slow
 def test_a_pruner_ends_what_is_worse_than_the_median(tmp_path):
     steps = []
 
@@ -155,9 +158,8 @@ def test_a_pruner_ends_what_is_worse_than_the_median(tmp_path):
 # ---- kills ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "moment", ["computed", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("running", "told"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["computed", "running", "told"])
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, moment, monkeypatch):
     whole, ran = tuner(tmp_path / "whole", 7).best(attempt), []
 
@@ -224,6 +226,7 @@ def test_trials_of_an_iteration_start_from_the_best_of_the_one_before(net, tmp_p
     assert outcome.images["search"] == 2 * alone and outcome.images["recover"] == 2 * 16
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_early_counts_what_it_took(net, tmp_path, monkeypatch):  # noqa: F811
     def as_asked(study, step, value):
         return study._claimed.number == 1
@@ -319,6 +322,7 @@ def test_passwords_of_urls_are_hidden(text, hidden):
     assert without_passwords(text) == hidden and str(UserError(text)) == hidden
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_is_said_before_anything_is_trained(tmp_path, monkeypatch):
     cfg = loaded(tmp_path, f"output={tmp_path}", trials=3, parameters=LAM, storage=URL)
     monkeypatch.setattr(experiment_run, "dense_network", lambda *_: pytest.fail("trained"))
@@ -330,6 +334,7 @@ def test_a_server_that_cannot_be_reached_is_said_before_anything_is_trained(tmp_
     assert files and not any(PASSWORD in path.read_text() or "corr@ct" in path.read_text() for path in files)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_configuration_is_refused(tmp_path):
     tuner(tmp_path / "one", 2).best(attempt)
     (tmp_path / "two").mkdir()
@@ -381,6 +386,7 @@ def searched(run, values):
     return run._replace(record=records.Record.model_validate(facts))
 
 
+@pytest.mark.slow
 def test_the_report_shows_how_searches_went_and_what_they_were_worth(tmp_path):
     losses = [0.9, None, 0.5, 0.7, 0.8, 0.85, 0.6, 0.55]
     runs = [searched(finished(seed=seed, top1=0.91 + 0.01 * seed), losses) for seed in (0, 1)]
@@ -552,6 +558,7 @@ def test_two_processes_share_one_search(tmp_path):
     assert {name for name, _ in begun(log)} == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_run_again(tmp_path, monkeypatch):
     """One process has seen it running; the other ends it and gives its lock back; only then the first tries that."""
     with tuner(tmp_path / "a", 3)._study("run", 0) as one, tuner(tmp_path / "a", 3)._study("run", 0) as two:

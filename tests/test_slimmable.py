@@ -56,7 +56,9 @@ def padded(gradient, kept, shape):
 
 
 @pytest.mark.parametrize("width", [None, 16])
-@pytest.mark.parametrize("name", [*NETWORKS, "joined"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow if "mobile" in name else ()) for name in NETWORKS), "joined"]
+)
 def test_gradients_are_those_of_three_networks_taken_by_themselves(name, width, monkeypatch):
     """Of the widest on a part of the batch, and of two narrow ones on what it says and on the other labels."""
     monkeypatch.setattr(steps.OrdinaryStep, "width", width)
@@ -116,6 +118,7 @@ NET = from_gluoncv("cifar_resnet20_v1", (3, 8, 8), 4, seed=3)
 NET_GROUPS = list(NET.widths)
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_to_the_same_bits_and_history(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(loop, "FLUSH", 2)

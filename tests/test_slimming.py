@@ -66,6 +66,7 @@ def test_a_channel_without_scale_goes_and_images_are_counted(net, tmp_path):
     assert logged == [] and all(np.array_equal(again.network.arrays[k], v) for k, v in outcome.network.arrays.items())
 
 
+@pytest.mark.slow
 def test_killed_in_its_second_epoch_it_ends_with_the_same_numbers(net, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_S", -1)
 
@@ -91,6 +92,7 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_numbers(net, tmp_path,
     assert all(np.array_equal(killed.arrays[k], v) for k, v in whole.arrays.items())
 
 
+@pytest.mark.slow
 def test_with_more_penalty_more_scales_are_zero(net, tmp_path):
     n_zero = []
     for lam in (0.0, 3.0):

@@ -39,6 +39,7 @@ def brute_force(gains, levels, cost, limit):
     return best, least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_the_best_widths_are_those_of_brute_force(part):
     n_refused = 0
@@ -100,6 +101,7 @@ def test_marginals_are_those_of_all_choices(part):
             np.testing.assert_allclose(found[name], right, atol=1e-6, err_msg=f"{seed} {name}")
 
 
+@pytest.mark.slow
 def test_the_front_holds_the_best_at_each_of_its_costs():
     for seed in range(40):
         gains, levels, cost = random_problem(seed)
@@ -112,6 +114,7 @@ def test_the_front_holds_the_best_at_each_of_its_costs():
             assert solution.value == brute_force(gains, levels, cost, solution.cost)[0]
 
 
+@pytest.mark.slow
 def test_a_network_with_residual_ties():
     """ResNet-18 on a grid: nothing that a change of two groups' widths gives is better, and the gap is small."""
     net = shape_only("resnet18_v1b", (3, 32, 32))

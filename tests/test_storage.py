@@ -83,6 +83,7 @@ def test_files_that_are_none_or_too_long(tmp_path):
     assert mistake(storage.expanded, "~nosuchuser/x").key == "file.user"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, part",
     [
@@ -151,6 +152,7 @@ def holder(folder):
     return process
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_or_is_refused_and_a_lock_ends_with_its_process(tmp_path):
     first = holder(tmp_path)
     assert first.stdout.readline() == "held\n"

@@ -303,6 +303,7 @@ def test_a_run_that_starts_from_another_needs_the_shared_folder():
 # ---- what is sent, and what comes back -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_plain_data_and_means_the_same_configuration(tmp_path):
     paths = [p for p in sorted(REPO.glob("configs/*/**/*.yaml")) if not p.name.startswith("_")]
     for path in paths:

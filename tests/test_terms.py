@@ -17,6 +17,7 @@ def by_hand(terms, widths, combine):
     return combine([c * widths[a] * widths[b] for c, a, b in terms])
 
 
+@pytest.mark.slow
 @given(st.lists(FACTORS, min_size=1, max_size=8), st.lists(WIDTHS, min_size=1, max_size=4), st.booleans())
 def test_costs_and_marginal_prices_are_those_of_the_obvious_version(terms, calls, is_sum):
     combine = sum if is_sum else max

@@ -107,6 +107,7 @@ def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
     assert clock._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
 
 
+@pytest.mark.slow
 def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
     made, now = [], [0.0]
     monkeypatch.setattr(clock, "timed", lambda passes, *a, **k: [{"latency_s": float(passes[0]())}])

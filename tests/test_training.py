@@ -113,6 +113,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, recipe):
     """And each epoch is told, with the same loss and rate, however often some of them were run."""
@@ -144,6 +145,7 @@ def test_killed_training_resumes_to_the_same_bits(net, tmp_path, monkeypatch, re
     assert told == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, widths",
     [
@@ -179,6 +181,7 @@ def test_a_block_trains_whatever_kernels_there_are(name, widths):
 IDLE = ["cifar_resnet20_v1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenetv2_0.25", "se_resnet18_v1"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDLE)
 def test_idle_channels_change_nothing_and_stay_idle(name, monkeypatch):
     """Groups filled up to 16 channels, as on AVX-512, train to the same network as without, up to rounding."""
@@ -203,6 +206,7 @@ def test_idle_channels_change_nothing_and_stay_idle(name, monkeypatch):
     assert 0 < np.linalg.norm(apart) < 1e-3 * np.linalg.norm(moved)
 
 
+@pytest.mark.slow
 def test_what_a_shuffle_or_groups_tie_is_not_filled_up():
     for name, side in (("shufflenet_v2", 32), ("cifar_resnext29_32x4d", 8)):
         net = random_network(name, (3, side, side))
@@ -212,7 +216,8 @@ def test_what_a_shuffle_or_groups_tie_is_not_filled_up():
         assert any(n == net.widths[g] and n % 16 for g, n in wide.widths.items())
 
 
-@pytest.mark.parametrize("kernel_width", [pytest.param(1, marks=pytest.mark.slow), 16])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_width", [1, 16])
 def test_a_checkpoint_is_taken_over_from_a_machine_with_other_kernels(net, kernel_width, monkeypatch):
     net = shrink(net, random_keep(net, 0.7))
     x, y = mx.nd.array(images(net, 8)), mx.nd.arange(8) % 4
@@ -582,6 +587,7 @@ def test_all_finite_of_more_arrays_than_the_operator_has_room_for(bad):
     assert optimisers.all_finite(arrays) == (bad is None)
 
 
+@pytest.mark.slow
 def test_a_grouped_convolution_may_have_no_fused_backward():
     """oneDNN has none where the groups are narrower than its blocks, though all widths are multiples of 16."""
     net = from_gluoncv("cifar_resnext29_32x4d", (3, 8, 8), seed=0)

@@ -166,6 +166,7 @@ def attempt(net, folder, name, target=0.4, **options):
 SLOW_GREEDY = pytest.param("autoslim", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ows", "aows", SLOW_GREEDY])
 def test_the_widths_are_of_the_grid_and_within_the_budget(net, tmp_path, name):
     found, options, problem = attempt(net, tmp_path / name, name)
@@ -188,6 +189,7 @@ def test_one_slimmable_network_serves_every_bound_and_autoslim(net, tmp_path, mo
     assert again.history[-1]["steps"] > greedy.history[-1]["steps"]
 
 
+@pytest.mark.slow
 def test_aows_gives_up_widths_as_it_cools(net, tmp_path):
     """By planted gains that every drawn width tells: all alike at first, then few, those around the best widths."""
     _, options, problem = attempt(net, tmp_path / "a", "aows", coldest=1e-4, warmup=0.3)
@@ -207,6 +209,7 @@ def test_aows_gives_up_widths_as_it_cools(net, tmp_path):
     assert sum(last[g][levels[g].index(width)] > 0.2 for g, width in best.widths.items()) >= len(levels) - 1
 
 
+@pytest.mark.slow
 def test_what_aows_gave_up_stays_given_up(net, tmp_path):
     """Drawn by its own policy, many times: the last widths say nothing of others, which must not come back for that."""
     _, options, problem = attempt(net, tmp_path / "a", "aows", hottest=1e-3, coldest=1e-3, warmup=0.25)
@@ -226,6 +229,7 @@ def test_what_aows_gave_up_stays_given_up(net, tmp_path):
     assert alive[-1] < 2 * len(levels)
 
 
+@pytest.mark.slow
 def test_a_record_keeps_states_of_the_narrowing(net, tmp_path):
     found, options, _ = attempt(net, tmp_path / "a", "aows")
     *rows, _ = found.history
@@ -234,6 +238,7 @@ def test_a_record_keeps_states_of_the_narrowing(net, tmp_path):
     assert rows[0]["temperature"] is None and rows[-1]["temperature"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["aows", SLOW_GREEDY])
 def test_a_killed_search_ends_with_the_same_widths(net, tmp_path, monkeypatch, name):
     whole, _, _ = attempt(net, tmp_path / "one" / name, name)
@@ -263,6 +268,7 @@ def test_a_killed_search_ends_with_the_same_widths(net, tmp_path, monkeypatch, n
     assert all(np.array_equal(whole.network.arrays[k], killed.network.arrays[k]) for k in whole.network.arrays)
 
 
+@pytest.mark.slow
 def test_autoslim_narrows_what_costs_least_per_saved_cost(net, tmp_path, monkeypatch):
     """Against the same search written out, with planted losses."""
     worth = {g: 1.0 + k for k, g in enumerate(net.widths)}
@@ -323,6 +329,7 @@ def called(capsys, *args):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_script_trains_once_and_solves_for_any_bound(searched, tmp_path, capsys, monkeypatch):
     path, held = searched
     monkeypatch.setattr(optimisers.SGD, "step", lambda *_: pytest.fail("it is trained again"))
@@ -348,6 +355,7 @@ def test_an_experiment_solves_the_same_statistics(searched, tmp_path):
     assert json.loads(out[: out.rindex("}") + 1])["macs_kept"] == pytest.approx(row["macs_kept"])
 
 
+@pytest.mark.slow
 def test_the_front_is_written_and_drawn(searched, tmp_path, capsys):
     _, held = searched
     code, out, err = called(capsys, "front", held, "--points", "6", "--out", tmp_path / "front")
@@ -382,6 +390,7 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     assert list(width_search.correlations(rows).predictor) == ["means", "least_squares", "macs_kept", "params_kept"]
 
 
+@pytest.mark.slow
 def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
     how = ("resnet18_v1b", "--input", "3,32,32", "--device", SCRIPT.parents[1] / "configs" / "device.yaml")
     code, out, err = called(capsys, "landscape", *how, "--points", "50", "--out", tmp_path / "l")
@@ -390,6 +399,7 @@ def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"l.png", "l.svg"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, said",
     [

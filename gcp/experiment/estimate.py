@@ -29,8 +29,8 @@ from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
 
-# Pixels of a timed batch at most: 8 images of 224 px on a CPU, 64 on a GPU. A batch of a few small images would time what
-# every step costs whatever it computes: MobileNetV2 takes images of 32 px less than half as fast by 8 as by 128.
+# Pixels of a timed batch at most: 8 images of 224 px on a CPU, 64 on a GPU. A batch of a few small images would time
+# what every step costs whatever it computes: MobileNetV2 takes images of 32 px less than half as fast by 8 as by 128.
 BENCHMARK_PIXELS = {"cpu": 8 * 224**2, "gpu": 64 * 224**2}
 N_STEPS = 3
 
