@@ -17,7 +17,7 @@ from test_network import LISTED
 
 from gcp.backend.files import load, save
 from gcp.cost.analytic import describe, macs, params, running_statistics
-from gcp.cost.base import COSTS, Budget, minimum_widths, round_width
+from gcp.cost.base import COSTS, Budget, Cost, largest_scale, minimum_widths, product, round_width
 from gcp.errors import UserError
 from gcp.graph.surgery import shrink, with_gates
 
@@ -207,3 +207,11 @@ def test_a_budget_says_the_lowest_target_it_can_reach():
     with pytest.raises(UserError):
         Budget(cost, cost(net.widths), lowest - 2e-4, 16).check(net.widths)
     Budget(cost, cost(net.widths), 0.01, 1).check(net.widths)
+
+
+def test_the_largest_scale_within_a_limit():
+    cost = Cost([product(3.0, "a")])
+    found = largest_scale(lambda scale: {"a": int(10 * scale)}, cost, 21.0, 2.0)
+    assert found == pytest.approx(0.8) and int(10 * found) == 7, "seven channels cost 21, and at 0.8 there are eight"
+    assert largest_scale(lambda scale: {"a": int(10 * scale)}, cost, 60.0, 2.0) == pytest.approx(2.0)
+    assert largest_scale(lambda scale: {"a": 5 + int(scale)}, cost, 1.0, 2.0) == pytest.approx(0.0, abs=1e-9)

@@ -17,6 +17,7 @@ from gcp.registry import Registry
 
 MEASUREMENT_TOLERANCE = 0.02  # relative: a measured cost further than this from its target is corrected
 MAX_CORRECTIONS = 4
+HALVINGS = 40  # of an interval of scales, until a cost is met: to one part in a trillion
 
 
 class Term(NamedTuple):
@@ -126,6 +127,18 @@ def along_a_line(cost: Cost, widths: Widths, fractions: Sequence[float], round_t
         cost({name: max(min(n, round_to), int(f * n / round_to + 0.5) * round_to) for name, n in widths.items()})
         for f in fractions
     ]
+
+
+def largest_scale(at: Callable[[float], Widths], cost: Cost, limit: float, high: float) -> float:
+    """The largest scale in [0, high] at which the cost of the widths `at(scale)` is within the limit, by bisection.
+
+    The cost must not fall as the scale grows; where already 0 is too much, it is 0.
+    """
+    low = 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(at(middle)) <= limit else (low, middle)
+    return low
 
 
 def local_minima(values: Sequence[float]) -> int:

@@ -19,7 +19,7 @@ from scipy import stats
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
 from gcp.cost.analytic import macs, params
-from gcp.cost.base import COSTS, Cost, along_a_line
+from gcp.cost.base import COSTS, Cost, along_a_line, largest_scale
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
@@ -38,7 +38,6 @@ from gcp.train import checkpoints
 from gcp.train.distributed import process_group
 
 BOUND = re.compile(r"(?:(macs|params|latency):)?([0-9]{0,9}\.?[0-9]{0,12})(ms)?")
-HALVINGS = 40
 
 
 # ---- a slimmable network ---------------------------------------------------------------------------------------------
@@ -276,11 +275,7 @@ def scaled(
     def widths(chosen: Mapping[str, int]) -> Widths:
         return {group: levels[group][k] for group, k in chosen.items()}
 
-    low, high = 0.0, spread
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(widths(at(middle))) <= limit else (low, middle)
-    return at(low)
+    return at(largest_scale(lambda scale: widths(at(scale)), cost, limit, spread))
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:

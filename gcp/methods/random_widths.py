@@ -13,14 +13,12 @@ from typing import Dict, Tuple
 import numpy as np
 from pydantic import Field
 
-from gcp.cost.base import Budget, round_width
+from gcp.cost.base import Budget, largest_scale, round_width
 from gcp.graph.network import Keep, Network, Widths
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA
 from gcp.methods.select import highest
 from gcp.seeds import Stream
-
-HALVINGS = 30  # of what widths are multiplied by, until the budget is met: to one part in a billion
 
 
 class RandomWidthsOptions(MethodOptions):
@@ -109,8 +107,4 @@ def scaled_widths(sizes: Widths, fractions: Dict[str, float], budget: Budget, li
         wanted = {g: min(n, max(1, int(scale * fractions[g] * n))) for g, n in sizes.items()}
         return {g: round_width(wanted[g], n, budget.round_to) for g, n in sizes.items()}
 
-    low, high = 0.0, 1 / min(fractions.values())
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if budget.cost(at(middle)) <= limit else (low, middle)
-    return at(low)
+    return at(largest_scale(at, budget.cost, limit, 1 / min(fractions.values())))
