@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +33,7 @@ from gcp.search import candidates, patterns, zero_shot
 from gcp.search.exploration import SOLVERS, EvolutionOptions, Limit, Question, check
 from gcp.search.quality import QUALITIES, SupernetOptions, additive
 from gcp.search.space import SampledSpace, Space, SpaceOptions
+from gcp.storage import locked
 from gcp.train.tasks import CLASSIFICATION
 
 REPO = Path(__file__).resolve().parents[1]
@@ -280,6 +283,37 @@ def test_candidates_in_two_processes_are_those_of_one(tiny, tmp_path):
         for folder, jobs in ((tmp_path / "one", 1), (tmp_path / "two", 2))
     ]
     assert found[0] == found[1]
+
+
+def test_what_other_processes_are_training_comes_last(tiny, tmp_path, monkeypatch):
+    """Of three candidates one is trained elsewhere, and in the file in the end; the process of another is killed."""
+    facts = {"top1": 0.5, "loss": 1.0, "n_eval": 32, "images": 48, "seconds": 1.0}
+    order, found = [], []
+
+    def trains(tasks, how, jobs):
+        for name, net in tasks:
+            order.append(name)
+            yield name, net, facts
+
+    monkeypatch.setattr(candidates, "_all", trains)
+    chosen = [tiny.pattern(level) for level in tiny.random(3, np.random.default_rng(0))]
+    asked, options = judged(tiny, tmp_path), candidates.TrainingOptions(epochs=1)
+    elsewhere, killed, free = (candidates.identity(tiny, each) for each in chosen)
+    assert len({elsewhere, killed, free}) == 3
+    path = candidates.path_of(asked, options)
+    search = threading.Thread(target=lambda: found.extend(candidates.trained(asked, chosen, options)))
+    with locked(tmp_path, candidates.lock_of(path, elsewhere)), locked(tmp_path, candidates.lock_of(path, killed)):
+        search.start()
+        until = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        other = candidates.Candidate(identity=elsewhere, pattern={}, macs=1, params=1, **{**facts, "top1": 0.25})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(other.model_dump_json() + "\n")
+        assert order == [free] and search.is_alive()
+    search.join(60)
+    assert order == [free, killed] and [each.top1 for each in found] == [0.25, 0.5, 0.5]
+    assert len(candidates.read(path)) == 3 and asked.images["candidates"] == 3 * 48
 
 
 @pytest.mark.slow

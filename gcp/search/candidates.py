@@ -5,6 +5,7 @@ All are trained alike from new weights, so that one file serves every search in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -104,6 +105,20 @@ def read(path: Path) -> List[Candidate]:
     return [parse_json(text, Candidate, f"{path}: line {n}", FIX) for n, text in lines if text.strip()]
 
 
+def lock_of(path: Path, name: str = "lines") -> str:
+    """The name of the lock of a candidate of a file, or of its lines."""
+    return f".{path.stem}.{name}.lock"
+
+
+def _known(path: Path) -> Dict[str, Candidate]:
+    """The candidates of a file, if it is there, by identity."""
+    with locked(path.parent, lock_of(path)):
+        if not path.exists():
+            return {}
+        drop_torn_line(path)
+        return {found.identity: found for found in read(path)}
+
+
 def trained(
     judged: Judged,
     patterns: Sequence[Dict[str, Any]],
@@ -112,31 +127,45 @@ def trained(
 ) -> List[Candidate]:
     """The candidates of these patterns, trained where the file does not have them; each counts as trained here.
 
-    Killed, the same call goes on with what is missing. While another process trains into the file, this one waits.
-    UserError: the data cannot be sent to other processes.
+    Killed, the same call goes on with what is missing. Several processes can train into one file: what another one is
+    training is waited for, after all else. UserError: the data cannot be sent to other processes.
     """
     path, space = path_of(judged, options), judged.space
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = {identity(space, pattern): pattern for pattern in patterns}
-    with locked(path.parent, f".{path.name}.lock"):
-        if path.exists():
-            drop_torn_line(path)
-        known = {found.identity: found for found in read(path)} if path.exists() else {}
-        missing = [name for name in wanted if name not in known]
-        done = len(wanted) - len(missing)
-        if wanted:
-            progress(done, len(wanted))
-        how = judged.data, judged.task, options, judged.batch, judged.augment, judged.seed
-        tasks = ((name, space.network(wanted[name])) for name in missing)
-        for name, net, facts in _all(tasks, how, min(judged.jobs, len(missing))):
+    known: Dict[str, Candidate] = {}
+    how = judged.data, judged.task, options, judged.batch, judged.augment, judged.seed
+
+    def missing() -> List[str]:
+        known.update(_known(path))
+        return [name for name in wanted if name not in known]
+
+    def train(names: Sequence[str]) -> None:
+        tasks = ((name, space.network(wanted[name])) for name in names)
+        for name, net, facts in _all(tasks, how, min(judged.jobs, len(names))):
             own = {key: value for key, value in wanted[name].items() if value != space.own[key]}
             counts = {"macs": macs(net)(net.widths), "params": params(net)(net.widths)}
             known[name] = Candidate(identity=name, pattern=own, **counts, **facts)
-            with writing(path), open(path, "a", encoding="utf-8") as file:
+            with locked(path.parent, lock_of(path)), writing(path), open(path, "a", encoding="utf-8") as file:
                 file.write(known[name].model_dump_json() + "\n")
             judged.log("candidate", identity=name, **facts)
-            done += 1
-            progress(done, len(wanted))
+            progress(sum(other in known for other in wanted), len(wanted))
+
+    others = missing()
+    if wanted:
+        progress(len(wanted) - len(others), len(wanted))
+    # One at a time, where it can be, leaves the rest to other processes in the meantime.
+    for some in [[name] for name in others] if judged.jobs == 1 else [others]:
+        with contextlib.ExitStack() as claims:
+            mine = set()
+            for name in some:
+                with contextlib.suppress(UserError):  # another process is training it
+                    claims.enter_context(locked(path.parent, lock_of(path, name), wait=False))
+                    mine.add(name)
+            train([name for name in missing() if name in mine])
+    for name in missing():
+        with locked(path.parent, lock_of(path, name)):  # until it is there, or whoever was training it has gone
+            train([name] if name in missing() else [])
     judged.images["candidates"] += sum(known[name].images for name in wanted)
     return [known[identity(space, pattern)] for pattern in patterns]
 
