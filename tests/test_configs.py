@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -59,17 +60,19 @@ def test_it_loads_and_its_target_can_be_reached(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "folders, n_overlays",
+    "folders, n_targets",
     [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 2)],
     ids=["benchmark", "width_search"],
 )
-def test_every_method_of_a_comparison_has_the_same_terms(folders, n_overlays):
-    """At every overlay: data, dense network, recipe, rounding; the scratch controls train longer, and say so."""
+def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets):
+    """At every target, for every network: data, dense network, recipe, rounding; the scratch controls train longer, and
+    say so."""
     is_search = folders == [WIDTH_SEARCH]
-    overlays = sorted(path for path in folders[0].glob("_*-*.yaml") if not path.name.startswith("_short"))
-    assert len(overlays) == n_overlays
-    for overlay in overlays:
-        loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [overlay])]
+    targets = sorted(path for path in folders[0].glob("_*-*.yaml") if not path.name.startswith("_short"))
+    others = [[path] for path in folders[0].glob("_mobilenet*.yaml")]
+    assert (len(targets), len(others)) == (n_targets, 0 if is_search else 1)
+    for target, other in itertools.product(targets, [[], *others]):
+        loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [target, *other])]
         longer = {"extra_epochs", "from_scratch"}
         terms = {
             (
@@ -165,10 +168,11 @@ def test_table6_starts_from_what_table3_leaves():
 def test_every_architecture_search_starts_from_one_network_and_trains_alike():
     folders = [[cfg for _, _, cfg in config.load_all(ARCHITECTURE / name)] for name in (".", "categories", "best_five")]
     assert list(map(len, folders)) == [5, 6, 5]
-    transferred = config.load(ARCHITECTURE / "transfer" / "transferred.yaml")
-    assert transferred.output == folders[1][0].output, "it stands beside the searches"
+    transferred = [config.load(path) for path in sorted((ARCHITECTURE / "transfer").glob("transferred*.yaml"))]
+    assert {cfg.output for cfg in transferred} == {folders[1][0].output}, "they stand beside the searches"
+    assert len({cfg.fingerprint() for cfg in transferred}) == len(transferred) == 2, "each a pattern of its own"
     assert [len({cfg.output for cfg in loaded}) for loaded in folders] == [1, 1, 1]
-    loaded = [cfg for of_folder in (*folders, [transferred]) for cfg in of_folder]
+    loaded = [cfg for of_folder in (*folders, transferred) for cfg in of_folder]
     assert len({(cfg.dense_fingerprint(), cfg.finetune) for cfg in loaded}) == 1
     assert len({cfg.prune.architecture.training for cfg in loaded}) == 1  # so that candidates are shared
     [digits] = [cfg for _, _, cfg in config.load_all(ARCHITECTURE / "transfer") if cfg.name == "digits"]
