@@ -177,3 +177,11 @@ def test_where_time_goes(tmp_path):
     with pytest.raises(UserError) as refused:
         measure.predicted([run, base], model)
     assert refused.value.key == "latency.network"
+
+
+def test_the_number_of_images_is_one_that_most_methods_saw():
+    """Half of them saw about as many: the median would be a number that none saw."""
+    seen = {"a": 100_000, "b": 100_000, "c": 251_000, "d": 394_000, "e": 391_000, "f": 397_000}
+    rows = [{"target": 0.5, "method": name, "images_total": n} for name, n in seen.items()]
+    text = leaderboard._images(pd.DataFrame(rows))
+    assert text == "Training images after the dense network: 394,000 at 50 %; but a 100,000, b 100,000, c 251,000."

@@ -240,9 +240,9 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
 
 
 def _images(own: pd.DataFrame) -> str:
-    """How many training images the methods saw in all, and which saw another number, by more than a hundredth."""
+    """How many training images most methods saw in all, and which saw another number, by more than a hundredth."""
     means = own.groupby(["target", "method"]).images_total.mean().unstack()
-    usual = means.median(axis=1)
+    usual = means.apply(lambda row: max(row.dropna(), key=lambda n: ((row - n).abs().le(0.01 * n).sum(), n)), axis=1)
     others = (means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)).any()
     numbers = ", ".join(f"{usual[target]:,.0f} at {_percent(target)}" for target in reversed(usual.index))
     more = [f"{name} {means[name].dropna().iloc[0]:,.0f}" for name in others.index[others]]
