@@ -326,7 +326,7 @@ class Noise:
             yield self.x[rows], self.y[rows].astype(np.int32), min(size, len(self.y) - i)
 
 
-def outcome_of(net, target, data, folder, seen=None, n_statistics=0, n_fitted=0, **options):
+def outcome_of(net, target, data, folder, seen=None, n_statistics=0, n_fitted=0, round_to=1, **options):
     """GCP by the contract of methods; `seen` gets the rows that are logged."""
 
     def log(event, **row):
@@ -334,7 +334,7 @@ def outcome_of(net, target, data, folder, seen=None, n_statistics=0, n_fitted=0,
             seen.append(row)
 
     cost = macs(net)
-    budget = Budget(cost, cost(net.widths), target)
+    budget = Budget(cost, cost(net.widths), target, round_to)
     problem = Problem(
         net, budget, data, seed=0, batch=8, statistics_images=n_statistics, reconstruction_images=n_fitted
     )
@@ -350,6 +350,20 @@ def prune(net, target, data, folder, seen=None, **options):
     said = gcp_method.GcpOptions(**{"score": "relative", "iterations": 2, "schedule": "equal", **options})
     assert sum(outcome.images.values()) == said.n_images(len(data.train), 8)
     return outcome.network, outcome.history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("penalised, is_left", [("all", False), ("removable", True)])
+def test_what_cannot_be_cut_need_not_be_penalised(net, tmp_path, penalised, is_left):
+    """The first stage has the least width, and its channels cost most: the penalty takes their scales to zero."""
+    data = SimpleNamespace(train=Noise(40), validation=Noise(24))
+    options = {"iterations": 1, "lam": (3.0,), "recover_epochs": 0.0, "penalised": penalised}
+    small = outcome_of(net, 0.8, data, tmp_path, round_to=16, **options).network
+    first = [g for g in small.groups if net.widths[g.name] == 16]
+    assert first and all(small.widths[g.name] == 16 for g in first)
+    norms = [small.norm_arrays(norm)[0] for g in first for norm in g.norms]
+    scales = np.concatenate([small.arrays[name].ravel() for name in norms])
+    assert (scales.min() > 0) == is_left and ((scales == 0).mean() > 0.5) != is_left
 
 
 @pytest.mark.parametrize(

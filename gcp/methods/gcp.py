@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Callable, ClassVar, Dict, FrozenSet, Literal, Optional, Tuple
+from typing import Annotated, Any, Callable, ClassVar, Container, Dict, FrozenSet, Literal, Optional, Tuple
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp.cost.base import COSTS, Budget, Cost
+from gcp.cost.base import COSTS, Budget, Cost, minimum_widths
 from gcp.graph.network import Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
 from gcp.methods.allocation import Allocation, chooser
@@ -29,7 +29,8 @@ class GcpOptions(MethodOptions):
     """The schedule of regularise, prune, recover."""
 
     PER_ITERATION: ClassVar[FrozenSet[str]] = frozenset(
-        "score allocation max_cut regularise_epochs recover_epochs lr recover_lr recover_weights momentum lam".split()
+        "score allocation max_cut penalised regularise_epochs recover_epochs lr recover_lr recover_weights momentum "
+        "lam".split()
     )
 
     score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
@@ -42,6 +43,11 @@ class GcpOptions(MethodOptions):
     )
     max_cut: Optional[float] = Field(
         None, gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"
+    )
+    penalised: Literal["all", "removable"] = Field(
+        "all",
+        description="whose scales the penalty is on: those of all groups (the paper's), or of groups that can be cut; "
+        "one at its smallest width keeps its channels, whatever they are worth",
     )
     regularise_epochs: float = Field(1.0, gt=0, le=10**4, description="epochs with penalty per iteration, above 0")
     recover_epochs: float = Field(1.0, ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
@@ -88,11 +94,15 @@ class GcpOptions(MethodOptions):
 # ---- regularise: proximal gradient ---------------------------------------------------------------------------------
 
 
-def channel_penalties(net: Network, cost: Cost) -> Dict[str, float]:
-    """c_g of eq. 6: the drop in total cost when one channel of group g goes, scaled to mean 1 over groups."""
+def channel_penalties(net: Network, cost: Cost, kept: Container[str] = ()) -> Dict[str, float]:
+    """c_g of eq. 6: the drop in total cost when one channel of group g goes, scaled to mean 1 over groups.
+
+    0 for the groups `kept`, which lose none. A penalty would take their scales to zero all the same, most of all in the
+    first layers, where a channel costs most; their channels would stay, with nothing coming through.
+    """
     drop = cost.marginal(net.widths)
     mean = float(np.mean(list(drop.values())))
-    return {name: value / mean for name, value in drop.items()}
+    return {name: 0.0 if name in kept else value / mean for name, value in drop.items()}
 
 
 # ---- the schedule --------------------------------------------------------------------------------------------------
@@ -186,7 +196,9 @@ def _iteration(
     net, task = rescale(with_gates(problem.net)), TASKS[problem.task]
     variables, objective = scale_arrays(net), Objective(task)
     strength = absolute_penalty(net, lam, p.lr, n_regularise)
-    penalties = {name: strength * c for name, c in channel_penalties(net, budget.price).items()}
+    least = minimum_widths(net.widths, budget.round_to)
+    kept = {name for name, n in net.widths.items() if n <= least[name]} if p.penalised == "removable" else ()
+    penalties = {name: strength * c for name, c in channel_penalties(net, budget.price, kept).items()}
 
     def train(step: OrdinaryStep, name: str, seed: int, schedule: schedules.Schedule) -> None:
         done = 0
