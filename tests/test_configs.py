@@ -37,11 +37,12 @@ def test_there_are_some_of_every_table():
 @pytest.mark.parametrize(
     "folder",
     [
-        pytest.param(folder, id=str(folder.relative_to(REPO)), marks=pytest.mark.slow if large else ())
+        pytest.param(
+            folder, id=str(folder.relative_to(REPO)), marks=pytest.mark.slow if folder.name == "figure1" else ()
+        )
         for folder in sorted(
             {path.parent for path in FILES if not {BENCHMARK, WIDTH_SEARCH, ARCHITECTURE} & set(path.parents)}
         )
-        for large in [folder.name == "figure1"]
     ],
 )
 def test_it_loads_and_its_target_can_be_reached(folder):

@@ -12,8 +12,8 @@ import pytest
 from gcp.backend import zoo
 from gcp.experiment.zoo import task, tried
 
-# Of each family some of the cheapest, and the smallest side of an image that they take. Those in the ordinary tests
-# take four seconds together.
+# Of each family some of the cheapest, and the smallest side of an image that they take. The ordinary tests have the
+# quickest of them.
 QUICK = {
     "mobilenet0.25": 32,
     "mobilenetv3_small": 32,

@@ -131,7 +131,6 @@ def trained(
     training is waited for, after all else. UserError: the data cannot be sent to other processes.
     """
     path, space = path_of(judged, options), judged.space
-    path.parent.mkdir(parents=True, exist_ok=True)
     wanted = {identity(space, pattern): pattern for pattern in patterns}
     known: Dict[str, Candidate] = {}
     how = judged.data, judged.task, options, judged.batch, judged.augment, judged.seed
