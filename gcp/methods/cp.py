@@ -50,12 +50,17 @@ def by_lasso(contributions: Contributions, width: int) -> np.ndarray:
     Where factors become zero together, those that the path adds next fill up.
     """
     norms = np.where(contributions.norms > 0, contributions.norms, 1.0)
-    gram = contributions.gram / np.outer(norms, norms)
-    for most in (width + width // 4 + 1, 8 * len(gram)):  # the path beyond so many channels says nothing
+    wanted, n = contributions.wanted / norms, len(norms)
+    # Steps of the path add channels, and some take one away again. Beyond `width` channels it says nothing more, and to
+    # follow it takes time that grows with the third power of how far.
+    for most in (width + width // 16 + 1, width + width // 4 + 1, 8 * n):
+        # Changed in place by what follows. Rows a little apart, as columns are exchanged: with 2,048 channels all numbers
+        # of a column would be wanted in the same few places of the cache.
+        gram = np.empty((n, n + 8))[:, :n]
+        np.divide(contributions.gram, np.outer(norms, norms), out=gram)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # channels alike end the path early: enough is known
-            wanted = contributions.wanted / norms
-            _, _, path = lars_path_gram(wanted, gram, n_samples=1, max_iter=most, method="lasso")
+            _, _, path = lars_path_gram(wanted, gram, n_samples=1, max_iter=most, copy_Gram=False, method="lasso")
         counts = (path != 0).sum(0)
         if counts.max() > width:
             break
