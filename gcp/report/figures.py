@@ -42,6 +42,7 @@ MARKERS = "osD^vPX<>"
 DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (5, 1.5, 1, 1.5)))
 INK, FAINT = "#222222", "#8a8a8a"
 FONT = 9.0  # points; the smallest text in a figure is one less
+NAME_WIDTH = 48  # letters of a line's name before it is wrapped: names take their place from the panel
 LOOK = {
     "font.size": FONT,
     "font.family": "DejaVu Sans",
@@ -289,8 +290,9 @@ def _name_lines(figure: Figure) -> Figure:
         # Names of the same level start a little apart, or they would be moved as one.
         levels = np.array([line.get_ydata()[-1] for line in ends]) + 1e-3 * np.ptp(ax.get_ylim()) * np.arange(len(ends))
         beside = ax.get_yaxis_transform()
+        names = [textwrap.fill(line.get_label(), NAME_WIDTH) for line in ends]
         texts[ax] = [
-            (line, ax.text(1.05, y, line.get_label(), transform=beside, va="center")) for line, y in zip(ends, levels)
+            (line, ax.text(1.05, y, name, transform=beside, va="center")) for line, name, y in zip(ends, names, levels)
         ]
     figure.draw_without_rendering()  # fixes the panels' sizes, by which names are placed
     figure.set_layout_engine("none")
