@@ -1,4 +1,4 @@
-"""Methods beside one another: tables and figures of the records below a folder, such as results/comparison.
+"""Methods beside one another: tables and figures of the records below folders, such as those in results/comparison.
 
 Of runs of several seeds at several targets: accuracies, paired differences to a baseline, mean ranks, costs.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp import runtime
+from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.report import leaderboard, tables
 
@@ -16,7 +17,9 @@ from gcp.report import leaderboard, tables
 def run(argv: list[str]) -> None:
     """Parse, read the records, write."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULTS", help="a folder that holds finished runs, at any depth; one per network"
+    )
     parser.add_argument("--baseline", default="uniform-l1", help="the configuration that others are compared with")
     parser.add_argument(
         "--time",
@@ -31,14 +34,17 @@ def run(argv: list[str]) -> None:
     )
     parser.add_argument("--output", metavar="DIR", help="where tables and figures go (default: RESULTS/report)")
     arguments = parser.parse_args(argv)
-    output = Path(arguments.output or Path(arguments.results) / "report")
+    if len(arguments.results) > 1 and arguments.output is None:
+        raise UserError("--output DIR: say where the tables of several folders go")
+    output = Path(arguments.output or Path(arguments.results[0]) / "report")
     if arguments.time is not None:
         runtime.use_threads(arguments.time)
         from gcp.experiment import measure
 
         with runtime.progress_bar("timed", "run") as progress:
-            measure.time_records(arguments.results, progress)
-    runs, predicted = records.load_records(arguments.results), {}
+            for folder in arguments.results:
+                measure.time_records(folder, progress)
+    runs, predicted = [run for folder in arguments.results for run in records.load_records(folder)], {}
     if arguments.latency_model is not None:
         from gcp.cost import latency
         from gcp.experiment import measure

@@ -128,8 +128,10 @@ def test_the_files_of_a_comparison(tmp_path, capsys):
         "fpgm": {0.1: (0.6, 0.6)},
         "taylor": {0.1: (0.9,)},
     }
-    saved(tmp_path / "runs", runs() + runs(other, "cifar_resnet20_v1"))
-    script.run([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
+    folders = [str(saved(tmp_path / name, some)) for name, some in (("a", runs()), ("b", runs(other, "cifar_resnet20_v1")))]
+    with pytest.raises(UserError, match="--output"):
+        script.run(folders)
+    script.run([*folders, "--output", str(tmp_path / "out")])
     rows = rows_of((tmp_path / "out" / "resnet18_v1b_accuracy.md").read_text())
     assert [row["Method"] for row in rows] == ["unpruned", "gcp", "uniform-l1", "fpgm"]
     seeds = {"Seeds": "3, 3"}
@@ -183,5 +185,5 @@ def test_the_number_of_images_is_one_that_most_methods_saw():
     """Half of them saw about as many: the median would be a number that none saw."""
     seen = {"a": 100_000, "b": 100_000, "c": 251_000, "d": 394_000, "e": 391_000, "f": 397_000}
     rows = [{"target": 0.5, "method": name, "images_total": n} for name, n in seen.items()]
-    text = leaderboard._images(pd.DataFrame(rows))
+    text = leaderboard.images_seen(pd.DataFrame(rows))
     assert text == "Training images after the dense network: 394,000 at 50 %; but a 100,000, b 100,000, c 251,000."

@@ -229,7 +229,7 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
     columns["Seeds"] = ["", *(", ".join(f"{n:.0f}" for n in row if n > 0) for row in counts.to_numpy())]
     caption = (
         f"Top-1 % at parts of the {cost_label(own.objective.iloc[0])}, mean ± sample standard deviation over seeds "
-        f"(how many, at each target: the last column). {_images(own)}"
+        f"(how many, at each target: the last column). {images_seen(own)}"
     )
     if ranked is not None:
         caption += (
@@ -239,7 +239,7 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
     return "accuracy", columns, digits, caption
 
 
-def _images(own: pd.DataFrame) -> str:
+def images_seen(own: pd.DataFrame) -> str:
     """How many training images most methods saw in all, and which saw another number, by more than a hundredth."""
     means = own.groupby(["target", "method"]).images_total.mean().unstack()
     usual = means.apply(lambda row: max(row.dropna(), key=lambda n: ((row - n).abs().le(0.01 * n).sum(), n)), axis=1)
