@@ -9,7 +9,11 @@ from gcp.experiment import record as records
 
 REPO = Path(__file__).parents[1]
 # Of configurations, what checked-in results say otherwise, and overlays.
-AT = [f"configs/benchmark/_macs-{target}.yaml" for target in ("0.5", "0.25", "0.1", "0.05", "0.02")]
+AT = [
+    [f"configs/benchmark/_macs-{target}.yaml", *network]
+    for network in ([], ["configs/benchmark/_mobilenet0.5.yaml"])
+    for target in ("0.5", "0.25", "0.1", "0.05", "0.02")
+]
 FOLDERS = [
     ("configs/fashion_mnist", []),
     ("configs/fashion_mnist/ablation", []),
@@ -19,12 +23,12 @@ FOLDERS = [
     ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
     *(("configs/benchmark", [], f"configs/benchmark/_short-macs-{target}.yaml") for target in ("0.1", "0.02")),
     *(("configs/width_search", [], f"configs/width_search/_latency-{bound}.yaml") for bound in ("0.4", "0.2")),
-    *((f"configs/benchmark{part}", [], overlay) for part in ("", "/grid", "/peers") for overlay in AT),
+    *((f"configs/benchmark{part}", [], *overlays) for part in ("", "/grid", "/peers") for overlays in AT),
     *(
-        (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], overlay)
+        (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], *overlays)
         for name in ("uniform-l1", "gcp")
-        for lr in (0.01, 0.1)
-        for overlay in AT
+        for lr in (0.01, 0.03, 0.1)
+        for overlays in AT
     ),
 ]
 SEEDS = [0, 1, 2, 10, 11, 12]
