@@ -128,7 +128,8 @@ def test_the_files_of_a_comparison(tmp_path, capsys):
         "fpgm": {0.1: (0.6, 0.6)},
         "taylor": {0.1: (0.9,)},
     }
-    folders = [str(saved(tmp_path / name, some)) for name, some in (("a", runs()), ("b", runs(other, "cifar_resnet20_v1")))]
+    both = {"a": runs(), "b": runs(other, "cifar_resnet20_v1")}
+    folders = [str(saved(tmp_path / name, some)) for name, some in both.items()]
     with pytest.raises(UserError, match="--output"):
         script.run(folders)
     script.run([*folders, "--output", str(tmp_path / "out")])

@@ -137,3 +137,22 @@ def test_a_network_without_norms_is_cut_too():
     problem = Problem(net, Budget(cost, cost(net.widths), 0.5), data, 0, 8)
     small = METHODS["one_shot"](problem, METHODS.options["one_shot"](), SimpleNamespace(log=None)).network
     assert cost(small.widths) <= 0.5 * cost(net.widths) and not any("gate" in name for name in small.arrays)
+
+
+@pytest.mark.parametrize("allocation", ["exact", "global"])
+def test_a_floor_under_every_width(allocation):
+    """One group has the smallest weights by far: without a floor it is cut to one channel."""
+    net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+    group = next(g for g in net.groups if len(g.producers) == 1)
+    weights = [f"{layer.removesuffix('_fwd')}_weight" for layer in group.producers]
+    net = net.with_arrays({name: 1e-4 * net.arrays[name] for name in weights})
+    cost = macs(net)
+    data = SimpleNamespace(train=Noise(24), validation=Noise(8))
+    problem = Problem(net, Budget(cost, cost(net.widths), 0.7), data, 0, 8)
+
+    def width(**how):
+        options = METHODS.options["one_shot"](criterion="l2", allocation=allocation, **how)
+        return METHODS["one_shot"](problem, options, SimpleNamespace(log=None)).network.widths[group.name]
+
+    assert width() == 1
+    assert width(max_cut=0.5) == group.size // 2

@@ -54,8 +54,8 @@ def by_lasso(contributions: Contributions, width: int) -> np.ndarray:
     # Steps of the path add channels, and some take one away again. Beyond `width` channels it says nothing more, and to
     # follow it takes time that grows with the third power of how far.
     for most in (width + width // 16 + 1, width + width // 4 + 1, 8 * n):
-        # Changed in place by what follows. Rows a little apart, as columns are exchanged: with 2,048 channels all numbers
-        # of a column would be wanted in the same few places of the cache.
+        # Changed in place by what follows. Rows lie a little apart, as columns are exchanged: of 2,048 channels, all
+        # numbers of a column would be wanted in the same few places of the cache.
         gram = np.empty((n, n + 8))[:, :n]
         np.divide(contributions.gram, np.outer(norms, norms), out=gram)
         with warnings.catch_warnings():

@@ -29,6 +29,9 @@ class OneShotOptions(MethodOptions):
         description="true: a score is divided by what a channel of its group costs before groups are compared; false: "
         "it is not; by default that is up to the criterion",
     )
+    max_cut: Optional[float] = Field(
+        None, gt=0, lt=1, description="the largest part of a group that may go, unless the target wants more, in (0, 1)"
+    )
 
     def check(self, net: Network, budget: Budget) -> None:
         """See `MethodOptions`."""
@@ -52,7 +55,7 @@ class OneShotOptions(MethodOptions):
 def one_shot(problem: Problem, options: OneShotOptions, run: Run) -> Outcome:
     """Rank channels once and drop the lowest until the budget is met."""
     budget, gated = problem.budget, replace(problem, net=with_gates(problem.net))
-    choose = chooser(gated, options.criterion, options.allocation, options.per_cost)
+    choose = chooser(gated, options.criterion, options.allocation, options.per_cost, options.max_cut or 1.0)
     small, timings, images = cut(gated, budget.target * budget.original, choose)
     if timings:
         run.log("timed", timings=timings)
