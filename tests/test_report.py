@@ -333,6 +333,15 @@ def test_names_of_lines_do_not_cover_one_another(top1):
     assert ends == sorted(ends), "names stand in the order of what they name"
 
 
+def test_long_names_of_lines_leave_the_panel_its_place():
+    """Variants that differ in many options have names that are longer than the figure is wide."""
+    many = {"regularise_epochs": 0.125, "recover_epochs": 0.125, "max_cut": 0.2, "penalised": "removable", "lr": 0.02}
+    runs = [finished(), finished(iterations=2, **many)]
+    ax = figures.accuracy_throughput(frame.frame(runs)).axes[0]
+    assert max(len(line.get_label()) for line in ax.lines) > 120
+    assert ax.get_position().width > 0.4
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(UserError, match="missing"):
         load_records(tmp_path / "missing")
