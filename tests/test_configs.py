@@ -71,7 +71,7 @@ def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets):
     is_search = folders == [WIDTH_SEARCH]
     targets = sorted(path for path in folders[0].glob("_*-*.yaml") if not path.name.startswith("_short"))
     others = [[path] for path in folders[0].glob("_mobilenet*.yaml")]
-    assert (len(targets), len(others)) == (n_targets, 0 if is_search else 1)
+    assert (len(targets), len(others)) == (n_targets, 1)
     for target, other in itertools.product(targets, [[], *others]):
         loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [target, *other])]
         longer = {"extra_epochs", "from_scratch"}

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,14 +165,21 @@ def test_rare_entries_are_favoured(net):
     assert n_entries(24) > n_entries(1)
 
 
-def test_drift_is_taken_out_of_the_seconds_and_noise_of_the_reference_is_not_put_in(tmp_path):
+def test_drift_is_taken_out_of_the_seconds(tmp_path):
     speed = [1.0] * 40 + [1.5] * 40
     timed = {"spread": 0.0, "n": 1, "noisy": False, "attempts": 1}
     lines = [sampling.Sample(widths=[1], latency_s=2.0 * s, reference_s=s, **timed) for s in speed]
-    samples = sampling.Samples(tmp_path, None, lines)
+    samples = sampling.Samples(tmp_path, SimpleNamespace(in_turns=False), lines)
     assert samples.seconds == pytest.approx(2.5)  # at the median speed of 1.25
-    lines[60] = lines[60].model_copy(update={"reference_s": 9.0})
+    lines[60] = lines[60].model_copy(update={"reference_s": 9.0})  # of a reference now and then, the noise stays out
     assert samples.seconds == pytest.approx(samples.seconds[0])
+
+
+def test_a_speed_that_changes_from_one_network_to_the_next_is_taken_out_of_the_seconds(tmp_path):
+    speed, timed = [1.0, 1.3] * 8 + [1.0], {"spread": 0.0, "n": 1, "noisy": False, "attempts": 1}
+    lines = [sampling.Sample(widths=[1], latency_s=2.0 * s, reference_s=s, **timed) for s in speed]
+    samples = sampling.Samples(tmp_path, SimpleNamespace(in_turns=True), lines)
+    assert samples.seconds == pytest.approx(2.0)
 
 
 @pytest.mark.slow

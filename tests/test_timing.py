@@ -1,5 +1,6 @@
 """Measuring: what is reported, in which order, and what noise does. Speeds themselves are for benchmarks."""
 
+import dataclasses
 import itertools
 import time
 
@@ -107,18 +108,14 @@ def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
     assert clock._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
 
 
-@pytest.mark.slow
-def test_the_reference_is_timed_again_only_when_it_is_old(net, monkeypatch):
-    made, now = [], [0.0]
-    monkeypatch.setattr(clock, "timed", lambda passes, *a, **k: [{"latency_s": float(passes[0]())}])
-    monkeypatch.setitem(
-        clock.RUNTIMES,
-        "mxnet",
-        clock.Runtime(lambda network, setup: lambda: made.append(network) or len(made), lambda device: ("float32",)),
-    )
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
-    one = clock.against_reference(net, clock.Setup())
-    assert one(net) == ({"latency_s": 2.0}, 1.0)
-    assert one(net) == ({"latency_s": 3.0}, 1.0)
-    now[0] = 21.0  # twenty passes of a second, and more
-    assert one(net) == ({"latency_s": 5.0}, 4.0)
+def test_the_reference_is_timed_in_turns_with_every_network(net, monkeypatch):
+    order = []
+    run = clock.Runtime(lambda network, setup: lambda: order.append(network.name), lambda device: ("float32",))
+    monkeypatch.setitem(clock.RUNTIMES, "mxnet", run)
+    for name in ("MIN_TIME_S", "WARM_UP_S", "FAST_S"):
+        monkeypatch.setattr(clock, name, 0.0)
+    one = clock.against_reference(dataclasses.replace(net, name="whole"), clock.Setup(), repeats=4)
+    for name in ("a", "b"):
+        order.clear()
+        row, reference_s = one(dataclasses.replace(net, name=name))
+        assert order[-8:] == ["whole", name] * 4 and row["n"] == 4 and reference_s > 0

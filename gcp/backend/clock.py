@@ -29,7 +29,6 @@ from gcp.runtime import hardware, n_threads  # noqa: F401  (hardware: what a mea
 MAX_SPREAD = 0.1  # interquartile range over median; a measurement with a wider one is called noisy
 MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
 ATTEMPTS = 3  # times that a noisy measurement is made before it is taken as it is
-MAX_REFERENCE_AGE = 20  # passes of the reference network, and at least a second, until it is timed again
 WARM_UP, WARM_UP_S = 3, 0.1  # passes and seconds: the first builds the graph, the next fill caches, threads settle
 MIN_TIME_S = 0.15  # a fast network is repeated until this much has been measured
 FAST_S = 0.05  # a pass shorter than this is timed after an untimed one, which brings its weights back into the caches
@@ -239,23 +238,17 @@ def _lost_cores(before: Tuple[float, float, float], after: Tuple[float, float, f
 def against_reference(
     net: Network, setup: Setup, repeats: int = 7, warn: Callable[[str], None] = lambda text: None
 ) -> Callable[[Network], Tuple[dict, float]]:
-    """A function that times one network after another: measurement, and latency of `net` at about that time.
+    """A function that times one network after another: measurement, and latency of `net`, timed in turns with it.
 
-    The speed of a machine drifts, so the reference is timed again when the last time is a second and
-    `MAX_REFERENCE_AGE` of its passes ago.
+    The speed of a core that is shared with others, by its host if not by its system, can change by a quarter from one
+    second to the next, and stay so for some seconds: neither a spread nor a reference of the second before tells.
     """
     prepare = RUNTIMES[setup.runtime].prepare
-    reference, timed_at, reference_s = prepare(net, setup), -math.inf, 0.0
-
-    def latency(one: Callable[[], None]) -> dict:
-        return timed([one], repeats, warn=warn, threads=setup.cores)[0]
+    reference = prepare(net, setup)
 
     def measured(network: Network) -> Tuple[dict, float]:
-        nonlocal timed_at, reference_s
-        if time.monotonic() - timed_at > max(1.0, MAX_REFERENCE_AGE * reference_s):
-            reference_s, timed_at = latency(reference)["latency_s"], time.monotonic()
-        row = latency(prepare(network, setup))
+        whole, row = timed([reference, prepare(network, setup)], repeats, warn=warn, threads=setup.cores)
         gc.collect()  # a block is full of cycles, and holds its memory
-        return row, reference_s
+        return row, whole["latency_s"]
 
     return measured

@@ -105,14 +105,15 @@ class Divided(Subject):
 
 
 class Header(Divided):
-    """The first line of a file of samples."""
+    """The first line of a file of samples. `in_turns`: the reference was timed with every network, not now and then."""
 
     format: Literal["gcp latency samples 1"]
     probes: Optional[List[Tuple[int, float, float]]] = None
+    in_turns: bool = False
 
 
 class Measurement(Schema):
-    """A latency as `clock.timed` gives it, and the reference network's at about that time."""
+    """A latency as `clock.timed` gives it, and that of the reference network, timed in turns with it."""
 
     latency_s: Positive
     spread: NotNegative
@@ -295,10 +296,13 @@ class Samples:
     def seconds(self) -> np.ndarray:
         """Latencies, the drift of the machine's speed taken out by the reference network.
 
-        Each is scaled by the reference's running median over `DRIFT_LINES`: a single reference has the clock's noise.
+        Each is scaled by the reference that was timed in turns with it. Files from before that was done have one that
+        can be a second old: there it is the reference's running median over `DRIFT_LINES`.
         """
         own = np.array([line.latency_s for line in self.lines])
         reference = np.array([line.reference_s for line in self.lines])
+        if len(own) and self.header.in_turns:
+            return own * np.median(reference) / reference
         half = DRIFT_LINES // 2
         near = [np.median(reference[max(0, i - half) : i + half + 1]) for i in range(len(own))]
         return own * np.median(reference) / near if len(own) else own
@@ -381,7 +385,7 @@ def sample(
             probes = _probed(net, measure) if slowdowns is None else None
             slow = slowdowns_of(probes) if probes else dict(slowdowns)
             how = {"probes": probes, "slowdowns": slow, "granularity": granularity(slow), "step": step_of(slow)}
-            header = Header(format="gcp latency samples 1", **dict(subject), **how)
+            header = Header(format="gcp latency samples 1", in_turns=True, **dict(subject), **how)
             _append(path, header)
             held = Samples(path, header, [])
         for line, widths in zip(held.lines, held.widths):
@@ -435,5 +439,7 @@ def layers_alone(
 def _probed(net: Network, measure: Measure, rounds: int = 3) -> List[Tuple[int, float, float]]:
     """(g, MACs, seconds) of each granularity probe: medians of rounds, so that one busy moment decides nothing."""
     cost, probes = macs(net), granularity_probes(net.widths)
-    seconds = [[measure(resized(net, widths))[0]["latency_s"] for _, widths in probes] for _ in range(rounds)]
-    return [(g, cost(widths), float(s)) for (g, widths), s in zip(probes, np.median(seconds, axis=0))]
+    timed = [[measure(resized(net, widths)) for _, widths in probes] for _ in range(rounds)]
+    parts = np.median([[row["latency_s"] / reference for row, reference in of] for of in timed], axis=0)
+    whole = np.median([reference for of in timed for _, reference in of])
+    return [(g, cost(widths), float(whole * part)) for (g, widths), part in zip(probes, parts)]
