@@ -156,3 +156,11 @@ def test_a_floor_under_every_width(allocation):
 
     assert width() == 1
     assert width(max_cut=0.5) == group.size // 2
+
+
+@pytest.mark.parametrize("method", ["one_shot", "gcp"])
+def test_a_floor_that_uniform_widths_cannot_have_is_refused(method):
+    METHODS.options[method](allocation="uniform")
+    METHODS.options[method](allocation="exact", max_cut=0.5)
+    with pytest.raises(ValueError, match="max_cut: 0.5 has no effect with allocation: uniform"):
+        METHODS.options[method](allocation="uniform", max_cut=0.5)

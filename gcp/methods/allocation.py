@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, List, Literal, Optional
+from typing import Callable, Iterator, List, Literal, Optional
 
 import numpy as np
 
@@ -61,6 +61,12 @@ def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float =
         if all(set(finer[name]) <= set(levels[name]) for name in finer):
             return highest(scores, found)
         levels = finer
+
+
+def without_effect(allocation: str, max_cut: Optional[float]) -> Iterator[str]:
+    """What is wrong with a bound on the part of a group that may go, in words; nothing where it can be kept."""
+    if allocation == "uniform" and max_cut is not None:
+        yield f"max_cut: {max_cut} has no effect with allocation: uniform, which cuts all groups alike; leave one out"
 
 
 def _thinned(widths: List[int]) -> List[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Callable, ClassVar, Container, Dict, FrozenSet, Literal, Optional, Tuple
+from typing import Annotated, Any, Callable, ClassVar, Container, Dict, FrozenSet, Iterator, Literal, Optional, Tuple
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from gcp.cost.base import COSTS, Budget, Cost, minimum_widths
 from gcp.graph.network import Network, scale_arrays
 from gcp.graph.surgery import fold_gates, rescale, with_gates
-from gcp.methods.allocation import Allocation, chooser
+from gcp.methods.allocation import Allocation, chooser, without_effect
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA, absolute_penalty, check_criterion, images_to_score
 from gcp.options import changed, listed
@@ -67,6 +67,10 @@ class GcpOptions(MethodOptions):
     )
 
     _lists = field_validator("lam", mode="before")(listed)
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        yield from without_effect(self.allocation, self.max_cut)
 
     def check(self, net: Network, budget: Budget) -> None:
         """See `MethodOptions`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, Literal, Optional
+from typing import Dict, Iterator, Literal, Optional
 
 from pydantic import Field
 
 from gcp.cost.base import Budget
 from gcp.graph.network import Network
 from gcp.graph.surgery import fold_gates, with_gates
-from gcp.methods.allocation import Allocation, chooser
+from gcp.methods.allocation import Allocation, chooser, without_effect
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA, check_criterion, images_to_score
 
@@ -32,6 +32,10 @@ class OneShotOptions(MethodOptions):
     max_cut: Optional[float] = Field(
         None, gt=0, lt=1, description="the largest part of a group that may go, unless the target wants more, in (0, 1)"
     )
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Options`."""
+        yield from without_effect(self.allocation, self.max_cut)
 
     def check(self, net: Network, budget: Budget) -> None:
         """See `MethodOptions`."""
