@@ -35,7 +35,7 @@ setup(
         "matplotlib>=3.7,<3.11",
         # The first whose placing of names is the same each time.
         "adjustText>=1.4,<2",
-        "scipy>=1.10,<1.16",
+        "scipy>=1.12,<1.16",
         "scikit-learn>=1.3,<1.8",
         "optuna>=4.2,<6",
         "sqlalchemy>=2.0,<3",

@@ -321,13 +321,15 @@ def test_every_file_is_made_and_the_same_again(tmp_path):
         assert one.name == "short.md" or one.read_bytes() == other.read_bytes(), one.name  # it names its folder
 
 
-@pytest.mark.parametrize("top1", [(0.9, 0.5, 0.1), (0.5, 0.5, 0.5), (0.52, 0.5, 0.1), (0.9, 0.6, 0.59)])
+@pytest.mark.parametrize(
+    "top1", [(0.9, 0.5, 0.1), (0.5, 0.5, 0.5), (0.52, 0.5, 0.1), (0.9, 0.6, 0.59), (0.5, 0.5, 0.51, 0.51, 0.52, 0.9)]
+)
 def test_names_of_lines_do_not_cover_one_another(top1):
     runs = [finished(top1=a, iterations=n) for n, a in enumerate(top1, 1)]
     ax = figures.accuracy_throughput(frame.frame(runs)).axes[0]
     names = [text for text in ax.texts if "prune.iterations" in text.get_text()]
     boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.y0)
-    assert len(names) == 3 and all(below.y1 <= above.y0 + 1 for below, above in zip(boxes, boxes[1:]))
+    assert len(names) == len(top1) and all(below.y1 <= above.y0 for below, above in zip(boxes, boxes[1:]))
     order = sorted(names, key=lambda text: text.get_position()[1])
     ends = [top1[int(text.get_text()[-1]) - 1] for text in order]
     assert ends == sorted(ends), "names stand in the order of what they name"
@@ -456,3 +458,17 @@ def test_a_broken_validation_is_named(tmp_path, text, part):
     (tmp_path / "a.validation.json").write_text(text)
     with pytest.raises(UserError, match=f"a.validation.json: .*{part}.*latency.py validate"):
         tables.write_validations(tmp_path)
+
+
+def test_every_named_method_has_a_look_of_its_own():
+    methods = ["uniform-l1", *(f"gcp-{n}" for n in range(20))]
+    rows = [
+        {"method": method, "target": target, "seed": 0, "top1": 0.8 + 0.001 * n, "objective": "macs"}
+        for n, method in enumerate(methods)
+        for target in (0.1, 0.2)
+    ]
+    runs = pd.DataFrame(rows).assign(network="a", data="b", scale="reduced")
+    [ax] = figures.accuracy_bars(runs, methods[:0:-1], "uniform-l1").axes
+    named = {line.get_label(): line for line in ax.lines if str(line.get_label()).startswith("gcp-")}
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in named.values()}
+    assert len(named) == len(looks) == 20

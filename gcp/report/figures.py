@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
-from scipy import stats
+from scipy import optimize, stats
 
 from gcp.cost.base import local_minima
 from gcp.cost.latency import Validation
@@ -42,6 +42,7 @@ MARKERS = "osD^vPX<>"
 DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (5, 1.5, 1, 1.5)))
 INK, FAINT = "#222222", "#8a8a8a"
 FONT = 9.0  # points; the smallest text in a figure is one less
+NAMES_APART = 0.1  # of a name's height, between names of lines
 NAME_WIDTH = 48  # letters of a line's name before it is wrapped: names take their place from the panel
 LOOK = {
     "font.size": FONT,
@@ -282,27 +283,34 @@ def _whose(setting: tuple) -> str:
 
 
 def _name_lines(figure: Figure) -> Figure:
-    """Name each labelled line right of its panel, level with its last point or as near as the other names allow."""
+    """Name each labelled line right of its panel, level with its last point or as near as the other names allow.
+
+    Names of equal levels keep the order of their lines. The moves have the least sum of squares that leaves
+    `NAMES_APART` of a name's height between them.
+    """
     texts = {}
     for ax in figure.axes:
         ends = [line for line in ax.lines if line.get_label()[:1] not in ("", "_")]
         ends.sort(key=lambda line: line.get_ydata()[-1])
-        # Names of the same level start a little apart, or they would be moved as one.
-        levels = np.array([line.get_ydata()[-1] for line in ends]) + 1e-3 * np.ptp(ax.get_ylim()) * np.arange(len(ends))
         beside = ax.get_yaxis_transform()
         names = [textwrap.fill(line.get_label(), NAME_WIDTH) for line in ends]
         texts[ax] = [
-            (line, ax.text(1.05, y, name, transform=beside, va="center")) for line, name, y in zip(ends, names, levels)
+            (line, ax.text(1.05, line.get_ydata()[-1], name, transform=beside, va="center"))
+            for line, name in zip(ends, names)
         ]
     figure.draw_without_rendering()  # fixes the panels' sizes, by which names are placed
     figure.set_layout_engine("none")
     for ax, named in texts.items():
-        names = [text for _, text in named]
-        apart = {"expand": (1, 1.1), "force_explode": 0, "force_text": (0, 0.5), "only_move": "y"}
-        adjustText.adjust_text(names, ax=ax, avoid_self=False, ensure_inside_axes=False, **apart, **MOVES)
-        for line, text in named:
-            level, beside = text.get_position()[1], text.get_transform()
-            text.set(x=1.05, ha="left")
+        if not named:
+            continue
+        heights = np.array([text.get_window_extent().height for _, text in named]) * (1 + NAMES_APART)
+        least = np.r_[0, np.cumsum((heights[1:] + heights[:-1]) / 2)]  # of each name, how far above the first
+        beside, pixels = ax.get_yaxis_transform(), ax.transData
+        wanted = np.array([pixels.transform((0, text.get_position()[1]))[1] for _, text in named])
+        placed = optimize.isotonic_regression(wanted - least).x + least
+        for (line, text), y in zip(named, placed):
+            level = pixels.inverted().transform((0, y))[1]
+            text.set_y(level)
             style = {"color": line.get_color(), "marker": line.get_marker(), "markersize": 5}
             ax.plot([1.03], [level], transform=beside, clip_on=False, **style)
             leader = {"arrowstyle": "-", "linewidth": 0.7, "alpha": 0.55, "shrinkA": 0, "shrinkB": 0}
@@ -593,14 +601,15 @@ def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Fi
     runs = runs[runs.target.isin(base.index.get_level_values("target"))]
     there = [method for method in order if method in set(runs.method) and method != baseline]
     named = [method for i, method in enumerate(there) if i < 5 or method.startswith("gcp") or i == len(there) - 1]
-    colours = iter([*COLOURS.values(), *OTHER_COLOURS] * len(there))
+    colours = [*COLOURS.values(), *OTHER_COLOURS]
     for method in there:
         points = 100 * (runs[runs.method == method].set_index(["target", "seed"]).top1 - base).dropna()
         mean, sd = points.groupby("target").mean()[::-1], points.groupby("target").std().fillna(0)[::-1]
         x, style = 100 * mean.index, {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1, "label": "", "marker": "."}
         if method in named:
-            style = {"color": next(colours), "linewidth": 1.6, "marker": MARKERS[named.index(method) % len(MARKERS)]}
-            style |= {"zorder": 3, "label": method}
+            round_, k = divmod(named.index(method), len(colours))  # no colour has the same marker and dashes twice
+            style = {"color": colours[k], "marker": MARKERS[(k + round_) % len(MARKERS)], "linewidth": 1.6}
+            style |= {"linestyle": DASHES[round_ % len(DASHES)], "zorder": 3, "label": method}
             ax.errorbar(x, mean, sd, fmt="none", color=style["color"], alpha=0.4, capsize=2)
         ax.plot(x, mean, **style)
     ax.axhline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=baseline)
