@@ -62,7 +62,7 @@ def test_it_loads_and_its_target_can_be_reached(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "folders, n_targets",
-    [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 2)],
+    [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 3)],
     ids=["benchmark", "width_search"],
 )
 def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets):

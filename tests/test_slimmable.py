@@ -10,7 +10,7 @@ from test_prune import Noise
 from gcp.backend.blocks import to_block
 from gcp.backend.zoo import from_gluoncv
 from gcp.graph.surgery import cut
-from gcp.train import loop, optimisers, schedules, steps
+from gcp.train import loop, optimisers, schedules, slimmable, steps
 from gcp.train.slimmable import Sampling, SlimmableStep
 from gcp.train.tasks import CLASSIFICATION
 
@@ -100,6 +100,23 @@ def fit(net, how, n_steps=12, **where):
     step = SlimmableStep(net, CLASSIFICATION, lambda block: optimisers.SGD(block, 0.9, 1e-4), how, 1)
     loop.fit(step, loop.Batches(Noise(20), 8, 1), schedules.constant(0.01, n_steps), name="t", **where)
     return step
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20_v1", "joined"])
+def test_a_device_without_memory_of_numpys_trains_the_same(name, monkeypatch):
+    net = random_network(name, NETWORKS[name], 4) if name in NETWORKS else built(joined(), (3, 6, 6))
+    x, y = np.random.default_rng(0).normal(size=(8, *net.input_shape)).astype(np.float32), np.arange(8) % 4
+
+    def trained(has_memory):
+        monkeypatch.setattr(slimmable._Pair, "has_memory", has_memory)
+        step = SlimmableStep(net, CLASSIFICATION, lambda block: optimisers.SGD(block, 0.9, 1e-4), sampling(net, hold=2))
+        for i in range(4):
+            step(mx.nd.array(x), mx.nd.array(y), i, 0.1)
+        return step.network().arrays
+
+    ours, theirs = trained(True), trained(False)
+    assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+    assert any(not np.array_equal(ours[k], net.arrays[k]) for k in ours)
 
 
 def towards_narrow(seen=None):

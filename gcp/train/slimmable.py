@@ -248,10 +248,14 @@ class _Pair:
     new arrays.
     """
 
+    has_memory: Optional[bool] = None  # whether numpy can do it; None: where the device is the processor
+
     def __init__(
         self, name: str, widest: OrdinaryStep, of: List[np.ndarray], narrow: OrdinaryStep, places: List[np.ndarray]
     ) -> None:
         self._name, self._widest, self._narrow = name, widest, narrow
+        if self.has_memory is None:
+            self.has_memory = device().device_type == "cpu"
         self._is_block = all(np.array_equal(index, np.arange(len(index))) for index in (*of, *places))
         self._begin, self._end = (0,) * len(of), tuple(map(len, of))
         first = tuple(map(slice, self._end))  # of both, which numpy copies faster than by indices
@@ -260,7 +264,7 @@ class _Pair:
     def load(self) -> None:
         """The narrow array takes over the values."""
         wide, small = (step._params[self._name].data() for step in (self._widest, self._narrow))
-        if device().device_type == "cpu":
+        if self.has_memory:
             memory(small)[self._places] = memory(wide)[self._of]
         elif self._is_block:
             self._assign(small, self._first(wide))
@@ -270,7 +274,7 @@ class _Pair:
     def add(self) -> None:
         """The wide array's gradient grows by the narrow one's."""
         wide, small = (step._params[self._name].grad() for step in (self._widest, self._narrow))
-        if device().device_type == "cpu":
+        if self.has_memory:
             memory(wide)[self._of] += memory(small)[self._places]
         elif self._is_block:
             self._assign(wide, self._first(wide) + self._first(small))
