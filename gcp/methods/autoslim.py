@@ -7,9 +7,10 @@ per unit of cost that it saves, so that any cost can be the budget; batch norm n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,7 @@ from gcp.cost.base import fit_to_measured_budget
 from gcp.graph.network import Network, Widths
 from gcp.methods.base import METHODS, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.width_search import Levels, OwsOptions, narrow, shared_prefix, trained
-from gcp.storage import drop_torn_line, parse_json, read_text
+from gcp.storage import drop_torn_line, locked, parse_json, read_text
 
 EVALUATED = 256  # images of a batch, which its norms take their statistics from
 
@@ -54,54 +55,84 @@ class Narrowed(BaseModel):
 
 @METHODS.register("autoslim", AutoslimOptions)
 def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
-    """Train a slimmable network (that of OWS serves), then narrow the group whose loss rises least per cost saved."""
-    net, _ = trained(problem, options, shared_prefix(run.shared, options, problem.budget.round_to), run)
-    search = _Greedy(problem, options, net, run.path / "narrowed.jsonl")
+    """Train a slimmable network (that of OWS serves), then narrow the group whose loss rises least per cost saved.
+
+    The way down is the same for every bound on one cost, so experiments that share a dense network share it too; the
+    images that judged it count in each.
+    """
+    prefix = shared_prefix(run.shared, options, problem.budget.round_to)
+    net, _ = trained(problem, options, prefix, run)
+    search = _Greedy(problem, options, net, prefix)
     small, timings = fit_to_measured_budget(
         problem.budget, problem.budget.target * problem.budget.original, lambda aim: narrow(net, search.within(aim))
     )
     small, n_statistics = with_new_statistics(problem, small)
     row: Dict[str, Any] = {
-        "steps": len(search.steps),
+        "steps": len(search.walked),
         "cost_kept": problem.budget.cost(small.widths) / problem.budget.original,
         "widths": small.widths,
         **({"timings": timings} if timings else {}),
     }
     run.log("solved", **row)
     n = options.n_images(len(problem.data.train), problem.batch)
-    judged = sum(step.judged for step in search.steps)
+    judged = sum(step.judged for step in search.walked)
     images = {"slimmable": n, "judging": judged * search.n_judged, "statistics": n_statistics}
     return Outcome(small, {purpose: n for purpose, n in images.items() if n}, [row])
 
 
 class _Greedy:
-    """Widths narrowed level by level, as far as they were asked for; each step is kept in a file."""
+    """Widths narrowed level by level, as far as they were asked for.
 
-    def __init__(self, problem: Problem, options: AutoslimOptions, net: Network, path: Path) -> None:
+    Each step is kept in a file beside the slimmable network's, named by all that the way depends on besides that.
+    `walked`: the steps of the longest way that was asked for.
+    """
+
+    def __init__(self, problem: Problem, options: AutoslimOptions, net: Network, prefix: Path) -> None:
         from gcp.train.tasks import TASKS
 
-        self._net, self._cost, self._path, self._task = net, problem.budget.cost, path, TASKS[problem.task]
+        self._net, self._cost, self._task = net, problem.budget.cost, TASKS[problem.task]
         self._levels: Levels = options.grid(problem.net.widths, problem.budget.round_to)
         split, self._batches, self.n_judged = problem.data.validation, [], 0
         for x, y, n in split.batches(EVALUATED):
             if self.n_judged < options.n_judged:
                 self._batches.append((x[:n], y[:n]))
                 self.n_judged += n
-        self.steps: List[Narrowed] = []
-        if path.exists():
-            drop_torn_line(path)
-            fix = "remove it, and the search starts again"
-            texts = read_text(path, fix).splitlines()
-            self.steps = [parse_json(text, Narrowed, f"{path}: line {n}", fix) for n, text in enumerate(texts, 1)]
+        self._widest = {name: of[-1] for name, of in self._levels.items()}
+        costs = [self._cost({**self._widest, name: n}) for name, of in self._levels.items() for n in of]
+        text = json.dumps([self.n_judged, costs])
+        self._path = Path(f"{prefix}.narrowed-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
+        self.walked: List[Narrowed] = []
 
     def within(self, limit: float) -> Widths:
-        """The first widths on the way whose cost is within the limit; the narrowest of all where none are."""
-        widths = {name: of[-1] for name, of in self._levels.items()}
-        for step in self.steps:
-            if self._cost(widths) <= limit:
-                return widths
-            widths = step.widths
-        loss = self.steps[-1].loss if self.steps else self._loss(widths)
+        """The first widths on the way whose cost is within the limit; the narrowest of all where none are.
+
+        While another process is on the way, this one waits.
+        """
+        with locked(self._path.parent, f"{self._path.name}.lock"):
+            steps = self._read()
+            n = next((n for n, step in enumerate([None, *steps]) if self._at(step) <= limit), None)
+            if n is None:
+                self._go_on(steps, limit)
+                n = len(steps)
+        if n > len(self.walked):
+            self.walked = steps[:n]
+        return steps[n - 1].widths if n else self._widest
+
+    def _at(self, step: Optional[Narrowed]) -> float:
+        """The cost after a step; None: at the beginning."""
+        return self._cost(self._widest if step is None else step.widths)
+
+    def _read(self) -> List[Narrowed]:
+        if not self._path.exists():
+            return []
+        drop_torn_line(self._path)
+        fix = "remove it, and the search starts again"
+        texts = read_text(self._path, fix).splitlines()
+        return [parse_json(text, Narrowed, f"{self._path}: line {n}", fix) for n, text in enumerate(texts, 1)]
+
+    def _go_on(self, steps: List[Narrowed], limit: float) -> None:
+        """Append steps, to the file too, until the limit is met or every group is at its narrowest."""
+        widths, loss = (steps[-1].widths, steps[-1].loss) if steps else (self._widest, self._loss(self._widest))
         begun = self._cost(widths)
         with runtime.progress_bar("narrowed by AutoSlim", "%") as progress:
             while (now := self._cost(widths)) > limit:
@@ -112,10 +143,9 @@ class _Greedy:
                 losses = {name: self._loss(other) for name, (other, _) in candidates.items()}
                 name = min(losses, key=lambda each: ((losses[each] - loss) / candidates[each][1], each))
                 widths, loss = candidates[name][0], losses[name]
-                self.steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
+                steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(self.steps[-1].model_dump()) + "\n")
-        return widths
+                    file.write(json.dumps(steps[-1].model_dump()) + "\n")
 
     def _candidates(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
         """Per group that can be narrower, the widths with its next level that saves something, and what is saved."""
