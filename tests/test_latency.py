@@ -9,9 +9,10 @@ from networks import random_network, shape_only
 
 from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs
-from gcp.cost.base import Budget, fit_to_measured_budget, minimum_widths
+from gcp.cost.base import Budget, minimum_widths
 from gcp.cost.latency import Steps
 from gcp.cost.layers import layers
+from gcp.cost.measured import fit_to_measured_budget
 from gcp.errors import UserError
 from gcp.storage import read_json
 

@@ -11,7 +11,7 @@ from gcp.backend import clock
 from gcp.cost import latency, sampling
 from gcp.cost.analytic import macs
 from gcp.errors import UserError
-from gcp.experiment import config, measure
+from gcp.experiment import config, measure, plan
 from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
 from gcp.report import frame, tables
@@ -26,6 +26,11 @@ prune: {{method: gcp, latency_model: {model}, gcp: {{iterations: 2, lr: 0.001, r
 finetune: {{epochs: 1, lr: 0.05}}
 throughput: {{batch: 8, repeats: 2}}
 """
+
+
+@pytest.fixture(autouse=True)
+def _a_quick_clock(monkeypatch):
+    monkeypatch.setattr(plan, "MEASURED_S", 0.05)
 
 
 @pytest.fixture(scope="module")

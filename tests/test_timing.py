@@ -105,7 +105,22 @@ def test_latency_is_the_median_and_spread_the_quartiles(monkeypatch):
     # when the rounds began; then start and end of each pass (the time is asked for once more when all are made)
     ticks = iter([0.0, 0.0, 5.0, 10.0, 11.0, 20.0, 22.0, 30.0])
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(ticks))
-    assert clock._rounds([lambda: None], repeats=3) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
+    assert clock._rounds([lambda: None], 3, clock.MEDIAN, 0.0) == [{"latency_s": 2.0, "spread": 1.0, "n": 3}]
+
+
+def test_passes_that_something_slowed_down_say_nothing_of_what_a_network_takes_beside_another(monkeypatch):
+    """2 and 6 s, but most passes of the first and some of the second take twice as long."""
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    def taking(*seconds):
+        waits = itertools.cycle(seconds)
+        return lambda: now.__setitem__(0, now[0] + next(waits))
+
+    for percentiles, ratio in ((clock.UNDISTURBED, 1 / 3), (clock.MEDIAN, 4 / 6)):
+        runs = [taking(2, 4, 4, 4), taking(6, 6, 12)]
+        one, other = clock.timed(runs, 40, percentiles=percentiles, min_time_s=0.0, attempts=1)
+        assert one["latency_s"] / other["latency_s"] == pytest.approx(ratio)
 
 
 def test_the_reference_is_timed_in_turns_with_every_network(net, monkeypatch):
@@ -114,7 +129,7 @@ def test_the_reference_is_timed_in_turns_with_every_network(net, monkeypatch):
     monkeypatch.setitem(clock.RUNTIMES, "mxnet", run)
     for name in ("MIN_TIME_S", "WARM_UP_S", "FAST_S"):
         monkeypatch.setattr(clock, name, 0.0)
-    one = clock.against_reference(dataclasses.replace(net, name="whole"), clock.Setup(), repeats=4)
+    one = clock.against_reference(dataclasses.replace(net, name="whole"), clock.Setup(), repeats=4, min_time_s=0)
     for name in ("a", "b"):
         order.clear()
         row, reference_s = one(dataclasses.replace(net, name=name))

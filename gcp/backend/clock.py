@@ -1,8 +1,12 @@
 """Networks in, seconds out: the time of one forward pass on a device, with its noise.
 
-Everything that a latency depends on besides the network is a `Setup`; every latency is a median over repeats, each
+Everything that a latency depends on besides the network is a `Setup`; every latency is a percentile over repeats, each
 timed until the device has finished. Networks are timed alternately (A B A B), so that a drift of the machine's speed
 affects all alike.
+
+What a network takes here and now is the median. What it takes beside another network is told by the passes that nothing
+slowed down (`UNDISTURBED`): a core that is shared with others, by its host if not by its system, loses a quarter of its
+speed for seconds at a time, and a network of many small layers loses another part of it than one of few large ones.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import psutil
@@ -26,11 +30,14 @@ from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.runtime import hardware, n_threads  # noqa: F401  (hardware: what a measurement was made on)
 
-MAX_SPREAD = 0.1  # interquartile range over median; a measurement with a wider one is called noisy
+# A latency is the second of these percentiles of the passes, and its spread what lies between the others.
+MEDIAN, UNDISTURBED = (25, 50, 75), (5, 10, 25)
+MAX_SPREAD = 0.1  # over the latency; a measurement with a wider one is called noisy
 MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
 ATTEMPTS = 3  # times that a noisy measurement is made before it is taken as it is
 WARM_UP, WARM_UP_S = 3, 0.1  # passes and seconds: the first builds the graph, the next fill caches, threads settle
 MIN_TIME_S = 0.15  # a fast network is repeated until this much has been measured
+MIN_RELATIVE_TIME_S = 0.4  # of passes of which some are to be undisturbed
 FAST_S = 0.05  # a pass shorter than this is timed after an untimed one, which brings its weights back into the caches
 
 
@@ -163,10 +170,14 @@ def timed(
     attempts: int = ATTEMPTS,
     warn: Callable[[str], None] = lambda text: None,
     threads: int = 0,
+    percentiles: Tuple[float, float, float] = MEDIAN,
+    min_time_s: Optional[float] = None,
 ) -> List[dict]:
-    """Per function: `latency_s` (median), `spread` (interquartile range / median), `n`, `noisy`, `attempts`.
+    """Per function: `latency_s`, `spread`, `n`, `noisy`, `attempts`.
 
-    The functions are called alternately, `repeats` times each, or more often where all are fast. The measurement is
+    The functions are called alternately, `repeats` times each, or more often (up to twenty times so) until `min_time_s`
+    have passed for each of them, by default `MIN_TIME_S`. Of three `percentiles` of the passes, the second is the
+    latency, and the others' difference, over it, the spread: by default median and quartiles. The measurement is
     noisy if a spread is above `max_spread`, or if other processes had cores that `threads` threads of this one need (0:
     it does not matter what the processor does). It is then repeated, up to `attempts` times in all, and the least noisy
     one is returned.
@@ -179,7 +190,7 @@ def timed(
     best, least = [], math.inf
     for attempt in range(1, attempts + 1):
         before = _processor_times()
-        rows = _rounds(passes, repeats)
+        rows = _rounds(passes, repeats, percentiles, MIN_TIME_S if min_time_s is None else min_time_s)
         lost = _lost_cores(before, _processor_times(), threads) if threads else 0.0
         spread = max(row["spread"] for row in rows)
         noises = [max(row["spread"] / max_spread, lost / MAX_LOST_CORES) for row in rows]
@@ -188,18 +199,20 @@ def timed(
         if least <= 1:
             break
         warn(
-            f"the machine is busy or its speed unsteady: a spread of {100 * spread:.0f} % of the median, other "
+            f"the machine is busy or its speed unsteady: a spread of {100 * spread:.0f} % of the latency, other "
             f"processes took {100 * lost:.0f} % of a core; "
             + (f"repeating ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy")
         )
     return [{**row, "attempts": attempt} for row in best]
 
 
-def _rounds(passes: Sequence[Callable[[], None]], repeats: int) -> List[dict]:
+def _rounds(
+    passes: Sequence[Callable[[], None]], repeats: int, percentiles: Tuple[float, float, float], min_time_s: float
+) -> List[dict]:
     seconds: List[List[float]] = [[0.0] for _ in passes]  # the first round only says which are fast
     began = time.perf_counter()
     while len(seconds[0]) <= repeats or (
-        time.perf_counter() - began < MIN_TIME_S * len(passes) and len(seconds[0]) < 20 * repeats
+        time.perf_counter() - began < min_time_s * len(passes) and len(seconds[0]) < 20 * repeats
     ):
         for run, taken in zip(passes, seconds):
             if taken[-1] < FAST_S and len(passes) > 1:
@@ -209,8 +222,8 @@ def _rounds(passes: Sequence[Callable[[], None]], repeats: int) -> List[dict]:
             taken.append(time.perf_counter() - start)
     rows = []
     for _, *taken in seconds:
-        low, median, high = np.percentile(taken, [25, 50, 75])
-        rows.append({"latency_s": float(median), "spread": float((high - low) / median), "n": len(taken)})
+        low, latency, high = np.percentile(taken, percentiles)
+        rows.append({"latency_s": float(latency), "spread": float((high - low) / latency), "n": len(taken)})
     return rows
 
 
@@ -236,18 +249,23 @@ def _lost_cores(before: Tuple[float, float, float], after: Tuple[float, float, f
 
 
 def against_reference(
-    net: Network, setup: Setup, repeats: int = 7, warn: Callable[[str], None] = lambda text: None
+    net: Network,
+    setup: Setup,
+    repeats: int = 7,
+    warn: Callable[[str], None] = lambda text: None,
+    min_time_s: float = MIN_RELATIVE_TIME_S,
+    attempts: int = ATTEMPTS,
 ) -> Callable[[Network], Tuple[dict, float]]:
     """A function that times one network after another: measurement, and latency of `net`, timed in turns with it.
 
-    The speed of a core that is shared with others, by its host if not by its system, can change by a quarter from one
-    second to the next, and stay so for some seconds: neither a spread nor a reference of the second before tells.
+    Both are of undisturbed passes.
     """
     prepare = RUNTIMES[setup.runtime].prepare
     reference = prepare(net, setup)
 
     def measured(network: Network) -> Tuple[dict, float]:
-        whole, row = timed([reference, prepare(network, setup)], repeats, warn=warn, threads=setup.cores)
+        passes, limits = [reference, prepare(network, setup)], (repeats, MAX_SPREAD, attempts)
+        whole, row = timed(passes, *limits, warn, setup.cores, UNDISTURBED, min_time_s)
         gc.collect()  # a block is full of cycles, and holds its memory
         return row, whole["latency_s"]
 

@@ -15,8 +15,6 @@ from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
 from gcp.registry import Registry
 
-MEASUREMENT_TOLERANCE = 0.02  # relative: a measured cost further than this from its target is corrected
-MAX_CORRECTIONS = 4
 HALVINGS = 40  # of an interval of scales, until a cost is met: to one part in a trillion
 
 
@@ -216,34 +214,3 @@ class Budget:
                 f"(prune.round_to: {self.round_to}) {lowest:.4f} of the cost{seconds} is left; give a "
                 f"target of at least {np.ceil(lowest * 1e4) / 1e4:.4f} or a smaller prune.round_to"
             )
-
-
-def fit_to_measured_budget(
-    budget: Budget, limit: float, choose: Callable[[float], Network]
-) -> Tuple[Network, List[dict]]:
-    """The network of `choose(limit)`; where the cost can be measured, corrected until the measured cost is `limit`.
-
-    `choose(aim)` gives a network of at most that cost by the budget's model. A measured cost that is more than
-    `MEASUREMENT_TOLERANCE` off the limit scales the aim by as much, up to `MAX_CORRECTIONS` times; the network nearest
-    to the limit is returned, and a row for each measurement: aim, predicted and measured cost, as fractions of the
-    original.
-    """
-    net = choose(limit)
-    if budget.measure is None:
-        return net, []
-    rows, found, aim = [], [], limit
-    for _ in range(MAX_CORRECTIONS + 1):
-        measured = budget.measure(net)
-        costs = {"aim": aim, "predicted": budget.of(net), "measured": measured}
-        rows.append({key: value / budget.original for key, value in costs.items()})
-        found.append((abs(measured / limit - 1), len(found), net))
-        if found[-1][0] <= MEASUREMENT_TOLERANCE:
-            break
-        aim *= limit / measured
-        try:
-            net = choose(aim)
-        except UserError:  # no width reaches the corrected aim
-            break
-        if any(net.widths == other.widths for _, _, other in found):
-            break
-    return min(found)[2], rows

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Callable, ClassVar, Dict, Iterator, List, Lit
 import numpy as np
 from pydantic import Field, field_validator
 
-from gcp.cost.base import COSTS, MAX_CORRECTIONS, MEASUREMENT_TOLERANCE, Budget
+from gcp.cost.base import COSTS, Budget
+from gcp.cost.measured import MAX_CORRECTIONS, MEASUREMENT_TOLERANCE
 from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.graph.surgery import redrawn, resized, shrink

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from gcp import runtime
-from gcp.cost.base import fit_to_measured_budget
+from gcp.cost.measured import fit_to_measured_budget
 from gcp.graph.network import Network, Widths
 from gcp.methods.base import METHODS, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.width_search import Levels, OwsOptions, narrow, shared_prefix, trained

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Protocol, Tuple
 
-from gcp.cost.base import Budget, fit_to_measured_budget
+from gcp.cost.base import Budget
+from gcp.cost.measured import fit_to_measured_budget
 from gcp.data.base import Dataset
 from gcp.graph.network import Keep, Network
 from gcp.graph.surgery import shrink

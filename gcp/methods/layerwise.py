@@ -14,7 +14,8 @@ from typing import Any, Callable, Dict, List, Literal, NamedTuple, Tuple
 import numpy as np
 from pydantic import Field
 
-from gcp.cost.base import Budget, fit_to_measured_budget
+from gcp.cost.base import Budget
+from gcp.cost.measured import fit_to_measured_budget
 from gcp.errors import UserError
 from gcp.graph.channels import Group
 from gcp.graph.network import Keep, Network, Widths

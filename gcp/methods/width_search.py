@@ -17,7 +17,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 from pydantic import Field
 
-from gcp.cost.base import Budget, fit_to_measured_budget
+from gcp.cost.base import Budget, Cost
+from gcp.cost.measured import solve_to_measured_budget
 from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import cut, redrawn, resized
@@ -276,16 +277,15 @@ def _outcome(
     """The best widths' network, with the slimmable network's weights and statistics of its own."""
     levels = options.grid(problem.net.widths, problem.budget.round_to)
     gains = options.gains(drawn, levels, options.n_steps(problem.data.train.n_batches(problem.batch)))
-    solver, found = Solver(levels, problem.budget.cost), {}
+    limit, found = problem.budget.target * problem.budget.original, {}
 
-    def small(aim: float) -> Network:
-        solution = solver.solve(gains, aim)
+    def small(cost: Cost) -> Network:
+        solution = Solver(levels, cost).solve(gains, limit)
         own = narrow(net, solution.widths)
         found[frozenset(own.widths.items())] = solution
         return own
 
-    target = problem.budget.target
-    own, timings = fit_to_measured_budget(problem.budget, target * problem.budget.original, small)
+    own, timings = solve_to_measured_budget(problem.budget, limit, small)
     own, n_statistics = with_new_statistics(problem, own)
     solution = found[frozenset(own.widths.items())]
     row: Dict[str, Any] = {
