@@ -1,0 +1,106 @@
+"""A model bent to what a clock said, and what a solver finds by it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gcp.cost import measured
+from gcp.cost.base import Budget, Cost, Term, product
+from gcp.cost.measured import bent, fit_to_measured_budget, solve_to_measured_budget
+from gcp.search.solvers import Solver
+
+GROUPS = [f"g{k}" for k in range(8)]
+LEVELS = {name: [8, 16, 24, 32, 48, 64, 80, 96] for name in GROUPS}
+WIDTHS = dict.fromkeys(GROUPS, 64)
+MODEL = Cost([product(1e-3, a, b) for a, b in zip(GROUPS, GROUPS[1:])] + [product(0.02, name) for name in GROUPS])
+
+
+def missed(seed, sd=0.2):
+    """The model, each of whose terms is off by a factor that changes with its widths within `REACH`."""
+    rng = np.random.default_rng(seed)
+
+    def wrong(term):
+        apart = np.subtract.outer(*2 * [np.log(LEVELS[term.names[0]])])
+        root = np.linalg.cholesky(np.exp(-(apart**2) / 2 / measured.REACH**2) + 1e-9 * np.eye(len(apart)))
+        factors = np.exp(sd * np.array(root @ rng.normal(size=(len(root),) * len(term.names))))
+        factors = factors if factors.ndim == 1 else np.exp(np.log(factors) @ root.T)
+
+        def value(*widths):
+            return term.value(*widths) * factors[tuple(LEVELS[g].index(n) for g, n in zip(term.names, widths))]
+
+        return Term(term.names, value, term.place)
+
+    return Cost([wrong(term) for term in MODEL.terms])
+
+
+def drawn(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{name: int(rng.choice(of)) for name, of in LEVELS.items()} for _ in range(n)]
+
+
+def test_a_bent_model_says_what_was_measured_where_it_was():
+    truth, some = missed(0), drawn(6)
+    seen = [(widths, truth(widths)) for widths in some]
+    found = bent(MODEL, seen)
+    before = [abs(MODEL(widths) / cost - 1) for widths, cost in seen]
+    after = [abs(found(widths) / cost - 1) for widths, cost in seen]
+    assert max(after) < 3 * measured.NOISE < max(before)
+    assert [term.names for term in found.terms] == [term.names for term in MODEL.terms]
+
+
+def test_a_bent_model_is_the_conditional_mean_written_out():
+    """Of the joint Gaussian of all terms at all widths in question."""
+    truth, (new, *some) = missed(1), drawn(4)
+    whole = np.array([[term.value(*[w[n] for n in term.names]) for term in MODEL.terms] for w in [new, *some]])
+
+    def covariance(a, b, i, j):
+        total = measured.COMMON**2 * whole[i].sum() * whole[j].sum()
+        for k, term in enumerate(MODEL.terms):
+            apart = sum(np.log(a[n] / b[n]) ** 2 for n in term.names) / measured.REACH**2
+            total += measured.OWN**2 * whole[i, k] * whole[j, k] * np.exp(-apart / 2)
+        return total + (i == j) * (measured.NOISE * whole[i].sum()) ** 2
+
+    points = [new, *some]
+    joint = np.array([[covariance(a, b, i, j) for j, b in enumerate(points)] for i, a in enumerate(points)])
+    missing = np.array([truth(w) for w in some]) - whole[1:].sum(1)
+    expected = whole[0].sum() + joint[0, 1:] @ np.linalg.solve(joint[1:, 1:], missing)
+    assert bent(MODEL, [(w, truth(w)) for w in some])(new) == pytest.approx(expected)
+
+
+def test_what_all_terms_miss_alike_is_expected_everywhere():
+    seen = [(widths, 1.25 * MODEL(widths)) for widths in drawn(6)]
+    assert bent(MODEL, seen)(drawn(1, 5)[0]) / MODEL(drawn(1, 5)[0]) == pytest.approx(1.25, abs=0.05)
+
+
+def test_a_model_without_measurements_or_sum_stays_as_it_is():
+    largest = Cost(MODEL.terms, "max")
+    assert bent(MODEL, []) is MODEL and bent(largest, [(WIDTHS, 1.0)]) is largest
+
+
+def problem(truth, target=0.4):
+    """A budget with a clock, and what is best by a cost and an aim."""
+    budget = Budget(MODEL, MODEL(WIDTHS), target, 8, None, lambda net: truth(net.widths))
+    rng = np.random.default_rng(7)
+    gains = {name: np.cumsum(np.sort(rng.exponential(size=len(of)))[::-1]) for name, of in LEVELS.items()}
+
+    def best(cost, aim):
+        return SimpleNamespace(widths=Solver(LEVELS, cost).solve(gains, aim).widths)
+
+    return budget, best, lambda widths: sum(gains[name][LEVELS[name].index(n)] for name, n in widths.items())
+
+
+def test_a_solver_with_a_bent_model_loses_less_of_what_there_is_to_gain():
+    """Beside the same solver whose aim is scaled: what each lacks to the best by the true cost, at its own cost."""
+    lost = {"scaled": [], "bent": []}
+    for seed in range(12):
+        truth = missed(seed)
+        budget, best, gain = problem(truth)
+        limit = budget.target * budget.original
+        for name, (net, rows) in {
+            "scaled": fit_to_measured_budget(budget, limit, lambda aim: best(MODEL, aim)),
+            "bent": solve_to_measured_budget(budget, limit, lambda cost: best(cost, limit)),
+        }.items():
+            assert 1 <= len(rows) <= 1 + max(measured.MAX_BENT, measured.MAX_CORRECTIONS)
+            lost[name].append(gain(best(truth, truth(net.widths)).widths) - gain(net.widths))
+    assert min(lost["bent"]) >= -1e-9 and np.mean(lost["bent"]) < 0.8 * np.mean(lost["scaled"])
