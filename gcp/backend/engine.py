@@ -28,8 +28,8 @@ def has_avx512() -> bool:
 def memory(array: "mx.nd.NDArray") -> np.ndarray:
     """A float32 array of the processor as numpy sees it: its memory, not a copy, of the same shape.
 
-    The engine knows nothing of what is read or written there: wait for all that it does with the array before. The next
-    operator can move the array elsewhere, so this is to be asked for anew each time.
+    The engine knows nothing of what is read or written there: wait for all that it does with the array before. It is
+    valid as long as the array lives and no operator has written to it, which can move it elsewhere.
     """
     if array.context.device_type != "cpu" or array.dtype != np.float32 or array.stype != "default":
         raise ValueError(f"no float32 array in the processor's memory: {array.dtype}, {array.stype}, {array.context}")
