@@ -23,6 +23,15 @@ FOLDERS = [
     ("configs/demo", ["output=results/fashion_mnist_part_choice", "data.validation=0.3"]),
     *(("configs/benchmark", [], f"configs/benchmark/_short-macs-{target}.yaml") for target in ("0.1", "0.02")),
     *(("configs/width_search", [], f"configs/width_search/_latency-{bound}.yaml") for bound in ("0.4", "0.2")),
+    *(
+        (
+            "configs/width_search",
+            [],
+            f"configs/width_search/_latency-{bound}.yaml",
+            "configs/width_search/_mobilenet0.5.yaml",
+        )
+        for bound in ("0.6", "0.4")
+    ),
     *((f"configs/benchmark{part}", [], *overlays) for part in ("", "/grid", "/peers") for overlays in AT),
     *(
         (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], *overlays)
