@@ -17,7 +17,7 @@ from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
 from gcp.experiment.config import Config
-from gcp.experiment.plan import latency_model, load_data, warn
+from gcp.experiment.plan import latency_kept, latency_model, load_data, warn
 from gcp.experiment.run import FINAL, dense_prefix, measured
 from gcp.graph.channels import has_weight, layer_name
 from gcp.graph.network import Network
@@ -115,9 +115,8 @@ def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) ->
     if not cfg.prune.is_timed:
         return None
     setup = clock.Setup(**dict(latency_model(cfg, nets[0]).setup))
-    speed = _timed(nets, setup, cfg)
-    noisy = bool(speed.dense.noisy or speed.final.noisy)
-    return record.BudgetLatency(setup=speed.setup, hardware=speed.hardware, kept=speed.latency_kept, noisy=noisy)
+    kept, noisy = latency_kept(*nets, setup)
+    return record.BudgetLatency(setup=setup.as_json(), hardware=clock.hardware(setup.device), kept=kept, noisy=noisy)
 
 
 def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, repeats: int = 20) -> dict:

@@ -24,7 +24,7 @@ from gcp.train.distributed import process_group
 from gcp.train.options import Recipe
 
 SHOWN = 10  # skipped images that are named
-MEASURED_S = 2.0  # seconds that a network is timed for, beside the dense one, where widths depend on it
+MEASURED_S = 2.0  # seconds that a network is timed for, beside the dense one, where widths depend on it, and after
 
 
 def load_data(cfg: Data, seed: int = 0) -> Dataset:
@@ -146,15 +146,15 @@ def _clock(start: Network, table: latency.LatencyModel, original: float) -> Call
     setup = clock.Setup(**dict(table.setup))
 
     def measure(net: Network) -> float:
-        def share() -> float:
-            # Widths depend on it, so it takes its time.
-            timed = clock.against_reference(start, setup, 10, min_time_s=MEASURED_S)
-            row, whole_s = timed(net)
-            return row["latency_s"] / whole_s
-
-        return process_group().broadcast(share) * original
+        return process_group().broadcast(lambda: latency_kept(start, net, setup)[0]) * original
 
     return measure
+
+
+def latency_kept(start: Network, net: Network, setup: clock.Setup) -> Tuple[float, bool]:
+    """A network's latency over that of `start`, timed in turns with it for `MEASURED_S`, and whether that was noisy."""
+    row, whole_s = clock.against_reference(start, setup, 10, min_time_s=MEASURED_S)(net)
+    return row["latency_s"] / whole_s, row["noisy"]
 
 
 def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]:
