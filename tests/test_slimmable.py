@@ -103,7 +103,7 @@ def fit(net, how, n_steps=12, **where):
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20_v1", "joined"])
-def test_a_device_without_memory_of_numpys_trains_the_same(name, monkeypatch):
+def test_operators_train_the_same_as_numpy_in_memory(name, monkeypatch):
     net = random_network(name, NETWORKS[name], 4) if name in NETWORKS else built(joined(), (3, 6, 6))
     x, y = np.random.default_rng(0).normal(size=(8, *net.input_shape)).astype(np.float32), np.arange(8) % 4
 
