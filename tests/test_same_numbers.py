@@ -33,10 +33,15 @@ def test_a_configuration_of_the_first_house_gives_its_numbers(name, output, monk
     model = GOLDEN / "latency_model.json"
     path.write_text(EXPECTED["base"] + expected["prune"].replace("model.json", str(model)) + "\n")
 
-    def made_up(nets, setup, *args, **options):  # a multiply-accumulate takes a nanosecond
-        return [{"latency_s": macs(net)(net.widths) * 1e-9, "spread": 0.0, "noisy": False} for net in nets]
+    def made_up(net):  # a multiply-accumulate takes a nanosecond
+        return {"latency_s": macs(net)(net.widths) * 1e-9, "spread": 0.0, "noisy": False}
 
-    monkeypatch.setattr(clock, "measure", made_up)
+    monkeypatch.setattr(clock, "measure", lambda nets, *args, **options: [made_up(net) for net in nets])
+    monkeypatch.setattr(
+        clock,
+        "against_reference",
+        lambda start, *args, **options: lambda net: (made_up(net), made_up(start)["latency_s"]),
+    )
     # The model is matched by processor, which is not what this test is about.
     monkeypatch.setattr(clock, "hardware", lambda device: json.loads(model.read_text())["hardware"])
     record = experiment_run.run(
