@@ -392,7 +392,9 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
         told.append(err.count("fine-tune"))
     rows = width_search.validate(config.load(path), 4, 0.5, lambda *_: None)
     assert len(rows) == 4 and (rows.macs_kept <= 0.5).all() and (rows.macs_kept > 0.35).all()
-    assert list(width_search.correlations(rows).predictor) == ["means", "least_squares", "macs_kept", "params_kept"]
+    predictors = ["means", "least_squares", "slimmable", "macs_kept", "params_kept"]
+    assert list(width_search.correlations(rows).predictor) == predictors
+    assert {path.name for path in tmp_path.iterdir()} >= {f"checks.{kind}" for kind in ("md", "csv", "png", "svg")}
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from gcp.experiment.log import Log
 from gcp.experiment.plan import load_data, plan
 from gcp.graph.network import Network, Widths
 from gcp.graph.surgery import redrawn, resized
+from gcp.methods.autoslim import EVALUATED
 from gcp.methods.base import Problem
-from gcp.methods.width_search import OwsOptions, shared_prefix, trained
+from gcp.methods.width_search import OwsOptions, narrow, shared_prefix, trained
 from gcp.search import statistics
 from gcp.search.solvers import Solution, Solver
 from gcp.search.statistics import Gains, Statistics
@@ -48,6 +49,11 @@ def train(cfg: Config) -> Path:
 
     Experiments of the configuration and this one share it. UserError: another method, whose network is its own.
     """
+    return _trained(cfg)[0]
+
+
+def _trained(cfg: Config) -> Tuple[Path, Network, Problem]:
+    """The statistics, the slimmable network, and what it was trained for."""
     _check_method(cfg)
     with process_group().output(cfg.output) as output:
         cfg = cfg.model_copy(update={"output": output})
@@ -58,8 +64,8 @@ def train(cfg: Config) -> Path:
         prefix = shared_prefix(shared, cfg.prune.options, budget.round_to)
         with Log(shared / "log.jsonl", cfg.tensorboard) as log:
             run = SimpleNamespace(path=shared, shared=shared, log=log.add)
-            trained(problem, cfg.prune.options, prefix, run)
-        return statistics.path_of(prefix)
+            net, _ = trained(problem, cfg.prune.options, prefix, run)
+        return statistics.path_of(prefix), net, problem
 
 
 def _check_method(cfg: Config) -> None:
@@ -220,19 +226,18 @@ def landscape(net: Network, cost: Cost, n: int, multiple: int) -> Dict[str, pd.D
 def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], None]) -> pd.DataFrame:
     """Networks of n random widths of the grid at one part of the MACs, each trained by `finetune`, and their gains.
 
-    A row per network: validation accuracy, MACs and parameters kept, and its gain by every estimator. Each network is
-    trained once and read back by the next call.
+    A row per network: validation accuracy, MACs and parameters kept, its gain by every estimator, and minus the
+    validation loss of the slimmable network when it is cut to these widths. Each network is trained once and read back
+    by the next call.
     """
-    path = train(cfg)
-    held, data = statistics.read(path), load_data(cfg.data, cfg.seed)
-    levels, estimates = (
-        held.header.levels,
-        {
-            name: statistics.gains_of(held.drawn, held.header.levels, name, cfg.prune.options.window)
-            for name in statistics.ESTIMATORS
-        },
-    )
-    net, _ = plan(cfg, data)
+    from gcp.train.slimmable import loss_by_batch_statistics
+    from gcp.train.tasks import TASKS
+
+    path, slimmable, problem = _trained(cfg)
+    net, data, held = problem.net, problem.data, statistics.read(path)
+    levels, window = held.header.levels, cfg.prune.options.window
+    estimates = {name: statistics.gains_of(held.drawn, levels, name, window) for name in statistics.ESTIMATORS}
+    judged = [(x[:m], y[:m]) for x, y, m in data.validation.batches(EVALUATED)]
     count, folder, rows = macs(net), records.dense_path(cfg) / "validate", []
     if Solver(levels, count).lowest > part * count(net.widths):
         raise UserError(f"--macs {part:g}: less than the narrowest widths of the grid need", "search.bound")
@@ -256,6 +261,7 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
                 "macs_kept": count(widths) / count(net.widths),
                 "params_kept": params(net)(widths) / params(net)(net.widths),
                 **{name: sum(float(of[g][at]) for g, at in chosen.items()) for name, of in estimates.items()},
+                "slimmable": -loss_by_batch_statistics(narrow(slimmable, widths), TASKS[data.task], judged),
             }
         )
         progress(k + 1, n)
@@ -281,7 +287,7 @@ def scaled(
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls."""
     found = []
-    for name in [*statistics.ESTIMATORS, "macs_kept", "params_kept"]:
+    for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept"]:
         tau, rho = stats.kendalltau(rows[name], rows.top1), stats.spearmanr(rows[name], rows.top1)
-        found.append({"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "n": len(rows)})
+        found.append({"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)})
     return pd.DataFrame(found)

@@ -51,7 +51,7 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
     caption = "Random architectures of about one number of multiply-accumulates, by their validation accuracy."
     paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:quality-networks")
     scores = {QUALITIES[name].label: rows[name] for name in asked}
-    return paths + figures.save(figures.qualities(scores, rows.top1), prefix)
+    return paths + figures.save(figures.predictors(scores, rows.top1), prefix)
 
 
 def in_words(found: Any) -> Iterator[str]:

@@ -521,8 +521,8 @@ def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
-def qualities(scores: Mapping[str, Sequence[float]], top1: Sequence[float]) -> Figure:
-    """What each quality says of trained networks against their accuracy, a panel for each."""
+def predictors(scores: Mapping[str, Sequence[float]], top1: Sequence[float]) -> Figure:
+    """What each predictor says of trained networks against their validation accuracy, a panel for each."""
     columns = min(3, len(scores))
     figure, axes = _panels(-(-len(scores) // columns), columns, 3.2, 2.8)
     for ax, (label, values) in zip(axes.flat, scores.items()):

@@ -14,6 +14,7 @@ from gcp.report.frame import cost_label
 PREDICTORS = {
     "least_squares": "Gains by least squares",
     "means": "Gains by marginal means",
+    "slimmable": "Slimmable network, cut",
     "macs_kept": "MACs (control)",
     "params_kept": "Parameters (control)",
 }
@@ -73,15 +74,17 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Predictor": correlations.predictor.map(PREDICTORS),
             "Kendall's tau": correlations.tau.astype(float),
             "Spearman's rho": correlations.rho.astype(float),
+            "p of rho": correlations.p.astype(float),
             "Networks": correlations.n.astype(float),
         }
     )
-    digits = {"Kendall's tau": 3, "Spearman's rho": 3, "Networks": 0}
+    digits = {name: 0 if name == "Networks" else 3 for name in table.columns[1:]}
     spread = 100 * (rows.top1.max() - rows.top1.min())
     caption = (
         "Rank correlation of what a slimmable network's statistics predict with the validation accuracy of networks of "
         f"random widths, each trained from new weights, at {100 * rows.macs_kept.min():.1f} to "
-        f"{100 * rows.macs_kept.max():.1f} % of the MACs. The accuracies differ by {spread:.2f} points at most."
+        f"{100 * rows.macs_kept.max():.1f} % of the MACs. The accuracies differ by {spread:.2f} points at most. The "
+        "slimmable network predicts by its validation loss when it is cut to the widths."
     )
     paths = tables.save(table, digits, caption, prefix, "tab:gains")
     networks = pd.DataFrame(
@@ -90,10 +93,11 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Loss": rows.loss.astype(float),
             "MACs kept %": 100 * rows.macs_kept,
             "Params kept %": 100 * rows.params_kept,
-            **{PREDICTORS[name]: rows[name] for name in ("least_squares", "means")},
+            **{label: rows[name].astype(float) for name, label in PREDICTORS.items() if not name.endswith("_kept")},
         }
     ).sort_values("Top-1 %", ascending=False)
-    digits = {"Top-1 %": 2, "Loss": 4, "MACs kept %": 2, "Params kept %": 2}
-    digits |= {PREDICTORS[name]: 4 for name in ("least_squares", "means")}
+    digits = {name: 2 if "%" in name else 4 for name in networks}
     caption = "Networks of random widths, by their validation accuracy."
-    return paths + tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:gain-networks")
+    paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:gain-networks")
+    scores = {PREDICTORS[name]: rows[name] for name in correlations.predictor}
+    return paths + figures.save(figures.predictors(scores, rows.top1), prefix)
