@@ -16,6 +16,14 @@ from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
 from gcp.report import frame, tables
 
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """What the clock says does not matter here, so it need not be certain."""
+    for name, value in (("MEASURED_S", 0.05), ("FEWEST", 2), ("MOST", 2)):
+        monkeypatch.setattr(plan, name, value)
+
+
 TINY = """
 scale: smoke
 threads: {threads}
@@ -113,10 +121,30 @@ def test_other_objectives_can_be_cut_to_a_latency(configured):
         assert record.cost_predicted < 1
 
 
+@pytest.mark.parametrize(
+    "ratios, busy, n, noisy",
+    [
+        ([0.5, 0.501, 0.499], 0, 3, False),  # known to a thousandth after the fewest
+        ([0.45, 0.55, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 0, 12, True),  # to 1.2 % after the most
+        ([0.49, 0.51, 0.49, 0.51, 0.49, 0.51, 0.49], 0, 5, False),  # 0.011 / sqrt(5) is below a hundredth of 0.5
+        ([0.5, 0.501, 0.499], 2, 3, True),  # other processes had the cores in two of three
+    ],
+)
+def test_a_ratio_of_latencies_is_measured_until_it_is_known(ratios, busy, n, noisy, monkeypatch):
+    for name, value in (("FEWEST", 3), ("MOST", 12), ("PRECISION", 0.01)):
+        monkeypatch.setattr(plan, name, value)
+    rows = iter([({"latency_s": 2.0 * ratio, "noisy": k < busy}, 2.0) for k, ratio in enumerate(ratios)])
+    monkeypatch.setattr(clock, "against_reference", lambda *args, **options: lambda net: next(rows))
+    kept, was_noisy = plan.latency_kept(None, None, None)
+    assert (kept, was_noisy) == (pytest.approx(sum(ratios[:n]) / n), noisy)
+    assert len(list(rows)) == len(ratios) - n
+
+
 @pytest.mark.slow
 def test_noise_goes_from_the_clock_through_the_file_to_the_tables_marks(configured, tmp_path, monkeypatch):
     """Of the throughput and of the latency that the budget is about; the processor's load is made up."""
     monkeypatch.setattr(clock, "MAX_SPREAD", 1e9)
+    monkeypatch.setattr(plan, "PRECISION", 1e9)
     for name in ("MIN_TIME_S", "WARM_UP_S"):
         monkeypatch.setattr(clock, name, 0.0)
 
