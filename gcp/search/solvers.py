@@ -42,7 +42,13 @@ class Solution:
     @property
     def gap(self) -> float:
         """How much more any widths within the budget could be worth, as a fraction of the bound; 0: no widths are."""
-        return max(0.0, self.bound - self.value) / max(abs(self.bound), 1e-300)
+        more = self.bound - self.value
+        return more / max(abs(self.bound), 1e-300) if more > _tolerance(self.bound) else 0.0
+
+
+def _tolerance(value: float) -> float:
+    """What a sum of floats near this value may be off by."""
+    return ROUNDING * max(1.0, abs(value))
 
 
 class Solver:
@@ -289,7 +295,7 @@ def _priced(problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optio
         price = (cheap_at[0] - dear_at[0]) / (dear_at[1] - cheap_at[1])
         tables = problem.tables(losses, price)
         on_line = dear_at[0] + price * dear_at[1]
-        if tables[1] >= on_line - ROUNDING * max(1.0, abs(on_line)):
+        if tables[1] >= on_line - _tolerance(on_line):
             break
         choice = problem.choice(tables)
         at = problem.total(losses, choice, 0.0), problem.total({}, choice, 1.0)
@@ -368,7 +374,7 @@ def _between(
     n_nodes, open_bound = 0, np.inf
     while stack:
         chosen, bound, cost = stack.pop()
-        tolerance = ROUNDING * max(1.0, abs(upper))
+        tolerance = _tolerance(upper)
         if bound >= upper - tolerance:
             continue
         n_nodes += 1
