@@ -394,6 +394,9 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     assert len(rows) == 4 and (rows.macs_kept <= 0.5).all() and (rows.macs_kept > 0.35).all()
     predictors = ["means", "least_squares", "slimmable", "macs_kept", "params_kept"]
     assert list(width_search.correlations(rows).predictor) == predictors
+    other = width_search.validate(config.load(path, ["prune.ows.hold=2"]), 4, 0.5, lambda *_: None)
+    assert (other.top1 == rows.top1).all() and (other.slimmable != rows.slimmable).any()
+    assert len(list(Path(config.load(path).output).rglob("validate/*.params"))) == 4
     assert {path.name for path in tmp_path.iterdir()} >= {f"checks.{kind}" for kind in ("md", "csv", "png", "svg")}
 
 

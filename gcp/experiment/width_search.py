@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -228,7 +230,7 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
 
     A row per network: validation accuracy, MACs and parameters kept, its gain by every estimator, and minus the
     validation loss of the slimmable network when it is cut to these widths. Each network is trained once and read back
-    by the next call.
+    by the next call, and by those of other slimmable trainings on the same grid.
     """
     from gcp.train.slimmable import loss_by_batch_statistics
     from gcp.train.tasks import TASKS
@@ -252,7 +254,8 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
             with Log(folder / "log.jsonl", False) as log:
                 return experiment_run.train(small, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, log.add)
 
-        prefix = folder / f"macs-{part:g}-{k:03d}-{cfg.fingerprint()}"
+        text = json.dumps([widths, cfg.finetune.model_dump(mode="json")])
+        prefix = folder / f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         _, facts = checkpoints.run_once(prefix, compute)
         rows.append(
             {
