@@ -54,14 +54,15 @@ def train(cfg: Config) -> Path:
     return _trained(cfg)[0]
 
 
-def _trained(cfg: Config) -> Tuple[Path, Network, Problem]:
-    """The statistics, the slimmable network, and what it was trained for."""
+def _trained(cfg: Config, check: Callable[[Problem], None] = lambda problem: None) -> Tuple[Path, Network, Problem]:
+    """The statistics, the slimmable network, and what it was trained for; `check` is called before that."""
     _check_method(cfg)
     with process_group().output(cfg.output) as output:
         cfg = cfg.model_copy(update={"output": output})
         data = load_data(cfg.data, cfg.seed)
         start, budget = plan(cfg, data)
         problem = Problem(start, budget, data, cfg.seed, cfg.data.batch, cfg.data.augment, task=data.task)
+        check(problem)
         shared = records.dense_path(cfg)
         prefix = shared_prefix(shared, cfg.prune.options, budget.round_to)
         with Log(shared / "log.jsonl", cfg.tensorboard) as log:
@@ -235,14 +236,22 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
     from gcp.train.slimmable import loss_by_batch_statistics
     from gcp.train.tasks import TASKS
 
-    path, slimmable, problem = _trained(cfg)
+    def check(problem: Problem) -> None:
+        count = macs(problem.net)
+        levels = cfg.prune.options.grid(problem.net.widths, problem.budget.round_to)
+        lowest = Solver(levels, count).lowest / count(problem.net.widths)
+        if lowest > part:
+            least = f"the narrowest widths of the grid need {lowest:.4f} of the MACs"
+            raise UserError(
+                f"--macs {part:g}: {least}; ask for no less, or set prune.ows.narrowest lower", "search.bound"
+            )
+
+    path, slimmable, problem = _trained(cfg, check)
     net, data, held = problem.net, problem.data, statistics.read(path)
     levels, window = held.header.levels, cfg.prune.options.window
     estimates = {name: statistics.gains_of(held.drawn, levels, name, window) for name in statistics.ESTIMATORS}
     judged = [(x[:m], y[:m]) for x, y, m in data.validation.batches(EVALUATED)]
     count, folder, rows = macs(net), records.dense_path(cfg) / "validate", []
-    if Solver(levels, count).lowest > part * count(net.widths):
-        raise UserError(f"--macs {part:g}: less than the narrowest widths of the grid need", "search.bound")
     folder.mkdir(exist_ok=True)
     for k in range(n):
         seed = Stream.WIDTHS.seed(cfg.seed, k + 1)
