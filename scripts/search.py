@@ -43,6 +43,12 @@ def run(argv: list[str]) -> None:
     add_config(sub)
     sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="networks (default 20)")
     sub.add_argument(
+        "--trainings",
+        type=command_line.whole(1, 100),
+        default=1,
+        help="of each network, to see how well one training ranks them as another does (default 1)",
+    )
+    sub.add_argument(
         "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
     )
     sub.add_argument(
@@ -196,7 +202,7 @@ def validate(args: argparse.Namespace) -> None:
     from gcp.report import width_search as report
 
     with runtime.progress_bar(f"{cfg.name}, random widths", "net") as progress:
-        rows = width_search.validate(cfg, args.n, args.macs, progress)
+        rows = width_search.validate(cfg, args.n, args.macs, progress, args.trainings)
     with tables.writing(Path(args.out).parent, "--out"):
         paths = report.write_checks(width_search.correlations(rows), rows, Path(args.out))
     for path in paths:

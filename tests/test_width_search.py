@@ -397,6 +397,9 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     other = width_search.validate(config.load(path, ["prune.ows.hold=2"]), 4, 0.5, lambda *_: None)
     assert (other.top1 == rows.top1).all() and (other.slimmable != rows.slimmable).any()
     assert len(list(Path(config.load(path).output).rglob("validate/*.params"))) == 4
+    twice = width_search.validate(config.load(path), 3, 0.5, lambda *_: None, trainings=2)
+    assert (twice["first"] == rows.top1[:3]).all() and (twice.top1 == (twice["first"] + twice.others) / 2).all()
+    assert list(width_search.correlations(twice).predictor) == [*predictors, "first"]
     assert {path.name for path in tmp_path.iterdir()} >= {f"checks.{kind}" for kind in ("md", "csv", "png", "svg")}
 
 
@@ -422,7 +425,7 @@ def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
         (["train", "{config}", "--set", "prune.method=uniform"], "give a configuration of method ows"),
         (["train", "{config}", "--set", "prune.round_to=64"], "every group has one width only"),
         # Of a slimmable network that would have to be trained first.
-        (["validate", "{config}", "--macs", "0.001", "--out", "checks", "--set", "prune.ows.hold=3"], "ask for no less"),
+        (["validate", "{config}", "--macs", "0.001", "--out", "x", "--set", "prune.ows.hold=3"], "ask for no less"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line(searched, capsys, args, said):

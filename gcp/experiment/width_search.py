@@ -40,6 +40,7 @@ from gcp.seeds import Stream
 from gcp.train import checkpoints
 from gcp.train.distributed import process_group
 
+MAX_NETWORKS = 10**4  # that `validate` trains
 BOUND = re.compile(r"(?:(macs|params|latency):)?([0-9]{0,9}\.?[0-9]{0,12})(ms)?")
 
 
@@ -226,12 +227,15 @@ def landscape(net: Network, cost: Cost, n: int, multiple: int) -> Dict[str, pd.D
 # ---- how right the gains are -----------------------------------------------------------------------------------------
 
 
-def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], None]) -> pd.DataFrame:
+def validate(
+    cfg: Config, n: int, part: float, progress: Callable[[int, int], None], trainings: int = 1
+) -> pd.DataFrame:
     """Networks of n random widths of the grid at one part of the MACs, each trained by `finetune`, and their gains.
 
-    A row per network: validation accuracy, MACs and parameters kept, its gain by every estimator, and minus the
-    validation loss of the slimmable network when it is cut to these widths. Each network is trained once and read back
-    by the next call, and by those of other slimmable trainings on the same grid.
+    A row per network: validation accuracy and loss, as means over so many `trainings`, each from weights of its own;
+    MACs and parameters kept, its gain by every estimator, and minus the validation loss of the slimmable network when
+    it is cut to these widths. With several trainings, the accuracy of the `first` and the mean of the `others`. Each is
+    made once and read back by the next call, and by those of other slimmable trainings on the same grid.
     """
     from gcp.train.slimmable import loss_by_batch_statistics
     from gcp.train.tasks import TASKS
@@ -254,22 +258,26 @@ def validate(cfg: Config, n: int, part: float, progress: Callable[[int, int], No
     count, folder, rows = macs(net), records.dense_path(cfg) / "validate", []
     folder.mkdir(exist_ok=True)
     for k in range(n):
-        seed = Stream.WIDTHS.seed(cfg.seed, k + 1)
-        chosen = scaled(levels, count, part * count(net.widths), np.random.default_rng(seed))
+        rng = np.random.default_rng(Stream.WIDTHS.seed(cfg.seed, k + 1))
+        chosen = scaled(levels, count, part * count(net.widths), rng)
         widths = {group: levels[group][at] for group, at in chosen.items()}
-
-        def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
-            small = redrawn(resized(net, widths), seed)
-            with Log(folder / "log.jsonl", False) as log:
-                return experiment_run.train(small, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, log.add)
-
         text = json.dumps([widths, cfg.finetune.model_dump(mode="json")])
-        prefix = folder / f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        _, facts = checkpoints.run_once(prefix, compute)
+        prefix, found = f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}", []
+        for again in range(trainings):
+            seed = Stream.WIDTHS.seed(cfg.seed, k + 1 + again * MAX_NETWORKS)
+
+            def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
+                small = redrawn(resized(net, widths), seed)
+                with Log(folder / "log.jsonl", False) as log:
+                    return experiment_run.train(small, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, log.add)
+
+            found.append(checkpoints.run_once(folder / f"{prefix}{f'-{again}' if again else ''}", compute)[1])
+        top1 = [facts["validation_top1"] for facts in found]
         rows.append(
             {
-                "top1": facts["validation_top1"],
-                "loss": facts["validation_loss"],
+                "top1": np.mean(top1),
+                "loss": np.mean([facts["validation_loss"] for facts in found]),
+                **({"first": top1[0], "others": np.mean(top1[1:])} if trainings > 1 else {}),
                 "macs_kept": count(widths) / count(net.widths),
                 "params_kept": params(net)(widths) / params(net)(net.widths),
                 **{name: sum(float(of[g][at]) for g, at in chosen.items()) for name, of in estimates.items()},
@@ -297,9 +305,15 @@ def scaled(
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls."""
+    """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls.
+
+    What one training says of the mean of others (`first`) is the most that can be expected of any predictor.
+    """
     found = []
-    for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept"]:
-        tau, rho = stats.kendalltau(rows[name], rows.top1), stats.spearmanr(rows[name], rows.top1)
-        found.append({"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)})
+    for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept", "first"]:
+        if name in rows:
+            trained = rows.others if name == "first" else rows.top1
+            tau, rho = stats.kendalltau(rows[name], trained), stats.spearmanr(rows[name], trained)
+            row = {"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)}
+            found.append(row)
     return pd.DataFrame(found)

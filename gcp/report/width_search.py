@@ -17,6 +17,7 @@ PREDICTORS = {
     "slimmable": "Slimmable network, cut",
     "macs_kept": "MACs (control)",
     "params_kept": "Parameters (control)",
+    "first": "One training, of the others",
 }
 
 
@@ -93,11 +94,11 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Loss": rows.loss.astype(float),
             "MACs kept %": 100 * rows.macs_kept,
             "Params kept %": 100 * rows.params_kept,
-            **{label: rows[name].astype(float) for name, label in PREDICTORS.items() if not name.endswith("_kept")},
+            **{PREDICTORS[name]: rows[name].astype(float) for name in ("least_squares", "means", "slimmable")},
         }
     ).sort_values("Top-1 %", ascending=False)
     digits = {name: 2 if "%" in name else 4 for name in networks}
     caption = "Networks of random widths, by their validation accuracy."
     paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:gain-networks")
-    scores = {PREDICTORS[name]: rows[name] for name in correlations.predictor}
+    scores = {PREDICTORS[name]: rows[name] for name in correlations.predictor if name != "first"}
     return paths + figures.save(figures.predictors(scores, rows.top1), prefix)
