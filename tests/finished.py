@@ -42,6 +42,7 @@ def finished(
     round_to=1,
     n_eval=10_000,
     latency=None,
+    dense_s=None,
     noisy=False,
     device="cpu",
     gpu=None,
@@ -52,7 +53,8 @@ def finished(
 ):
     """A run of a three-group network; `speeds` are the dense and the final network's images per second, or None.
 
-    `latency`: the fraction kept in the latency model's setup, and the processor (its model, the GPU) that measured it.
+    `latency`: the fraction kept in the latency model's setup, and the processor (its model, the GPU) that measured it;
+    `dense_s`: what the dense network took there.
     `top5_above`: how far top-5 lies above top-1, where it is not 0.99. `options` are the method's own.
     """
     macs_kept = target if macs_kept is None else macs_kept
@@ -115,7 +117,11 @@ def finished(
         setup=setup, hardware={"cpu": "Test CPU"}, dense=timing(speeds[0]), final=timing(speeds[1], noisy)
     )
     kept = latency and BudgetLatency(
-        setup=setup, hardware=dict(zip(("cpu", "cpu_model", "gpu"), latency[1:])), kept=latency[0], noisy=noisy
+        setup=setup,
+        hardware=dict(zip(("cpu", "cpu_model", "gpu"), latency[1:])),
+        kept=latency[0],
+        noisy=noisy,
+        dense_s=dense_s,
     )
     return Finished(Path("run"), record, Speeds(throughput=throughput, budget=kept))
 

@@ -135,8 +135,7 @@ def test_a_ratio_of_latencies_is_measured_until_it_is_known(ratios, busy, n, noi
         monkeypatch.setattr(plan, name, value)
     rows = iter([({"latency_s": 2.0 * ratio, "noisy": k < busy}, 2.0) for k, ratio in enumerate(ratios)])
     monkeypatch.setattr(clock, "against_reference", lambda *args, **options: lambda net: next(rows))
-    kept, was_noisy = plan.latency_kept(None, None, None)
-    assert (kept, was_noisy) == (pytest.approx(sum(ratios[:n]) / n), noisy)
+    assert plan.relative_latency(None, None, None) == (pytest.approx(sum(ratios[:n]) / n), 2.0, noisy)
     assert len(list(rows)) == len(ratios) - n
 
 

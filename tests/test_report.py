@@ -335,6 +335,22 @@ def test_names_of_lines_do_not_cover_one_another(top1):
     assert ends == sorted(ends), "names stand in the order of what they name"
 
 
+def test_milliseconds_are_parts_of_the_dense_networks_median():
+    """20 ms of 10, 20 and 30, whatever the host did when a network was timed; others have no measured time."""
+    cpu = ("Test CPU", "model 1", None)
+    runs = [
+        finished("gcp", "latency", t, seed, latency=(t, *cpu), dense_s=s)
+        for seed, (t, s) in enumerate(((0.4, 0.01), (0.4, 0.02), (0.2, 0.03)))
+    ]
+    others = [finished("uniform", "macs", 0.4), finished("uniform", "latency", 0.4, latency=(0.4, *cpu))]
+    (ax,) = figures.accuracy_latency(frame.frame([*runs, *others])).axes
+    assert "20 ms" in ax.get_title(loc="left") or any("20 ms" in text.get_text() for text in ax.texts)
+    drawn = {line.get_label(): line.get_xdata() for line in ax.lines if not line.get_label().startswith("_")}
+    assert [x for name, x in drawn.items() if "GCP" in name] == [pytest.approx([8.0, 4.0])]
+    assert not any("Uniform" in name for name in drawn)
+    assert figures.accuracy_latency(frame.frame(others)) is None
+
+
 def test_long_names_of_lines_leave_the_panel_its_place():
     """Variants that differ in many options have names that are longer than the figure is wide."""
     many = {"regularise_epochs": 0.125, "recover_epochs": 0.125, "max_cut": 0.2, "penalised": "removable", "lr": 0.02}

@@ -17,7 +17,7 @@ from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
 from gcp.experiment.config import Config
-from gcp.experiment.plan import latency_kept, latency_model, load_data, warn
+from gcp.experiment.plan import latency_model, load_data, relative_latency, warn
 from gcp.experiment.run import FINAL, dense_prefix, measured
 from gcp.graph.channels import has_weight, layer_name
 from gcp.graph.network import Network
@@ -115,8 +115,10 @@ def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) ->
     if not cfg.prune.is_timed:
         return None
     setup = clock.Setup(**dict(latency_model(cfg, nets[0]).setup))
-    kept, noisy = latency_kept(*nets, setup)
-    return record.BudgetLatency(setup=setup.as_json(), hardware=clock.hardware(setup.device), kept=kept, noisy=noisy)
+    found, hardware = relative_latency(*nets, setup), clock.hardware(setup.device)
+    return record.BudgetLatency(
+        setup=setup.as_json(), hardware=hardware, kept=found.kept, dense_s=found.whole_s, noisy=found.noisy
+    )
 
 
 def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, repeats: int = 20) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -150,27 +150,38 @@ def _clock(start: Network, table: latency.LatencyModel, original: float) -> Call
     setup = clock.Setup(**dict(table.setup))
 
     def measure(net: Network) -> float:
-        return process_group().broadcast(lambda: latency_kept(start, net, setup)[0]) * original
+        return process_group().broadcast(lambda: relative_latency(start, net, setup).kept) * original
 
     return measure
 
 
-def latency_kept(start: Network, net: Network, setup: clock.Setup) -> Tuple[float, bool]:
-    """A network's latency over that of `start`, timed in turns with it, and whether that was noisy.
+class RelativeLatency(NamedTuple):
+    """A network's latency over that of another one, the seconds of the latter, and whether that was noisy."""
+
+    kept: float
+    whole_s: float
+    noisy: bool
+
+
+def relative_latency(start: Network, net: Network, setup: clock.Setup) -> RelativeLatency:
+    """A network's latency over that of `start`, timed in turns with it.
 
     On a host that others use, the ratio itself differs by some percent from one minute to the next, so it is measured
     until its mean is known. Noisy: it still is not, or most of the measurements were noisy by themselves.
     """
     measured = clock.against_reference(start, setup, 10, min_time_s=MEASURED_S, attempts=1)
     ratios: List[float] = []
+    wholes: List[float] = []
     noisy, error = 0, np.inf
     while len(ratios) < FEWEST or (len(ratios) < MOST and error > PRECISION):
         row, whole_s = measured(net)
         ratios.append(row["latency_s"] / whole_s)
+        wholes.append(whole_s)
         noisy += row["noisy"]
         if len(ratios) > 1:
             error = float(np.std(ratios, ddof=1) / np.mean(ratios) / len(ratios) ** 0.5)
-    return float(np.mean(ratios)), error > PRECISION or 2 * noisy > len(ratios)
+    is_noisy = error > PRECISION or 2 * noisy > len(ratios)
+    return RelativeLatency(float(np.mean(ratios)), float(np.median(wholes)), is_noisy)
 
 
 def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]:

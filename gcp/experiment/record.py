@@ -195,7 +195,8 @@ class BudgetLatency(_Part):
     setup: Dict[str, Any]
     hardware: Dict[str, Any]
     kept: Positive
-    noisy: Optional[bool] = None  # None where it was not kept
+    dense_s: Optional[Positive] = None  # the dense network's seconds; None where they were not kept, as below
+    noisy: Optional[bool] = None
 
 
 class Speeds(_Part):

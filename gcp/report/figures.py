@@ -75,14 +75,16 @@ KINDS = {
 def write(runs: pd.DataFrame, output: Path) -> list[Path]:
     """Draw every figure that the runs have something for; returns the paths.
 
-    accuracy_cost, accuracy_throughput, one widths_<objective>_<target> per target, and of several models one
-    figure1_<data>_<scale>_<device> per data set, scale and device. The same runs give the same bytes.
+    accuracy_cost, accuracy_throughput, accuracy_latency where budgets are measured times, one
+    widths_<objective>_<target> per target, and of several models one figure1_<data>_<scale>_<device> per data set,
+    scale and device. The same runs give the same bytes.
     """
     # A network that nothing was pruned from is a point of Figure 1, and no panel of its own.
     pruned = runs[runs.groupby("setting").method.transform(lambda methods: (methods != "Dense").any())]
     pruned = pruned if len(pruned) else runs
     paths = save(accuracy_throughput(pruned), output / "accuracy_throughput")
     paths += save(accuracy_cost(pruned), output / "accuracy_cost")
+    paths += save(accuracy_latency(pruned), output / "accuracy_latency")
     for (data, scale, device), some in runs[runs.images_per_second.notna()].groupby(["data", "scale", "device"]):
         if some.model.nunique() > 1:
             figure = figure1(
@@ -130,6 +132,20 @@ def accuracy_cost(runs: pd.DataFrame) -> Figure | None:
     note = "Test accuracy of each seed (faint) and their mean (solid)."
     rows = [(setting, some, note) for setting, some in runs.groupby("setting")]
     return _accuracy_figure(rows, {"macs_kept": "MACs kept (%)", "params_kept": "Parameters kept (%)"}, 8.0)
+
+
+def accuracy_latency(runs: pd.DataFrame) -> Figure | None:
+    """Top-1 against measured milliseconds, one panel per setting: of runs whose budget is a measured time.
+
+    What each network takes beside the dense one is known better than what either takes at some hour, so that part is
+    drawn in milliseconds of the dense network's median.
+    """
+    rows = []
+    for setting, some in runs[runs.dense_ms.notna()].groupby("setting"):
+        whole = some.dense_ms.median()
+        note = f"Measured in turns with the dense network, which takes {whole:.3g} ms; each seed (faint), mean (solid)."
+        rows.append((setting, some.assign(latency_ms=some.latency_kept / 100 * whole), note))
+    return _accuracy_figure(rows, {"latency_ms": "Latency (ms)"}, 9.0)
 
 
 @matplotlib.rc_context(LOOK)

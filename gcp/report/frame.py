@@ -44,7 +44,7 @@ WORDS = (
 ).split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept cost_kept top1 top5 drop images_per_second throughput_ratio "
-    "pruned_top1 images_before finetune_epochs images_total"
+    "pruned_top1 images_before finetune_epochs images_total latency_kept dense_ms"
 ).split()
 
 
@@ -77,12 +77,14 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
             "images": images,
             "device": device_of(run),
             "noisy": bool(speed and (speed.dense.noisy or speed.final.noisy)),
+            "dense_ms": _dense_ms(run),
         }
         rows.append(
             common
             | (dense := _measured(stages.dense, speed and speed.dense, images))
             | {"method": "Dense", "label": ", ".join(("Dense", *setting[3])), "images_total": stages.dense.images}
             | {"macs_kept": 100.0, "params_kept": 100.0, "throughput_ratio": 1.0 if speed else None}
+            | {"latency_kept": 100.0}
         )
         if not METHODS.options[record.method].PRUNES:
             continue
@@ -97,6 +99,7 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
                 "macs_kept": 100.0 * record.macs_kept,
                 "params_kept": 100.0 * record.params_kept,
                 "cost_kept": _cost_kept(run),
+                "latency_kept": _latency_kept(run),
                 "cost_noisy": bool(run.speeds and run.speeds.budget and run.speeds.budget.noisy),
                 "throughput_ratio": speed and speed.final.images_per_second / speed.dense.images_per_second,
                 "drop": dense["top1"] - final["top1"],
@@ -149,6 +152,12 @@ def _latency_kept(run: Finished) -> float | None:
     pairs = [(budget.hardware.get(key), getattr(run.record.device, key)) for key in keys]
     is_same = all(there == here for there, here in pairs if there and here)
     return 100.0 * budget.kept if is_same else None
+
+
+def _dense_ms(run: Finished) -> float | None:
+    """Milliseconds of the dense network where the latency that the budget is about was measured."""
+    budget = run.speeds and run.speeds.budget
+    return 1e3 * budget.dense_s if budget and budget.dense_s and _latency_kept(run) is not None else None
 
 
 def device_of(run: Finished) -> str:
