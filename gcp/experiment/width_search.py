@@ -308,6 +308,7 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls.
 
     What one training says of the mean of others (`first`) is the most that can be expected of any predictor.
+    `of_slimmable`: rho with what the slimmable network says when it is cut, which gains are estimates of.
     """
     found = []
     for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept", "first"]:
@@ -315,5 +316,6 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
             trained = rows.others if name == "first" else rows.top1
             tau, rho = stats.kendalltau(rows[name], trained), stats.spearmanr(rows[name], trained)
             row = {"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)}
-            found.append(row)
+            of = np.nan if name == "slimmable" else stats.spearmanr(rows[name], rows.slimmable).statistic
+            found.append({**row, "of_slimmable": of})
     return pd.DataFrame(found)

@@ -76,6 +76,7 @@ def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -
             "Kendall's tau": correlations.tau.astype(float),
             "Spearman's rho": correlations.rho.astype(float),
             "p of rho": correlations.p.astype(float),
+            "rho with the slimmable network": correlations.of_slimmable.astype(float),
             "Networks": correlations.n.astype(float),
         }
     )
