@@ -304,6 +304,14 @@ def test_widths_follow_the_records_order():
     assert [12.5, 50.0, 25.0] in [list(line.get_ydata()) for line in axes.lines]
 
 
+def test_widths_that_a_search_made_wider_are_in_the_picture():
+    run = finished("gcp", "macs", 0.05, 0, 0.9)
+    widths = run.record.widths.model_copy(update={"final": {"conv0": 96, "stage2": 64, "stage1": 16}})
+    run = run._replace(record=run.record.model_copy(update={"widths": widths}))
+    (axes,) = figures.widths(frame.frame([run]).query("method != 'Dense'")).axes
+    assert max(max(line.get_ydata()) for line in axes.lines) == 150 < axes.get_ylim()[1]
+
+
 @pytest.mark.slow
 def test_every_file_is_made_and_the_same_again(tmp_path):
     runs = three_seeds() + [finished("gcp", "params", 0.1, 0, 0.9)]

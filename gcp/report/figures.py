@@ -163,7 +163,7 @@ def widths(runs: pd.DataFrame) -> Figure | None:
             for values in each.to_numpy():
                 _faint(ax, range(len(n_channels)), values, styles[label], 3.5)
             ax.plot(range(len(n_channels)), each.mean(), markersize=4.5, linewidth=1.5, label=label, **styles[label])
-        ax.set_ylim(0, 1.08 * min(100.0, max(max(kept.values()) for kept in some.kept)))
+        ax.set_ylim(0, 1.08 * max(max(kept.values()) for kept in some.kept))  # a search can widen groups
         ax.set_xlim(-0.5, len(n_channels) - 0.5)
         groups = [f"{group} ({n})" for group, n in n_channels.items()]
         ax.set_xticks(range(len(groups)), groups, rotation=90, fontsize=FONT - 1)
