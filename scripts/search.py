@@ -46,7 +46,7 @@ def run(argv: list[str]) -> None:
         "--trainings",
         type=command_line.whole(1, 100),
         default=1,
-        help="of each network, to see how well one training ranks them as another does (default 1)",
+        help="of widths: trainings of each network, to see how well one ranks them as another does (default 1)",
     )
     sub.add_argument(
         "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
@@ -60,7 +60,9 @@ def run(argv: list[str]) -> None:
     sub.add_argument(
         "--quality", nargs="+", default=None, metavar="Q", help="of a space: which are asked (default: all but trained)"
     )
-    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex; PREFIX.networks.*")
+    sub.add_argument(
+        "--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg; PREFIX.networks.*"
+    )
 
     sub = verb("space", space, "what a configuration of method architecture lets be decided, and what that costs")
     add_config(sub)

@@ -313,8 +313,8 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept", "first"]:
         if name in rows:
-            trained = rows.others if name == "first" else rows.top1
-            tau, rho = stats.kendalltau(rows[name], trained), stats.spearmanr(rows[name], trained)
+            accuracy = rows.others if name == "first" else rows.top1
+            tau, rho = stats.kendalltau(rows[name], accuracy), stats.spearmanr(rows[name], accuracy)
             row = {"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)}
             of = np.nan if name == "slimmable" else stats.spearmanr(rows[name], rows.slimmable).statistic
             found.append({**row, "of_slimmable": of})
