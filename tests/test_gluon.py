@@ -83,6 +83,35 @@ def test_weights_are_drawn_by_the_seed():
     assert 0.5 < a["stage3_conv1_weight"].std() / np.sqrt(2 / (64 * 9)) < 2
 
 
+@pytest.mark.parametrize("name, same", [("mobilenet1.0@0.5", "mobilenet0.5"), ("mobilenet0.25@4", "mobilenet1.0")])
+def test_a_part_of_the_width_is_the_multiplier_that_mobilenets_have(name, same):
+    ours, theirs = (zoo.open_network(n, (3, 32, 32), 10, seed=1) for n in (name, same))
+    assert ours.nodes == theirs.nodes and ours.shapes == theirs.shapes and ours.widths == theirs.widths
+    assert ours.name == name and zoo.default_input("mxnet:inceptionv3@0.5") == zoo.default_input("mxnet:inceptionv3")
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    moved = ours.with_arrays(theirs.arrays)
+    assert np.array_equal(blocks.predict(moved, x), blocks.predict(theirs, x))
+
+
+def test_a_part_of_the_width_draws_its_weights_by_the_seed():
+    a, b, c, d = (zoo.open_network("resnet18_v1b@0.5", (3, 32, 32), 10, seed=s).arrays for s in (1, 1, 2, None))
+    assert all(np.array_equal(a[k], b[k]) for k in a) and not any(v.any() for v in d.values())
+    assert a.keys() == c.keys() == d.keys() and not np.array_equal(a["conv0_weight"], c["conv0_weight"])
+    assert a["layers4_conv1_weight"].shape == (256, 256, 3, 3)
+    assert 0.5 < a["layers4_conv1_weight"].std() / np.sqrt(2 / (256 * 9)) < 2
+
+
+@pytest.mark.parametrize("part", ["", "x", "0", "-1", "nan", "inf", "4.01"])
+def test_a_part_of_the_width_is_above_0_and_at_most_4(part):
+    with pytest.raises(UserError, match="above 0 and at most 4"):
+        zoo.open_network(f"resnet18_v1b@{part}")
+
+
+def test_a_part_of_the_width_has_no_published_weights():
+    with pytest.raises(UserError, match="whole width only"):
+        zoo.open_network("resnet18_v1b@0.5", pretrained=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18_v1b_0.89", "resnet50_v1d_0.11", "resnet101_v1d_0.73"])
 def test_released_networks_take_any_number_of_classes(name):

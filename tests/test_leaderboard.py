@@ -112,6 +112,23 @@ def test_targets_of_two_costs_are_never_in_one_table(tmp_path):
     assert cells["macs"]["gcp"] == "92.00 ± 1.00" and cells["params"]["gcp"] == "50.00 ± 0.00"
 
 
+def test_how_many_networks_take_the_latency_that_they_should(tmp_path):
+    """As measured in the latency model's setup, not at the batch of the throughput: there, all take half."""
+    kept = {0.4: (0.4, 0.408, 0.413, 0.45), 0.6: (0.5, 0.59)}
+    some = [
+        finished("uniform", "latency", target, seed, latency=(value, "CPU"), name=f"uniform-l1-latency-{target:g}")
+        for target, values in kept.items()
+        for seed, value in enumerate(values)
+    ]
+    leaderboard.write(some, tmp_path, "uniform-l1")
+    text = (tmp_path / "resnet18_v1b_cost.md").read_text()
+    assert "Of 4 networks for 40 % of the latency: 2 within 2 %, 3 within 5 % of that." in text
+    assert "Of 2 networks for 60 % of the latency: 1 within 2 %, 1 within 5 % of that." in text
+    assert [row["Latency %"] for row in rows_of(text)] == ["54.5", "41.8"]
+    leaderboard.write(runs(), tmp_path, "uniform-l1")
+    assert "of that." not in (tmp_path / "resnet18_v1b_cost.md").read_text()
+
+
 def test_bars_join_what_cannot_be_told_apart():
     ranks = np.array([1.0, 1.5, 3.0, 3.4, 6.0])
     assert figures._cliques(ranks, 1.6) == [(0, 1), (1, 2), (2, 3)]

@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, has_weight
 from gcp.graph.network import Network, parse_nodes
+from gcp.graph.surgery import redrawn, resized
 from gcp.storage import write_text
 
 with warnings.catch_warnings():
@@ -43,6 +44,8 @@ with warnings.catch_warnings():
     if torch is not None:
         sys.modules["torch"] = torch
 MXNET = "mxnet:"  # before a name: the network of MXNet's own model zoo
+PART = "@"  # between a name and a number: that part of the network's width
+WIDEST = 4.0
 INPUTS = {  # start of a name -> (channels, height, width) of its images
     "cifar": (3, 32, 32),
     "(mxnet:)?inceptionv3$|xception": (3, 299, 299),
@@ -71,8 +74,14 @@ def from_gluoncv(
     `input_shape` is (channels, height, width); `n_classes` defaults to the network's own. Weights are GluonCV's
     pretrained ones, from the file `weights` if it is given, or drawn (He et al. 2015, uniform, as Gluon's MSRAPrelu
     does) when `seed` is given, or all zero without memory behind them: enough to describe a network, and fast.
+    A name may end in a part of the width: `resnet18_v1b@0.5` has half of each group's channels, rounded half to even
+    and at least 1, as MobileNets have by a multiplier of their own (Howard et al. 2017, section 3.3).
     Raises UserError for an unknown name, an operator the walk does not know, an input the network cannot take.
     """
+    if PART in name:
+        if pretrained:
+            raise UserError(f"network '{name}': weights are published for the whole width only; leave out '{PART}...'")
+        return _at_part(name, input_shape, n_classes, seed)
     block = _gluoncv_block(name, n_classes, pretrained, weights, seed or 0)
     try:
         heads = _heads(block(mx.sym.var("data")), input_shape)
@@ -97,7 +106,7 @@ def from_gluoncv(
     if pretrained or seed is not None:
         values = {k: p.data().asnumpy() for k, p in read.items()}
     else:
-        values = {k: np.broadcast_to(np.float32(0), found[k]) for k in read}
+        values = _zeros({k: found[k] for k in read})
     # Gluon numbers prefixes per process (`mobilenet0_`, `mobilenet1_`): names are kept without, where they stay apart.
     short = {n.name: n.name[len(block.prefix) :] if n.name.startswith(block.prefix) else n.name for n in nodes}
     if len(set(short.values())) < len(nodes):
@@ -110,6 +119,26 @@ def from_gluoncv(
         kept.append(replace(node, name=short[node.name], attrs=attrs))
     arrays = {short[k]: v for k, v in values.items()}
     return with_free_scales(Network(name, tuple(kept), outputs, shapes, arrays))
+
+
+def _at_part(name: str, input_shape: Sequence[int], n_classes: Optional[int], seed: Optional[int]) -> Network:
+    """GluonCV's network at the part of its width that the name ends in."""
+    base, _, number = name.partition(PART)
+    try:
+        part = float(number)
+    except ValueError:
+        part = np.nan
+    if not 0 < part <= WIDEST:
+        raise UserError(f"network '{name}': after '{PART}' comes a part of the width, above 0 and at most {WIDEST:g}")
+    net = from_gluoncv(base, input_shape, n_classes)
+    net = resized(net, {group: max(1, round(part * n)) for group, n in net.widths.items()})
+    arrays = redrawn(net, seed).arrays if seed is not None else _zeros({k: a.shape for k, a in net.arrays.items()})
+    return replace(net, name=name, arrays=arrays)
+
+
+def _zeros(shapes: Mapping[str, tuple]) -> Dict[str, np.ndarray]:
+    """Arrays of zeros without memory behind them."""
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
 def _initialize_each(params: Dict[str, gluon.Parameter]) -> None:
@@ -151,7 +180,8 @@ def structured_names(name: str, n_classes: Optional[int] = None) -> Dict[str, st
 
 def default_input(name: str) -> Tuple[int, int, int]:
     """(channels, height, width) of the images that a network is made for; 224 px if its name tells nothing."""
-    return next((shape for pattern, shape in INPUTS.items() if re.match(pattern, name.lower())), (3, 224, 224))
+    base = name.lower().partition(PART)[0]
+    return next((shape for pattern, shape in INPUTS.items() if re.match(pattern, base)), (3, 224, 224))
 
 
 def _built(name: str, **kwargs) -> gluon.HybridBlock:
@@ -274,7 +304,8 @@ def open_network(
 ) -> Network:
     """The network of an ONNX file, a saved network if `name` is the prefix of one, else GluonCV's (224 px by default).
 
-    With `new_head` a saved network gets a new output layer of `n_classes`, drawn from `seed`.
+    With `new_head` a saved network gets a new output layer of `n_classes`, drawn from `seed`. GluonCV's name may end in
+    a part of the network's width, as in `resnet18_v1b@0.5` (see `from_gluoncv`).
     """
     if is_saved(name):
         net = onnx_import.load(name, input_shape) if is_onnx(name) else load(name, input_shape)

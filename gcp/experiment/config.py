@@ -66,7 +66,9 @@ class Model(Options):
     FILES: ClassVar[Set[str]] = {"name"}
 
     name: str = Field(
-        min_length=1, description="a GluonCV name, the path of an ONNX file, or the path prefix of a saved network"
+        min_length=1,
+        description="a GluonCV name, the path of an ONNX file, or the path prefix of a saved network; after a GluonCV "
+        "name may come a part of its width, as in `resnet18_v1b@0.5`",
     )
     pretrained: bool = Field(False, description="true: start from GluonCV's published weights")
     weights: Optional[str] = Field(

@@ -25,6 +25,7 @@ from gcp.report.frame import cost_label, counted, unique
 LEVEL = 0.05  # of all tests and intervals
 POINT = ["network", "objective", "target"]
 LATENCY = "latency_kept"
+NEAR = (0.02, 0.05)  # parts of a target that a measured latency may be off
 BUDGETS = {"params_kept": "parameters", LATENCY: "latency"}
 
 
@@ -49,7 +50,6 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
     rows = []
     for run in unique(runs):
         record, stages = run.record, run.record.stages
-        speed = run.speeds and run.speeds.throughput
         rows.append(
             {
                 "method": record.name.removesuffix(f"-{counted(run)}-{record.target:g}"),
@@ -65,7 +65,7 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
                 "n_eval": stages.final.n_eval,
                 "macs_kept": record.macs_kept,
                 "params_kept": record.params_kept,
-                LATENCY: speed.latency_kept if speed else np.nan,
+                LATENCY: run.speeds.latency_kept if run.speeds else np.nan,
                 "images": record.images,
                 "images_total": record.images_total,
                 "seconds": stages.pruned.seconds,
@@ -302,8 +302,18 @@ def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
     caption = (
         "What the networks keep of the dense one's, and what pruning took; latency: of a batch, measured in turns with "
         "the dense network's. Seconds are by the clock, whatever else the machine did."
-    )
+    ) + _reached(own)
     return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in all": 0}, caption
+
+
+def _reached(own: pd.DataFrame) -> str:
+    """With targets of latency: how many networks take what they should, when they are timed once more."""
+    said = ""
+    for target, same in own[own.objective.eq("latency") & own[LATENCY].notna()].groupby("target", sort=False):
+        off = (same[LATENCY] / target - 1).abs()
+        counts = ", ".join(f"{off.le(part).sum()} within {100 * part:g} %" for part in NEAR)
+        said += f" Of {len(off)} networks for {_percent(target)} of the latency: {counts} of that."
+    return said
 
 
 def _places(own: pd.DataFrame, order: Sequence[str], predicted: Mapping[str, Mapping[str, Share]]) -> tuple:
