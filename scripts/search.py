@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from gcp import command as command_line
-from gcp import runtime, storage
+from gcp import errors, runtime, storage
 from gcp.experiment import config
 from gcp.search import statistics
 
@@ -45,7 +45,6 @@ def run(argv: list[str]) -> None:
     sub.add_argument(
         "--trainings",
         type=command_line.whole(1, 100),
-        default=1,
         help="of widths: trainings of each network, to see how well one ranks them as another does (default 1)",
     )
     sub.add_argument(
@@ -54,7 +53,6 @@ def run(argv: list[str]) -> None:
     sub.add_argument(
         "--tolerance",
         type=command_line.positive(float, 1),
-        default=0.025,
         help="of a space of architectures: how far MACs may be from that (default 0.025)",
     )
     sub.add_argument(
@@ -197,14 +195,20 @@ def front(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     """Train what is missing, then write the networks and the correlations."""
     cfg = _config(args)
-    if cfg.prune.method == "architecture":
+    is_space = cfg.prune.method == "architecture"
+    for name in ("trainings",) if is_space else ("tolerance", "quality"):
+        if getattr(args, name) is not None:
+            of = "widths" if is_space else "a space of architectures"
+            wrong = f"is for {of}, and the configuration's method is {cfg.prune.method}; leave it out"
+            raise errors.UserError(f"--{name}: {wrong}", "search.method")
+    if is_space:
         return _validate_qualities(cfg, args)
     from gcp.experiment import width_search
     from gcp.report import tables
     from gcp.report import width_search as report
 
     with runtime.progress_bar(f"{cfg.name}, random widths", "net") as progress:
-        rows = width_search.validate(cfg, args.n, args.macs, progress, args.trainings)
+        rows = width_search.validate(cfg, args.n, args.macs, progress, args.trainings or 1)
     with tables.writing(Path(args.out).parent, "--out"):
         paths = report.write_checks(width_search.correlations(rows), rows, Path(args.out))
     for path in paths:
@@ -224,7 +228,7 @@ def _validate_qualities(cfg: config.Config, args: argparse.Namespace) -> None:
     for name in asked:
         QUALITIES[name]  # raises where there is none of this name, before anything is trained
     with runtime.progress_bar(f"{cfg.name}, random architectures", "net") as progress:
-        rows = architecture_search.validate(cfg, args.n, args.macs, asked, args.tolerance, progress)
+        rows = architecture_search.validate(cfg, args.n, args.macs, asked, args.tolerance or 0.025, progress)
     with tables.writing(Path(args.out).parent, "--out"):
         paths = report.write_checks(architecture_search.correlations(rows, asked), rows, Path(args.out))
     print(paths[0].read_text(encoding="utf-8"))

@@ -680,6 +680,8 @@ def test_qualities_are_judged_by_trained_networks(configuration, tmp_path):
     assert code == 0 and (tmp_path / "q.networks.csv").exists() and (tmp_path / "q.png").exists(), err
     code, out, err = finish(script("search.py", "validate", configuration, *how[:-4], "--quality", "guess", *how[-2:]))
     assert code == 2 and err.count("\n") == 1
+    code, out, err = finish(script("search.py", "validate", configuration, "--trainings", 2, "--out", tmp_path / "q"))
+    assert code == 2 and err.count("\n") == 1 and "--trainings: is for widths" in err
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from gcp.backend.zoo import open_network
 from gcp.cost import latency
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import COSTS, Cost, along_a_line, largest_scale
+from gcp.data.datasets import Dataset
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
@@ -36,11 +37,10 @@ from gcp.methods.width_search import OwsOptions, narrow, shared_prefix, trained
 from gcp.search import statistics
 from gcp.search.solvers import Solution, Solver
 from gcp.search.statistics import Gains, Statistics
-from gcp.seeds import Stream
+from gcp.seeds import Stream, hash_seed
 from gcp.train import checkpoints
 from gcp.train.distributed import process_group
 
-MAX_NETWORKS = 10**4  # that `validate` trains
 BOUND = re.compile(r"(?:(macs|params|latency):)?([0-9]{0,9}\.?[0-9]{0,12})(ms)?")
 
 
@@ -262,16 +262,12 @@ def validate(
         chosen = scaled(levels, count, part * count(net.widths), rng)
         widths = {group: levels[group][at] for group, at in chosen.items()}
         text = json.dumps([widths, cfg.finetune.model_dump(mode="json")])
-        prefix, found = f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}", []
-        for again in range(trainings):
-            seed = Stream.WIDTHS.seed(cfg.seed, k + 1 + again * MAX_NETWORKS)
-
-            def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
-                small = redrawn(resized(net, widths), seed)
-                with Log(folder / "log.jsonl", False) as log:
-                    return experiment_run.train(small, data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, log.add)
-
-            found.append(checkpoints.run_once(folder / f"{prefix}{f'-{again}' if again else ''}", compute)[1])
+        prefix = folder / f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        first = Stream.WIDTHS.seed(cfg.seed, k + 1)
+        found = [_trained_alone(cfg, data, resized(net, widths), prefix, first)] + [
+            _trained_alone(cfg, data, resized(net, widths), Path(f"{prefix}-{again}"), hash_seed(first, again))
+            for again in range(1, trainings)
+        ]
         top1 = [facts["validation_top1"] for facts in found]
         rows.append(
             {
@@ -286,6 +282,17 @@ def validate(
         )
         progress(k + 1, n)
     return pd.DataFrame(rows)
+
+
+def _trained_alone(cfg: Config, data: Dataset, small: Network, prefix: Path, seed: int) -> Dict[str, Any]:
+    """What the training of a network from new weights says; made once, in the files of `prefix`."""
+
+    def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
+        with Log(prefix.parent / "log.jsonl", False) as log:
+            how = cfg.finetune, Stream.FINETUNE, checkpoint, log.add
+            return experiment_run.train(redrawn(small, seed), data, cfg, *how)
+
+    return checkpoints.run_once(prefix, compute)[1]
 
 
 def scaled(
