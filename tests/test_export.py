@@ -71,9 +71,10 @@ def saved(tmp_path_factory):
     [
         (random_network, SMALL),
         (pruned, SMALL),
-        (pruned, "cifar_resnet20_v2"),
-        (pruned, "mobilenetv2_1.0"),
-        pytest.param(pruned, "resnet50_v1d", marks=pytest.mark.slow),
+        *(
+            pytest.param(pruned, name, marks=pytest.mark.slow)
+            for name in ("cifar_resnet20_v2", "mobilenetv2_1.0", "resnet50_v1d")
+        ),
     ],
 )
 def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
@@ -95,6 +96,7 @@ def test_onnx_file_is_of_the_stated_version_and_no_input_is_a_weight(tmp_path):
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.slow
 def test_exporting_says_nothing(tmp_path, capfd):
     handlers = list(logging.root.handlers)
     net = random_network(SMALL)
@@ -171,6 +173,7 @@ def test_saved_int8_runs_in_plain_mxnet_with_identical_outputs(tmp_path):
     export.save_quantized(block, tmp_path / "new" / "int8")  # over itself
 
 
+@pytest.mark.slow
 def test_int8_does_not_overwrite_the_network_it_came_from(saved):
     net = files.load(saved)
     before = {p: p.read_bytes() for p in saved.parent.iterdir()}

@@ -227,6 +227,7 @@ def test_contradictions_are_one_line(configured, overrides, message):
         configured(*overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["cpu", "cpu_model"])
 def test_another_processor_is_refused(configured, model, tmp_path, key):
     """By its name, and by its model where two processors have one name."""

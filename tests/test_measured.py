@@ -90,6 +90,7 @@ def problem(truth, target=0.4):
     return budget, best, lambda widths: sum(gains[name][LEVELS[name].index(n)] for name, n in widths.items())
 
 
+@pytest.mark.slow
 def test_a_solver_with_a_bent_model_loses_less_of_what_there_is_to_gain():
     """Beside the same solver whose aim is scaled: what each lacks to the best by the true cost, at its own cost."""
     lost = {"scaled": [], "bent": []}

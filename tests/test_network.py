@@ -42,7 +42,8 @@ NAMES = [f"resnet{depth}_{version}" for depth in (18, 34, 50, 101) for version i
     "mobilenetv2_1.0",
     "vgg16_bn",
 ]
-LISTED = [pytest.param(n, marks=pytest.mark.slow) if n.startswith(("resnet101", "vgg")) else n for n in NAMES]
+DEEP = ("resnet50", "resnet101", "vgg")
+LISTED = [pytest.param(n, marks=pytest.mark.slow) if n.startswith(DEEP) and n != "resnet50_v1d" else n for n in NAMES]
 # One of every family, at the smallest size that shows it; the PruneNets stand for v1b and v1d.
 FAMILIES = [
     pytest.param("resnet18_v1", marks=pytest.mark.slow),
@@ -269,7 +270,7 @@ def test_masked_and_shrunk_agree_where_no_border_matters(name):
     assert small.shapes == files.node_shapes(small, small.input_shape)
 
 
-@pytest.mark.parametrize("name", ["mobilenet1.0", "mobilenetv2_1.0"])
+@pytest.mark.parametrize("name", ["mobilenet1.0", pytest.param("mobilenetv2_1.0", marks=pytest.mark.slow)])
 def test_mobilenets_have_no_border_error(name):
     # Only depthwise convs are padded, and these pass dropped channels on to a norm of their own group.
     net = random_network(name)

@@ -52,7 +52,9 @@ def runtime(path, x):
 # ---- files of PyTorch -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXPECTED.files)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if "shufflenet" in n else ()) for n in EXPECTED.files]
+)
 def test_outputs_are_those_of_pytorch_and_silenced_is_removed(name):
     path = str(GOLDEN / f"{name}.onnx")
     images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)

@@ -76,6 +76,7 @@ def test_a_page_has_a_row_for_each_run_and_one_for_each_dense_network(results):
     assert {row["layer"] for row in page.contents(results, REFERENCE)["rows"]} == {"pruned", "dense", "published"}
 
 
+@pytest.mark.slow
 def test_text_of_a_record_cannot_end_the_script_that_it_stands_in(results):
     path = next(results.rglob("record.json"))
     change(path, model=EVIL, device__cpu=EVIL)

@@ -71,6 +71,7 @@ def test_every_record_is_found_by_a_checked_in_configuration(checked_in, monkeyp
     assert found == set(checked_in)
 
 
+@pytest.mark.slow
 def test_folder_fingerprint_and_configuration_agree(checked_in, monkeypatch):
     monkeypatch.chdir(REPO)
     for path, record in checked_in.items():

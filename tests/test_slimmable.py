@@ -56,9 +56,7 @@ def padded(gradient, kept, shape):
 
 
 @pytest.mark.parametrize("width", [None, 16])
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow if "mobile" in name else ()) for name in NETWORKS), "joined"]
-)
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS), "joined"])
 def test_gradients_are_those_of_three_networks_taken_by_themselves(name, width, monkeypatch):
     """Of the widest on a part of the batch, and of two narrow ones on what it says and on the other labels."""
     monkeypatch.setattr(steps.OrdinaryStep, "width", width)
@@ -102,7 +100,7 @@ def fit(net, how, n_steps=12, **where):
     return step
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet20_v1", "joined"])
+@pytest.mark.parametrize("name", [pytest.param("cifar_resnet20_v1", marks=pytest.mark.slow), "joined"])
 def test_operators_train_the_same_as_numpy_in_memory(name, monkeypatch):
     net = random_network(name, NETWORKS[name], 4) if name in NETWORKS else built(joined(), (3, 6, 6))
     x, y = np.random.default_rng(0).normal(size=(8, *net.input_shape)).astype(np.float32), np.arange(8) % 4

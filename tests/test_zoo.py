@@ -17,14 +17,14 @@ from gcp.experiment.zoo import task, tried
 QUICK = {
     "mobilenet0.25": 32,
     "mobilenetv3_small": 32,
-    "shufflenet_v2": 32,
     "cifar_resnet20_v1": 8,
     "cifar_resnet20_v2": 8,
     "squeezenet1.1": 224,
     "mxnet:squeezenet1.1": 224,
-    "yolo3_mobilenet0.25_voc": 32,
 }
 SLOW = {
+    "yolo3_mobilenet0.25_voc": 32,
+    "shufflenet_v2": 32,
     "mxnet:mobilenet0.25": 32,
     "ssd_300_mobilenet0.25_voc": 64,
     "mobilenet0.5": 32,
