@@ -61,17 +61,17 @@ def test_it_loads_and_its_target_can_be_reached(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "folders, n_targets",
-    [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5), ([WIDTH_SEARCH], 3)],
+    "folders, n_targets, n_others",
+    [([BENCHMARK, BENCHMARK / "grid", BENCHMARK / "peers"], 5, 1), ([WIDTH_SEARCH], 4, 2)],
     ids=["benchmark", "width_search"],
 )
-def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets):
+def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets, n_others):
     """At every target, for every network: data, dense network, recipe, rounding; the scratch controls train longer, and
     say so."""
     is_search = folders == [WIDTH_SEARCH]
     targets = sorted(path for path in folders[0].glob("_*-*.yaml") if not path.name.startswith("_short"))
-    others = [[path] for path in folders[0].glob("_mobilenet*.yaml")]
-    assert (len(targets), len(others)) == (n_targets, 1)
+    others = [[path] for name in ("mobilenet", "resnet") for path in folders[0].glob(f"_{name}*.yaml")]
+    assert (len(targets), len(others)) == (n_targets, n_others)
     for target, other in itertools.product(targets, [[], *others]):
         loaded = [cfg for folder in folders for _, _, cfg in config.load_all(folder, (), None, [target, *other])]
         longer = {"extra_epochs", "from_scratch"}

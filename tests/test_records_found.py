@@ -28,9 +28,10 @@ FOLDERS = [
             "configs/width_search",
             [],
             f"configs/width_search/_latency-{bound}.yaml",
-            "configs/width_search/_mobilenet0.5.yaml",
+            f"configs/width_search/_{network}.yaml",
         )
-        for bound in ("0.6", "0.4")
+        for network, bounds in {"mobilenet0.5": ("0.6", "0.4"), "resnet18_v1b@0.5": ("0.4", "0.25")}.items()
+        for bound in bounds
     ),
     *((f"configs/benchmark{part}", [], *overlays) for part in ("", "/grid", "/peers") for overlays in AT),
     *(

@@ -207,7 +207,8 @@ def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):
     # Two seeds: their deviation. One: sqrt(0.9 * 0.1 / 10,000) = 0.3 points.
     top1 = {row["Method"] + " " + row["Target"]: row["Top-1 %"] for row in rows}
     assert top1["GCP-f, score=relative 5 % of MACs"] == "90.50 ± 0.71"
-    assert top1["GCP-p, score=paper 20 % of Params"] == "90.00 ± 0.30"
+    [params] = [value for name, value in top1.items() if name.endswith("20 % of Params")]
+    assert params == "90.00 ± 0.30"
     assert "deviation over seeds" in text and "standard error of an accuracy on 10,000 test images" in " ".join(
         text.split()
     )
@@ -268,6 +269,12 @@ def test_score_is_named_only_among_several():
     paper, relative = (finished("gcp", "macs", 0.1, 0, 0.9, score=score) for score in ("paper", "relative"))
     assert labels([paper]) == ["GCP-f"]
     assert labels([paper, relative]) == ["GCP-f, score=paper", "GCP-f, score=relative"]
+
+
+def test_a_line_has_one_name_at_all_of_its_targets():
+    some = [finished(target=target, iterations=n) for target, n in ((0.1, 4), (0.2, 4), (0.2, 1))]
+    assert labels(some) == [f"GCP-f, prune.iterations={n}" for n in (4, 4, 1)]
+    assert labels(some[:2]) == ["GCP-f", "GCP-f"]
 
 
 def test_runs_that_differ_in_any_option_are_not_averaged():

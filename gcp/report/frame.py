@@ -65,9 +65,10 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     places = [(run.record.data, run.record.model, run.record.scale) for run in runs]
     settings = [(*place, options) for place, options in zip(places, varying(runs, places, DENSE_SECTIONS))]
     names = method_names(runs)
-    cells = [(s, name, counted(run), run.record.target) for s, (_, name), run in zip(settings, names, runs)]
+    lines = [(setting, name, counted(run)) for setting, (_, name), run in zip(settings, names, runs)]
+    cells = [(*line, run.record.target) for line, run in zip(lines, runs)]
     rows = []
-    for run, setting, (method, name), extra in zip(runs, settings, names, varying(runs, cells, PRUNE_SECTIONS)):
+    for run, setting, (method, name), extra in zip(runs, settings, names, varying(runs, cells, PRUNE_SECTIONS, lines)):
         record, stages, speed = run.record, run.record.stages, run.speeds and run.speeds.throughput
         common = dict(zip(("data", "model", "scale"), setting)) | {
             "fingerprint": record.fingerprint,
@@ -226,18 +227,23 @@ def _own(run: Finished) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
 
 
-def varying(runs: Sequence[Finished], places: Sequence[tuple], sections: Sequence[str]) -> list[tuple[str, ...]]:
+def varying(
+    runs: Sequence[Finished], places: Sequence[tuple], sections: Sequence[str], lines: Sequence[tuple] | None = None
+) -> list[tuple[str, ...]]:
     """Per run, "key=value" of each option of these sections that differs among the runs of its place.
 
-    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds.
+    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds. What
+    differs at one place of a line is named at all of its places, so that they have one name.
     """
     options = [dict(_options(run, sections)) for run in runs]
     keys = sorted({key for each in options for key in each} - NAMED_OPTIONS)
     seen = {(place, key, each.get(key, "null")) for each, place in zip(options, places) for key in keys}
     n_values = Counter((place, key) for place, key, _ in seen)
+    lines = places if lines is None else lines
+    named = {(line, key) for line, place in zip(lines, places) for key in keys if n_values[place, key] > 1}
     return [
-        tuple(f"{key}={each.get(key, 'null')}" for key in keys if n_values[place, key] > 1)
-        for each, place in zip(options, places)
+        tuple(f"{key}={each.get(key, 'null')}" for key in keys if (line, key) in named)
+        for each, line in zip(options, lines)
     ]
 
 
