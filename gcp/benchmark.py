@@ -196,6 +196,16 @@ def run(
     return {"rows": rows, "details": details, "quick": quick, "repeats": repeats, "measured": measured, **environment}
 
 
+class Measured(BaseModel):
+    """When a section was measured, by which code, and in how many rounds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    date: str
+    git_commit: Optional[str]
+    repeats: int
+
+
 class Result(BaseModel):
     """What `run` returns, and a file holds."""
 
@@ -205,7 +215,7 @@ class Result(BaseModel):
     details: Dict[str, Any]
     quick: bool
     repeats: int
-    measured: Dict[str, Dict[str, Any]]
+    measured: Dict[str, Measured]
     git_commit: Optional[str]
     versions: Dict[str, Optional[str]]
     device: Dict[str, Any]
@@ -247,7 +257,9 @@ def table(result: dict) -> str:
         lines.append(f"| {row.name} | {row.setting} | **{row.ratio:.2f} {row.unit}** | {spread} | {target} | {limit} |")
     device = result["device"]
     machine = f"{device['name']} ({device['cpu']}), threads: {device['threads']}, float32, wall clock"
-    return "\n".join([*lines, "", f"{machine}, medians of {result['repeats']}; schedule: one run."])
+    repeats = sorted({each["repeats"] for each in result["measured"].values()})
+    rounds = " to ".join(str(n) for n in dict.fromkeys((repeats[0], repeats[-1])))
+    return "\n".join([*lines, "", f"{machine}, medians of {rounds}; schedule: one run."])
 
 
 # ---- steps -------------------------------------------------------------------------------------------------

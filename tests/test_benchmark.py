@@ -93,6 +93,13 @@ def test_a_renewed_section_takes_the_place_of_the_old_one():
     assert both["details"]["describe"] == {"at": 2} and both["date"] == 2
 
 
+@pytest.mark.parametrize("repeats, said", [((7, 5, 6), "medians of 5 to 7;"), ((7, 7), "medians of 7;")])
+def test_a_table_says_of_how_many_rounds_its_medians_are(repeats, said):
+    measured = {name: {"repeats": n} for name, n in zip(benchmark.NAMES, repeats)}
+    device = {"name": "cpu", "cpu": "Test CPU", "threads": 1}
+    assert said in benchmark.table({"rows": [], "measured": measured, "repeats": repeats[0], "device": device})
+
+
 def test_a_file_of_another_machine_is_not_renewed(tmp_path):
     path = tmp_path / "b.json"
     checked_in = json.loads((ROOT / "results" / "benchmark" / "benchmark.json").read_text())
