@@ -79,6 +79,18 @@ def test_differences_are_paired_by_seed():
     assert only_one.half.isna().all()
 
 
+def test_all_pairs_of_all_points_are_one_mean():
+    """Of gcp six pairs of the first network, two of the second, which has another baseline and no fpgm."""
+    table = leaderboard.entries(runs() + runs({"uniform-l1": {0.1: (0.7, 0.6)}, "gcp": {0.1: (0.6, 0.7)}}, "other"))
+    found = leaderboard.overall(table, "uniform-l1").set_index("method")
+    points = np.array([1, 2, 0, 5, 4, 6, -10, 10])
+    assert found.loc["gcp", "mean"] == pytest.approx(0.01 * points.mean())
+    half = stats.t.ppf(0.975, 7) * points.std(ddof=1) / 8**0.5
+    assert found.loc["gcp", "half"] == pytest.approx(0.01 * half)
+    assert tuple(found.loc["gcp", ["ahead", "n"]]) == (6, 8) and found.loc["fpgm", "n"] == 6
+    assert list(found.index) == ["gcp", "fpgm"]
+
+
 def test_at_equal_parameters_it_is_the_line_between_a_methods_own_points():
     found = leaderboard.at_equal(leaderboard.entries(runs()), "params_kept", "uniform-l1")
     assert found.loc["uniform-l1", 0.1] == pytest.approx(0.91)

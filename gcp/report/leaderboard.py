@@ -127,6 +127,23 @@ def differences(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", *POINT, "mean", "half", "n"])
 
 
+def overall(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Per method, the mean difference of top-1 to the baseline over all seeds of all points that both have.
+
+    `half` as in `differences`, as if pairs were independent; `ahead`: in how many the method is the better one.
+    """
+    runs = table.set_index(["method", *POINT, "seed"]).top1
+    base, rows = runs.loc[baseline], []
+    for method in table.method[table.method != baseline].unique():
+        found = (runs.loc[method] - base).dropna()
+        n = len(found)
+        if n:
+            half = stats.t.ppf(1 - LEVEL / 2, n - 1) * found.std() / np.sqrt(n) if n > 1 else np.nan
+            rows.append({"method": method, "mean": found.mean(), "half": half, "ahead": int((found > 0).sum()), "n": n})
+    columns = ["method", "mean", "half", "ahead", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values("mean", ascending=False, kind="stable")
+
+
 def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
     """Top-1 of every method where its cost `key` is the baseline's: a row per method, a column per target.
 
@@ -197,7 +214,23 @@ def write(
         paths += tables.save(pd.DataFrame(columns), digits, caption, output / "correlation", "tab:correlation")
     if ranked:
         paths += figures.save(figures.rank_diagram(ranked), output / "ranks")
+    if len(table[POINT].drop_duplicates()) > 1:
+        paths += _overall(table, baseline, output / "overall")
     return paths
+
+
+def _overall(table: pd.DataFrame, baseline: str, path: Path) -> list[Path]:
+    found = overall(table, baseline)
+    columns = {"Method": found.method, "Difference": 100 * found["mean"], "Difference sd": 100 * found.half}
+    columns |= {"Ahead in": found.ahead, "Pairs": found.n}
+    caption = (
+        f"Top-1 minus that of {baseline}, in points, over all seeds of all networks and targets that both have: mean ± "
+        "half of the 95 % confidence interval, as if pairs were independent; and in how many the method is ahead. "
+        f"{' '.join(tables.scale_sentences(table.scale))}"
+    )
+    return tables.save(
+        pd.DataFrame(columns), {"Difference": 2, "Ahead in": 0, "Pairs": 0}, caption, path, "tab:overall"
+    )
 
 
 def _said(own: pd.DataFrame) -> str:
