@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_a_part_of_the_width_draws_its_weights_by_the_seed():
     assert a.keys() == c.keys() == d.keys() and not np.array_equal(a["conv0_weight"], c["conv0_weight"])
     assert a["layers4_conv1_weight"].shape == (256, 256, 3, 3)
     assert 0.5 < a["layers4_conv1_weight"].std() / np.sqrt(2 / (256 * 9)) < 2
+
+
+@pytest.mark.slow
+def test_a_part_of_the_width_keeps_constants():
+    net = zoo.open_network("yolo3_mobilenet0.25_voc@0.5", (3, 64, 64), seed=1)
+    whole = zoo.open_network("yolo3_mobilenet0.25_voc", (3, 64, 64), seed=1)
+    kept = {re.sub(r"v3\d+_", "", k): v for k, v in net.arrays.items() if "anchor" in k or "offset" in k}
+    meant = {re.sub(r"v3\d+_", "", k): v for k, v in whole.arrays.items() if "anchor" in k or "offset" in k}
+    assert len(kept) == 6 and kept.keys() == meant.keys()
+    assert all(np.array_equal(kept[k], meant[k]) and kept[k].any() for k in kept)
 
 
 @pytest.mark.parametrize("part", ["", "x", "0", "-1", "nan", "inf", "4.01"])

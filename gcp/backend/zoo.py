@@ -29,7 +29,7 @@ from gcp.backend.files import INPUT_SHAPE, first_line, is_saved, load, node_shap
 from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, has_weight
-from gcp.graph.network import Network, parse_nodes
+from gcp.graph.network import Network, frozen, parse_nodes
 from gcp.graph.surgery import redrawn, resized
 from gcp.storage import write_text
 
@@ -130,10 +130,13 @@ def _at_part(name: str, input_shape: Sequence[int], n_classes: Optional[int], se
         part = np.nan
     if not 0 < part <= WIDEST:
         raise UserError(f"network '{name}': after '{PART}' comes a part of the width, above 0 and at most {WIDEST:g}")
-    net = from_gluoncv(base, input_shape, n_classes)
-    net = resized(net, {group: max(1, round(part * n)) for group, n in net.widths.items()})
-    arrays = redrawn(net, seed).arrays if seed is not None else _zeros({k: a.shape for k, a in net.arrays.items()})
-    return replace(net, name=name, arrays=arrays)
+    whole = from_gluoncv(base, input_shape, n_classes, seed=seed)
+    net = resized(whole, {group: max(1, round(part * n)) for group, n in whole.widths.items()})
+    if seed is None:
+        return replace(net, name=name, arrays=_zeros({k: a.shape for k, a in net.arrays.items()}))
+    # What is never trained is a constant, such as the anchors of a detection network, and no weight to be drawn.
+    constants = {k: whole.arrays[k] for k in frozen(net) if whole.arrays[k].shape == net.arrays[k].shape}
+    return replace(redrawn(net, seed).with_arrays(constants), name=name)
 
 
 def _zeros(shapes: Mapping[str, tuple]) -> Dict[str, np.ndarray]:

@@ -263,11 +263,10 @@ def validate(
         widths = {group: levels[group][at] for group, at in chosen.items()}
         text = json.dumps([widths, cfg.finetune.model_dump(mode="json")])
         prefix = folder / f"macs-{part:g}-{k:03d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        first = Stream.WIDTHS.seed(cfg.seed, k + 1)
-        found = [_trained_alone(cfg, data, resized(net, widths), prefix, first)] + [
-            _trained_alone(cfg, data, resized(net, widths), Path(f"{prefix}-{again}"), hash_seed(first, again))
-            for again in range(1, trainings)
-        ]
+        small, first = resized(net, widths), Stream.WIDTHS.seed(cfg.seed, k + 1)
+        found = [_trained_alone(cfg, data, small, prefix, first)]
+        for again in range(1, trainings):
+            found.append(_trained_alone(cfg, data, small, Path(f"{prefix}-{again}"), hash_seed(first, again)))
         top1 = [facts["validation_top1"] for facts in found]
         rows.append(
             {

@@ -114,17 +114,8 @@ def differences(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     `half` is half of its confidence interval (Student's t over seeds), NaN for one seed.
     """
-    base = table[table.method == baseline].set_index([*POINT, "seed"]).top1
-    if base.empty:
-        raise UserError(f"no run is called {baseline}; there are {', '.join(sorted(table.method.unique()))}")
-    rows = []
-    for (method, *point), own in table[table.method != baseline].groupby(["method", *POINT], sort=False):
-        found = (own.set_index([*POINT, "seed"]).top1 - base).dropna()
-        if len(found):
-            n, sd = len(found), found.std()
-            half = stats.t.ppf(1 - LEVEL / 2, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
-            rows.append({"method": method, **dict(zip(POINT, point)), "mean": found.mean(), "half": half, "n": n})
-    return pd.DataFrame(rows, columns=["method", *POINT, "mean", "half", "n"])
+    rows = _paired(table, baseline).groupby(["method", *POINT], sort=False).agg(["mean", _half, "size"])
+    return rows.set_axis(["mean", "half", "n"], axis=1).reset_index()
 
 
 def overall(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -132,16 +123,25 @@ def overall(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     `half` as in `differences`, as if pairs were independent; `ahead`: in how many the method is the better one.
     """
+    pairs = _paired(table, baseline)
+    rows = pairs.groupby("method", sort=False).agg(["mean", _half, lambda found: int((found > 0).sum()), "size"])
+    rows = rows.set_axis(["mean", "half", "ahead", "n"], axis=1).reset_index()
+    return rows.sort_values("mean", ascending=False, kind="stable")
+
+
+def _paired(table: pd.DataFrame, baseline: str) -> pd.Series:
+    """Top-1 minus the baseline's at the same point and seed, by method, point and seed, where both are there."""
     runs = table.set_index(["method", *POINT, "seed"]).top1
-    base, rows = runs.loc[baseline], []
-    for method in table.method[table.method != baseline].unique():
-        found = (runs.loc[method] - base).dropna()
-        n = len(found)
-        if n:
-            half = stats.t.ppf(1 - LEVEL / 2, n - 1) * found.std() / np.sqrt(n) if n > 1 else np.nan
-            rows.append({"method": method, "mean": found.mean(), "half": half, "ahead": int((found > 0).sum()), "n": n})
-    columns = ["method", "mean", "half", "ahead", "n"]
-    return pd.DataFrame(rows, columns=columns).sort_values("mean", ascending=False, kind="stable")
+    if baseline not in runs.index:
+        raise UserError(f"no run is called {baseline}; there are {', '.join(sorted(table.method.unique()))}")
+    others = runs.drop(baseline, level="method")
+    return (others - runs.loc[baseline].reindex(others.index.droplevel("method")).to_numpy()).dropna()
+
+
+def _half(found: pd.Series) -> float:
+    """Half of the confidence interval of a mean (Student's t), NaN of one value."""
+    n = len(found)
+    return float(stats.t.ppf(1 - LEVEL / 2, n - 1) * found.std() / np.sqrt(n)) if n > 1 else np.nan
 
 
 def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
