@@ -115,6 +115,23 @@ def test_opening_again_leaves_the_checkpoints(cfg):
         assert (run.path / "dense.npz").read_bytes() == b"checkpoint"
 
 
+def refuse(cfg, before=lambda run: None):
+    with pytest.raises(UserError), records.open_run(cfg) as run:
+        before(run)
+        raise UserError("no such data")
+    return records.run_path(cfg)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(cfg):
+    assert not refuse(cfg).exists()
+
+
+@pytest.mark.parametrize("did", [lambda run: run.log("epoch", n=1), lambda run: (run.path / "dense.npz").touch()])
+def test_what_a_run_did_before_it_was_refused_is_kept(cfg, did):
+    left = set(os.listdir(refuse(cfg, did)))
+    assert left > {"config.yaml", "lock"} and set(os.listdir(refuse(cfg))) == left
+
+
 def test_a_run_is_open_once(cfg):
     with records.open_run(cfg):
         with pytest.raises(UserError, match="another process is at work here"), records.open_run(cfg):

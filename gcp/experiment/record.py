@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
@@ -293,15 +294,22 @@ def is_timed(cfg: Config) -> bool:
 def open_run(cfg: Config) -> Iterator[Run]:
     """Make the run's folder or open it again, and lock it until the block ends.
 
-    UserError: another process has it open, the folder cannot be written, or a record in it cannot be read.
+    A run that is refused before it has done anything leaves no folder: nobody would finish it, and reports would count
+    it among those under way. UserError: another process has it open, the folder cannot be written, or a record in it
+    cannot be read.
     """
     path = run_path(cfg)
     with locked(path, wait=False):
         if not (path / "config.yaml").exists():
             write_text(path / "config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
         record = _read(path / RECORD, Record) if (path / RECORD).exists() else None
-        with Log(path / "log.jsonl", cfg.tensorboard) as log:
-            yield Run(path, record, log.add, dense_path(cfg))
+        try:
+            with Log(path / "log.jsonl", cfg.tensorboard) as log:
+                yield Run(path, record, log.add, dense_path(cfg))
+        except UserError:
+            if set(os.listdir(path)) <= {"config.yaml", "lock"}:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 # Reading finished runs
