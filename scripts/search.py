@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Callable, List
 
 from gcp import command as command_line
 from gcp import errors, runtime, storage
@@ -204,24 +205,16 @@ def validate(args: argparse.Namespace) -> None:
     if is_space:
         return _validate_qualities(cfg, args)
     from gcp.experiment import width_search
-    from gcp.report import tables
     from gcp.report import width_search as report
 
     with runtime.progress_bar(f"{cfg.name}, random widths", "net") as progress:
         rows = width_search.validate(cfg, args.n, args.macs, progress, args.trainings or 1)
-    with tables.writing(Path(args.out).parent, "--out"):
-        paths = report.write_checks(width_search.correlations(rows), rows, Path(args.out))
-    for path in paths:
-        if path.suffix == ".md" and ".networks" not in path.name:
-            print(path.read_text(encoding="utf-8"))
-    for path in paths:
-        print(path)
+    _write_checks(lambda out: report.write_checks(rows, out), args)
 
 
 def _validate_qualities(cfg: config.Config, args: argparse.Namespace) -> None:
     from gcp.experiment import architecture_search
     from gcp.report import architecture_search as report
-    from gcp.report import tables
     from gcp.search.quality import QUALITIES
 
     asked = args.quality or [name for name in QUALITIES if name != "trained"]
@@ -229,9 +222,15 @@ def _validate_qualities(cfg: config.Config, args: argparse.Namespace) -> None:
         QUALITIES[name]  # raises where there is none of this name, before anything is trained
     with runtime.progress_bar(f"{cfg.name}, random architectures", "net") as progress:
         rows = architecture_search.validate(cfg, args.n, args.macs, asked, args.tolerance or 0.025, progress)
+    _write_checks(lambda out: report.write_checks(rows, asked, out), args)
+
+
+def _write_checks(write: Callable[[Path], List[Path]], args: argparse.Namespace) -> None:
+    from gcp.report import tables
+
     with tables.writing(Path(args.out).parent, "--out"):
-        paths = report.write_checks(architecture_search.correlations(rows, asked), rows, Path(args.out))
-    print(paths[0].read_text(encoding="utf-8"))
+        paths = write(Path(args.out))
+    print(Path(f"{args.out}.md").read_text(encoding="utf-8"))
     for path in paths:
         print(path)
 

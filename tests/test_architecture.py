@@ -29,6 +29,7 @@ from gcp.errors import UserError
 from gcp.experiment import architecture_search, config
 from gcp.methods.architecture import ArchitectureOptions, Clock, LimitOptions, architecture, limits_of, space_of
 from gcp.methods.base import Problem
+from gcp.report import checks
 from gcp.search import candidates, patterns, zero_shot
 from gcp.search.exploration import SOLVERS, EvolutionOptions, Limit, Question, check
 from gcp.search.quality import QUALITIES, SupernetOptions, additive
@@ -745,6 +746,6 @@ def test_a_partial_rank_correlation_is_what_a_third_thing_does_not_explain():
         for name, (a, b) in {"xy": (x, y), "xz": (x, given), "yz": (y, given)}.items()
     }
     wanted = (rho["xy"] - rho["xz"] * rho["yz"]) / np.sqrt((1 - rho["xz"] ** 2) * (1 - rho["yz"] ** 2))
-    assert architecture_search.partial_rho(x, y, given) == pytest.approx(wanted)
-    assert np.isnan(architecture_search.partial_rho(-given, y, given))
-    assert np.isnan(architecture_search.partial_rho(np.ones(50), y, given))
+    assert checks.partial_rho(x, y, given) == pytest.approx(wanted)
+    assert np.isnan(checks.partial_rho(-given, y, given))
+    assert np.isnan(checks.partial_rho(np.ones(50), y, given))

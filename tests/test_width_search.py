@@ -14,6 +14,7 @@ from finished import finished
 from networks import random_network
 from pydantic import ValidationError
 from test_experiment import TINY, finish, script
+from test_prune import Noise
 
 from gcp import command
 from gcp.cost.analytic import macs
@@ -27,7 +28,6 @@ from gcp.report import width_search as report
 from gcp.search import statistics
 from gcp.train import optimisers
 from gcp.train.slimmable import Drawn
-from tests.test_prune import Noise
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "search.py"
 LEVELS = {"a": [2, 4, 6, 8], "b": [1, 2, 3], "c": [5]}
@@ -393,13 +393,13 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     rows = width_search.validate(config.load(path), 4, 0.5, lambda *_: None)
     assert len(rows) == 4 and (rows.macs_kept <= 0.5).all() and (rows.macs_kept > 0.35).all()
     predictors = ["means", "least_squares", "slimmable", "macs_kept", "params_kept"]
-    assert list(width_search.correlations(rows).predictor) == predictors
+    assert [check.label for check in report.checks_of(rows)] == [report.PREDICTORS[name] for name in predictors]
     other = width_search.validate(config.load(path, ["prune.ows.hold=2"]), 4, 0.5, lambda *_: None)
     assert (other.top1 == rows.top1).all() and (other.slimmable != rows.slimmable).any()
     assert len(list(Path(config.load(path).output).rglob("validate/*.params"))) == 4
     twice = width_search.validate(config.load(path), 3, 0.5, lambda *_: None, trainings=2)
     assert (twice["first"] == rows.top1[:3]).all() and (twice.top1 == (twice["first"] + twice.others) / 2).all()
-    assert list(width_search.correlations(twice).predictor) == [*predictors, "first"]
+    assert report.checks_of(twice)[-1].label == report.PREDICTORS["first"]
     assert {path.name for path in tmp_path.iterdir()} >= {f"checks.{kind}" for kind in ("md", "csv", "png", "svg")}
 
 

@@ -9,7 +9,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
@@ -127,37 +126,6 @@ def validate(
     rows = pd.DataFrame([each.model_dump(include={"top1", "loss", "macs", "params", "seconds"}) for each in found])
     kept = {"macs_kept": rows.macs / whole, "params_kept": rows.params / params(net)(net.widths)}
     return rows.assign(**kept, n_layers=n_layers, **scores)
-
-
-def correlations(rows: pd.DataFrame, qualities: Sequence[str]) -> pd.DataFrame:
-    """Per quality, its rank correlations with the accuracy of trained networks; the training itself is no predictor.
-
-    `rho_layers` is that with the number of layers, `partial` that with the accuracy among networks of equally many.
-    """
-    found = []
-    for name in qualities:
-        tau, rho = stats.kendalltau(rows[name], rows.top1), stats.spearmanr(rows[name], rows.top1)
-        facts = {"quality": name, "label": QUALITIES[name].label, "is_control": QUALITIES[name].is_control}
-        beyond = {
-            "rho_layers": stats.spearmanr(rows[name], rows.n_layers).statistic,
-            "partial": partial_rho(rows[name], rows.top1, rows.n_layers),
-        }
-        found.append({**facts, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, **beyond, "n": len(rows)})
-    return pd.DataFrame(found)
-
-
-def partial_rho(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float:
-    """Spearman's rho of x and y given a third thing: the correlation of the ranks' residuals, once its own are fitted.
-
-    NaN where x, or y, is that third or constant.
-    """
-    a, b, c = (stats.rankdata(values) for values in (x, y, given))
-    if any(np.ptp(ranks) == 0 for ranks in (a, b, c)):
-        return float("nan")
-    left = [ranks - np.polyval(np.polyfit(c, ranks, 1), c) for ranks in (a, b)]
-    if min(float(np.abs(each).max()) for each in left) < 1e-6:
-        return float("nan")
-    return float(np.corrcoef(*left)[0, 1])
 
 
 # ---- patterns --------------------------------------------------------------------------------------------------------

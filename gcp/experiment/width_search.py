@@ -16,7 +16,6 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
@@ -308,20 +307,3 @@ def scaled(
         return {group: levels[group][k] for group, k in chosen.items()}
 
     return at(largest_scale(lambda scale: widths(at(scale)), cost, limit, spread))
-
-
-def correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per predictor, its rank correlations with the validation accuracy; MACs and parameters are the controls.
-
-    What one training says of the mean of others (`first`) is the most that can be expected of any predictor.
-    `of_slimmable`: rho with what the slimmable network says when it is cut, which gains are estimates of.
-    """
-    found = []
-    for name in [*statistics.ESTIMATORS, "slimmable", "macs_kept", "params_kept", "first"]:
-        if name in rows:
-            accuracy = rows.others if name == "first" else rows.top1
-            tau, rho = stats.kendalltau(rows[name], accuracy), stats.spearmanr(rows[name], accuracy)
-            row = {"predictor": name, "tau": tau.statistic, "rho": rho.statistic, "p": rho.pvalue, "n": len(rows)}
-            of = np.nan if name == "slimmable" else stats.spearmanr(rows[name], rows.slimmable).statistic
-            found.append({**row, "of_slimmable": of})
-    return pd.DataFrame(found)

@@ -4,54 +4,47 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Sequence
 
 import pandas as pd
+from scipy import stats
 
-from gcp.report import figures, tables
+from gcp.report import checks, figures, tables
+from gcp.report.checks import Check
 from gcp.report.frame import cost_label
 from gcp.search.quality import QUALITIES
 
 KINDS = {"width": "width", "block": "block", "kernel": "kernel", "drop": "left out", "multiplier": "multiplier"}
 
 
-def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -> List[Path]:
-    """How well qualities rank trained networks, and the networks themselves."""
-    table = pd.DataFrame(
-        {
-            "Quality": [f"{row.label} (control)" if row.is_control else row.label for row in correlations.itertuples()],
-            "Kendall's tau": correlations.tau.astype(float),
-            "Spearman's rho": correlations.rho.astype(float),
-            "p of rho": correlations.p.astype(float),
-            "rho with the number of layers": correlations.rho_layers.astype(float),
-            "rho at equally many layers": correlations.partial.astype(float),
-            "Networks": correlations.n.astype(float),
+def checks_of(rows: pd.DataFrame, qualities: Sequence[str]) -> List[Check]:
+    """Each quality against the accuracy of trained networks; the training itself is no predictor.
+
+    Beside: rho with the number of layers, and that with the accuracy among networks of equally many.
+    """
+    found = []
+    for name in qualities:
+        beside = {
+            "rho with the number of layers": stats.spearmanr(rows[name], rows.n_layers).statistic,
+            "rho at equally many layers": checks.partial_rho(rows[name], rows.top1, rows.n_layers),
         }
-    )
-    digits = {name: 0 if name == "Networks" else 3 for name in table.columns[1:]}
+        quality = QUALITIES[name]
+        label = f"{quality.label} (control)" if quality.is_control else quality.label
+        found.append(Check(label, rows[name], rows.top1, beside, is_listed=not quality.is_control))
+    return found
+
+
+def write_checks(rows: pd.DataFrame, qualities: Sequence[str], prefix: Path) -> List[Path]:
+    """How well qualities rank trained networks, and the networks: `experiment.architecture_search.validate`'s rows."""
     caption = (
         "Rank correlation of each quality with the validation accuracy of random architectures, each trained from new "
         f"weights, at {100 * rows.macs_kept.min():.1f} to {100 * rows.macs_kept.max():.1f} % of the network's MACs. "
         f"Their accuracies lie between {100 * rows.top1.min():.2f} and {100 * rows.top1.max():.2f} %. At equally many "
         "layers: the partial correlation of ranks."
     )
-    paths = tables.save(table, digits, caption, prefix, "tab:qualities")
-    asked = list(correlations.quality)
-    networks = pd.DataFrame(
-        {
-            "Top-1 %": 100 * rows.top1,
-            "Loss": rows.loss.astype(float),
-            "MACs kept %": 100 * rows.macs_kept,
-            "Params kept %": 100 * rows.params_kept,
-            "Layers": rows.n_layers.astype(float),
-            **{QUALITIES[name].label: rows[name].astype(float) for name in asked if not QUALITIES[name].is_control},
-        }
-    ).sort_values("Top-1 %", ascending=False)
-    digits = {name: 2 if "%" in name else 0 if name == "Layers" else 4 for name in networks}
-    caption = "Random architectures of about one number of multiply-accumulates, by their validation accuracy."
-    paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:quality-networks")
-    scores = {QUALITIES[name].label: rows[name] for name in asked}
-    return paths + figures.save(figures.predictors(scores, rows.top1), prefix)
+    captions = caption, "Random architectures of about equally many multiply-accumulates, by their validation accuracy."
+    names, counts = ("qualities", "quality-networks"), {"Layers": rows.n_layers}
+    return checks.write(checks_of(rows, qualities), rows, prefix, "Quality", names, captions, counts)
 
 
 def in_words(found: Any) -> Iterator[str]:

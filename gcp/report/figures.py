@@ -537,17 +537,20 @@ def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
-def predictors(scores: Mapping[str, Sequence[float]], top1: Sequence[float]) -> Figure:
-    """What each predictor says of trained networks against their validation accuracy, a panel for each."""
-    columns = min(3, len(scores))
-    figure, axes = _panels(-(-len(scores) // columns), columns, 3.2, 2.8)
-    for ax, (label, values) in zip(axes.flat, scores.items()):
-        ax.plot(values, 100 * np.asarray(top1), "o", color=COLOURS["GCP-f"], markersize=3.5, alpha=0.7)
-        rho = stats.spearmanr(values, top1).statistic
-        ax.set_title(f"{label}: rho {rho:.2f}", fontsize=FONT, loc="left")
+def predictors(checks: Sequence[Any]) -> Figure:
+    """What each predictor says of trained networks against their validation accuracy, a panel for each.
+
+    `checks`: those of `report.checks`.
+    """
+    columns = min(3, len(checks))
+    figure, axes = _panels(-(-len(checks) // columns), columns, 3.2, 2.8)
+    for ax, check in zip(axes.flat, checks):
+        ax.plot(check.scores, 100 * check.accuracy, "o", color=COLOURS["GCP-f"], markersize=3.5, alpha=0.7)
+        rho = stats.spearmanr(check.scores, check.accuracy).statistic
+        ax.set_title(f"{check.label}: rho {rho:.2f}", fontsize=FONT, loc="left")
         ax.set(ylabel="Validation accuracy (%)")
         ax.xaxis.set_major_locator(MaxNLocator(4))
-    for ax in axes.flat[len(scores) :]:
+    for ax in axes.flat[len(checks) :]:
         ax.axis("off")
     return figure
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from gcp.experiment.record import Finished
-from gcp.report import figures, tables
+from gcp.report import checks, figures, tables
+from gcp.report.checks import Check
 from gcp.report.frame import cost_label
 
 PREDICTORS = {
-    "least_squares": "Gains by least squares",
     "means": "Gains by marginal means",
+    "least_squares": "Gains by least squares",
     "slimmable": "Slimmable network, cut",
     "macs_kept": "MACs (control)",
     "params_kept": "Parameters (control)",
@@ -68,38 +71,32 @@ def write_front(
     return paths + figures.save(figures.width_front(rows, uniform, sizes, network), prefix)
 
 
-def write_checks(correlations: pd.DataFrame, rows: pd.DataFrame, prefix: Path) -> List[Path]:
-    """How well gains rank trained networks, and the networks themselves."""
-    table = pd.DataFrame(
-        {
-            "Predictor": correlations.predictor.map(PREDICTORS),
-            "Kendall's tau": correlations.tau.astype(float),
-            "Spearman's rho": correlations.rho.astype(float),
-            "p of rho": correlations.p.astype(float),
-            "rho with the slimmable network": correlations.of_slimmable.astype(float),
-            "Networks": correlations.n.astype(float),
-        }
-    )
-    digits = {name: 0 if name == "Networks" else 3 for name in table.columns[1:]}
+def checks_of(rows: pd.DataFrame) -> List[Check]:
+    """Each predictor against the validation accuracy; MACs and parameters are the controls.
+
+    What one training says of the mean of others (`first`) is the most that can be expected of any predictor. Beside:
+    rho with what the slimmable network says when it is cut, which gains are estimates of.
+    """
+    found = []
+    for name in (name for name in PREDICTORS if name in rows):
+        of = np.nan if name == "slimmable" else stats.spearmanr(rows[name], rows.slimmable).statistic
+        accuracy = rows.others if name == "first" else rows.top1
+        is_control = name.endswith("_kept")
+        is_listed = not is_control and name != "first"
+        beside = {"rho with the slimmable network": of}
+        found.append(Check(PREDICTORS[name], rows[name], accuracy, beside, name != "first", is_listed))
+    return found
+
+
+def write_checks(rows: pd.DataFrame, prefix: Path) -> List[Path]:
+    """How well gains rank trained networks, and the networks themselves: `experiment.width_search.validate`'s rows."""
     spread = 100 * (rows.top1.max() - rows.top1.min())
     caption = (
         "Rank correlation of what a slimmable network's statistics predict with the validation accuracy of networks of "
         f"random widths, each trained from new weights, at {100 * rows.macs_kept.min():.1f} to "
-        f"{100 * rows.macs_kept.max():.1f} % of the MACs. The accuracies differ by {spread:.2f} points at most. The "
-        "slimmable network predicts by its validation loss when it is cut to the widths."
+        f"{100 * rows.macs_kept.max():.1f} % of the MACs. The accuracies differ by {spread:.2f} points at most, their "
+        f"sample standard deviation is {100 * rows.top1.std():.2f}. The slimmable network predicts by its validation "
+        "loss when it is cut to the widths."
     )
-    paths = tables.save(table, digits, caption, prefix, "tab:gains")
-    networks = pd.DataFrame(
-        {
-            "Top-1 %": 100 * rows.top1,
-            "Loss": rows.loss.astype(float),
-            "MACs kept %": 100 * rows.macs_kept,
-            "Params kept %": 100 * rows.params_kept,
-            **{PREDICTORS[name]: rows[name].astype(float) for name in ("least_squares", "means", "slimmable")},
-        }
-    ).sort_values("Top-1 %", ascending=False)
-    digits = {name: 2 if "%" in name else 4 for name in networks}
-    caption = "Networks of random widths, by their validation accuracy."
-    paths += tables.save(networks, digits, caption, Path(f"{prefix}.networks"), "tab:gain-networks")
-    scores = {PREDICTORS[name]: rows[name] for name in correlations.predictor if name != "first"}
-    return paths + figures.save(figures.predictors(scores, rows.top1), prefix)
+    captions = caption, "Networks of random widths, by their validation accuracy."
+    return checks.write(checks_of(rows), rows, prefix, "Predictor", ("gains", "gain-networks"), captions)
