@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Literal, NamedTuple, Tuple
 
 import numpy as np
 from pydantic import Field
+from scipy import sparse
 
 from gcp.cost.base import Budget
 from gcp.cost.measured import fit_to_measured_budget
@@ -37,6 +38,7 @@ class Contributions(NamedTuple):
     norms: np.ndarray
 
 
+BLOCK = 256  # rows of a matrix of products that are computed at a time
 LEAST_SCALE = 1e-3  # of the outputs that make up for a shortcut, over the largest
 
 Choice = Callable[[Contributions, int], np.ndarray]  # so many channels -> which ones stay, sorted
@@ -238,19 +240,34 @@ def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -
     gram, wanted, norms, said = np.zeros((size, size)), np.zeros(size), np.zeros(size), 1e-30
     for k in range(groups):
         of = units.reshape(groups, -1)[k]
-        unit = np.repeat(of, n_rows // len(of))
-        rows = np.flatnonzero(~_others(unit, size))
-        rows = rows[np.argsort(unit[rows], kind="stable")]
-        names, starts = np.unique(unit[rows], return_index=True)
-        product = xx[k] * (before[k] @ before[k].T)
+        taps = n_rows // len(of)
+        ours = np.flatnonzero(~_others(of, size))
+        summed = sparse.csr_matrix((np.ones(len(ours)), (of[ours], ours)), (size, len(of)))  # from inputs to units
+        product = _said_together(xx[k], before[k], taps)
         said += float(product.sum())
-        w, product = before[k][rows], product[np.ix_(rows, rows)]
-        gram[np.ix_(names, names)] += np.add.reduceat(np.add.reduceat(product, starts, axis=0), starts, axis=1)
-        should = xr[k] + xx[k] @ before[k]  # what is read, times what should be said
-        wanted[names] += np.add.reduceat((should[rows] * w).sum(1), starts)
-        norms[names] += np.add.reduceat(np.square(w).sum(1), starts)
+        gram += summed @ (summed @ product).T
+        # What should be said is what all inputs say and what that leaves over.
+        wanted += summed @ (product.sum(1) + (xr[k] * before[k]).reshape(len(of), -1).sum(1))
+        norms += summed @ np.square(before[k]).reshape(len(of), -1).sum(1)
     # The variance of what should be said is not known, that of what is said (`said`) is: nearly the same.
     return Contributions(gram / said, wanted / said, np.sqrt(norms))
+
+
+def _said_together(xx: np.ndarray, weights: np.ndarray, taps: int) -> np.ndarray:
+    """(inputs, inputs): the products of what inputs say, each by `taps` rows; `xx`: those of what is read.
+
+    These are sums over taps of `xx` times the products of the weights. Both are symmetric, so half of it is computed,
+    and that by blocks of rows: the whole, which is `taps` squared times as large, is never there.
+    """
+    n = len(xx) // taps
+    found, step = np.empty((n, n)), max(1, BLOCK // taps)
+    for at in range(0, n, step):
+        rows, rest = slice(at * taps, (at + step) * taps), slice(at * taps, None)
+        block = weights[rows] @ weights[rest].T
+        block *= xx[rows, rest]
+        found[at : at + step, at:] = block.reshape(-1, taps, n - at, taps).sum((1, 3))
+        found[at + step :, at : at + step] = found[at : at + step, at + step :].T
+    return found
 
 
 def _joined(found: List[Contributions]) -> Contributions:

@@ -244,7 +244,8 @@ class Sums:
             (n,) = reduce([self._n])
             xx, xr, x, r = (reduce(of.ravel()).reshape(of.shape) / n for of in self._sums)
             if self._centred:
-                xx -= x[:, :, None] * x[:, None, :]
+                for k, row in np.ndindex(x.shape):  # by rows, for there may be no room for two such matrices
+                    xx[k, row] -= x[k, row] * x[k]
                 xr -= x[:, :, None] * r[:, None, :]
             self._moments = xx, xr, x, r
         return self._moments
@@ -258,18 +259,26 @@ class Sums:
         if rows is not None:
             gone = np.setdiff1d(np.arange(before.shape[1]), rows)
             # What the inputs that go said is left over as well.
-            xr = xr[:, rows] + xx[:, rows][:, :, gone] @ before[:, gone]
+            xr = xr[:, rows] + xx[:, rows[:, None], gone] @ before[:, gone]
             r = r + np.einsum("gi,gio->go", x[:, gone], before[:, gone])
-            xx, x, before = xx[:, rows][:, :, rows], x[:, rows], before[:, rows]
+            xx, x, before = xx[:, rows[:, None], rows], x[:, rows], before[:, rows]
+        else:
+            xx = xx.copy()
         variance = np.trace(xx, axis1=1, axis2=2) / xx.shape[1]
-        ridge = RIDGE * np.maximum(variance, 1e-12)[:, None] * np.ones(xx.shape[1])
-        change = np.stack([_solved(a + np.diag(b), c) for a, b, c in zip(xx, ridge, xr)])
+        diagonal = np.arange(xx.shape[1])
+        xx[:, diagonal, diagonal] += RIDGE * np.maximum(variance, 1e-12)[:, None]
+        change = np.stack([_solved(a, c) for a, c in zip(xx, xr)])
         left = (r - np.einsum("gi,gio->go", x, change)).reshape(-1) if self._centred else np.zeros(r.size)
         return before + change, left
 
 
 def _solved(square: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution of equations with a positive definite matrix; not a number where the network's outputs are none."""
-    if not np.isfinite(square).all():
+    """The solution of equations with a positive definite matrix, which is overwritten.
+
+    Not a number where the network's outputs are none.
+    """
+    if not np.isfinite(square.sum()):
         return np.full(right.shape, np.nan)
-    return linalg.solve(square, right, assume_a="pos", overwrite_a=True, check_finite=False)
+    # Of a symmetric matrix the transpose is the same, and laid out as LAPACK wants it: it is not copied.
+    factor = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
+    return linalg.cho_solve(factor, right, check_finite=False)
