@@ -377,7 +377,13 @@ def test_gcp_meets_the_target_in_steps(net, tmp_path, score):
     assert [r["cost_kept"] <= limit for r, limit in zip(rows, (0.65, 0.3))] == [True, True]
     assert rows == seen and rows[0]["images"] == 2 * 24 + (2 * 16 if score == "taylor" else 0)
     assert macs(small)(small.widths) == cost(small.widths)
-    again, _ = prune(net, 0.3, data, tmp_path, score=score)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["taylor", "paper", "relative"])
+def test_gcp_again_is_bit_for_bit_the_same(net, tmp_path, score):
+    data = SimpleNamespace(train=Noise(24), validation=Noise(20))
+    small, again = (prune(net, 0.3, data, tmp_path, score=score)[0] for _ in range(2))
     assert all(np.array_equal(small.arrays[k], again.arrays[k]) for k in small.arrays)
 
 
