@@ -9,6 +9,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DNNL_MAX_CPU_ISA"] = "AVX2"
 os.environ["OPENBLAS_CORETYPE"] = "Haswell"
 os.environ.setdefault("MPLBACKEND", "Agg")
-# A shell script's background jobs ignore Ctrl-C, and so would all that they start; tests send it.
+# A shell script's background jobs ignore Ctrl-C, what nohup starts ignores that its terminal is gone, and so would all
+# that they start; tests send both. A handler, even one that does nothing, is not passed on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
