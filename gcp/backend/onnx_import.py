@@ -490,7 +490,10 @@ def _lrn(call: Call) -> Value:
 
 @translation("MaxPool", "AveragePool")
 def _pool(call: Call) -> Value:
-    """Where MXNet's way of rounding up has a window more than ONNX's, the border is written out."""
+    """ONNX leaves out a window that would begin beyond the image and MXNet does not, which then rounds down.
+
+    An axis along which ONNX rounds up nevertheless is padded before the pooling layer.
+    """
     x, kernel, kind = call.tensor(), call.get("kernel_shape"), call.node.op_type[:3].lower()
     window, begin, end = _window(call, x, kernel)
     if any(d != 1 for d in window.pop("dilate")) or len(call.node.output) > 1:
@@ -504,8 +507,14 @@ def _pool(call: Call) -> Value:
     if ceil:
         spans = list(zip(x.shape[2:], kernel, window["stride"], pad))
         last = [-(-(size + 2 * p - k) // s) * s for size, k, s, p in spans]  # where the last window begins
-        if any(at >= size + p for at, (size, _, _, p) in zip(last, spans)):
+        beyond = [at >= size + p for at, (size, _, _, p) in zip(last, spans)]
+        if any(beyond):
             ceil = False
+            ends = [at + k - (size + 2 * p) for at, (size, k, _, p) in zip(last, spans)]
+            more = [0 if left_out else end for left_out, end in zip(beyond, ends)]
+            if any(more) and kind == "ave":
+                raise ValueError("its windows reach beyond the border along one axis and not along another")
+            x = call.padded(x, [0] * len(more), more, **border)
     names = {"ave": "avg", "max": "max"}
     how = {"pool_type": names[kind], "pooling_convention": "full" if ceil else "valid"}
     if kind == "ave":
