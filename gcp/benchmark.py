@@ -1,8 +1,9 @@
-"""How fast: GCP's steps and schedule against GluonCV's ordinary training, our loader against MXNet's, as ratios.
+"""How fast the toolkit is, as ratios: GCP's steps and schedule against GluonCV's training, our loader against MXNet's.
 
-In: the names of the measurements (`NAMES`) and a number of repeats. Out: rows, one per ratio, as plain JSON
-values and as a Markdown table. Things compared are timed in turns within one process, so that whatever else
-the machine does meets them alike. Random data: the numbers in a batch do not change how long a step takes.
+Input: the names of the measurements (`NAMES`) and a number of repeats. Output: rows, one per ratio, as plain JSON
+values and as a Markdown table. Things that are compared are timed in turns within one process, so that whatever else
+the machine does affects them alike. Data are random, because the numbers in a batch do not change how long a step
+takes.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ Run = Callable[[], None]  # one step, or whatever is timed
 # oneDNN's names; GCP's frozen convs need no weight gradients.
 CONV_KERNELS = ("forward_training", "backward_data", "backward_weights")
 MARK = "-- the step that counts --"
-# Too small to move a weight: the arithmetic of a step is timed, and it must not end in NaN on random data.
+# Too small to change a weight: only a step's arithmetic is timed, and it must not end in NaN on random data.
 LR, MOMENTUM, WD = 1e-8, 0.9, 1e-4
-PIXELS = np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32)  # mean and deviation
+PIXELS = np.full(3, 127.5, np.float32), np.full(3, 73.9, np.float32)  # mean and standard deviation
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is fed: `side` in pixels; targets are ratios of images per second, or None."""
+    """A network and its input: `side` in pixels; targets are ratios of images per second, or None."""
 
     network: str
     side: int
@@ -96,7 +97,7 @@ class Case:
         return 3, self.side, self.side
 
     def built(self) -> Network:
-        """The network, with random weights that are the same at every call."""
+        """The network with random weights, which are the same at every call."""
         return from_gluoncv(self.network, self.shape, self.classes, seed=0)
 
     def __str__(self) -> str:
@@ -105,11 +106,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio. `low` and `high` are its spread (quartiles over the repeats, for steps).
+    """One ratio. `low` and `high` are its spread (for steps, the quartiles over the repeats).
 
-    `target` reads >= if `more`, else <=. `limit`, where there is one, is the ratio that would be left if only the work
-    that nobody can avoid took time: a step's convolutions at the speed that oneDNN gives them; for the loader, decoding
-    the JPEGs, a thread on every core.
+    `target` is a lower bound if `more`, else an upper bound. `limit`, if there is one, is the ratio that would remain
+    if only unavoidable work took time: for a step, its convolutions at the speed that oneDNN reaches; for the loader,
+    decoding the JPEGs with one thread per core.
     """
 
     section: str
@@ -124,13 +125,13 @@ class Row:
     limit: Optional[float] = None
 
 
-Found = Tuple[List[Row], dict]  # of a measurement: rows, and details as plain JSON values
+Found = Tuple[List[Row], dict]  # what a measurement returns: rows, and details as plain JSON values
 RESNET18 = Case("resnet18_v1b", 32, 64, 10, regularise=1.9)
 MOBILENET = Case("mobilenet1.0", 32, 64, 10)
 RESNET50_SMALL = Case("resnet50_v1b", 64, 16, 1000, regularise=1.8)
 RESNET50 = Case("resnet50_v1b", 224, 8, 1000, regularise=1.4, ordinary=1.05)
 TINY = Case("cifar_resnet20_v1", 8, 4, 10)  # --quick
-# Networks and sides whose plans are compared; tests take some of them.
+# Networks and image sides for which memory plans are compared; tests use some of them.
 PLANNED = {
     "resnet18_v1b": 64,
     "resnet50_v1d": 64,
@@ -160,15 +161,16 @@ def run(
 ) -> dict:
     """Measure; returns {"rows", "details", "device", "versions", ...} as plain JSON values.
 
-    `names`: which of `NAMES`, all by default. `quick` puts a tiny network in the place of each, to try that all of it
-    runs. `show` gets a line per section as it starts. UserError for a name that is none of `NAMES`.
+    `names`: which of `NAMES` to measure, by default all. `quick` replaces every network by a tiny one, to check that
+    everything runs. `show` is called with the name of each measurement as it starts. Raises UserError for a name that
+    is not in `NAMES`.
     """
     measurements: Dict[str, Callable[[], Found]] = {
         **{name: partial(steps, name, TINY if quick else case, repeats) for name, case in STEPS.items()},
         "small-images": partial(small_images, (TINY,) if quick else SMALL_IMAGES, repeats),
         "recipe": partial(recipe, TINY if quick else RESNET18, repeats),
         "widths": partial(widths, TINY if quick else RESNET18, repeats),
-        # Every width allowed, the default, and widths that a CPU likes: oneDNN is slow on others.
+        # Every width allowed, the default, and widths that suit a CPU: oneDNN is slow on others.
         "schedule": partial(schedules_of, *((TINY, 40, (1, 4)) if quick else (RESNET18, 12000, (1, 8, 16)))),
         "describe": partial(describing, *((TINY.network, TINY.shape) if quick else ("resnet101_v1", (3, 224, 224)))),
         "selection": partial(selection, *((TINY.network, TINY.shape) if quick else ("resnet50_v1b", (3, 224, 224)))),
@@ -197,7 +199,7 @@ def run(
 
 
 class Measured(BaseModel):
-    """When a section was measured, by which code, and in how many rounds."""
+    """When a section was measured, with which code, and in how many rounds."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -207,7 +209,7 @@ class Measured(BaseModel):
 
 
 class Result(BaseModel):
-    """What `run` returns, and a file holds."""
+    """What `run` returns, and what a file of its results holds."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -231,12 +233,12 @@ class Result(BaseModel):
 
 
 def read(path: Path) -> dict:
-    """A file of `run`'s result, as plain JSON values. UserError: it is not one."""
+    """A file of `run`'s results, as plain JSON values. Raises UserError if it is not such a file."""
     return read_json(path, Result, "name another one").model_dump(mode="json")
 
 
 def renewed(old: dict, new: dict) -> dict:
-    """`run`'s old result with the sections of a new one in place of its own; `measured` says when each was made."""
+    """An old result of `run`, updated with the sections of a new one; `measured` says when each was measured."""
 
     def of_section(key: str) -> dict:
         both = {**old[key], **new[key]}
@@ -266,9 +268,9 @@ def table(result: dict) -> str:
 
 
 def steps(name: str, case: Case, repeats: int) -> Found:
-    """Rows and details of one case: GluonCV's ordinary step, ours, GCP's, and what the time goes to.
+    """Rows and details of one case: GluonCV's ordinary step, ours, GCP's, and where the time goes.
 
-    A ratio is the ordinary step's seconds over the other's, in the same round.
+    A ratio is the seconds of GluonCV's ordinary step over those of the other step, in the same round.
     """
     x, y = batch(case)
     others: Dict[str, Callable[[], Run]] = {
@@ -279,7 +281,7 @@ def steps(name: str, case: Case, repeats: int) -> Found:
     }
     base, ratios, median = gluoncv_step(case, x, y), {}, {}
     for key, make in others.items():
-        # One at a time beside the ordinary step: with all of them in memory at once the later ones are slower.
+        # One at a time against the ordinary step: with all of them in memory at once, the later ones are slower.
         seconds = in_turns({"gluoncv": base, key: make()}, repeats)
         ratios[key] = seconds["gluoncv"] / seconds[key]
         median = {**medians(seconds), **median}
@@ -304,9 +306,10 @@ def steps(name: str, case: Case, repeats: int) -> Found:
 
 
 def conv_calls(case: Case, kind: str) -> Dict[str, List[float]]:
-    """Seconds of each call of oneDNN's convolutions in one step, by its own clock, for each of `CONV_KERNELS`.
+    """Seconds of each call of oneDNN's convolutions in one step, by oneDNN's own clock, for each of `CONV_KERNELS`.
 
-    In a process of its own, whose oneDNN reports every call. No calls where there is none (GPU builds).
+    They are measured in a separate process, in which oneDNN reports every call. There are no calls without oneDNN (GPU
+    builds).
     """
     lines = _in_own_process(case, kind, "print_step", {"MKLDNN_VERBOSE": "1", "DNNL_VERBOSE": "1"})
     calls: Dict[str, List[float]] = {kernel: [] for kernel in CONV_KERNELS}
@@ -318,7 +321,7 @@ def conv_calls(case: Case, kind: str) -> Dict[str, List[float]]:
 
 
 def print_step(case: Case, kind: str, n_warmup: int = 3) -> None:
-    """Take a few steps of the kind, print `MARK`, take one more."""
+    """Take a few steps of the given kind, print `MARK`, and take one more step."""
     step = _step_of(case, kind)
     for _ in range(n_warmup):
         timed(step)
@@ -327,7 +330,7 @@ def print_step(case: Case, kind: str, n_warmup: int = 3) -> None:
 
 
 def _step_of(case: Case, kind: str) -> Run:
-    """A step of "gluoncv", of ordinary training by us ("ours"), or of GCP's regularise phase ("gcp")."""
+    """A step of GluonCV's training ("gluoncv"), our ordinary training ("ours") or GCP's regularise phase ("gcp")."""
     if kind == "gluoncv":
         return gluoncv_step(case, *batch(case))
     if kind == "ours":
@@ -342,7 +345,7 @@ def batch(case: Case) -> tuple:
 
 
 def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = True, update: bool = True) -> Run:
-    """The step of GluonCV's own training script; `static` is how that script hybridizes."""
+    """The step of GluonCV's own training script; with `static`, it hybridizes as that script does."""
     block = get_model(case.network, classes=case.classes)
     block.initialize(mx.init.MSRAPrelu(), ctx=x.context)
     block.infer_shape(x)
@@ -363,19 +366,21 @@ def gluoncv_step(case: Case, x: mx.nd.NDArray, y: mx.nd.NDArray, static: bool = 
 
 
 def ordinary_step(net: Network, **how) -> OrdinaryStep:
-    """The step of ordinary training on all weights; `how` is its objective."""
+    """The step of ordinary training on all weights; `how` holds the options of its objective."""
     return OrdinaryStep(net, Objective(**how), lambda block: SGD(block, MOMENTUM, WD))
 
 
 def repeated(step: Step, case: Case) -> Run:
-    """The step on the same random batch again and again."""
+    """A function that takes the step on the same random batch at every call."""
     x, y = batch(case)
     return lambda: step(x, y, 0, LR)
 
 
 def small_images(cases: Sequence[Case], repeats: int) -> Found:
-    """Rows and details of our ordinary step against GluonCV's where late layers see a few pixels: on a processor
-    without AVX-512 we train those in other forms (`backend.blocks.reduced`)."""
+    """Rows and details of our ordinary step against GluonCV's where late layers see only a few pixels.
+
+    On a processor without AVX-512, we train such layers in other forms (`backend.blocks.reduced`).
+    """
     rows, details = [], {}
     for case in cases:
         both = {"gluoncv": gluoncv_step(case, *batch(case)), "ours": _step_of(case, "ours")}
@@ -388,7 +393,7 @@ def small_images(cases: Sequence[Case], repeats: int) -> Found:
 
 
 def recipe(case: Case, repeats: int) -> Found:
-    """Rows and details of what mixup and a teacher (the network itself) cost: the plain step's seconds over theirs."""
+    """Rows and details of what mixup and a teacher (the network itself) cost: seconds of the plain step over theirs."""
     net, rows, details = case.built(), [], {}
     teacher, plain = Teacher(net), repeated(ordinary_step(net), case)
     for label, how in {
@@ -411,9 +416,9 @@ class AsItIs(OrdinaryStep):
 
 
 def widths(case: Case, repeats: int) -> Found:
-    """Rows and details of what idle channels are worth: the step of networks as they are over that of filled ones.
+    """Rows and details of what idle channels gain: seconds of a step without them over those of a step with them.
 
-    Of networks cut to about half of their channels at random, to any width and to multiples of 8.
+    The networks are cut to random widths of about half, once to any width and once to multiples of 8.
     """
     rows, details, rng, dense = [], {}, np.random.default_rng(0), case.built()
     for multiple in (1, 8):
@@ -434,7 +439,7 @@ def widths(case: Case, repeats: int) -> Found:
 
 
 def spread(ratios: np.ndarray) -> List[float]:
-    """Median and quartiles, in the order of a `Row`."""
+    """Median and quartiles, in the order of a `Row`'s fields."""
     return np.percentile(ratios, (50, 25, 75)).tolist()
 
 
@@ -444,7 +449,7 @@ def medians(seconds: Mapping[str, np.ndarray]) -> Dict[str, float]:
 
 
 def timed(thing: Run) -> float:
-    """Seconds of the thing, waited for."""
+    """Seconds that the thing takes, until MXNet has finished it."""
     start = time.perf_counter()
     thing()
     mx.nd.waitall()
@@ -452,7 +457,7 @@ def timed(thing: Run) -> float:
 
 
 def in_turns(things: Dict[str, Run], repeats: int, n_warmup: int = 2) -> Dict[str, np.ndarray]:
-    """Seconds of each thing, shape (repeats,): one after the other, in `repeats` rounds."""
+    """Seconds of each thing, shape (repeats,), timed one after the other in each of `repeats` rounds."""
     for thing in things.values():
         for _ in range(n_warmup):
             timed(thing)
@@ -462,16 +467,16 @@ def in_turns(things: Dict[str, Run], repeats: int, n_warmup: int = 2) -> Dict[st
 
 # ---- width search ----------------------------------------------------------------------------------------------------
 
-# What exact widths are timed on, and the most seconds that a bound should take on one core.
+# The networks and input for timing exact widths, and the most seconds that one bound should take on one core.
 SOLVED = ("resnet101_v1", "mobilenet1.0"), (3, 224, 224)
 MOST_S = {"resnet101_v1": 5.0, "mobilenet1.0": 0.5}
 
 
 def slimmable(cases: Sequence[Case], repeats: int) -> Found:
-    """Rows and details of a slimmable step, as a method trains by default, in ordinary steps of the network itself.
+    """Rows and details of a slimmable step, with a method's default options, in ordinary steps of the network itself.
 
-    Eight steps in a row, since widths are drawn anew for every fourth. Beside it three steps of the widest network,
-    which is the least that silencing its channels, instead of cutting the network, would take.
+    Eight steps in a row are timed, because widths are drawn anew for every fourth. For comparison, three steps of the
+    widest network are timed: the least that silencing its channels, instead of cutting the network, would take.
     """
     rows, details = [], {}
     for case in cases:
@@ -502,7 +507,7 @@ def slimmable(cases: Sequence[Case], repeats: int) -> Found:
 
 
 def solving(networks: Sequence[str], shape: Sequence[int], repeats: int = 3) -> Found:
-    """Rows and details of exact widths of 14 levels a group for one bound, the tables of the cost apart and not."""
+    """Rows and details of exact widths under one bound, with 14 levels per group, including the tables of the cost."""
     rows, details = [], {}
     for network in networks:
         net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
@@ -522,10 +527,10 @@ def solving(networks: Sequence[str], shape: Sequence[int], repeats: int = 3) -> 
 
 
 def architectures(n: int, n_zero_shot: int) -> Found:
-    """Rows and details of an architecture search's two cheap questions, on one core: what do `n` architectures cost by
-    latency and memory, and which of `n_zero_shot` is best without training.
+    """Rows and details of the two cheap questions of an architecture search, on one core.
 
-    The space is that of configs/architecture_search/full.yaml; preparing its prices counts.
+    What do `n` architectures cost in latency and memory, and which of `n_zero_shot` is best without training? The space
+    is that of configs/architecture_search/full.yaml, and the time to prepare its prices counts.
     """
     net = from_gluoncv("mobilenetv2_0.5", (3, 32, 32), 10, seed=0)
     options = SpaceOptions(widths={"*": (0.5, 0.75, 1.0, 1.25)}, blocks={"*": ("plain", "fused")}, drop=("*",))
@@ -574,7 +579,7 @@ def architectures(n: int, n_zero_shot: int) -> Found:
 
 
 def random_data(case: Case, n_images: int) -> Dataset:
-    """Random images and labels; a tenth of `n_images` more for validation, which the schedule looks at."""
+    """Random images and labels, plus a tenth of `n_images` for validation, on which the schedule evaluates networks."""
     rng, n = np.random.default_rng(0), n_images + max(1, n_images // 10)
     images = rng.integers(0, 256, (n,) + case.shape, np.uint8)
     labels = rng.integers(0, case.classes, n).astype(np.int32)
@@ -583,31 +588,31 @@ def random_data(case: Case, n_images: int) -> Dataset:
 
 
 def schedules_of(case: Case, n_images: int, roundings: Sequence[int]) -> Found:
-    """Rows and details of `schedule` with widths that are multiples of each of some numbers."""
+    """Rows and details of `schedule` with widths that are multiples of each of `roundings`."""
     found = {f"round_to_{n}": schedule(case, n_images, n) for n in roundings}
     return [row for row, _ in found.values()], {key: details for key, (_, details) in found.items()}
 
 
 def schedule(case: Case, n_images: int, round_to: int) -> Tuple[Row, dict]:
-    """Row and details of a whole GCP schedule in epochs of GluonCV's ordinary step on the dense network.
+    """Row and details of a whole GCP schedule, in epochs of GluonCV's ordinary step on the dense network.
 
-    Everything between the dense network and the pruned one counts: making blocks, checkpoints, statistics, the looks at
-    the validation images. The ordinary epoch is timed before and after; the spread is the ratios to either.
+    Everything between the dense and the pruned network counts: building blocks, checkpoints, statistics, evaluation on
+    the validation images. The ordinary epoch is timed before and after; the spread is given by the ratios to either.
     """
     data, step, target = random_data(case, n_images), gluoncv_step(case, *batch(case)), 0.2
-    # Random labels teach nothing: rates that move nothing, where larger ones can end in NaN. The penalty is relative
-    # to them, so scales shrink and channels go all the same.
+    # Random labels teach nothing, so the rates are too small to change weights; larger ones can end in NaN. The penalty
+    # is relative to the rates, so scales shrink and channels are removed all the same.
     options = gcp_method.GcpOptions(iterations=4, lr=1e-6, recover_lr=1e-6)
 
     def epoch(number: int) -> None:
         for x, y, _ in data.train.batches(case.batch, seed=number):
             step(mx.nd.array(x, device()), mx.nd.array(y, device()))
 
-    # An untrained network's running statistics are not its activations'; frozen, they would let it diverge.
+    # An untrained network's running statistics do not match its activations; frozen, they would make it diverge.
     batches, ours = Batches(data.train, case.batch, seed=0), ordinary_step(case.built())
     fit(ours, batches, schedules.constant(0.01, batches.per_epoch))
     dense = ours.network()
-    timed(step)  # builds the graph and its memory, once for all epochs
+    timed(step)  # builds the graph and allocates its memory, once for all epochs
     before, cost = timed(partial(epoch, 1)), macs(dense)
     budget = Budget(cost, cost(dense.widths), target, round_to)
     usual = Prune.model_construct()
@@ -639,9 +644,10 @@ def schedule(case: Case, n_images: int, round_to: int) -> Tuple[Row, dict]:
 
 
 def describing(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
-    """Row and details of opening and describing a network, walking its groups and halving every one of them.
+    """Row and details of opening and describing a network, finding its groups and halving every one of them.
 
-    In wall seconds, imports not counted. The first time counts: that is what a command waits for.
+    In wall-clock seconds, without imports. The first repeat is the one reported, because that is what a command waits
+    for.
     """
     seconds = []
     for _ in range(repeats):
@@ -661,9 +667,9 @@ def describing(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
 
 
 def selection(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
-    """Rows and details of choosing half of a network's channels, without what looks at images, in wall seconds.
+    """Rows and details of choosing channels for half of the MACs, without looking at images, in wall-clock seconds.
 
-    Criteria of weights score all channels and rank them together; allocations are given scores.
+    Criteria that need only weights score all channels and rank them together; allocations are given scores.
     """
     net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
     cost = macs(net)
@@ -686,10 +692,10 @@ def selection(network: str, shape: Sequence[int], repeats: int = 3) -> Found:
 
 
 def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64) -> Found:
-    """Rows and details of ThiNet and CP on all groups: seconds of choosing and fitting, without passes over the data.
+    """Rows and details of ThiNet and CP on all groups: seconds to choose and fit, without passes over the data.
 
-    What readers get and should say is drawn: `n_samples` of it, which change nothing that is timed. Also the peak of
-    the arrays that this takes beside the networks.
+    The inputs and target outputs of the layers that read a group are drawn at random, `n_samples` of each, which does
+    not affect what is timed. Also the peak memory of the arrays that this takes in addition to the networks.
     """
     net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
     cost = macs(net)
@@ -698,7 +704,7 @@ def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64)
     rows, details, setting = [], {}, f"{network}, {shape[1]} px, half of the MACs, {len(half)} groups"
 
     def cut(choose: Callable, traced: bool) -> Dict[str, float]:
-        """Per group, what choosing and fitting takes: seconds, or where it is traced MB, which takes longer."""
+        """Per group, what choosing and fitting takes: seconds or, if `traced`, MB, which takes longer."""
         small, keep, found = net, {g.name: np.arange(g.size) for g in net.groups}, {}
         for group, width in half.items():
             if traced:
@@ -736,12 +742,12 @@ def _chosen(problem: Problem, criterion: str) -> None:
 
 
 def borders(network: str, sides: Sequence[int], n_images: int = 4) -> Found:
-    """Rows and details of how far a network with half of its channels removed is from the one with them silenced.
+    """Rows and details of how far a network with half of its channels removed is from one with them silenced.
 
-    A removed channel's constant moves into the next running mean, which is exact but within a kernel's reach of
-    zero-padded borders. Worst case: channels and norms drawn at random, shifts as large as scales, nothing recovered.
-    In units of the largest output, the largest difference over `n_images`; the details also have the difference when
-    the constants are dropped instead of moved.
+    The constant of a removed channel moves into the next running mean, which is exact except within a kernel's reach of
+    zero-padded borders. This is the worst case: channels and norms drawn at random, shifts as large as scales, no
+    recovery. Rows state the largest difference over `n_images`, in units of the largest output; the details also state
+    the difference when the constants are dropped instead of moved.
     """
     rows, details = [], {}
     for side in sides:
@@ -779,7 +785,7 @@ def borders(network: str, sides: Sequence[int], n_images: int = 4) -> Found:
 
 @dataclass(frozen=True)
 class Photos:
-    """JPEGs to load: how many, their height and width, the side of the input, images in a batch."""
+    """JPEGs to load: their number, their height and width and the input's side in pixels, and the batch size."""
 
     n: int
     height: int
@@ -799,8 +805,8 @@ SMALL_PICTURES = Photos(512, 28, 28, 32, 64)
 def loader(cases: Sequence[Photos], repeats: int) -> Found:
     """Rows and details of our ImageNet training loader against `ImageRecordIter`: seconds of MXNet's pass over ours.
 
-    The same file, augmentation (GluonCV's recipe) and number of threads; each pass from opening to its last batch on
-    the device.
+    Both use the same file, augmentation (GluonCV's recipe) and number of threads; each pass lasts from opening the
+    iterator until its last batch is on the device.
     """
     rows, details, workers = [], {}, runtime.physical_cores()
     for case in cases:
@@ -831,7 +837,7 @@ def loader(cases: Sequence[Photos], repeats: int) -> Found:
 
 
 def photos(case: Photos) -> prepare.Labelled:
-    """JPEGs (quality 95) of random parts of scikit-learn's two photographs, scaled to the size asked for."""
+    """JPEGs (quality 95) of random parts of scikit-learn's two photographs, scaled to the case's size."""
     from sklearn.datasets import load_sample_images
 
     originals, rng, contents = load_sample_images().images, np.random.default_rng(0), []
@@ -848,7 +854,7 @@ def photos(case: Photos) -> prepare.Labelled:
 
 
 def plain_pass(path: Path, case: Photos, workers: int) -> None:
-    """One pass of MXNet's own iterator as GluonCV sets it up for ImageNet."""
+    """One pass of MXNet's own iterator, set up as GluonCV does for ImageNet."""
     (mean, *_), (std, *_) = PIXELS
     batches = mx.io.ImageRecordIter(
         path_imgrec=str(path),
@@ -877,10 +883,11 @@ def plain_pass(path: Path, case: Photos, workers: int) -> None:
 
 
 def memory(cases: Sequence[Case]) -> Found:
-    """Rows and details of peak memory, GCP's step over GluonCV's, each kind of step in a process of its own.
+    """Rows and details of peak memory: GCP's step over GluonCV's, each kind of step in a process of its own.
 
-    Two ratios each: of the whole processes, and of what the steps add to imports and the built network. The arrays
-    that a block was made from are not kept, as GluonCV's step keeps none; `training.fit` does keep them.
+    There are two ratios for each case: for the whole processes, and for what the steps add to imports and the built
+    network. The arrays from which a block was made are not kept, just as GluonCV's step keeps none;
+    `gcp.train.loop.fit` does keep them.
     """
     rows, details, name = [], {}, "peak memory, GCP step / GluonCV step"
     for case in cases:
@@ -897,7 +904,7 @@ def memory(cases: Sequence[Case]) -> Found:
 
 
 def planner(networks: Mapping[str, int]) -> Found:
-    """Rows of what MXNet's planner allocates for a prediction, over the peak of `cost.memory`: by network and side."""
+    """Rows of what MXNet's planner allocates for a prediction, over the peak of `cost.memory`, by network and side."""
     rows, details = [], {}
     for name, side in networks.items():
         planned, peak = planned_bytes(name, side)
@@ -909,10 +916,10 @@ def planner(networks: Mapping[str, int]) -> Found:
 
 
 def planned_bytes(name: str, side: int) -> Tuple[float, float]:
-    """For an image: the memory that MXNet's planner allocates, and our peak; both without weights.
+    """For one image: the bytes that MXNet's planner allocates, and our peak; both without weights.
 
-    The planner says whole megabytes, so a batch of about 200 MB is planned for; the image, which is not in its pool, is
-    added. Operators are not joined into one (oneDNN's subgraphs), as our count does not join them.
+    The planner reports whole megabytes, so the plan is made for a batch of about 200 MB; the image, which is not in the
+    planner's pool, is added. Operators are not fused (oneDNN's subgraphs), because our count does not fuse them.
     """
     net = from_gluoncv(name, (3, side, side))
     peak, image = peak_memory(net)(net.widths), 4 * 3 * side * side
@@ -924,7 +931,7 @@ def planned_bytes(name: str, side: int) -> Tuple[float, float]:
 
 
 def print_plan(case: Case, kind: str) -> None:
-    """Plan a prediction of the case's network, print what MXNet says of the plan."""
+    """Plan a prediction of the case's network, and print MXNet's description of the plan."""
     from gcp.backend.blocks import to_symbol
 
     symbol = to_symbol(case.built())
@@ -932,7 +939,7 @@ def print_plan(case: Case, kind: str) -> None:
 
 
 def _in_own_process(case: Case, kind: str, function: str, variables: Mapping[str, str]) -> List[str]:
-    """The lines that one of this room's functions prints for a case and a kind of step."""
+    """The lines that a function of this module prints in a separate process, for a case and a kind of step."""
     code = f"from gcp import benchmark as b; b.{function}(b.{case!r}, {kind!r})"
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -944,10 +951,10 @@ def _in_own_process(case: Case, kind: str, function: str, variables: Mapping[str
 
 
 def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
-    """Make a step of the kind, take it a few times, print memory when built and at its peak (MB) as JSON."""
+    """Take a step of the given kind a few times; print the memory when it was built and at its peak (MB) as JSON."""
     step = _step_of(case, kind)
     mx.nd.waitall()
-    gc.collect()  # GluonCV's blocks are cycles; in a run of GCP there is none, the dense network comes from a file
+    gc.collect()  # GluonCV's block is a reference cycle; a GCP run has none, as its dense network comes from a file
     built = _resident_mb("VmRSS")
     for _ in range(n_steps):
         timed(step)
@@ -955,8 +962,8 @@ def print_peak(case: Case, kind: str, n_steps: int = 3) -> None:
 
 
 def _resident_mb(key: str) -> float:
-    """Resident memory now (VmRSS) or at most (VmHWM)."""
-    # Linux keeps a parent's peak in a child's ru_maxrss, across exec; /proc starts afresh.
+    """Resident memory in MB, now (VmRSS) or at its peak (VmHWM)."""
+    # On Linux, a child's ru_maxrss starts from its parent's peak, even after exec; /proc starts afresh.
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,7 +1,7 @@
-"""What every script's command line shares: its parser, the types of its options, and how it ends.
+"""What all scripts' command lines share: the parser, the types of its options, and how a script ends.
 
-A user's mistake, a file that cannot be read, too little memory or a signal end a script with one line on stderr and an
-exit status; only a mistake of the program shows a traceback.
+A user's mistake, an unreadable file, too little memory or a signal ends a script with one line on stderr and an exit
+status; only a bug in the program shows a traceback.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from typing import Any, Callable, NoReturn
 
 from gcp.errors import UserError, is_out_of_memory
 
-GUARDED = "GCP_GUARDED"  # set for a process that ends with its parent, which then says what there is to say
+GUARDED = "GCP_GUARDED"  # set in a process that ends together with its parent, which then prints the message
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-END_S = 15.0  # after a signal, for what Python cannot interrupt
+END_S = 15.0  # granted after a signal to code that Python cannot interrupt
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are one line, as all others are."""
+    """A command-line parser that reports mistakes in one line, as the scripts report all others."""
 
     def error(self, message: str) -> NoReturn:
-        """UserError instead of usage and exit."""
+        """Raise UserError instead of printing the usage and exiting."""
         if len(message) > 300:
             message = message[:300] + "..."
         raise UserError(f"{message}; `{self.prog} --help` says what it takes", key="option.value")
 
 
 def verbs(parser: Parser) -> Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]:
-    """A function that adds a verb to a script: its name, what it calls, and its help; the verb's parser takes options.
+    """A function that adds a verb (a subcommand) to a script, given its name, the function that it calls, and its help.
 
-    `parse_args` then gives a namespace whose `function` is that of the verb.
+    That function returns the verb's own parser, to which options can be added. `parse_args` then gives a namespace
+    whose `function` is that of the chosen verb.
     """
     added = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
@@ -51,27 +52,27 @@ def verbs(parser: Parser) -> Callable[[str, Callable[[argparse.Namespace], None]
 
 
 class Told(KeyboardInterrupt):
-    """A signal has told the process to end; its argument is the signal's number."""
+    """Raised when a signal tells the process to end; its argument is the signal's number."""
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:
-    """Run a script's `function` on the command line's arguments and exit with its `status`."""
+    """Run a script's `function` on the command-line arguments, and exit with the exit status that `status` returns."""
     _open_streams()
     _end_on_signals()
     code = status(function, sys.argv[1:])
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
-        except OSError:  # Python would try again at exit, and complain
+        except OSError:  # Python would try again at exit, and print an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     sys.exit(code)
 
 
 def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
-    """The exit status of a script's `function` on these arguments, after its one line on stderr where it did not work.
+    """The exit status of a script's `function` on these arguments; if it failed, one line is printed on stderr.
 
-    0: done. 1: not done, and not by the user's mistake. 2: a mistake that the user can put right. 128 + n: ended by
-    signal n, which is 13 where nobody reads the output any more. Another number: the function's own.
+    0: done. 1: not done, but not because of a mistake by the user. 2: a mistake that the user can correct. 128 + n:
+    ended by signal n, which is 13 if nobody reads the output any more. Any other number: the function's own.
     """
     try:
         function(argv)
@@ -88,7 +89,7 @@ def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
 
 
 def _answer(error: BaseException) -> tuple[int, str]:
-    """Exit status and line for whatever is no mistake of the program; raises the rest."""
+    """Exit status and line for an error that is not a bug in the program; any other error is raised again."""
     told = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
     if told is not None:
         number = told.args[0] if isinstance(told, Told) else signal.SIGINT
@@ -108,18 +109,19 @@ def _answer(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UnicodeEncodeError):
         return 2, f"error: this system's encoding cannot hold a name or text ({words}); set LC_ALL=C.UTF-8"
     if isinstance(error, OSError):
-        where = "the output" if error.errno in UNWRITABLE else "a file or connection"  # which names no file
+        where = "the output" if error.errno in UNWRITABLE else "a file or connection"  # for an error that names no file
         where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else where
         what = error.strerror or words
         line = UserError(f"{where}: {what}; put it right or name another, then run the same command again")
-        return 2, f"error: {line}"  # which is cut where a name is too long
+        return 2, f"error: {line}"  # UserError shortens it if a name is too long
     raise error
 
 
 def _open_streams() -> None:
-    """Have all three standard streams, able to print any text.
+    """Make sure that all three standard streams are open and can print any text.
 
-    Without, the next file that is opened would get a closed one's number, and what is printed would go into it.
+    Otherwise, the next file to be opened would get the number of a closed stream, and printed text would go into that
+    file.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -133,14 +135,14 @@ def _open_streams() -> None:
 
 
 def _end_on_signals() -> None:
-    """Have the first signal raise `Told`, and end the process `END_S` later if that has not.
+    """Make the first signal raise `Told`, and end the process `END_S` seconds later if that has not ended it.
 
-    Python runs a signal's handler between two of its own instructions: not while MXNet computes, for one. And where
-    nobody can catch it, in a destructor for one, the exception is dropped.
+    Python runs a signal's handler only between two of its own instructions, so not while MXNet computes, for example.
+    Where nobody can catch the exception, such as in a destructor, it is dropped.
     """
 
     def tell(number: int, _: Any) -> NoReturn:
-        for each in SIGNALS:  # impatience does not interrupt the cleaning up
+        for each in SIGNALS:  # further signals must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
         raise Told(number)
 
@@ -154,7 +156,7 @@ def _end_on_signals() -> None:
     signal.set_wakeup_fd(writes)
     threading.Thread(target=watch, daemon=True).start()
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # under nohup, for one
+        if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup, for example
             signal.signal(number, tell)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda caught: None if issubclass(caught.exc_type, KeyboardInterrupt) else hook(caught)
@@ -164,7 +166,7 @@ def _end_on_signals() -> None:
 
 
 def whole(least: int = 0, most: int = 10**9 - 1) -> Callable[[str], int]:
-    """For a command line: reads a whole number within bounds; the parser reports anything else with the option."""
+    """Type of an option: a whole number within bounds; the parser reports anything else with the option's name."""
 
     def number(text: str) -> int:
         if re.fullmatch(r"\+?[0-9]{1,15}", text) and least <= int(text) <= most:
@@ -175,7 +177,7 @@ def whole(least: int = 0, most: int = 10**9 - 1) -> Callable[[str], int]:
 
 
 def positive(kind: type, most: float = 10**6) -> Callable[[str], Any]:
-    """For a command line: reads an int or a float above 0; the parser reports anything else with the option's name."""
+    """Type of an option: an int or a float above 0; the parser reports anything else with the option's name."""
 
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -187,12 +189,12 @@ def positive(kind: type, most: float = 10**6) -> Callable[[str], Any]:
 
 
 natural = whole()
-threads = whole(0, 1024)  # 0: as many as there are cores, as a rule
+threads = whole(0, 1024)  # 0: usually one per core
 batch = whole(1, 65536)
 
 
 def shape(text: str) -> tuple[int, int, int]:
-    """For a command line: reads `3,224,224` as (channels, height, width)."""
+    """Type of an option: reads `3,224,224` as (channels, height, width). Raises ArgumentTypeError for other text."""
     parts = text.split(",")
     if len(parts) == 3 and all(re.fullmatch(r"\s*[0-9]{1,5}\s*", p) and 1 <= int(p) <= 8192 for p in parts):
         return tuple(int(p) for p in parts)
@@ -200,7 +202,7 @@ def shape(text: str) -> tuple[int, int, int]:
 
 
 def seeds(text: str) -> list[int]:
-    """For a command line: reads `0,1,2` as numbers, each once and below 2**31."""
+    """Type of an option: reads `0,1,2` as distinct numbers below 2**31. Raises ArgumentTypeError for other text."""
     found = [int(p) for p in text.split(",")] if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text) else []
     if not found or len(found) > 1000 or max(found) >= 2**31 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(

@@ -1,4 +1,4 @@
-"""A section of a configuration: a frozen pydantic model whose descriptions are the hints of its error messages."""
+"""A section of a configuration: a frozen pydantic model whose field descriptions serve as hints in error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from gcp.errors import UserError
 
-MOST, LONGEST = 2**31, 1000  # for what has no narrower bounds of its own
+MOST, LONGEST = 2**31, 1000  # for values that have no narrower bounds of their own
 
 
 class Options(BaseModel):
@@ -21,7 +21,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _within_reason(cls, value: Any) -> Any:
-        """No count, text or list that nothing here could mean: before anything is allocated or started."""
+        """Reject numbers, texts and lists of absurd size before anything is allocated or started."""
         if isinstance(value, (int, float)) and abs(value) >= MOST:
             raise ValueError(f"should be less than {MOST:,}")
         if isinstance(value, (str, list, tuple)) and len(value) > LONGEST:
@@ -29,7 +29,7 @@ class Options(BaseModel):
         return value
 
     def mistakes(self) -> Iterator[str]:
-        """What is wrong with values that are each right by themselves."""
+        """What is wrong with combinations of values that are each valid on their own."""
         return iter(())
 
     @model_validator(mode="after")
@@ -38,29 +38,29 @@ class Options(BaseModel):
             raise ValueError(mistake)
         return self
 
-    # Keys that decide no number: in no fingerprint, whatever they say.
+    # Keys that do not affect results: no fingerprint includes them, whatever their values.
     UNCOUNTED: ClassVar[Set[str]] = set()
-    # Keys that name files, or saved networks by their prefix: their contents are in the fingerprint, not their names.
+    # Keys that name files, or saved networks by prefix: fingerprints cover the files' contents, not their names.
     FILES: ClassVar[Set[str]] = set()
 
     def uncounted(self) -> Set[str]:
-        """The keys that decide no number."""
+        """The keys that do not affect results."""
         return self.UNCOUNTED
 
     def is_file(self, key: str) -> bool:
-        """Whether the value of a key of `FILES` names a file."""
+        """Whether the value of `key`, which is one of `FILES`, names a file."""
         return getattr(self, key) is not None
 
 
 def listed(value: Any) -> Any:
-    """A list as a tuple: YAML has lists where a frozen section needs tuples, and strict mode does not convert."""
+    """A list as a tuple: YAML yields lists where a frozen section needs tuples, and strict mode does not convert."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def changed(options: Options, values: Mapping[str, Any]) -> Options:
-    """The section with other values at some keys, dotted where they are of sections within.
+    """The section with other values for some keys; dotted keys are those of nested sections.
 
-    A single value stands for a list of one where the key holds a list. ValidationError: they do not fit.
+    If a key holds a list, a single value stands for a list of one. Raises ValidationError if the values do not fit.
     """
     own, within = {key: getattr(options, key) for key in options.model_fields_set}, {}
     for name, value in values.items():
@@ -74,7 +74,7 @@ def changed(options: Options, values: Mapping[str, Any]) -> Options:
 
 
 def section(kind: type[Options], values: dict) -> Any:
-    """One section from values given on a command line. UserError: what is wrong with them."""
+    """One section from command-line values, where None means not given. Raises UserError if a value is invalid."""
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
@@ -82,20 +82,20 @@ def section(kind: type[Options], values: dict) -> Any:
 
 
 def explained(error: ValidationError) -> str:
-    """The first thing that is wrong, in words: the key, the value, what it should be."""
+    """The first thing that is wrong, in words: the key, its value, and what it should be."""
     first = error.errors()[0]
     return (".".join(str(key) for key in first["loc"]) + described(first)[1]).lstrip(": ")
 
 
 def described(error: Any, hint: str = "") -> Tuple[str, str]:
-    """One of pydantic's errors as a kind of mistake, and in words that follow the key."""
+    """One of pydantic's errors as a kind of mistake, and in words that follow the key; `hint` describes the key."""
     kind, in_own_words = error["type"], error["type"] == "value_error"
     if kind == "missing":
         return "missing-key", " is missing" + (f": {hint}" if hint else "")
     if kind in ("extra_forbidden", "invalid_key"):
         return "unknown-key", ": no such key"
     should = str(error["ctx"]["error"]) if in_own_words else error["msg"].replace("Input ", "")
-    if in_own_words and isinstance(error["input"], dict):  # a combination; it says the values
+    if in_own_words and isinstance(error["input"], dict):  # a combination, whose message states the values
         return "combination", f": {should}"
     should = should[:1].lower() + should[1:] + (f" ({hint})" if hint else "")
     if kind == "literal_error":
@@ -105,7 +105,7 @@ def described(error: Any, hint: str = "") -> Tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """A value as text for a message, shortened if it is long."""
     text = "nothing" if value is None else repr(value)
     if isinstance(value, float) and not math.isfinite(value):
         text = f"{value} (not a finite number)"

@@ -1,4 +1,4 @@
-"""Names for what can be chosen: methods, criteria, costs, data sets, tasks, solvers are each one `Registry`."""
+"""Names for things to choose from: methods, criteria, costs, data sets, tasks and solvers each have a `Registry`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries by name, in the order of registration; `kind` is what an entry is called in messages.
 
-    `options[name]` is the class of the entry's own options, where it has some. What a table, a figure or an estimate
-    has to know about an entry is an attribute of the entry.
+    `options[name]` is the class of the entry's own options, or plain `Options` if it has none. Whatever a table, a
+    figure or an estimate needs to know about an entry is an attribute of the entry.
     """
 
     def __init__(self, kind: str) -> None:
@@ -24,7 +24,7 @@ class Registry(Generic[T]):
         self.options: Dict[str, Type[Options]] = {}
 
     def register(self, name: str, options: Type[Options] = Options, **facts: Any) -> Callable[[T], T]:
-        """A decorator that adds an entry, `facts` as its attributes. ValueError: the name is taken."""
+        """A decorator that adds an entry, with `facts` as its attributes. Raises ValueError if the name is taken."""
         if name in self._entries:
             raise ValueError(f"the {self.kind} '{name}' is registered twice")
 
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        """The entry of this name. UserError: there is none."""
+        """The entry with this name. Raises UserError if there is none."""
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._entries)}"

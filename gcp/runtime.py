@@ -1,4 +1,4 @@
-"""The machine that a process runs on: threads and GPUs, set before MXNet is imported, and what a record says of it."""
+"""The machine that a process runs on: threads and GPUs, set before MXNet is imported, and what records say about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 from gcp.errors import UserError
 from gcp.storage import now
 
-# By these, as the system names them, MXNet, oneDNN and onnxruntime choose their kernels.
+# MXNet, oneDNN and onnxruntime choose their kernels by these instruction sets, named here as the system names them.
 INSTRUCTION_SETS = frozenset(
     "sse4_1 avx avx2 f16c fma avx512f avx512bw avx512dq avx512vl avx512_vnni avx_vnni avx512_bf16 avx512_fp16 "
     "amx_tile amx_int8 amx_bf16 asimd asimddp asimdhp sve i8mm bf16".split()
@@ -39,9 +39,9 @@ def physical_cores() -> int:
 
 
 def n_threads(configured: int = 0, n_processes: int = 1) -> int:
-    """The number of threads to compute with: what is configured, else OMP_NUM_THREADS, else a core for each.
+    """The number of threads to compute with: `configured`, or else OMP_NUM_THREADS, or else one per physical core.
 
-    The physical cores are divided among `n_processes` on this machine.
+    In the last case, the physical cores are divided among `n_processes` processes on this machine.
     """
     if configured:
         return configured
@@ -50,7 +50,7 @@ def n_threads(configured: int = 0, n_processes: int = 1) -> int:
 
 
 def use_threads(configured: int = 0, n_processes: int = 1) -> None:
-    """Have MXNet compute with `n_threads` threads. RuntimeError: MXNet has been imported with another number."""
+    """Make MXNet compute with `n_threads` threads. Raises RuntimeError if it was imported with another number."""
     n = str(n_threads(configured, n_processes))
     if "mxnet" in sys.modules and os.environ.get("OMP_NUM_THREADS") != n:
         raise RuntimeError(f"MXNet reads the number of threads as it is imported, and has been: {n} comes too late")
@@ -58,10 +58,10 @@ def use_threads(configured: int = 0, n_processes: int = 1) -> None:
 
 
 def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
-    """Have MXNet see one GPU only, of number `gpus[local_rank]`; all if there are no `gpus`.
+    """Make MXNet see only one GPU, the one numbered `gpus[local_rank]`, or all of them if `gpus` is empty.
 
-    Numbers count within CUDA_VISIBLE_DEVICES where that is set. Only effective before MXNet is imported. UserError: no
-    such GPU there.
+    If CUDA_VISIBLE_DEVICES is set, numbers count within it. Raises RuntimeError if MXNet has already been imported,
+    which is too late, and UserError if CUDA_VISIBLE_DEVICES has no such GPU.
     """
     if gpus:
         if "mxnet" in sys.modules:
@@ -78,25 +78,25 @@ def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
 
 
 def _visible_gpus() -> List[str]:
-    """What CUDA_VISIBLE_DEVICES names: numbers or identifiers; nothing where it is not set, and all are visible."""
+    """The numbers or identifiers in CUDA_VISIBLE_DEVICES; none if it is not set, so that all GPUs are visible."""
     return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
 
 
-# Where and with what a run was made
+# Where and with what a run was made: facts for its record
 
 
 def environment(device: str = "cpu") -> dict:
-    """git_commit, versions, device and date of this process, as they go into a record; `device` is what computed.
+    """git_commit, versions, device and date of this process for a record; `device` is where it computes.
 
-    git_commit is None when the package does not come from a git checkout, and ends in "+dirty" when the
-    package's files differ from that commit.
+    git_commit is None if the package does not come from a git checkout, and ends in "+dirty" if the package's files
+    differ from that commit.
     """
     return {
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),
             "mxnet": _mxnet_version(),
-            "gluoncv": importlib.metadata.version("gluoncv"),  # its __version__ says otherwise
+            "gluoncv": importlib.metadata.version("gluoncv"),  # its __version__ differs
             "numpy": importlib.metadata.version("numpy"),
         },
         "device": {
@@ -111,7 +111,7 @@ def environment(device: str = "cpu") -> dict:
 
 
 def hardware(device: str = "cpu") -> dict:
-    """Where a latency was measured, as files of latencies say it: the processor, a GPU, versions, date and commit."""
+    """Where a latency was measured, as latency files state it: the processor, the GPU, versions, date and commit."""
     facts = environment(device)
     keys = ("cpu", "cpu_model", "gpu")
     return {**{key: facts["device"][key] for key in keys}, **{k: facts[k] for k in ("versions", "date", "git_commit")}}
@@ -135,7 +135,7 @@ def _git_commit() -> str | None:
 
 
 def _mxnet_version() -> str | None:
-    """The version of whichever build of MXNet is installed; the one for each CUDA has its own name."""
+    """The version of whichever build of MXNet is installed; the build for each CUDA version has a name of its own."""
     for name in ("mxnet", *(f"mxnet-cu{cuda}" for cuda in range(112, 118))):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -144,17 +144,17 @@ def _mxnet_version() -> str | None:
 
 @functools.lru_cache(maxsize=None)
 def _processor() -> Dict[str, str]:
-    """Its `name`, which many processors can share ("AMD EPYC" in a virtual machine), and its `model`.
+    """The processor's `name`, which many models can share ("AMD EPYC" in a virtual machine), and its `model`.
 
-    The model tells two processors of one name apart: numbers of vendor, family, model and stepping, cores, and the
-    instruction sets by which kernels are chosen.
+    The model distinguishes processors of the same name: vendor, family, model and stepping numbers, the number of
+    cores, and the instruction sets by which kernels are chosen.
     """
     facts = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
             key, _, value = line.partition(":")
             facts[key.strip()] = value.strip()
-    # The second name of each is that of ARM processors.
+    # The second name of each field is the one on ARM processors.
     names = {
         "vendor": ("vendor_id", "CPU implementer"),
         "family": ("cpu family", "CPU architecture"),
@@ -171,7 +171,7 @@ def _processor() -> Dict[str, str]:
 
 
 def _gpu_name(number: int) -> str | None:
-    """The name of the GPU that this process counts as `number`; None where the driver's own tool does not tell."""
+    """The name of the GPU that this process counts as `number`; None if nvidia-smi does not report it."""
     visible = _visible_gpus()
     which = visible[number] if number < len(visible) else str(number)
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", which]
@@ -182,7 +182,7 @@ def _gpu_name(number: int) -> str | None:
 
 @contextlib.contextmanager
 def progress_bar(text: str, unit: str = "net") -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, as the function that moves it: so many of so many are done."""
+    """A bar on stderr; yields the function that moves it, given how many are done and how many there are."""
     from tqdm import tqdm
 
     with tqdm(desc=text, unit=unit, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20) as bar:

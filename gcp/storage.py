@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, whatever is killed or full; read within bounds and by a schema; locked.
+"""Files: written whole or not at all, even after a kill or on a full disk; read within limits by a schema; locked.
 
-Whatever is wrong with a file that is read ends in one `UserError` line: the file, the place in it, and what to do.
+Anything wrong with a file that is read ends in a one-line `UserError`: the file, the place in it, and what to do.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pydantic import TypeAdapter, ValidationError
 from gcp.errors import UserError
 from gcp.options import explained
 
-JSON_BYTES = 2**28  # of a file that is read whole; the largest of ours, a saved network's graph, has a few megabytes
+JSON_BYTES = 2**28  # limit for files read whole; the largest of ours, a saved network's graph, has a few megabytes
 YAML_BYTES = 10**5  # PyYAML reads about 100 kB in a second
-DEPTH = 50  # lists and sections within one another
-YAML_NODES = 10**4  # with every alias written out
-DIGITS = 25  # of a whole number
+DEPTH = 50  # levels of nested lists and sections
+YAML_NODES = 10**4  # with every alias expanded
+DIGITS = 25  # in a whole number
 
 # Writing
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path to write to; it takes `path`'s place, synced, if the block ends without error.
+    """Give a temporary path to write to; it replaces `path`, synced to disk, if the block ends without an error.
 
-    The temporary file is in the same folder and keeps the suffix. A failed write leaves `path` as it was.
-    UserError: the disk is full, or the folder does not let itself be written to.
+    The temporary file is in the same folder and has the same suffix. A failed write leaves `path` as it was. Raises
+    UserError if `path` is a folder or a device, the disk is full, or the folder cannot be written to.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # /dev/null would become a file
@@ -57,22 +57,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Write `obj` as JSON, atomically. numpy numbers and arrays become plain ones.
+    """Write `obj` as JSON, atomically. Numpy numbers and arrays become plain ones.
 
-    UserError: as `replacing`. ValueError, naming the place: a number that is not finite (write None instead).
+    Raises UserError as `replacing` does, and ValueError, which names the place, for a number that is not finite (write
+    None instead).
     """
     write_text(path, json.dumps(plain(obj, finite=True), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all. Raises UserError as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into a UserError."""
+    """Turn the system's error about a file that cannot be written into a UserError."""
     try:
         yield
     except OSError as error:
@@ -84,7 +85,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without this a power cut can undo a rename that the program already counts on.
+    # Without this, a power cut can undo a rename on which the program already relies.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +94,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def plain(value: Any, *, finite: bool, place: str = "") -> Any:
-    """`value` in JSON's own types. Numbers that are not finite: an error if `finite`, else strings."""
+    """`value` in JSON's own types. Numbers that are not finite raise ValueError if `finite`, or else become strings."""
     if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
         value = value.tolist()
     if isinstance(value, dict):
@@ -111,7 +112,7 @@ def plain(value: Any, *, finite: bool, place: str = "") -> Any:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill or a full disk left unfinished: the next one shall start on its own."""
+    """Cut off a last line that a kill or a full disk left unfinished, so that the next one starts on a new line."""
     if not path.exists():
         return
     whole = read_bytes(path).rpartition(b"\n")
@@ -121,14 +122,14 @@ def drop_torn_line(path: Path) -> None:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """The time in UTC, to the second, in ISO 8601 format."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def content_hash(name: str, key: str, others: Sequence[Path] = ()) -> str:
-    """SHA-256 of a file, or of a saved network's two files where `name` is their prefix; and of `others` behind them.
+    """SHA-256 of a file, or of a saved network's two files if `name` is their prefix, followed by `others`.
 
-    `key` is what names it in a configuration. UserError: it is not there.
+    `key` is the configuration key that names the file. Raises UserError if a file cannot be read.
     """
     paths = [Path(name)] if Path(name).is_file() else [Path(f"{name}-symbol.json"), Path(f"{name}-0000.params")]
     sha = hashlib.sha256()
@@ -145,10 +146,11 @@ def content_hash(name: str, key: str, others: Sequence[Path] = ()) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = "lock", wait: bool = True) -> Iterator[None]:
-    """Hold the file lock `name` of a folder, which is made if need be, until the block or the process ends.
+    """Hold the file lock `name` of a folder, which is created if necessary, until the block or the process ends.
 
-    While another process holds it this one waits, and says so on stderr; with `wait` False it is refused. For a single
-    file, lock its folder under a name made from the file's. UserError: refused, or the folder cannot be written.
+    While another process holds the lock, this one waits, and says so on stderr; with `wait` False it raises UserError
+    instead, as it does if the folder cannot be written to. To lock a single file, lock its folder under a name derived
+    from the file's name.
     """
     lock = filelock.FileLock(str(folder / name))
     with contextlib.ExitStack() as held:
@@ -174,19 +176,23 @@ REPLACE = "give another file, or remove it and make it anew"
 
 
 def read_text(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> str:
-    """A UTF-8 text file of at most `limit` bytes; `fix` ends the messages: what the user can do about the file."""
+    """A UTF-8 text file of at most `limit` bytes; `fix`, what the user can do about the file, ends error messages."""
     return _decoded(read_bytes(path, fix, limit), str(path), fix)
 
 
 def read_bytes(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> bytes:
-    """A file's content. UserError: see `opened`."""
+    """A file's content. Raises UserError as `opened` does."""
     with opened(path, fix, limit) as file:
         return file.read(limit)
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> Iterator[BinaryIO]:
-    """A file to read. UserError: longer than `limit`, or no ordinary file (a pipe could keep us waiting for ever)."""
+    """A file to read.
+
+    Raises UserError if it cannot be read, is longer than `limit`, or is not an ordinary file (a pipe could block
+    forever).
+    """
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
@@ -198,12 +204,12 @@ def opened(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES)
             yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {fix}", key="file.read") from None
-    except ValueError as error:  # a null byte in the path, or characters that this system's names cannot hold
+    except ValueError as error:  # a null byte in the path, or characters that file names on this system cannot hold
         raise UserError(f"{str(path)!r}: no path ({error}); {fix}", key="file.read") from None
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """The path with `~` and `~user` filled in. UserError: there is no such user."""
+    """The path with `~` and `~user` expanded. Raises UserError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -213,14 +219,15 @@ def expanded(path: str | os.PathLike) -> Path:
 def read_json(path: str | os.PathLike, schema: Any, fix: str = REPLACE, limit: int = JSON_BYTES) -> Any:
     """The content of a JSON file as `schema`, a pydantic model or any type that pydantic knows (`Dict[str, int]`).
 
-    UserError: the file is not there, too long, not UTF-8, not JSON, or not what the schema says. Strictly JSON: no NaN
-    or Infinity, no key twice, no whole number of more than `DIGITS` digits, no more than `DEPTH` levels.
+    Raises UserError if the file is missing, too long, not UTF-8, not JSON, or does not match the schema. JSON is read
+    strictly: no NaN or Infinity, no duplicate keys, no whole number of more than `DIGITS` digits, no more than `DEPTH`
+    levels.
     """
     return parse_json(read_bytes(path, fix, limit), schema, str(path), fix)
 
 
 def parse_json(content: str | bytes, schema: Any, place: str, fix: str = REPLACE) -> Any:
-    """As `read_json`, from text, such as one line of a file; `place` begins the messages."""
+    """As `read_json`, but from text, such as one line of a file; `place` begins the messages."""
     text = _decoded(content, place, fix) if isinstance(content, bytes) else content
     try:
         value = json.loads(
@@ -238,12 +245,15 @@ def parse_json(content: str | bytes, schema: Any, place: str, fix: str = REPLACE
 
 
 def read_yaml(path: str | os.PathLike, fix: str = "give the path of a YAML file") -> Any:
-    """The content of a YAML file: sections, lists, text, numbers, true and false, within bounds. UserError: not so."""
+    """The content of a YAML file, within limits: sections, lists, text, numbers, true and false.
+
+    Raises UserError if it is anything else.
+    """
     return parse_yaml(read_text(path, fix, YAML_BYTES), str(path))
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """As `read_yaml`, from text; `place` begins the messages."""
+    """As `read_yaml`, but from text; `place` begins the messages."""
     try:
         value = yaml.load(text, _Loader)
         _check(value)
@@ -265,7 +275,7 @@ def _decoded(content: bytes, place: str, fix: str) -> str:
 
 
 def _check(value: Any, depth: int = 0) -> None:
-    """ValueError: more than `DEPTH` levels, or text that can be neither printed nor part of a file's name."""
+    """Raise ValueError for more than `DEPTH` levels, or text that can be neither printed nor part of a file name."""
     if depth > DEPTH:
         raise ValueError(f"more than {DEPTH} levels")
     if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
@@ -304,7 +314,7 @@ def _finite(text: str) -> float:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number (YAML 1.1 reads text), a key given twice is an error, no dates."""
+    """YAML as people expect it: 1e-4 is a number (in YAML 1.1, text), duplicate keys are errors, there are no dates."""
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -313,7 +323,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _size(self, node: yaml.Node, known: Dict[yaml.Node, float]) -> float:
-        """The number of values with every alias written out; infinite where one contains itself."""
+        """The number of values with every alias expanded; infinite if a value contains itself."""
         if node not in known:
             known[node] = math.inf
             pairs = isinstance(node, yaml.MappingNode)

@@ -1,4 +1,4 @@
-"""MXNet's parameter files, read without MXNet: it trusts every length in them, up to taking all of the memory."""
+"""MXNet's parameter files, read without MXNet, which trusts every length in them, even one that takes up all memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Dict, List
 
 import numpy as np
 
-LIST, DENSE = 0x112, (0xF993FAC9, 0xF993FACA)  # the numbers that begin a list of arrays, and an array in it
+LIST, DENSE = 0x112, (0xF993FAC9, 0xF993FACA)  # the numbers that begin a list of arrays, and a dense array in it
 KINDS = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool")
 
 
 def read_arrays(path: str | os.PathLike) -> Dict[str, np.ndarray]:
-    """The arrays of a file by their names. ValueError: it is none of MXNet 1's, cut off, or holds sparse arrays."""
+    """The arrays of a file by name.
+
+    Raises ValueError if the file is not in MXNet 1's format, is truncated, or holds sparse arrays.
+    """
     file = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.zeros(0, np.uint8)
     at = 0
 
@@ -34,7 +37,7 @@ def read_arrays(path: str | os.PathLike) -> Dict[str, np.ndarray]:
         if number("I") not in DENSE or number("i") != 0:
             raise ValueError("it holds an array of an older or of a sparse form")
         shape = [number("q") for _ in range(number("i"))]
-        number("q")  # the device that it was on
+        number("q")  # the device that the array was on
         kind = number("i")
         if not 0 <= kind < len(KINDS) or any(n < 0 for n in shape):
             raise ValueError("it holds an array of an unknown kind or shape")

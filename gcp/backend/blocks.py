@@ -14,7 +14,7 @@ from gcp.graph.network import Network, Node, auxiliary, frozen
 from gcp.graph.surgery import rewrite
 
 NORM_RELU = "_contrib_BatchNormWithReLU"
-KERNEL_BLOCK = 16  # channels that oneDNN's kernels lay out together, at most
+KERNEL_BLOCK = 16  # the most channels that oneDNN's kernels lay out as one block
 BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
 
 
@@ -24,11 +24,12 @@ BACKWARD_BULK = 10000  # nodes; more than any network's backward pass has
 def to_symbol(
     net: Network, frozen_statistics: bool = False, fused: bool = False, trained: bool = False
 ) -> mx.sym.Symbol:
-    """The graph as a Symbol, `trained` on this machine or for predicting only.
+    """The graph as a Symbol, either to be `trained` on this machine or only for prediction.
 
-    With `frozen_statistics` batch norm uses its running statistics in training too. With `fused` a batch norm and
-    the relu that alone reads it are one operator, of CPUs only. Not every network trains with that: neighbouring
-    kernels may lay out channels in blocks of 8 and of 16, and oneDNN has no fused backward between the two.
+    With `frozen_statistics`, batch norms use their running statistics in training, too. With `fused`, a batch norm and
+    a ReLU that is its only reader become one operator, which exists only for CPUs. Not every network can be trained
+    with fused operators: neighbouring kernels may lay out channels in blocks of 8 and of 16, and oneDNN has no fused
+    backward pass between the two.
     """
     nodes = [
         replace(n, attrs={**n.attrs, "use_global_stats": "True"}) if frozen_statistics and is_norm(net, i) else n
@@ -42,7 +43,7 @@ def to_symbol(
 
 
 def _for_backward(net: Network) -> Network:
-    """The same function and gradients in operators whose backward oneDNN can run, and runs well."""
+    """The same function and gradients, with operators whose backward pass oneDNN can run, and runs efficiently."""
     edits = {"Concat": _in_five_dimensions, "Convolution": _of_small_images}
 
     def edit(i: int, node: Node, add: Callable) -> int:
@@ -53,10 +54,10 @@ def _for_backward(net: Network) -> Network:
 
 
 def _in_five_dimensions(net: Network, i: int, node: Node, add: Callable) -> Optional[int]:
-    """Concatenations along channels whose parts do not begin at multiples of 16, in five dimensions.
+    """A concatenation along channels, in five dimensions if its parts do not begin at multiples of 16; else None.
 
-    In four MXNet leaves them to oneDNN, whose backward raises "could not construct a sub-memory" where it would have
-    to cut a gradient within the blocks of 8 or 16 channels that a conv has laid it out in.
+    In four dimensions, MXNet leaves it to oneDNN, whose backward pass raises "could not construct a sub-memory" if it
+    would have to cut a gradient within the blocks of 8 or 16 channels in which a convolution has laid it out.
     """
     shapes = [net.shapes[j][o] for j, o in net.nodes[i].inputs]
     ends = np.cumsum([shape[1] for shape in shapes[:-1]]) if len(shapes[0]) == 4 else ()
@@ -72,8 +73,11 @@ def _in_five_dimensions(net: Network, i: int, node: Node, add: Callable) -> Opti
 
 
 class Reduced(NamedTuple):
-    """How a convolution of images smaller than its kernel is computed: with the kernel from `begin` to `end`, whose
-    padding is then `pad`, on images with a `frame` of so many zeros below and on the right."""
+    """How a convolution of images smaller than its kernel is computed.
+
+    The kernel is cut to the range from `begin` to `end`, its padding becomes `pad`, and images are extended by a
+    `frame` of that many zeros at the bottom and on the right.
+    """
 
     begin: Tuple[int, ...]
     end: Tuple[int, ...]
@@ -82,10 +86,10 @@ class Reduced(NamedTuple):
 
 
 def reduced(net: Network, i: int) -> Optional[Reduced]:
-    """That of node i; None: it is computed as it is, as all are where there is AVX-512.
+    """The reduced form of node i, or None if it is computed as it is, as all nodes are on processors with AVX-512.
 
-    Taps that only ever meet the padding are left out: of a 3x3 kernel over a single pixel all but the middle. What is
-    depthwise and still larger than its image gets that in a frame.
+    Taps that only ever meet the padding are left out: of a 3x3 kernel over a single pixel, all but the middle one. If a
+    depthwise kernel is still larger than its image, the image is put in a frame of zeros.
     """
     node, ones = net.nodes[i], (1, 1)
     if (
@@ -101,13 +105,13 @@ def reduced(net: Network, i: int) -> Optional[Reduced]:
     begin, end = [], []
     for n, m, k, s, p in zip(sides, out, kernel, stride, pad):
         read = [t for t in range(k) if any(0 <= at * s - p + t < n for at in range(m))]
-        if not read:  # strides from padding to padding
+        if not read:  # the stride goes from padding to padding
             return None
         begin.append(read[0])
         end.append(read[-1] + 1)
     left = [p - a for a, p in zip(begin, pad)]
     for n, m, a, b, s, p in zip(sides, out, begin, end, stride, left):
-        if (n + 2 * p - (b - a)) // s + 1 != m:  # the padding that is left would have to differ from side to side
+        if (n + 2 * p - (b - a)) // s + 1 != m:  # the remaining padding would have to differ between the two sides
             begin, end, left = [0, 0], kernel, pad
     frame = [max(0, b - a - n) if is_depthwise(net, i) else 0 for n, a, b in zip(sides, begin, end)]
     if sum(end) - sum(begin) == sum(kernel) and not any(frame):
@@ -116,10 +120,10 @@ def reduced(net: Network, i: int) -> Optional[Reduced]:
 
 
 def _of_small_images(net: Network, i: int, node: Node, add: Callable) -> Optional[int]:
-    """Convolutions of images smaller than their kernel, in a form whose gradient oneDNN has a kernel for.
+    """A convolution of images smaller than its kernel, in a form for whose gradient oneDNN has a kernel; else None.
 
-    Without AVX-512 it finds that of the weights image by image, over all taps. `docs/benchmarks.md` has what this is
-    worth.
+    Without AVX-512, oneDNN computes the gradient of such weights image by image, over all taps. `docs/benchmarks.md`
+    shows how much this form gains.
     """
     how = reduced(net, i)
     if how is None:
@@ -144,11 +148,11 @@ def _of_small_images(net: Network, i: int, node: Node, add: Callable) -> Optiona
 
 
 def _norms_before_relu(net: Network, trained: bool = False) -> List[Tuple[int, int]]:
-    """(relu, batch norm) node pairs where the relu is the batch norm's only reader and feeds no strided conv.
+    """(ReLU, batch norm) node pairs where the ReLU is the batch norm's only reader and feeds no strided convolution.
 
-    The gradient that a strided conv hands down can be laid out in memory as the fused operator's backward does not
-    like: 19.5 ms instead of some 5 in ResNet-50 at 224 px, batch 8. That of a grouped conv in another form, or what it
-    says, can be laid out so that the backward gives other gradients.
+    The gradient that a strided convolution passes back can have a memory layout with which the fused operator's
+    backward pass is slow: 19.5 ms instead of about 5 ms in ResNet-50 at 224 px, batch 8. The gradient or the output of
+    a grouped convolution in its reduced form can have a layout with which the backward pass gives different gradients.
     """
 
     def is_strided(i: int) -> bool:
@@ -176,11 +180,11 @@ def to_block(
     fused: bool = False,
     dtype: str = "float32",
 ) -> gluon.SymbolBlock:
-    """A hybridized block that holds a copy of the arrays on `ctx`.
+    """A hybridized block that holds a copy of the arrays on `ctx`, by default the CPU.
 
-    `trainable`: names of the arrays that get gradients; all but the frozen ones by default. `fused`: see `to_symbol`;
-    without it the graph runs as it is saved. With `dtype` float16 it computes in that, from float32 images to float32
-    outputs; the arrays of batch norms stay float32, as MXNet's operator has them.
+    `trainable`: names of the arrays that get gradients; by default all but the frozen ones. `fused`: see `to_symbol`;
+    without it, no operators are fused. With `dtype` float16, the block computes in float16, from float32 images to
+    float32 outputs; the arrays of batch norms stay float32, as MXNet's operator requires.
     """
     ctx = ctx or mx.cpu()
     of_norms = {net.nodes[j].name for i, n in enumerate(net.nodes) if is_norm(net, i) for j, _ in n.inputs[1:]}
@@ -193,26 +197,26 @@ def to_block(
         p = params.get(
             name, shape=value.shape, dtype=kind, grad_req="write" if learn else "null", differentiable=name not in aux
         )
-        # What loading a file calls; to initialize and then set the values took twice as long.
+        # This is what loading a file calls; initializing and then setting the values took twice as long.
         p._load_init(mx.nd.array(value, ctx=ctx, dtype=kind), ctx)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
+        warnings.simplefilter("ignore")  # "input type is not inferred": it is known once there is an input
         fused = fused and ctx.device_type == "cpu"
         trained = trainable is None or bool(trainable)
         symbol, data = to_symbol(net, frozen_statistics, fused, trained), mx.sym.var("data")
         if dtype != "float32":
-            data = mx.sym.var("data", dtype="float32")  # said, so that the types of all parameters follow from it
+            data = mx.sym.var("data", dtype="float32")  # stated, so that all parameters' types follow from it
             symbol = mx.sym.cast(symbol(data=mx.sym.cast(data, dtype)), "float32")
         block = gluon.SymbolBlock(symbol, data, params=params)
-    # One bulk for all of backward: in MXNet's bulks of 15 nodes some convs compute weight gradients that frozen
-    # weights do not ask for. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, gradients equal bit by bit.
+    # One bulk for the whole backward pass: in MXNet's bulks of 15 nodes, some convs compute weight gradients that
+    # frozen weights do not need. GCP's step of ResNet-18 at 32 px, batch 64: 93 -> 82 ms, with bit-identical gradients.
     block.hybridize(static_alloc=True, static_shape=True, backward_bulk_size=BACKWARD_BULK)
     return block
 
 
 def from_block(net: Network, block: gluon.SymbolBlock) -> Network:
-    """The network with the block's present values; arrays that the block holds in float16 stay the network's own."""
-    # A static graph's backward writes the running statistics; reading them does not wait for it by itself.
+    """The network with the block's current values; arrays that the block holds in float16 stay the network's own."""
+    # A static graph's backward pass writes the running statistics, and reading them does not wait for it.
     mx.nd.waitall()
     return net.with_arrays(
         {k: p.data().asnumpy() for k, p in block.collect_params().items() if np.dtype(p.dtype) != np.float16}
@@ -220,9 +224,9 @@ def from_block(net: Network, block: gluon.SymbolBlock) -> Network:
 
 
 def predict(net: Network, images: np.ndarray) -> np.ndarray:
-    """Outputs, shape (n, classes), of the network for images of shape (n, channels, height, width).
+    """The network's outputs, shape (n, classes), for images of shape (n, channels, height, width).
 
-    Of several outputs, all values of an image in one row.
+    If the network has several outputs, all values of an image are in one row.
     """
     found = to_block(net)(mx.nd.array(images))
     if not isinstance(found, (list, tuple)):

@@ -1,12 +1,13 @@
 """Networks in, seconds out: the time of one forward pass on a device, with its noise.
 
-Everything that a latency depends on besides the network is a `Setup`; every latency is a percentile over repeats, each
-timed until the device has finished. Networks are timed alternately (A B A B), so that a drift of the machine's speed
-affects all alike.
+Everything besides the network that a latency depends on is a `Setup`; every latency is a percentile over repeats, each
+timed until the device has finished. Networks are timed alternately (A B A B), so that a drift in the machine's speed
+affects all of them alike.
 
-What a network takes here and now is the median. What it takes beside another network is told by the passes that nothing
-slowed down (`UNDISTURBED`): a core that is shared with others, by its host if not by its system, loses a quarter of its
-speed for seconds at a time, and a network of many small layers loses another part of it than one of few large ones.
+The latency of a network here and now is the median. Its latency relative to another network is taken from the passes
+that nothing slowed down (`UNDISTURBED`): a core that is shared with others, by its host if not by its own system, loses
+a quarter of its speed for seconds at a time, and a network of many small layers loses a different share of its speed
+than one of a few large layers.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.runtime import hardware, n_threads  # noqa: F401  (hardware: what a measurement was made on)
 
-# A latency is the second of these percentiles of the passes, and its spread what lies between the others.
+# A latency is the second of these percentiles of the passes, and its spread the difference between the other two.
 MEDIAN, UNDISTURBED = (25, 50, 75), (5, 10, 25)
-MAX_SPREAD = 0.1  # over the latency; a measurement with a wider one is called noisy
-MAX_LOST_CORES = 0.1  # cores that other processes may take from ours: that can slow all passes alike, without a spread
-ATTEMPTS = 3  # times that a noisy measurement is made before it is taken as it is
+MAX_SPREAD = 0.1  # relative to the latency; a measurement with a larger spread is called noisy
+MAX_LOST_CORES = 0.1  # cores that other processes may take from ours, which can slow all passes alike, without a spread
+ATTEMPTS = 3  # times that a noisy measurement is made before it is accepted
 WARM_UP, WARM_UP_S = 3, 0.1  # passes and seconds: the first builds the graph, the next fill caches, threads settle
 MIN_TIME_S = 0.15  # a fast network is repeated until this much has been measured
-MIN_RELATIVE_TIME_S = 0.4  # of passes of which some are to be undisturbed
+MIN_RELATIVE_TIME_S = 0.4  # the same for passes of which some should be undisturbed
 FAST_S = 0.05  # a pass shorter than this is timed after an untimed one, which brings its weights back into the caches
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a latency stands on besides the network: two latencies of different setups cannot be compared."""
+    """Everything besides the network that a latency depends on: latencies of different setups cannot be compared."""
 
     runtime: str = "mxnet"
     device: str = "cpu"
@@ -52,7 +53,7 @@ class Setup:
     threads: int = field(default_factory=n_threads)
 
     def __post_init__(self) -> None:
-        """UserError: a runtime, device or type that is not there, with those that are."""
+        """Raise UserError for a value that is not available here, naming those that are."""
         if self.runtime not in RUNTIMES:
             raise UserError(f"unknown runtime '{self.runtime}'; there are {', '.join(RUNTIMES)}")
         if self.device not in devices():
@@ -76,7 +77,7 @@ class Setup:
         return self.threads if self.device == "cpu" else 0
 
     def as_json(self) -> dict:
-        """Plain values, as records and file headers hold them."""
+        """Plain values, as in records and file headers."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ def devices() -> List[str]:
 
 
 def default_device() -> str:
-    """The first GPU if there is one, else the processor."""
+    """The first GPU if there is one, or else the CPU."""
     return devices()[:2][-1]
 
 
@@ -106,7 +107,7 @@ def _images(net: Network, batch: int) -> np.ndarray:
 def forward(
     block: gluon.Block, images: np.ndarray, context: mx.Context = mx.cpu(), dtype: str = "float32"
 ) -> Callable[[], None]:
-    """A function that runs an MXNet block once on these images, already on the device, and waits for it."""
+    """A function that runs an MXNet block once on these images, already on the device, and waits until it is done."""
     x = mx.nd.array(images, context, dtype=dtype)
     x.wait_to_read()
     return lambda: block(x).wait_to_read()
@@ -127,14 +128,14 @@ def _mxnet_int8(net: Network, setup: Setup) -> Callable[[], None]:
 
 def _onnxruntime(net: Network, setup: Setup) -> Callable[[], None]:
     images = _images(net, setup.batch)
-    with tempfile.TemporaryDirectory() as folder:  # the session keeps what it has read
+    with tempfile.TemporaryDirectory() as folder:  # the session keeps the file's content in memory
         outputs = export.onnx_outputs(export.to_onnx(net, Path(folder) / "network.onnx"), setup.threads)
     return lambda: outputs(images)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How to get a function that makes one forward pass and waits for it; and in which types it can."""
+    """How to get a function that runs one forward pass and waits for it, and which types it can compute in."""
 
     prepare: Callable[[Network, Setup], Callable[[], None]]
     dtypes: Callable[[str], Tuple[str, ...]]
@@ -173,14 +174,14 @@ def timed(
     percentiles: Tuple[float, float, float] = MEDIAN,
     min_time_s: Optional[float] = None,
 ) -> List[dict]:
-    """Per function: `latency_s`, `spread`, `n`, `noisy`, `attempts`.
+    """For each function: `latency_s`, `spread`, `n`, `noisy`, `attempts`.
 
-    The functions are called alternately, `repeats` times each, or more often (up to twenty times so) until `min_time_s`
-    have passed for each of them, by default `MIN_TIME_S`. Of three `percentiles` of the passes, the second is the
-    latency, and the others' difference, over it, the spread: by default median and quartiles. The measurement is
-    noisy if a spread is above `max_spread`, or if other processes had cores that `threads` threads of this one need (0:
-    it does not matter what the processor does). It is then repeated, up to `attempts` times in all, and the least noisy
-    one is returned.
+    The functions are called alternately, `repeats` times each, or more often (up to twenty times as often) until
+    `min_time_s` seconds, by default `MIN_TIME_S`, have passed for each of them. Of the three `percentiles` of the
+    passes, the second is the latency, and the difference between the other two, divided by the latency, is the spread:
+    by default the median and the quartiles. The measurement is noisy if a spread is above `max_spread`, or if other
+    processes used cores that the `threads` threads of this process need (0: other load on the CPU does not matter). It
+    is then repeated, up to `attempts` times in all, and the least noisy measurement is returned.
     """
     for run in passes:
         began, n = time.perf_counter(), 0
@@ -209,7 +210,7 @@ def timed(
 def _rounds(
     passes: Sequence[Callable[[], None]], repeats: int, percentiles: Tuple[float, float, float], min_time_s: float
 ) -> List[dict]:
-    seconds: List[List[float]] = [[0.0] for _ in passes]  # the first round only says which are fast
+    seconds: List[List[float]] = [[0.0] for _ in passes]  # the first round only shows which are fast
     began = time.perf_counter()
     while len(seconds[0]) <= repeats or (
         time.perf_counter() - began < min_time_s * len(passes) and len(seconds[0]) < 20 * repeats
@@ -228,21 +229,22 @@ def _rounds(
 
 
 def _processor_times() -> Tuple[float, float, float]:
-    """Seconds by the clock, of this process on all cores, and of all processes."""
-    times = psutil.cpu_times()  # which kinds of time there are depends on the system
+    """Wall-clock seconds, the CPU seconds of this process on all cores, and the CPU seconds of all processes."""
+    times = psutil.cpu_times()  # which kinds of time exist depends on the system
     busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
     return time.perf_counter(), time.process_time(), busy
 
 
 def _lost_cores(before: Tuple[float, float, float], after: Tuple[float, float, float], threads: int) -> float:
-    """Cores that others took from `threads` threads of ours between two readings of `_processor_times`.
+    """How many cores others took from our `threads` threads between two readings of `_processor_times`.
 
-    Our process computes all the time, so less than one core means that it had to share; and others may use only the
-    cores that our threads leave. The system's own housekeeping, and its clock of 10 ms, may come to 0.15 of a core.
+    Our process computes all the time, so if it got less than one core, it had to share; and others may use only the
+    cores that our threads leave free. The system's own housekeeping, and its clock with a resolution of 10 ms, may
+    account for 0.15 of a core.
     """
     wall, own, all_of_them = (b - a for a, b in zip(before, after))
     lost = max(0.0, 1 - own / wall)
-    if len(os.sched_getaffinity(0)) == os.cpu_count():  # else the others may be on cores that are not ours at all
+    if len(os.sched_getaffinity(0)) == os.cpu_count():  # else others may run on cores that we cannot use at all
         spare = max(0, os.cpu_count() - threads)
         lost = max(lost, (all_of_them - own) / wall - spare - 0.15)
     return lost
@@ -256,9 +258,9 @@ def against_reference(
     min_time_s: float = MIN_RELATIVE_TIME_S,
     attempts: int = ATTEMPTS,
 ) -> Callable[[Network], Tuple[dict, float]]:
-    """A function that times one network after another: measurement, and latency of `net`, timed in turns with it.
+    """A function that times a network in turns with `net`; returns the network's measurement and the latency of `net`.
 
-    Both are of undisturbed passes.
+    Both are taken from undisturbed passes.
     """
     prepare = RUNTIMES[setup.runtime].prepare
     reference = prepare(net, setup)
@@ -266,7 +268,7 @@ def against_reference(
     def measured(network: Network) -> Tuple[dict, float]:
         passes, limits = [reference, prepare(network, setup)], (repeats, MAX_SPREAD, attempts)
         whole, row = timed(passes, *limits, warn, setup.cores, UNDISTURBED, min_time_s)
-        gc.collect()  # a block is full of cycles, and holds its memory
+        gc.collect()  # a block contains reference cycles, which keep its memory
         return row, whole["latency_s"]
 
     return measured

@@ -1,6 +1,6 @@
-"""Networks from one form to another, and whether both forms say the same of the same images.
+"""Converting networks from one form to another, and checking that both give the same outputs for the same images.
 
-Forms are told apart by the ends of names: `.onnx`; `.safetensors`, `.pth` and `.pt`, arrays of PyTorch; `.pt2`, a
+Forms are recognised by the ends of names: `.onnx`; `.safetensors`, `.pth` and `.pt`, arrays of PyTorch; `.pt2`, a
 program of PyTorch; anything else is a saved network's prefix, or a GluonCV name to convert from.
 """
 
@@ -19,7 +19,7 @@ from gcp.errors import UserError
 from gcp.graph.network import Network
 
 TOLERANCE = 1e-4  # largest difference between two forms, relative to the largest output
-IMAGES = 2  # so that a network that mixes the images of a batch is found out
+IMAGES = 2  # two, so that a network that mixes the images of a batch is detected
 
 
 def convert(
@@ -30,10 +30,10 @@ def convert(
     pretrained: bool = False,
     check: bool = False,
 ) -> Dict[str, Any]:
-    """Write `target` from `source`; what was written, and with `check` the difference of the two forms.
+    """Write `target` from `source`; returns what was written and, with `check`, the difference between the two forms.
 
-    `network`: the GluonCV network that a checkpoint is of. UserError: one of the forms cannot be read or written, they
-    cannot be compared, or differ by more than `TOLERANCE`; then nothing is kept.
+    `network`: the GluonCV network whose arrays a checkpoint holds. Raises UserError if one of the forms cannot be read
+    or written, or if they cannot be compared or differ by more than `TOLERANCE`; then nothing is kept.
     """
     path = Path(target)
     if torch_files.is_checkpoint(source):
@@ -64,9 +64,9 @@ def convert(
 
 
 def difference(net: Network, other: Callable[[np.ndarray], np.ndarray], name: str) -> float:
-    """The largest difference between the outputs of the network in MXNet and of its other form, over the largest.
+    """The largest difference between the outputs of the network in MXNet and in another form, over the largest output.
 
-    UserError, naming the other form: more than `TOLERANCE`.
+    Raises UserError, which names the other form, if it is more than `TOLERANCE` or the other form cannot be compared.
     """
     images = np.random.default_rng(0).normal(size=(IMAGES, *net.input_shape)).astype(np.float32)
     expected = predict(net, images)
@@ -74,7 +74,7 @@ def difference(net: Network, other: Callable[[np.ndarray], np.ndarray], name: st
         found = other(images)
     except UserError:
         raise
-    except Exception as error:  # each runtime has its own
+    except Exception as error:  # each runtime has its own exceptions
         raise UserError(f"'{name}' cannot be run to compare it: {files.first_line(error)}", "convert.check") from error
     if expected.shape != found.shape:
         raise UserError(f"'{name}' puts out {found.shape}, MXNet {expected.shape}; nothing is kept", "convert.check")

@@ -1,4 +1,4 @@
-"""MXNet, imported once the number of threads is set, which it reads as it is imported. All others take it from here."""
+"""MXNet, imported after the number of threads is set, which it reads at import. Other modules import it from here."""
 
 import ctypes
 import os
@@ -20,21 +20,22 @@ __all__ = ["autograd", "gluon", "has_avx512", "memory", "mx"]
 
 @lru_cache(maxsize=None)
 def has_avx512() -> bool:
-    """Whether oneDNN's kernels use these instructions: the processor has them, and the user leaves them to it."""
+    """Whether oneDNN's kernels use AVX-512: the processor has it, and DNNL_MAX_CPU_ISA does not rule it out."""
     cpu, most = Path("/proc/cpuinfo"), os.environ.get("DNNL_MAX_CPU_ISA", "ALL").upper()
     return most.startswith(("ALL", "AVX512")) and cpu.exists() and "avx512f" in cpu.read_text()
 
 
 def memory(array: "mx.nd.NDArray") -> np.ndarray:
-    """A float32 array of the processor as numpy sees it: its memory, not a copy, of the same shape.
+    """A float32 array on the CPU as numpy sees it: its memory, not a copy, in the same shape.
 
-    The engine knows nothing of what is read or written there: wait for all that it does with the array before. It is
-    valid as long as the array lives and no operator has written to it, which can move it elsewhere.
+    MXNet's engine does not know what is read or written there, so first wait for everything that it still does with the
+    array. The result is valid as long as the array lives and no operator has written to it, which can move it
+    elsewhere. Raises ValueError for an array of another type or on another device.
     """
     if array.context.device_type != "cpu" or array.dtype != np.float32 or array.stype != "default":
         raise ValueError(f"no float32 array in the processor's memory: {array.dtype}, {array.stype}, {array.context}")
     shape, at = array.shape, ctypes.c_void_p()
-    # What oneDNN has left in blocks of channels is put into rows first, and waited for.
+    # This waits for the array, and first converts what oneDNN has left in blocks of channels to the plain layout.
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(at)))
     n = 4 * int(np.prod(shape, dtype=np.int64))
     return np.ndarray(shape, np.float32, (ctypes.c_char * n).from_address(at.value))

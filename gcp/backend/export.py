@@ -1,7 +1,7 @@
 """A network for other runtimes: as an ONNX file, or with int8 arithmetic, each compared with the network it came from.
 
-ONNX files come from MXNet's exporter and are compared in onnxruntime before they are there. int8 networks come from
-MXNet's quantization on oneDNN, run on CPUs, and are MXNet's own `-symbol.json` + `-0000.params` again.
+ONNX files come from MXNet's exporter, and are compared in onnxruntime before they are put in place. int8 networks come
+from MXNet's quantization with oneDNN, run on CPUs, and are again saved as MXNet's own `-symbol.json` + `-0000.params`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gcp.graph.network import Network, Node, auxiliary
 from gcp.graph.surgery import rewrite
 from gcp.storage import replacing
 
-OPSET, IR = 13, 8  # the newest operators that MXNet's exporter writes; a file format that older runtimes read
+OPSET, IR = 13, 8  # the newest operators that MXNet's exporter writes; a file format that older runtimes can read
 TOLERANCE = 1e-5  # largest difference between ONNX and MXNet, relative to the largest output
 CHECKED_BATCHES = (1, 5)
-ONNX_NEEDS = "pip install onnx==1.18.0 'onnxruntime>=1.17,<2'"  # MXNet's exporter reads what onnx 1.19 took away
+ONNX_NEEDS = "pip install onnx==1.18.0 'onnxruntime>=1.17,<2'"  # MXNet's exporter uses what onnx 1.19 removed
 
 Batches = Iterable[Tuple[np.ndarray, np.ndarray, int]]  # as `gcp.data` serves them: (x, y, n_valid)
 
@@ -38,10 +38,11 @@ Batches = Iterable[Tuple[np.ndarray, np.ndarray, int]]  # as `gcp.data` serves t
 
 
 def to_onnx(net: Network, path: os.PathLike) -> Path:
-    """Write the network as an ONNX file whose batch axis is free; input `data` (batch, channels, height, width).
+    """Write the network as an ONNX file with a free batch axis; its input `data` is (batch, channels, height, width).
 
-    The file takes its place only when onnxruntime agrees with MXNet on random images, to `TOLERANCE`.
-    UserError: a missing package, an operator that MXNet's exporter cannot write, another result, no place to write to.
+    The file is put in place only if onnxruntime agrees with MXNet on random images, to within `TOLERANCE`. Raises
+    UserError if a package is missing, MXNet's exporter cannot write an operator, the results differ, or the file cannot
+    be written.
     """
     path = Path(path)
     with replacing(path) as temporary:
@@ -52,7 +53,7 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
             raise UserError(f"writing ONNX needs other packages ({error}): {ONNX_NEEDS}") from error
         except OSError:
             raise
-        except Exception as error:  # the exporter, the checker and the runtime share no type of error
+        except Exception as error:  # the exporter, the checker and the runtime share no exception type
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"network '{net.name}' cannot be written as ONNX: {reason}") from error
         rng = np.random.default_rng(0)
@@ -70,12 +71,12 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
 
 
 def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Write the file, and give it as a function from images to outputs, in onnxruntime."""
-    import onnx  # with onnxruntime a third of a second, and int8 does without
+    """Write the file, and return it as a function from images to outputs, run by onnxruntime."""
+    import onnx  # takes a third of a second with onnxruntime; int8 does not need it
     from mxnet.onnx import export_model  # noqa: TID251
 
     with warnings.catch_warnings(), _unlogged(), _checked_as_written(onnx.checker.DEFAULT_CONTEXT):
-        warnings.simplefilter("ignore")  # the exporter uses what onnx has deprecated
+        warnings.simplefilter("ignore")  # the exporter uses features that onnx has deprecated
         spelt, shape = _spelt(net), ["batch", *net.input_shape]
         arrays = {k: mx.nd.array(v) for k, v in spelt.arrays.items()}
         how = {"dynamic": True, "dynamic_input_shapes": [tuple(shape)]}
@@ -89,7 +90,7 @@ def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextlib.contextmanager
 def _checked_as_written(rules: Any) -> Iterator[None]:
-    """The exporter checks its graph by the newest operators' rules, although it writes those of `OPSET`."""
+    """Make the exporter check its graph by the rules of `OPSET`, which it writes, not by those of the newest opset."""
     newest, rules.opset_imports = rules.opset_imports, {"": OPSET}
     try:
         yield
@@ -98,10 +99,11 @@ def _checked_as_written(rules: Any) -> Iterator[None]:
 
 
 def _spelt(net: Network) -> Network:
-    """The same function in words that MXNet's exporter writes well.
+    """The same function in a form that MXNet's exporter writes well.
 
-    A reshape says all lengths but the batch's: other codes are not known to it. A dense layer along the last axis is
-    one of rows between two reshapes: the exporter would compute their shapes in the file.
+    A reshape states all lengths except the batch's, because the exporter does not know other codes. A dense layer along
+    the last axis becomes a dense layer of rows between two reshapes, because the exporter would otherwise compute their
+    shapes in the file.
     """
     arrays = dict(net.arrays)
 
@@ -110,16 +112,16 @@ def _spelt(net: Network) -> Network:
         before = net.shapes[net.nodes[i].inputs[0][0]][net.nodes[i].inputs[0][1]] if node.inputs else ()
         if node.op in ("Reshape", "reshape"):
             first = node.literal("shape")[0]
-            if first <= 0:  # else the batch is another axis, and the shape is all numbers and a -1
+            if first <= 0:  # else the batch is another axis, and the shape is numbers and one -1
                 node = replace(node, attrs={**node.attrs, "shape": str((0 if first in (0, -2) else -1, *after[1:]))})
             return add(node, (after,))
-        if node.op == "broadcast_to":  # whose lengths, the batch's too, would be written as they are for one image
+        if node.op == "broadcast_to":  # its lengths, even the batch's, would be written as for one image
             arrays[f"{node.name}_zeros"] = zeros = np.zeros((1, *after[1:]), np.float32)
             other = add(Node("null", f"{node.name}_zeros", {"__shape__": str(zeros.shape)}), (zeros.shape,))
             return add(Node("broadcast_add", node.name, {}, (*node.inputs, (other, 0))), (after,))
         if node.op != "FullyConnected":
             return add(node, net.shapes[i])
-        node = replace(node, attrs={**node.attrs, "flatten": "True"})  # the exporter takes no word for False
+        node = replace(node, attrs={**node.attrs, "flatten": "True"})  # without it, the exporter assumes False
         if net.nodes[i].literal("flatten", True) or len(before) == 2:
             return add(node, (after,))
         rows, (width, size) = math.prod(before[:-1]), (before[-1], after[-1])
@@ -133,9 +135,9 @@ def _spelt(net: Network) -> Network:
 
 
 def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX file as a function from images to its first output, by onnxruntime on the CPU.
+    """An ONNX file as a function from images to its first output, run by onnxruntime on the CPU.
 
-    With `each` images go one by one, as files from elsewhere may ask for.
+    With `each`, images are passed one by one, as files from elsewhere may require.
     """
     import onnxruntime
 
@@ -151,7 +153,7 @@ def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callabl
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """No messages below errors, and none of the terminal logging that the root logger's first message sets up."""
+    """Suppress messages below errors, and the terminal logging that the root logger's first message would set up."""
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -162,22 +164,22 @@ def _unlogged() -> Iterator[None]:
 
 
 def _tidy(model, net: Network) -> None:
-    """What the exporter leaves to do on a loaded model: names of nodes, inputs, output shape, versions, resizing.
+    """Fix in a loaded model what the exporter leaves undone: node names, inputs, output shape, versions, resizing.
 
-    It lists weights as inputs that a caller may replace, which keeps runtimes from folding them; gives the output no
-    shape; and stamps onnx's newest versions although its operators are those of `OPSET`.
+    The exporter lists weights as inputs that a caller may replace, which keeps runtimes from folding them; gives the
+    output no shape; and stamps onnx's newest versions although its operators are those of `OPSET`.
     """
     for node in model.graph.node:
-        node.name = node.name or node.output[0]  # PyTorch's importers call modules and arrays by it
+        node.name = node.name or node.output[0]  # PyTorch's importers name modules and arrays after it
         place = next((a for a in node.attribute if a.name == "coordinate_transformation_mode"), None)
         resize = net.nodes[net.index[node.name]] if place and node.name in net.index else None
-        if resize and not resize.literal("align_corners", True):  # the exporter takes it for True
+        if resize and not resize.literal("align_corners", True):  # the exporter assumes True
             place.s = b"half_pixel"
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    del model.graph.value_info[:]  # which has () where a shape is not known
+    del model.graph.value_info[:]  # it has () where a shape is unknown
     batch, classes = model.graph.output[0].type.tensor_type.shape.dim
     batch.dim_param, classes.dim_value = "batch", net.n_classes
     model.ir_version = IR
@@ -188,11 +190,12 @@ def _tidy(model, net: Network) -> None:
 
 
 def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
-    """The network with int8 arithmetic, as a hybridized block from images to logits, both float32, on the CPU.
+    """The network with int8 arithmetic, as a hybridized block on the CPU from images to logits, both in float32.
 
     The ranges of all layers' outputs are the extremes over the images of `batches`, (x (n, 3, H, W), y, n_valid), which
-    are held at once. Batch norms, activations and residual additions become part of the convs before them.
-    UserError: no images, an MXNet without oneDNN, or nothing in the network that can be quantized.
+    are all held in memory at once. Batch norms, activations and residual additions become part of the convolutions
+    before them. Raises UserError if there are no images, MXNet is built without oneDNN, or nothing in the network can
+    be quantized.
     """
     if not mx.runtime.Features().is_enabled("MKLDNN"):
         raise UserError("int8 networks need an MXNet that is built with oneDNN; this one is not")
@@ -215,7 +218,7 @@ def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
 
 
 def layers(block: gluon.SymbolBlock) -> Tuple[List[str], List[str]]:
-    """Names of the block's convs and dense layers: those in int8, and those that stayed in float32."""
+    """Names of the block's convolutions and dense layers: those in int8, and those that stayed in float32."""
     nodes = json.loads(_symbol(block).tojson())["nodes"]
     found: Tuple[List[str], List[str]] = ([], [])
     for node in nodes:
@@ -227,10 +230,10 @@ def layers(block: gluon.SymbolBlock) -> Tuple[List[str], List[str]]:
 
 
 def save_quantized(block: gluon.SymbolBlock, prefix: os.PathLike) -> Tuple[Path, Path]:
-    """Write `<prefix>-symbol.json` and `<prefix>-0000.params`, each atomically; plain MXNet's `imports` runs them.
+    """Write `<prefix>-symbol.json` and `<prefix>-0000.params`, each atomically; plain MXNet's `imports` loads them.
 
-    The files are not smaller than float32's: oneDNN's conv keeps float32 weights, and quantizes them in its first run.
-    UserError: a float32 network is there under this prefix, or the folder does not let itself be written to.
+    The files are no smaller than those in float32: oneDNN's convolution keeps float32 weights, and quantizes them in
+    its first run. Raises UserError if there is a float32 network under this prefix, or the folder cannot be written to.
     """
     symbol_path, params_path = paths(prefix)
     if symbol_path.exists() and '"quantized"' not in symbol_path.read_text():
@@ -246,7 +249,10 @@ def save_quantized(block: gluon.SymbolBlock, prefix: os.PathLike) -> Tuple[Path,
 
 
 def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
-    """Read what `save_quantized` wrote. UserError, naming the file, for one that is missing, truncated or another's."""
+    """Read what `save_quantized` wrote.
+
+    Raises UserError, which names the file, if one is missing, truncated or belongs to another network.
+    """
     symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
         if not path.is_file():
@@ -278,7 +284,7 @@ def _block(symbol: mx.sym.Symbol, arrays: Dict[str, np.ndarray]) -> gluon.Symbol
         p = params.get(name, shape=value.shape, dtype=value.dtype, grad_req="null", differentiable=False)
         p.initialize(mx.init.Zero(), ctx=mx.cpu())
         p.set_data(mx.nd.array(value, dtype=value.dtype))
-    # Typed: MXNet cannot infer the other types from the weights alone, and Gluon would warn of it.
+    # With its type: MXNet cannot infer the other types from the weights alone, and Gluon would warn about it.
     block = gluon.SymbolBlock(symbol, mx.sym.var("data", dtype="float32"), params=params)
     block.hybridize(static_alloc=True, static_shape=True)
     return block

@@ -25,7 +25,10 @@ INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 
 
 def with_free_scales(net: Network) -> Network:
-    """The same function with `fix_gamma` off: MXNet overwrites the scale of such a batch norm, here it is kept at 1."""
+    """The same function with `fix_gamma` off, and scales frozen at 1 where it was on.
+
+    MXNet itself overwrites the scale of a batch norm with `fix_gamma`.
+    """
     nodes, arrays = list(net.nodes), dict(net.arrays)
     for i, node in enumerate(net.nodes):
         if is_norm(net, i) and node.literal("fix_gamma", True):
@@ -37,23 +40,26 @@ def with_free_scales(net: Network) -> Network:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, but for where in MXNet's code it comes from."""
+    """The first line of an error's message, skipping the lines that say where in MXNet's code it was raised."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Traceback", "  File"))]
     return lines[0][:200] if lines else type(error).__name__
 
 
 def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[int, ...], ...], ...]:
-    """Per node of the graph, the shapes of its outputs for one image of `input_shape`, as MXNet infers them."""
+    """Per node of the graph, the shapes of its outputs for one image of `input_shape`, as MXNet infers them.
+
+    Raises UserError if MXNet cannot read the graph, or the network cannot take such an image.
+    """
     try:
         internals = mx.sym.load_json(net.to_json()).get_internals()
-    except mx.MXNetError as error:  # such as an int8 graph, whose nodes hold graphs of their own
+    except mx.MXNetError as error:  # such as an int8 graph, whose nodes contain subgraphs
         raise UserError(f"network '{net.name}': MXNet cannot read its graph: {first_line(error)}") from error
     image = "x".join(map(str, input_shape))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # MXNet prints before it raises
             warnings.simplefilter("ignore")
             args, outs, auxs = internals.infer_shape_partial(data=(1,) + tuple(input_shape))
-    except Exception as error:  # MXNet's own, and a plain one for sizes beyond its integers
+    except Exception as error:  # MXNet's own type, or a plain one if sizes exceed its integers
         raise UserError(f"network '{net.name}' cannot take an input of {image}: {first_line(error)}") from error
     if args is None or any(not s or 0 in s for s in (*args, *outs, *auxs)):
         raise UserError(f"network '{net.name}' cannot take an input of {image}: some layer would be empty")
@@ -92,9 +98,9 @@ def save(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
 
 
 def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Network:
-    """Read what `save` or Gluon's `export` wrote. `input_shape` is needed where the file does not say.
+    """Read what `save` or Gluon's `export` wrote. `input_shape` is needed if the file does not state it.
 
-    Raises UserError, naming the file, for one that is missing, truncated, or of another network's shapes.
+    Raises UserError, which names the file, if one is missing, truncated, or has the shapes of another network.
     """
     symbol_path, params_path = paths(prefix)
     for path in (symbol_path, params_path):
@@ -131,18 +137,18 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
 
 
 def is_saved(name: str) -> bool:
-    """Whether a network brings its own weights: an ONNX file, or a saved network (or half of one) of this prefix."""
+    """Whether a network brings its own weights: an ONNX file, or one or both files of a saved network."""
     return is_onnx(name) or any(path.exists() for path in paths(name))
 
 
 def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
-    """The two files of a saved network; `prefix` may be the path of one of them."""
+    """The two files of a saved network; `prefix` may also be the path of one of them."""
     text = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(prefix))
     return Path(text + "-symbol.json"), Path(text + "-0000.params")
 
 
 def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
-    """Write arrays in MXNet's parameter format, whole or not at all. UserError where the disk is full."""
+    """Write arrays in MXNet's parameter format, whole or not at all. Raises UserError if they cannot be written."""
     with replacing(path) as temporary:
         try:
             mx.nd.save(str(temporary), {k: mx.nd.array(v, dtype=v.dtype) for k, v in arrays.items()})
@@ -151,7 +157,7 @@ def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> Dict[str, np.ndarray]:
-    """Read arrays in MXNet's parameter format; UserError for a file that is truncated or no such file."""
+    """Read arrays in MXNet's parameter format. Raises UserError if the file is truncated or is not such a file."""
     try:
         return read_arrays(path)
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
-"""ONNX files as they are read: within bounds, without running anything in them, and without MXNet.
+"""ONNX files, read within limits, without running anything in them, and without MXNet.
 
-A file and the files of external data that it names are one network. External data lie beside the file or below its
-folder, as ONNX asks for; a place outside is refused, however it is written.
+A file and the external data files that it names form one network. External data are beside the file or below its
+folder, as ONNX requires; a path that leads outside is refused, however it is written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import onnx
 
 SUFFIX = ".onnx"
-OLDEST = 7  # opset; before it elementwise operators had rules of their own for axes
-LARGEST = 2**31  # bytes of the file itself, by the format; more is external data
-SHARE = 0.25  # of the free memory that a network's numbers may take: they are held more than once
+OLDEST = 7  # opset; before it, elementwise operators had their own rules for axes
+LARGEST = 2**31  # bytes of the file itself, limited by the format; more has to be external data
+SHARE = 0.25  # fraction of the free memory that a network's numbers may take, as they are held more than once
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 AGAIN = "export it anew, or give another file"
 
@@ -32,11 +32,12 @@ def is_onnx(name: str) -> bool:
 
 
 def read_model(path: Path) -> "onnx.ModelProto":
-    """The file's content, its graph checked for what can be said before its operators are looked at.
+    """The file's content, with its graph checked as far as possible before its operators are translated.
 
-    UserError: it cannot be read, is no ONNX file or cut off, or holds what no network here can be made of.
+    Raises UserError if the file cannot be read, is truncated or not an ONNX file, or holds something from which no
+    network can be made here.
     """
-    import onnx  # a quarter of a second, which networks from elsewhere need not take
+    import onnx  # takes a quarter of a second, so only ONNX files import it
     from google.protobuf.message import DecodeError
 
     content = read_bytes(path, AGAIN, min(LARGEST, room()))
@@ -60,17 +61,17 @@ def read_model(path: Path) -> "onnx.ModelProto":
 
 
 def room() -> int:
-    """Bytes that a network's numbers may take."""
+    """How many bytes a network's numbers may take."""
     return int(SHARE * psutil.virtual_memory().available)
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
-    """The version of ONNX's own operators; 0 where the file does not say."""
+    """The version of ONNX's own operators; 0 if the file does not state it."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def external_files(path: Path) -> List[Path]:
-    """The files of external data that belong to the file, each once. UserError: see `read_model` and `arrays`."""
+    """The external data files that belong to the file, each once. Raises UserError as `read_model` and `arrays` do."""
     model = read_model(path)
     return sorted({_place(path, tensor)[0] for tensor in model.graph.initializer if tensor.external_data})
 
@@ -78,8 +79,9 @@ def external_files(path: Path) -> List[Path]:
 def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
     """The model's arrays by name, from the file and from its external data.
 
-    UserError: external data that are missing, too short or outside the file's folder; shapes that do not fit the
-    numbers; types that are no numbers; more than memory has room for, which is found out before any is taken.
+    Raises UserError for external data that are missing, too short or outside the file's folder, shapes that do not
+    match the numbers, types that are not numeric, or more data than memory has room for, which is checked before any is
+    allocated.
     """
     tensors = list(model.graph.initializer)
     size = sum(_bytes(path, tensor) for tensor in tensors)
@@ -89,7 +91,7 @@ def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
 
 
 def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
-    """One array; those of external data are read from their file."""
+    """One array, which is read from its file if it is external data. Raises UserError as `arrays` does."""
     import onnx
 
     size = _bytes(path, tensor)
@@ -111,7 +113,7 @@ def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
 
 
 def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
-    """What the array takes by its shape. UserError: of a type that is no number, or a damaged shape."""
+    """The array's size in bytes by its shape. Raises UserError for a non-numeric type or a damaged shape."""
     import onnx
 
     kinds = onnx.TensorProto
@@ -125,14 +127,14 @@ def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
 
 
 def _place(path: Path, tensor: "onnx.TensorProto") -> Tuple[Path, int]:
-    """The file of external data that holds an array, and where it begins there."""
+    """The external data file that holds an array, and the offset at which the array begins there."""
     texts = [(entry.key, entry.value) for entry in tensor.external_data]
-    facts = {key: value for key, value in texts if isinstance(value, str)}  # protobuf's bytes are no UTF-8
+    facts = {key: value for key, value in texts if isinstance(value, str)}  # protobuf gives bytes if not UTF-8
     location, offset = facts.get("location", ""), facts.get("offset", "0")
     folder = path.parent.resolve()
     try:
         place = (folder / location.replace("\0", "")).resolve()
-    except (RuntimeError, OSError):  # a link that leads to itself
+    except (RuntimeError, OSError):  # a symbolic link that leads to itself
         place = Path("/")
     if not location or "\0" in location or Path(location).is_absolute() or folder not in place.parents:
         fix = "only files in its own folder are read"
@@ -148,7 +150,7 @@ def _place(path: Path, tensor: "onnx.TensorProto") -> Tuple[Path, int]:
 def image_input(path: Path, model: "onnx.ModelProto") -> Tuple[str, List[int]]:
     """Name of the network's input, and (channels, height, width) of an image, 0 where the file leaves it free.
 
-    UserError: it has several inputs, or one that is no batch of images.
+    Raises UserError if there are several inputs, or one that is not a batch of images.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
@@ -170,7 +172,7 @@ def image_input(path: Path, model: "onnx.ModelProto") -> Tuple[str, List[int]]:
 
 
 def floats() -> Tuple[int, ...]:
-    """ONNX's numbers for the types that are computed with."""
+    """ONNX's codes for the floating-point types."""
     import onnx
 
     kinds = onnx.TensorProto

@@ -1,10 +1,10 @@
-"""ONNX files as networks: each of ONNX's operators as one or some of MXNet's, at a batch of one image.
+"""ONNX files as networks: each ONNX operator becomes one or several of MXNet's, for a batch of one image.
 
-Whatever does not depend on the image is computed as the file is read: shape arithmetic, copies of arrays. What is left
-is the graph that would have been written by hand, so that all that is known of MXNet's operators holds for it. Shapes
-follow from MXNet itself, operator by operator. The batch axis stays free: a reshape copies it.
+Whatever does not depend on the image is computed when the file is read: shape arithmetic, copies of arrays. What
+remains is the graph that one would have written by hand, so that everything known about MXNet's operators applies to
+it. Shapes come from MXNet itself, operator by operator. The batch axis stays free: a reshape copies it.
 
-A translation is a function of a `Call`; another operator is another function.
+A translation is a function of a `Call`; to support another operator, add another function.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).ma
 
 
 class Value(NamedTuple):
-    """A tensor that depends on the image, or a variable: an output of a node, its shape, and which axis is the batch.
+    """A tensor that depends on the image, or a variable: a node's output, its shape, and which axis is the batch.
 
-    Attention takes queries, keys and values apart along an axis ahead of the batch. Variables have no batch.
+    Attention splits queries, keys and values along an axis ahead of the batch. Variables have no batch axis.
     """
 
     node: int
@@ -46,13 +46,13 @@ class Value(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A sequence of tensors, as PyTorch's exporter writes a split that it has not optimised."""
+    """A sequence of tensors, which is how PyTorch's exporter writes a split that it has not optimised."""
 
     values: List[Value]
 
 
 Operand = Union[Value, Parts, np.ndarray]
-ANY_BATCH = {  # MXNet's operators that do not mind which axis is the batch
+ANY_BATCH = {  # MXNet's operators for which it does not matter which axis is the batch
     "Reshape", "transpose", "slice_axis", "slice", "SliceChannel", "elemwise_add", "elemwise_mul", "elemwise_sub",
     "elemwise_div", "broadcast_add", "broadcast_mul", "broadcast_sub", "broadcast_div", "softmax", "take",
     "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_linalg_gemm2", "batch_dot", "Activation", "sqrt",
@@ -62,10 +62,10 @@ TRANSLATIONS: Dict[str, Callable[["Call"], Union[Operand, List[Operand]]]] = {}
 
 
 def load(path: str, input_shape: Optional[Sequence[int]] = None) -> Network:
-    """The network of an ONNX file. `input_shape` is needed where the file leaves height and width free.
+    """The network of an ONNX file. `input_shape` is needed if the file leaves height and width free.
 
-    UserError: whatever is wrong with the file or its external data, an operator that has no translation, an input that
-    the network cannot take.
+    Raises UserError for anything wrong with the file or its external data, an operator that has no translation, or an
+    input that the network cannot take.
     """
     place = Path(path)
     model = onnx_files.read_model(place)
@@ -91,7 +91,7 @@ def load(path: str, input_shape: Optional[Sequence[int]] = None) -> Network:
 
 
 class Builder:
-    """The graph as it grows, and the operand of every name in the file that has been met."""
+    """The graph under construction, and the operand for every name in the file that has been met so far."""
 
     def __init__(self, path: Path, model: "onnx.ModelProto") -> None:
         self.path, self.opset = path, onnx_files.opset_of(model)
@@ -100,11 +100,11 @@ class Builder:
         self.nodes: List[Node] = []
         self.shapes: List[Tuple[Shape, ...]] = []
         self.arrays: Dict[str, np.ndarray] = {}
-        self.variables: Dict[Tuple[str, bool], Value] = {}  # of weights that several nodes of the file may read
-        self.taken = {"data": 0}  # names -> how often each was asked for again
+        self.variables: Dict[Tuple[str, bool], Value] = {}  # for weights, which several nodes of the file may read
+        self.taken = {"data": 0}  # name -> how often it was requested again
 
     def step(self, number: int, node: "onnx.NodeProto") -> None:
-        """One node of the file. UserError: it cannot be translated."""
+        """Translate one node of the file. Raises UserError if it cannot be translated."""
         where = f"'{self.path}': node '{node.name or number}' ({node.op_type})"
         for name in node.input:
             if name and name not in self.values:
@@ -131,15 +131,16 @@ class Builder:
                 made = TRANSLATIONS[node.op_type](Call(self, node, number, inputs, attributes))
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # onnx, its reference and MXNet each have types of their own
+        except Exception as error:  # onnx, its reference and MXNet each have exception types of their own
             raise UserError(f"{where} cannot be translated: {first_line(error)}", "onnx.node") from error
         for name, operand in zip(node.output, made if isinstance(made, list) else [made]):
             self.values[name] = operand
 
     def fold(self, node: "onnx.NodeProto", inputs: Sequence[Optional[np.ndarray]]) -> List[np.ndarray]:
-        """What a node makes of constants, by ONNX's own reference; first its shape, for small files can ask for much.
+        """Evaluate a node of constants with ONNX's reference, after checking its size, as small files can ask for much.
 
-        ValueError: it runs graphs of its own, which need not end, or its result is larger than memory has room for.
+        Raises ValueError if the node runs graphs of its own, which need not terminate, or its result is larger than
+        memory has room for.
         """
         import onnx
         from onnx.reference import ReferenceEvaluator
@@ -160,13 +161,13 @@ class Builder:
         return list(ReferenceEvaluator(node, opsets={"": self.opset}).run(None, constants))
 
     def add(self, node: Node, *shapes: Shape) -> Value:
-        """Append a node; its first output."""
+        """Append a node; returns its first output."""
         self.nodes.append(node)
         self.shapes.append(shapes)
         return Value(len(self.nodes) - 1, 0, shapes[0])
 
     def unique(self, name: str) -> str:
-        """The name in MXNet's characters, numbered where it is taken."""
+        """The name in characters that MXNet accepts, with a number appended if it is taken."""
         name = re.sub(r"[^\w.]+", "_", name).strip("_.") or "node"
         unique = name
         while unique in self.taken:
@@ -176,7 +177,10 @@ class Builder:
         return unique
 
     def network(self, outputs: Sequence[str]) -> Network:
-        """The graph up to the outputs of these names, without what they do not need."""
+        """The graph up to the outputs with these names, without nodes that they do not need.
+
+        Raises UserError if an output does not depend on the images, image by image.
+        """
         heads = [self.values.get(name) for name in outputs]
         if not heads or not all(isinstance(head, Value) and head.batch == 0 for head in heads):
             what = "its outputs do not depend on the images, or not image by image"
@@ -200,13 +204,13 @@ class Call:
     def __init__(self, builder: Builder, node, number: int, inputs: Sequence[Optional[Operand]], attributes) -> None:
         self.builder, self.node, self.inputs, self.attributes = builder, node, list(inputs), attributes
         self.name = node.name or f"{node.op_type.lower()}{number}"
-        # A layer is called as the module that holds its weight, where the file says its name.
+        # A layer is named after the module that holds its weight, if the file states that name.
         owner = [n for n, x in zip(node.input[1:2], inputs[1:2]) if not isinstance(x, Value) and n.endswith(".weight")]
         if owner and owner[0][: -len(".weight")] not in builder.taken:
             self.name = owner[0][: -len(".weight")]
 
     def get(self, key: str, default: Any = None, at: Optional[int] = None) -> Any:
-        """An attribute, or the constant input `at` that later opsets have in its place."""
+        """An attribute, or the constant input `at` that replaces it in later opsets."""
         if key in self.attributes:
             return self.attributes[key]
         return default if at is None or not self.has(at) else self.constant(at).tolist()
@@ -216,23 +220,23 @@ class Call:
         return k < len(self.inputs) and self.inputs[k] is not None and getattr(self.inputs[k], "size", 1) > 0
 
     def tensor(self, k: int = 0) -> Value:
-        """Input k, which depends on the image. ValueError: it does not."""
+        """Input k, which depends on the image. Raises ValueError if it does not."""
         if not isinstance(self.inputs[k], Value):
             raise ValueError(f"its input {k} should depend on the images")
         return self.inputs[k]
 
     def constant(self, k: int) -> np.ndarray:
-        """Input k, which does not depend on the image. ValueError: it does."""
+        """Input k, which does not depend on the image. Raises ValueError if it does."""
         if not isinstance(self.inputs[k], np.ndarray):
             raise ValueError(f"its input {k} should not depend on the images")
         return self.inputs[k]
 
     def axis(self, default: int) -> int:
-        """The attribute `axis`, counted from the front."""
+        """The attribute `axis`, counted from the first axis."""
         return range(len(self.tensor().shape))[self.get("axis", default)]
 
     def emit(self, op: str, *inputs: Operand, name: Optional[str] = None, n: int = 1, **attrs: Any) -> Any:
-        """Append a node of MXNet's operator `op`; its output, or the list of its `n` outputs where there are more."""
+        """Append a node of MXNet's operator `op`; returns its output, or the list of its `n` outputs if `n` > 1."""
         name = self.builder.unique(name or self.name)
         of = [self.array("constant", x, name) if isinstance(x, np.ndarray) else x for x in inputs]
         batches = {x.batch for x in of} - {None}
@@ -244,7 +248,7 @@ class Call:
         return first if n == 1 else [first._replace(output=o, shape=shapes[o]) for o in range(n)]
 
     def array(self, role: str, value: np.ndarray, of: Optional[str] = None) -> Value:
-        """A variable that holds the value, called by its role in a layer."""
+        """A new variable that holds the value, named after its role in a layer."""
         if value.dtype.kind not in "fiub" or 0 in value.shape or not value.ndim:
             raise ValueError(f"its {role} should be an array of numbers; its shape is {value.shape}")
         name = self.builder.unique(f"{of or self.name}_{role}")
@@ -253,7 +257,7 @@ class Call:
         return self.builder.add(Node("null", name, {INPUT_SHAPE: str(value.shape)} if of else {}), value.shape)
 
     def weight(self, k: int, transposed: bool = False) -> Value:
-        """Input k as a layer's weight: one variable for all layers that read it by the same name."""
+        """Input k as a layer's weight: one variable for all layers that read it under the same name."""
         key = (self.node.input[k], transposed)
         if key not in self.builder.variables:
             value = self.constant(k)
@@ -261,7 +265,7 @@ class Call:
         return self.builder.variables[key]
 
     def reshape(self, x: Value, shape: Sequence[int], batch: int = 0) -> Value:
-        """The tensor in another shape, with the batch at another axis; itself, if it has both."""
+        """The tensor in another shape, with the batch at another axis; the tensor itself if it already has both."""
         shape = tuple(map(int, shape))
         if shape == x.shape and batch == x.batch:
             return x
@@ -273,7 +277,7 @@ class Call:
         return self.emit("Reshape", x, shape=codes)._replace(batch=batch)
 
     def padded(self, x: Value, begin: Sequence[int], end: Sequence[int], **how: Any) -> Value:
-        """The tensor with borders along its last axes; negative ones take positions away."""
+        """The tensor with borders added along its last axes; negative borders remove positions."""
         first = len(x.shape) - len(begin)
         for axis, (b, e) in enumerate(zip(begin, end), first):
             if b < 0 or e < 0:
@@ -283,7 +287,7 @@ class Call:
         width, shape = [(0, 0)] * first + width, x.shape
         if not any(map(any, width)):
             return x
-        more = max(4 - len(shape), int(any(width[1])))  # MXNet pads all axes but the first two, of four or five
+        more = max(4 - len(shape), int(any(width[1])))  # MXNet pads all but the first two of four or five axes
         x = self.reshape(x, (shape[0], *(1,) * more, *shape[1:]))
         width[1:1] = [(0, 0)] * more
         x = self.emit("Pad", x, pad_width=tuple(np.ravel(width).tolist()), **how)
@@ -291,7 +295,7 @@ class Call:
 
 
 def inferred(node: Node, shapes: Sequence[Shape], n: int = 1) -> Tuple[Shape, ...]:
-    """Shapes of a node's first `n` outputs, by MXNet. ValueError: its inputs do not fit."""
+    """Shapes of a node's first `n` outputs, inferred by MXNet. Raises ValueError if its inputs do not fit together."""
     given = {f"input{k}": tuple(shape) for k, shape in enumerate(shapes)}
     node = replace(node, inputs=tuple((k, 0) for k in range(len(given))))
     nodes, heads = (*(Node("null", name, {}) for name in given), node), tuple((len(given), o) for o in range(n))
@@ -321,24 +325,24 @@ def attributes_of(node: "onnx.NodeProto", path: Path) -> Dict[str, Any]:
 
 
 def _constant(attributes: Dict[str, Any]) -> np.ndarray:
-    """ONNX's constant is a tensor, numbers or a number."""
+    """The value of a Constant node, which is a tensor, several numbers or one number."""
     (key, value), kinds = next(iter(attributes.items())), {"value_int": np.int64, "value_float": np.float32}
     return value if key == "value" else np.asarray(value, kinds[key.rstrip("s")])
 
 
 def _shape(kind: str, x: Operand, attributes: Dict[str, Any]) -> np.ndarray:
-    """The shape of a tensor, or part of it, or its size."""
+    """The shape of a tensor or a part of it, or the tensor's size."""
     if kind == "Size":
         return np.array(math.prod(x.shape), np.int64)
     return np.array(x.shape[attributes.get("start", 0) : attributes.get("end", len(x.shape))], np.int64)
 
 
 def reshape_codes(old: Shape, new: Shape) -> Shape:
-    """MXNet's `shape` for a reshape of a batch of one image that is to hold for any batch.
+    """MXNet's `shape` for a reshape that is given for a batch of one image and is to hold for any batch.
 
-    0 copies an axis, -1 leaves one open, -2 copies the rest, -3 joins two axes, -4 splits one. An axis that is split
-    is left open where it is longer, because its channels can go then. Where the first axis does not stay, it is a
-    multiple of the batch. ValueError: the two hold different numbers of values.
+    0 copies an axis, -1 infers one, -2 copies the rest, -3 joins two axes, -4 splits one. When an axis is split, the
+    longer part is the inferred one, because its channels can be removed later. If the first axis changes, it is a
+    multiple of the batch. Raises ValueError if the two shapes hold different numbers of values.
     """
     if math.prod(old) != math.prod(new) or not old or not new:
         raise ValueError(f"{old} cannot be reshaped to {new}")
@@ -359,7 +363,7 @@ def reshape_codes(old: Shape, new: Shape) -> Shape:
 
 
 def translation(*names: str) -> Callable:
-    """Decorator: the function translates ONNX's operators of these names."""
+    """Decorator that makes the function the translation of ONNX's operators with these names."""
 
     def add(function):
         TRANSLATIONS.update(dict.fromkeys(names, function))
@@ -372,7 +376,7 @@ def translation(*names: str) -> Callable:
 
 
 def _window(call: Call, x: Value, kernel: Sequence[int]) -> Tuple[Dict[str, Shape], Shape, Shape]:
-    """Kernel, stride and dilation by MXNet's names, and the borders at the beginning and at the end of each axis."""
+    """Kernel, stride and dilation by MXNet's names, and the padding at the beginning and at the end of each axis."""
     n = len(kernel)
     stride, dilate = tuple(call.get("strides", (1,) * n)), tuple(call.get("dilations", (1,) * n))
     if min((*kernel, *stride, *dilate, call.get("group", 1))) < 1 or not len(stride) == len(dilate) == n:
@@ -390,7 +394,7 @@ def _window(call: Call, x: Value, kernel: Sequence[int]) -> Tuple[Dict[str, Shap
 
 
 def _even(call: Call, x: Value, begin: Shape, end: Shape, **how: Any) -> Tuple[Value, Shape]:
-    """MXNet's layers pad both ends alike: what one end has more is padded before, with `how`."""
+    """Pad beforehand, with `how`, the excess of one end over the other, because MXNet's layers pad both ends alike."""
     pad = tuple(map(min, begin, end))
     more = ([b - p for b, p in zip(begin, pad)], [e - p for e, p in zip(end, pad)])
     return call.padded(x, *more, **how), pad
@@ -439,7 +443,7 @@ def _gemm(call: Call) -> Value:
 
 @translation("MatMul")
 def _matmul(call: Call) -> Value:
-    """By a matrix: a dense layer along the last axis. Of two tensors: a product for each image."""
+    """A product with a matrix is a dense layer along the last axis; two tensors give a product for each image."""
     x, y = call.tensor(), call.inputs[1]
     if isinstance(y, np.ndarray):
         weight = call.weight(1, transposed=True)
@@ -568,7 +572,7 @@ def _pad(call: Call) -> Value:
     return call.padded(x, *ends.tolist(), **how)
 
 
-# ---- one number in, one number out ----------------------------------------------------------------------------------
+# ---- elementwise functions ------------------------------------------------------------------------------------------
 
 POINTWISE = {
     "Relu": ("Activation", {"act_type": "relu"}),
@@ -599,7 +603,7 @@ def _identity(call: Call) -> Value:
 
 @translation("Cast", "CastLike")
 def _cast(call: Call) -> Operand:
-    """From one precision of floating-point numbers to another: all are computed in one."""
+    """Conversions between floating-point types are dropped, because everything is computed in one type."""
     if call.node.op_type == "Cast" and call.get("to") not in onnx_files.floats():
         raise ValueError("it makes whole numbers of what depends on the images")
     return call.inputs[0]
@@ -665,7 +669,7 @@ def _softmax(call: Call) -> Value:
 
 # ---- several tensors ------------------------------------------------------------------------------------------------
 
-BINARY = {  # of equal shapes, of any, with a number behind, with a number ahead
+BINARY = {  # for equal shapes, for any shapes, with a number on the right, with a number on the left
     "Add": ("elemwise_add", "broadcast_add", "_plus_scalar", "_plus_scalar"),
     "Sum": ("elemwise_add", "broadcast_add", "_plus_scalar", "_plus_scalar"),
     "Sub": ("elemwise_sub", "broadcast_sub", "_minus_scalar", "_rminus_scalar"),
@@ -688,7 +692,7 @@ def _binary(call: Call) -> Operand:
 
 
 def _combined(call: Call, x: Operand, y: Operand) -> Operand:
-    """Two operands, of which at least one depends on the image."""
+    """The operation on two operands, of which at least one depends on the image."""
     same, broadcast, behind, ahead = BINARY[call.node.op_type]
     tensor = x if isinstance(x, Value) else y
     for constant, op in ((y, behind), (x, ahead)):
@@ -696,8 +700,8 @@ def _combined(call: Call, x: Operand, y: Operand) -> Operand:
             return call.emit(op, tensor, scalar=float(constant.reshape(-1)[0]))
     rank = len(tensor.shape)
     if isinstance(y, np.ndarray) and call.node.op_type == "Div":
-        y, broadcast = np.float32(1) / y, "broadcast_mul"  # a scale, which channels pass
-    # Arrays get all the axes; between tensors of unlike ranks MXNet would mix up batch and channels.
+        y, broadcast = np.float32(1) / y, "broadcast_mul"  # a scale, through which channels can be followed
+    # Arrays get all the axes; between tensors of different ranks, MXNet would mix up batch and channels.
     x, y = (o if isinstance(o, Value) else o.reshape((1,) * (rank - o.ndim) + o.shape) for o in (x, y))
     if isinstance(x, Value) and isinstance(y, Value):
         if len(x.shape) != len(y.shape):
@@ -715,7 +719,7 @@ def _concat(call: Call) -> Value:
     return call.emit("Concat", *call.inputs, dim=axis, num_args=len(call.inputs))
 
 
-# ---- the same numbers in other places -------------------------------------------------------------------------------
+# ---- rearranging values ---------------------------------------------------------------------------------------------
 
 
 @translation("Reshape")
@@ -800,7 +804,7 @@ def _split(call: Call) -> List[Value]:
 
 
 def _parts(call: Call, x: Value, axis: int, sizes: Sequence[int]) -> List[Value]:
-    """The tensor in parts of these sizes along an axis."""
+    """The tensor split into parts of these sizes along an axis."""
     n = len(sizes)
     if axis == x.batch or sum(sizes) != x.shape[axis] or min(sizes) < 1:
         raise ValueError(f"it splits axis {axis} of {x.shape} into {sizes}")
@@ -815,7 +819,7 @@ def _parts(call: Call, x: Value, axis: int, sizes: Sequence[int]) -> List[Value]
 @translation("SplitToSequence")
 def _split_to_sequence(call: Call) -> Parts:
     x, axis, sizes = call.tensor(), call.axis(0), call.constant(1)
-    if not sizes.ndim:  # of all parts but the last
+    if not sizes.ndim:  # one size for all parts but the last
         sizes = np.diff([*range(0, x.shape[axis], int(sizes)), x.shape[axis]])
     return Parts(_parts(call, x, axis, sizes.tolist()))
 
@@ -857,11 +861,11 @@ def _gather(call: Call) -> Value:
     return part if at.ndim else _without_axes(call, part, [axis])
 
 
-# ---- sums over axes -------------------------------------------------------------------------------------------------
+# ---- reductions over axes -------------------------------------------------------------------------------------------
 
 
 def _reduced(call: Call, op: str, x: Value) -> Value:
-    """Over the axes that the node names; over all positions of an image it is a pooling, which is faster."""
+    """Reduce over the axes that the node names; over all positions of an image, by a pooling, which is faster."""
     rank, keep = len(x.shape), bool(call.get("keepdims", 1))
     axes = sorted({range(rank)[a] for a in np.atleast_1d(call.get("axes", range(rank), 1))})
     if x.batch in axes:
@@ -881,5 +885,5 @@ def _reduce(call: Call) -> Value:
 
 @translation("ReduceL2")
 def _norm(call: Call) -> Value:
-    """The root of the sum of squares."""
+    """The square root of the sum of squares."""
     return call.emit("sqrt", _reduced(call, "sum", call.emit("square", call.tensor())))

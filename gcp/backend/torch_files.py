@@ -1,8 +1,8 @@
-"""To PyTorch and from it: checkpoints of ResNets by the names of their arrays, and networks as modules by onnx2torch.
+"""Networks from and to PyTorch: ResNet checkpoints by the names of their arrays, and networks as modules by onnx2torch.
 
-A checkpoint is read without running anything in it: safetensors by its own library, PyTorch's files by its loader of
-weights alone. GluonCV calls the layers of its ResNets as torchvision and timm do, so that arrays find their places by
-name: `weight` and `bias` of a norm are its `gamma` and `beta`, and nothing else differs.
+A checkpoint is read without running anything in it: safetensors by its own library, PyTorch's files by PyTorch's
+weights-only loader. GluonCV names the layers of its ResNets as torchvision and timm do, so arrays are matched by name:
+the `weight` and `bias` of a norm are its `gamma` and `beta`, and nothing else differs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSIONS = "bcds"  # of GluonCV's ResNets with PyTorch's names
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a name is that of a file of arrays."""
+    """Whether a name is that of a checkpoint: a file of arrays, not of a graph."""
     return Path(name).suffix in SAFE + PICKLED
 
 
@@ -38,9 +38,10 @@ def is_checkpoint(name: str) -> bool:
 
 
 def read_checkpoint(path: Path) -> Dict[str, np.ndarray]:
-    """The arrays of a checkpoint by their names, without the prefix of a parallel module.
+    """The arrays of a checkpoint by name, without the prefix of a parallel module.
 
-    UserError: it cannot be read, is damaged, needs PyTorch where that is not installed, or holds more than arrays.
+    Raises UserError if it cannot be read, is damaged, needs PyTorch where that is not installed, or holds more than
+    arrays.
     """
     with opened(path, "give the file of a checkpoint", room()):
         arrays = _safe_arrays(path) if path.suffix in SAFE else _torch_arrays(path)
@@ -71,7 +72,7 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
                         "torch.absent") from None  # fmt: skip
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and PyTorch each have their own
+    except Exception as error:  # zip, pickle and PyTorch each have their own exceptions
         if "weights_only" in str(error) or "Unsupported" in str(error):
             fix = "it is not read, because loading it runs code; save model.state_dict() instead"
             raise UserError(f"'{path}': holds more than arrays, such as a whole module; {fix}",
@@ -93,9 +94,9 @@ def resnet(
     input_shape: Optional[Sequence[int]] = None,
     source: str = "",
 ) -> Network:
-    """GluonCV's ResNet with the arrays of torchvision's or timm's; which one, `name` says or their names and shapes.
+    """GluonCV's ResNet with torchvision's or timm's arrays, found by `name` or else by the arrays' names and shapes.
 
-    UserError: no ResNet of GluonCV has arrays of these names and shapes; `source` begins the message.
+    Raises UserError, whose message begins with `source`, if no ResNet of GluonCV has arrays of these names and shapes.
     """
     arrays = {key: value for key, value in arrays.items() if not key.endswith(COUNTERS)}
     if "fc.weight" not in arrays:
@@ -115,7 +116,7 @@ def resnet(
 
 
 def _candidates(arrays: Mapping[str, np.ndarray]) -> Sequence[str]:
-    """GluonCV's ResNets with as many blocks of this kind."""
+    """Names of GluonCV's ResNets with the same kind and numbers of blocks."""
     found = {tuple(map(int, m.groups())) for m in map(re.compile(r"layer(\d)\.(\d+)\.").match, arrays) if m}
     blocks = tuple(sum(layer == k for layer, _ in found) for k in (1, 2, 3, 4))
     depth = BLOCKS.get(blocks, (None, None))["layer1.0.conv3.weight" in arrays]
@@ -130,7 +131,7 @@ def _renamed(key: str, places: Mapping[str, str]) -> str:
 
 
 def _difference(found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple]) -> str:
-    """The first array that is missing, too many or of another shape; nothing if there is none."""
+    """The first array that is missing, superfluous or of another shape, in words; empty if there is none."""
     for key in [*shapes, *found]:
         if key not in found or key not in shapes:
             return f"'{key}' is {'missing' if key in shapes else 'not among them'}"
@@ -143,9 +144,9 @@ def _difference(found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple]) ->
 
 
 def module(path: Path) -> Any:
-    """An ONNX file as a `torch.nn.Module` by onnx2torch, in evaluation mode.
+    """An ONNX file as a `torch.nn.Module` in evaluation mode, converted by onnx2torch.
 
-    UserError: that is not installed, or does not know an operator of the file.
+    Raises UserError if onnx2torch is not installed, or does not know an operator of the file.
     """
     try:
         import onnx2torch
@@ -157,7 +158,7 @@ def module(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _by_pytorch(what: str) -> Iterator[None]:
-    """PyTorch and its converters raise whatever they meet: one UserError, which begins with `what`."""
+    """Turn whatever PyTorch and its converters raise into one UserError, whose message begins with `what`."""
     try:
         yield
     except OSError:
@@ -168,7 +169,7 @@ def _by_pytorch(what: str) -> Iterator[None]:
 
 
 def _with_constants(module: Any) -> Any:
-    """The module whose reshapes and slices know their numbers.
+    """The module with the shapes of its reshapes and the bounds of its slices as constants.
 
     onnx2torch reads these from arrays at every call, which PyTorch's exporters cannot follow.
     """
@@ -185,7 +186,7 @@ def _with_constants(module: Any) -> Any:
 
 
 def reshaped(x: Any, shape: Sequence[int]) -> Any:
-    """A tensor in another shape, in which 0 stands for a length that stays, as in ONNX."""
+    """A tensor in another shape, where 0 keeps an axis's length, as in ONNX."""
     return x.reshape([x.shape[k] if length == 0 else length for k, length in enumerate(shape)])
 
 
@@ -197,7 +198,7 @@ def sliced(x: Any, starts: Sequence[int], ends: Sequence[int], axes: Sequence[in
 
 
 def outputs(torch_module: Any, images: np.ndarray) -> np.ndarray:
-    """A module's outputs."""
+    """A module's outputs for images (n, channels, height, width). Raises UserError if PyTorch cannot run it."""
     import torch
 
     with torch.no_grad(), _by_pytorch("PyTorch cannot run the module that onnx2torch made"):
@@ -205,7 +206,7 @@ def outputs(torch_module: Any, images: np.ndarray) -> np.ndarray:
 
 
 def save(torch_module: Any, path: Path, input_shape: Sequence[int]) -> None:
-    """Write a module: as a program (.pt2) of any batch, or its state dict (.safetensors, .pth, .pt)."""
+    """Write a module: as a program (.pt2) for any batch size, or as its state dict (.safetensors, .pth, .pt)."""
     import torch
 
     with replacing(path) as temporary:

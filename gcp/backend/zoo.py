@@ -1,7 +1,7 @@
-"""The only bridge to MXNet: GluonCV name -> Network, Network -> trainable block and back, files in three forms.
+"""Networks by name: GluonCV's and MXNet's model zoos, ONNX files and saved networks; GluonCV's pruned-ResNet form.
 
-A saved network is MXNet's own `-symbol.json` + `-0000.params`, which plain MXNet loads without this project; the
-input shape and GluonCV name travel as attributes of the input variable. GluonCV's pruned-ResNet form (a JSON of
+A saved network is MXNet's own `-symbol.json` + `-0000.params`, which plain MXNet loads without this project; the input
+shape and the GluonCV name are stored as attributes of the input variable. GluonCV's pruned-ResNet form (a JSON file of
 weight shapes beside the parameters) can be written for its ResNets.
 """
 
@@ -35,7 +35,7 @@ from gcp.storage import write_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
-    # It looks for PyTorch, which it does not need, and refuses to be imported beside one of today.
+    # It looks for PyTorch, which it does not need, and refuses to be imported beside a recent version of it.
     torch = sys.modules.get("torch")
     sys.modules["torch"] = None
     from gluoncv.model_zoo import get_model, get_model_list, model_store, model_zoo
@@ -44,7 +44,7 @@ with warnings.catch_warnings():
     if torch is not None:
         sys.modules["torch"] = torch
 MXNET = "mxnet:"  # before a name: the network of MXNet's own model zoo
-PART = "@"  # between a name and a number: that part of the network's width
+PART = "@"  # between a name and a number, the fraction of the network's width
 WIDEST = 4.0
 INPUTS = {  # start of a name -> (channels, height, width) of its images
     "cifar": (3, 32, 32),
@@ -72,11 +72,12 @@ def from_gluoncv(
     """A GluonCV network as a `Network`.
 
     `input_shape` is (channels, height, width); `n_classes` defaults to the network's own. Weights are GluonCV's
-    pretrained ones, from the file `weights` if it is given, or drawn (He et al. 2015, uniform, as Gluon's MSRAPrelu
-    does) when `seed` is given, or all zero without memory behind them: enough to describe a network, and fast.
-    A name may end in a part of the width: `resnet18_v1b@0.5` has half of each group's channels, rounded half to even
-    and at least 1, as MobileNets have by a multiplier of their own (Howard et al. 2017, section 3.3).
-    Raises UserError for an unknown name, an operator the walk does not know, an input the network cannot take.
+    pretrained ones, from the file `weights` if it is given; or drawn (He et al. 2015, normal, as Gluon's MSRAPrelu
+    does) if `seed` is given; or all zero without memory behind them, which is fast and enough to describe a network.
+    A name may end in a fraction of the width: `resnet18_v1b@0.5` has half of each group's channels, rounded half to
+    even and at least 1, like MobileNets with their own multiplier (Howard et al. 2017, section 3.3).
+    Raises UserError for an unknown name, a network that cannot be built as a graph, or an input that the network cannot
+    take.
     """
     if PART in name:
         if pretrained:
@@ -89,7 +90,7 @@ def from_gluoncv(
         raise UserError(f"network '{name}' has no graph from one image to its outputs: {first_line(error)}") from error
     nodes, outputs = parse_nodes((mx.sym.Group(heads) if len(heads) > 1 else heads[0]).tojson())
     params = block.collect_params()
-    # Only what the graph reads: NASNet holds layers that it never calls.
+    # Only parameters that the graph reads: NASNet holds layers that it never calls.
     read = {n.name: params[n.name] for n in nodes if n.op == "null" and n.name in params}
     net = Network(name, nodes, outputs, (), {key: np.zeros(()) for key in read})
     shapes = node_shapes(net, input_shape)
@@ -101,13 +102,13 @@ def from_gluoncv(
         mx.random.seed(seed)
         try:
             block.initialize(mx.init.MSRAPrelu(), force_reinit=True)
-        except ValueError:  # detection networks ask for a matrix's initialiser where they hold vectors
+        except ValueError:  # detection networks request a matrix initialiser for vectors
             _initialize_each(read)
     if pretrained or seed is not None:
         values = {k: p.data().asnumpy() for k, p in read.items()}
     else:
         values = _zeros({k: found[k] for k in read})
-    # Gluon numbers prefixes per process (`mobilenet0_`, `mobilenet1_`): names are kept without, where they stay apart.
+    # Gluon numbers prefixes per process (`mobilenet0_`, `mobilenet1_`): names lose them if they stay distinct.
     short = {n.name: n.name[len(block.prefix) :] if n.name.startswith(block.prefix) else n.name for n in nodes}
     if len(set(short.values())) < len(nodes):
         short = {n.name: n.name for n in nodes}
@@ -122,7 +123,7 @@ def from_gluoncv(
 
 
 def _at_part(name: str, input_shape: Sequence[int], n_classes: Optional[int], seed: Optional[int]) -> Network:
-    """GluonCV's network at the part of its width that the name ends in."""
+    """GluonCV's network at the fraction of its width in which the name ends."""
     base, _, number = name.partition(PART)
     try:
         part = float(number)
@@ -134,18 +135,18 @@ def _at_part(name: str, input_shape: Sequence[int], n_classes: Optional[int], se
     net = resized(whole, {group: max(1, round(part * n)) for group, n in whole.widths.items()})
     if seed is None:
         return replace(net, name=name, arrays=_zeros({k: a.shape for k, a in net.arrays.items()}))
-    # What is never trained is a constant, such as the anchors of a detection network, and no weight to be drawn.
+    # An array that is never trained is a constant, such as a detection network's anchors, not a weight to be drawn.
     constants = {k: whole.arrays[k] for k in frozen(net) if whole.arrays[k].shape == net.arrays[k].shape}
     return replace(redrawn(net, seed).with_arrays(constants), name=name)
 
 
 def _zeros(shapes: Mapping[str, tuple]) -> Dict[str, np.ndarray]:
-    """Arrays of zeros without memory behind them."""
+    """Arrays of zeros that take no memory."""
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
 def _initialize_each(params: Dict[str, gluon.Parameter]) -> None:
-    """Parameters one by one: those whose own initialiser does not fit them get ones (scales, variances) or zeros."""
+    """Initialise each parameter; if its own initialiser does not fit, with ones (scales, variances) or zeros."""
     for name, p in params.items():
         try:
             p.initialize(default_init=mx.init.MSRAPrelu(), force_reinit=True)
@@ -154,10 +155,10 @@ def _initialize_each(params: Dict[str, gluon.Parameter]) -> None:
 
 
 def _heads(made, input_shape: Sequence[int]) -> List[mx.sym.Symbol]:
-    """The outputs that a block returns, without those of auxiliary classifiers: further vectors of as many classes."""
+    """A block's outputs without those of auxiliary classifiers, that is, further vectors with as many classes."""
     heads = _flat(made)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(mx.MXNetError):
-        warnings.simplefilter("ignore")  # an input that the network cannot take is refused with all shapes at hand
+        warnings.simplefilter("ignore")  # an input that the network cannot take is refused later, with all shapes known
         _, shapes, _ = mx.sym.Group(heads).infer_shape_partial(data=(1, *input_shape))
         if all(len(shape) == 2 and shape == shapes[0] for shape in shapes):
             return heads[:1]
@@ -165,30 +166,30 @@ def _heads(made, input_shape: Sequence[int]) -> List[mx.sym.Symbol]:
 
 
 def _flat(heads) -> List[mx.sym.Symbol]:
-    """The Symbols in whatever lists and tuples a block returns."""
+    """The Symbols in the nested lists and tuples that a block returns."""
     return [s for head in heads for s in _flat(head)] if isinstance(heads, (list, tuple)) else [heads]
 
 
 def is_known(name: str) -> bool:
-    """Whether GluonCV builds a network of this name."""
+    """Whether GluonCV has a network of this name."""
     return name.lower() in get_model_list()
 
 
 def structured_names(name: str, n_classes: Optional[int] = None) -> Dict[str, str]:
-    """GluonCV's names of a network's arrays by their places in its blocks -> the names that `from_gluoncv` has."""
+    """GluonCV's structural names of a network's arrays (places in its blocks) -> their names in `from_gluoncv`."""
     block = _gluoncv_block(name, n_classes)
     places = block._collect_params_with_prefix()
     return {key: re.sub(f"^{re.escape(block.prefix)}", "", p.name) for key, p in places.items()}
 
 
 def default_input(name: str) -> Tuple[int, int, int]:
-    """(channels, height, width) of the images that a network is made for; 224 px if its name tells nothing."""
+    """(channels, height, width) of the images that a network is made for; 224 px if its name does not tell."""
     base = name.lower().partition(PART)[0]
     return next((shape for pattern, shape in INPUTS.items() if re.match(pattern, base)), (3, 224, 224))
 
 
 def _built(name: str, **kwargs) -> gluon.HybridBlock:
-    """The block by GluonCV's builder, or with `mxnet:` before its name by MXNet's, without any download."""
+    """The block, built by GluonCV or, with `mxnet:` before its name, by MXNet, without any download."""
     if name.startswith(MXNET):
         return mx.gluon.model_zoo.vision.get_model(name[len(MXNET) :], **kwargs)
     builder = inspect.signature(model_zoo._models[name.lower()])
@@ -197,7 +198,7 @@ def _built(name: str, **kwargs) -> gluon.HybridBlock:
             kwargs["classes"] = ["object"]
     elif name.lower().endswith("_custom") and isinstance(kwargs.get("classes"), int):
         kwargs["classes"] = [f"class {i}" for i in range(kwargs["classes"])]
-    # Builders that take a base network fetch its weights unless told otherwise; others do not know the word.
+    # Builders that take a base network fetch its weights unless told otherwise; others do not know the argument.
     for more in ({"pretrained": False, "pretrained_base": False}, {"pretrained": False}):
         with contextlib.suppress(TypeError, Warning):
             return get_model(name, **more, **kwargs)
@@ -207,7 +208,7 @@ def _built(name: str, **kwargs) -> gluon.HybridBlock:
 def _gluoncv_block(
     name: str, n_classes: Optional[int], pretrained: bool = False, weights: Optional[os.PathLike] = None, seed: int = 0
 ) -> gluon.HybridBlock:
-    """The block; where published weights are for other classes, with an output layer drawn from the seed."""
+    """The block; if published weights are for other classes, with an output layer drawn from the seed."""
     known = get_model_list()
     if name.lower() not in known and not (name.startswith(MXNET) and not pretrained):
         near = difflib.get_close_matches(name.lower(), known, n=3)
@@ -227,7 +228,7 @@ def _gluoncv_block(
             full = _published(name, weights)
     except UserError:
         raise
-    except Exception as error:  # each builder has its own ways, and some download
+    except Exception as error:  # each builder fails in its own way, and some download
         with_classes = "" if n_classes is None else f" with {n_classes} classes"
         raise UserError(f"network '{name}' cannot be built{with_classes}: {first_line(error)}") from error
     if n_classes is None or list(full.collect_params().values())[-1].shape[0] == n_classes:
@@ -246,9 +247,9 @@ def _gluoncv_block(
 
 
 def _published(name: str, weights: Optional[os.PathLike]) -> gluon.HybridBlock:
-    """The block with GluonCV's published weights: of the file, else of ~/.mxnet/models, else downloaded to there.
+    """The block with GluonCV's published weights: from the file, else from ~/.mxnet/models, else downloaded to there.
 
-    UserError: none are published, they cannot be had, or the file's sha1 is not the published one.
+    Raises UserError if none are published, they cannot be obtained, or the file's SHA-1 is not the published one.
     """
     keys = {public.lower(): key for key, public in zip(model_store._model_sha1, model_store.pretrained_model_list())}
     key, fix = keys.get(name.lower()), "GluonCV lists none for it; set pretrained to false"
@@ -289,7 +290,7 @@ def _without(variable: str) -> Iterator[None]:
 
 
 def _with_classes(block: gluon.HybridBlock, n_classes: Optional[int]) -> gluon.HybridBlock:
-    """The block itself: GluonCV's pruned ResNets keep the weight shape of 1000 classes whatever number is asked for."""
+    """The block itself, corrected: GluonCV's pruned ResNets have a weight shape for 1000 classes in any case."""
     head = getattr(block, "fc", None)
     if n_classes is not None and isinstance(head, gluon.nn.Dense) and head.weight.shape[0] != n_classes:
         head.weight._shape, head.bias._shape = (n_classes, head.weight.shape[1]), (n_classes,)
@@ -305,10 +306,12 @@ def open_network(
     weights: Optional[os.PathLike] = None,
     new_head: bool = False,
 ) -> Network:
-    """The network of an ONNX file, a saved network if `name` is the prefix of one, else GluonCV's (224 px by default).
+    """The network in an ONNX file, the saved network with the prefix `name` if there is one, or else GluonCV's network.
 
-    With `new_head` a saved network gets a new output layer of `n_classes`, drawn from `seed`. GluonCV's name may end in
-    a part of the network's width, as in `resnet18_v1b@0.5` (see `from_gluoncv`).
+    For GluonCV's, `input_shape` defaults to `default_input`. With `new_head`, a saved network gets a new output layer
+    of `n_classes`, drawn from `seed`. GluonCV's name may end in a fraction of the network's width, as in
+    `resnet18_v1b@0.5` (see `from_gluoncv`). Raises UserError if there is no such network, or it does not have
+    `n_classes`.
     """
     if is_saved(name):
         net = onnx_import.load(name, input_shape) if is_onnx(name) else load(name, input_shape)
@@ -326,7 +329,7 @@ def open_network(
 def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
     """The network with a new output layer of `n_classes`: weights as Gluon's MSRAPrelu draws them, biases zero.
 
-    UserError unless its last operator is a dense layer that nothing else reads.
+    Raises UserError unless the network's first output comes from a dense layer.
     """
     head = net.outputs[0][0]
     node = net.nodes[head]
@@ -336,7 +339,7 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
             "replaced (model.new_head)"
         )
     n_inputs = net.arrays[net.weight(node.name)].shape[1]
-    # Its slope of 0.25 gives the variance 2 / (1 + 0.25^2) over the mean of fan-in and fan-out.
+    # MSRAPrelu's slope of 0.25 gives the variance 2 / (1 + 0.25^2) over the mean of fan-in and fan-out.
     scale = np.sqrt(2 / (1 + 0.25**2) / ((n_inputs + n_classes) / 2))
     drawn = np.random.default_rng((seed, n_classes)).normal(0, scale, (n_classes, n_inputs))
     new = {net.weight(node.name): drawn.astype(np.float32)}
@@ -358,7 +361,8 @@ def with_new_head(net: Network, n_classes: int, seed: int) -> Network:
 def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     """Write `<prefix>.json` (shapes of the weights) and `<prefix>.params` as `prune_gluon_block` reads them.
 
-    Only for GluonCV's ResNets whose convs have no bias (v1b to v1e, CIFAR v1, basic-block v1); UserError else.
+    Only for GluonCV's ResNets whose convolutions have no bias (v1b to v1e, CIFAR v1, basic-block v1). Raises UserError
+    for other networks.
     """
     biased = [n.name for n in net.nodes if n.op == "Convolution" and net.bias(n.name) is not None]
     reason = f"conv '{biased[0]}' has a bias, which that form cannot hold" if biased else None
@@ -375,13 +379,13 @@ def save_gluoncv(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
 
 
 def families() -> Dict[str, List[str]]:
-    """GluonCV's names by the module that builds them, and MXNet's own after them under `mxnet`."""
+    """GluonCV's names by the module that builds them, followed by MXNet's own under `mxnet`."""
     found: Dict[str, List[str]] = {}
     for name in get_model_list():
         module = inspect.getmodule(model_zoo._models[name]).__name__.split(".")[2]
         found.setdefault("resnetv1b" if module == "pruned_resnet" else module, []).append(name)
     try:
         mx.gluon.model_zoo.vision.get_model("")
-    except ValueError as error:  # which lists the names
+    except ValueError as error:  # its message lists the names
         found["mxnet"] = [MXNET + name for name in str(error).split("\n\t")[1:]]
     return found

@@ -1,4 +1,4 @@
-"""What a choice costs. Every module that registers a cost is imported here, so that `COSTS` has them all."""
+"""What a choice of widths costs. Modules that register a cost are imported here, so that `COSTS` has all costs."""
 
 from gcp.cost import analytic, device, latency, memory
 

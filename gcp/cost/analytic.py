@@ -1,4 +1,4 @@
-"""Costs that are counted: multiply-accumulates and parameters, as the operators of the graph say."""
+"""Costs that are counted: multiply-accumulates and parameters, as defined by the operators of the graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gcp.graph.channels import Call, layer_name
 from gcp.graph.network import Network, auxiliary, frozen
 from gcp.options import Options
 
-Form = Dict[Optional[str], int]  # channels as a sum over groups: channels per unit; under None those that are fixed
+Form = Dict[Optional[str], int]  # a number of channels: group -> channels per unit, None -> fixed channels
 
 
 @COSTS.register("macs", label="MACs", method="GCP-f", paper_label="FLOPs", unit="multiply-accumulates")
@@ -26,7 +26,7 @@ def macs(net: Network, options: Optional[Options] = None) -> Cost:
 
 @COSTS.register("params", label="Params", method="GCP-p", paper_label="params", unit="parameters")
 def params(net: Network, options: Optional[Options] = None) -> Cost:
-    """Trainable parameters: weights, biases, scales and shifts. Running statistics are not among them."""
+    """Trainable parameters: weights, biases, scales and shifts, but not running statistics."""
     skipped, found = auxiliary(net) | frozen(net), {}
     for call in net.structure.calls.values():
         for k, forms in _arrays(net, call):
@@ -35,18 +35,18 @@ def params(net: Network, options: Optional[Options] = None) -> Cost:
 
 
 def running_statistics(net: Network) -> int:
-    """Number of running means and variances, which MXNet lists apart from the parameters."""
+    """Number of running means and variances, which MXNet lists separately from the parameters."""
     return sum(net.arrays[name].size for name in auxiliary(net))
 
 
 def prunable_share(net: Network) -> float:
-    """Of all channels that convs and dense layers make, the share that can go."""
+    """The share, in [0, 1], of the channels produced by convs and dense layers that can be removed."""
     made = [call.made for call in net.structure.calls.values() if call.made is not None]
     return sum(int((units >= 0).sum()) for units in made) / max(1, sum(map(len, made)))
 
 
 def _arrays(net: Network, call: Call) -> Iterator[Tuple[int, Tuple[Form, ...]]]:
-    """The inputs of a node that are arrays, and how their sizes follow from widths: a form for each axis."""
+    """The positions of a node's array inputs, and how their sizes follow from widths: one form per axis."""
     for k, (j, _) in enumerate(call.node.inputs):
         if net.is_array(j):
             labels = call.arrays.get(k, {})
@@ -60,7 +60,7 @@ def _arrays(net: Network, call: Call) -> Iterator[Tuple[int, Tuple[Form, ...]]]:
 
 
 def _cost(parts: Iterable[Tuple[str, int, Tuple[Form, ...]]]) -> Cost:
-    """The sum of products of a number and of forms, of which at most two depend on widths; each of a place."""
+    """A sum of products of a number and forms, at most two of which depend on widths; each product has a place."""
     total: Dict[Tuple[Optional[str], Optional[str]], int] = {}
     each = []
     for place, number, forms in parts:
@@ -74,7 +74,7 @@ def _cost(parts: Iterable[Tuple[str, int, Tuple[Form, ...]]]) -> Cost:
 
 
 def describe(net: Network) -> dict:
-    """Parameters, MACs and every group with what one channel of it costs, as plain JSON values."""
+    """Parameters, MACs, and every group with the cost of one of its channels, as plain JSON values."""
     widths, costs = net.widths, {"macs": macs(net), "params": params(net)}
     marginal = {key: cost.marginal(widths) for key, cost in costs.items()}
     return {

@@ -1,7 +1,7 @@
-"""What a choice of widths costs: a sum or a maximum of terms over few groups, and the budgets that can be met.
+"""What a choice of widths costs: a sum or maximum of terms that each depend on few groups; and budgets for costs.
 
-Marginal prices, the selection of channels and exact solvers all read `Cost.terms`; nothing else knows whether a cost
-counts multiply-accumulates, parameters or bytes, or predicts seconds.
+Marginal prices, the selection of channels and exact solvers all read `Cost.terms`; nothing else needs to know whether a
+cost counts multiply-accumulates, parameters or bytes, or predicts seconds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
 from gcp.registry import Registry
 
-HALVINGS = 40  # of an interval of scales, until a cost is met: to one part in a trillion
+HALVINGS = 40  # bisection steps on an interval of scales: to one part in a trillion
 
 
 class Term(NamedTuple):
     """One part of a cost: `value(*widths)` of the groups `names`, which are all different.
 
-    At most two groups, as a rule: that is what keeps exact solvers fast. None: a constant. `place`: the node or array
-    of the network that the part is about, where it is about one.
+    There are usually at most two groups, which keeps exact solvers fast; without any, the term is a constant. `place`:
+    the node or array of the network that the term is about, if it is about a single one.
     """
 
     names: Tuple[str, ...]
@@ -31,7 +31,7 @@ class Term(NamedTuple):
 
 
 def product(coefficient: float, first: Optional[str] = None, second: Optional[str] = None, place: str = "") -> Term:
-    """The term coefficient * width * width; None stands for a width of 1, and both may be the same group."""
+    """The term coefficient * width * width; None stands for a width of 1, and both names may be the same group."""
     factors = [name for name in (first, second) if name is not None]
     if not factors:
         return Term((), lambda: coefficient, place)
@@ -45,9 +45,9 @@ def product(coefficient: float, first: Optional[str] = None, second: Optional[st
 class Cost:
     """Prices widths: the sum or the maximum of `terms`.
 
-    `granularity`: None where every channel counts. Else the device works in blocks of about so many channels, which
-    makes the cost a staircase, whose slope `marginal` gives. `parts` is the same cost in more terms, each about one
-    place of the network only, where terms have been joined: what other architectures' costs differ by.
+    `granularity`: None where every channel counts. Otherwise the device works in blocks of about this many channels,
+    which makes the cost a staircase, whose slope `marginal` returns. `parts`: the same cost as more terms, each about a
+    single place of the network, where `terms` join several places; the costs of other architectures differ by these.
 
     The values of the last call are kept, and only the terms of groups that have changed since are evaluated again.
     """
@@ -66,12 +66,12 @@ class Cost:
         for k, term in enumerate(self.terms):
             for name in term.names:
                 self._terms_of.setdefault(name, []).append(k)
-        self._widths: Dict[str, int] = {}  # of the last call
+        self._widths: Dict[str, int] = {}  # those of the last call
         self._values: List[float] = [0.0 if term.names else term.value() for term in self.terms]
 
     @property
     def is_sum(self) -> bool:
-        """Whether the terms are added up; otherwise the largest counts."""
+        """Whether the cost is the sum of its terms; otherwise it is the largest of them."""
         return self._combine is sum
 
     def _value(self, k: int, widths: Mapping[str, int]) -> float:
@@ -87,12 +87,12 @@ class Cost:
         return float(self._combine(self._values))
 
     def marginal(self, widths: Mapping[str, int]) -> Dict[str, float]:
-        """Per group, the drop in the whole network's cost when one of its channels goes.
+        """Per group, the drop in the whole network's cost when one of its channels is removed.
 
-        On a staircase most single channels are free, and a block that leaves an odd number of blocks can cost more than
-        it saves; so there it is the slope of the least-squares line through all multiples of the granularity from half
-        the width on (the next smaller one at least). Where a channel can be free (a staircase, a maximum), a group
-        counts with a thousandth of the mean at least, so that nothing divides by zero.
+        On a staircase, removing a single channel usually saves nothing, and removing a block can cost more than it
+        saves if an odd number of blocks is left. There, the price is the slope of the least-squares line through all
+        multiples of the granularity from half the width up (at least the next smaller one). Where a channel can be
+        free (a staircase or a maximum), each price is at least a thousandth of the mean, to avoid division by zero.
         """
         drops = {name: self._drop(name, widths) for name in widths}
         if self.granularity is None and self.is_sum:
@@ -102,7 +102,7 @@ class Cost:
 
     def _drop(self, name: str, widths: Mapping[str, int]) -> float:
         now, of_group = widths[name], self._terms_of.get(name, ())
-        others = []  # what stays as it is cancels out of a difference of sums, but not of one of maxima
+        others = []  # unchanged terms cancel in a difference of sums, but not in one of maxima
         if not self.is_sum:
             self(widths)
             others = [max((v for k, v in enumerate(self._values) if k not in of_group), default=0.0)]
@@ -120,7 +120,7 @@ class Cost:
 
 
 def along_a_line(cost: Cost, widths: Widths, fractions: Sequence[float], round_to: int = 1) -> List[float]:
-    """The cost where all groups have each of these parts of their widths, rounded to multiples of `round_to`."""
+    """The cost with all groups at each of these fractions of their widths, rounded to multiples of `round_to`."""
     return [
         cost({name: max(min(n, round_to), int(f * n / round_to + 0.5) * round_to) for name, n in widths.items()})
         for f in fractions
@@ -130,7 +130,7 @@ def along_a_line(cost: Cost, widths: Widths, fractions: Sequence[float], round_t
 def largest_scale(at: Callable[[float], Widths], cost: Cost, limit: float, high: float) -> float:
     """The largest scale in [0, high] at which the cost of the widths `at(scale)` is within the limit, by bisection.
 
-    The cost must not fall as the scale grows; where already 0 is too much, it is 0.
+    The cost must not fall as the scale grows. If even a scale of 0 exceeds the limit, the result is 0.
     """
     low = 0.0
     for _ in range(HALVINGS):
@@ -140,9 +140,9 @@ def largest_scale(at: Callable[[float], Widths], cost: Cost, limit: float, high:
 
 
 def local_minima(values: Sequence[float]) -> int:
-    """Number of places where a sequence stops falling and rises again: a search by small steps ends at each of them.
+    """Number of places where a sequence stops falling and rises again; a search by small steps can end at any of them.
 
-    Its first value is one where it only rises.
+    The first value counts if the sequence rises from there.
     """
     found, falling = 0, True
     for before, after in zip(values, values[1:]):
@@ -153,9 +153,8 @@ def local_minima(values: Sequence[float]) -> int:
     return found
 
 
-# A cost is registered as a function (network, options) -> Cost. What tables and figures say of it are attributes of
-# that function: `label`, `method` (what the paper calls GCP with this cost), `paper_label` (what it calls the cost) and
-# `unit`.
+# A cost is registered as a function (network, options) -> Cost. What tables and figures call it are attributes of that
+# function: `label`, `method` (the paper's name for GCP with this cost), `paper_label` (its name for the cost), `unit`.
 COSTS: Registry[Callable[..., Cost]] = Registry("cost")
 
 
@@ -163,7 +162,7 @@ COSTS: Registry[Callable[..., Cost]] = Registry("cost")
 
 
 def minimum_widths(widths: Widths, round_to: int) -> Widths:
-    """The smallest widths that pruning may leave: one block of `round_to` channels, or all of a smaller group."""
+    """The smallest widths that pruning may leave: one block of `round_to` channels, or a whole smaller group."""
     return {name: min(n, round_to) for name, n in widths.items()}
 
 
@@ -176,11 +175,11 @@ def round_width(width: int, size: int, round_to: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """Keep at most `target` of the dense network's cost. `original` is that cost, in the units of `cost`.
+    """Keep at most the fraction `target` of the dense network's cost, `original`, which is in the units of `cost`.
 
-    `priced_by` is what a channel is weighed against, where that is not `cost` itself. `measure`, where a cost is a
-    model of something that a clock tells, gives the real cost of a network in the same units. `cost_of` is the same
-    cost of another architecture, for those who change more than widths.
+    `priced_by` is the cost that a channel's importance is weighed against, if that is not `cost` itself. `measure`,
+    where `cost` is a model of measured time, returns the measured cost of a network in the same units. `cost_of`
+    returns the same cost for another architecture, for methods that change more than widths.
     """
 
     cost: Cost
@@ -192,16 +191,16 @@ class Budget:
     cost_of: Optional[Callable[[Network], Cost]] = None
 
     def of(self, net: Network) -> float:
-        """What a network costs, one of another architecture too where there is `cost_of`."""
+        """The cost of a network, which can have another architecture if there is `cost_of`."""
         return (self.cost if self.cost_of is None else self.cost_of(net))(net.widths)
 
     @property
     def price(self) -> Cost:
-        """What a channel is weighed against."""
+        """The cost that a channel's importance is weighed against."""
         return self.priced_by or self.cost
 
     def lowest(self, widths: Widths) -> float:
-        """The smallest fraction of the original cost that pruning from `widths` can leave."""
+        """The smallest fraction of the original cost that pruning from `widths` can reach."""
         return self.cost(minimum_widths(widths, self.round_to)) / self.original
 
     def check(self, widths: Widths) -> None:

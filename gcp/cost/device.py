@@ -1,8 +1,8 @@
-"""A device that need not exist yet: seconds by a few numbers of its data sheet, for a search before the chip is there.
+"""A device that need not exist yet: latency predicted from its data sheet, for a search before the chip is available.
 
-Each conv or dense layer, with what follows it, takes as long as its multiply-accumulates or the bytes that it moves,
-whichever is longer (Williams, Waterman & Patterson, "Roofline", Communications of the ACM, 2009), for one image. The
-multipliers take channels in blocks, so that a width between two multiples takes as long as the larger one: channel
+For one image, each conv or dense layer, with what follows it, takes as long as its multiply-accumulates or its memory
+traffic, whichever takes longer (Williams, Waterman & Patterson, "Roofline", Communications of the ACM, 2009). The
+multipliers process channels in blocks, so that a width between two multiples takes as long as the larger one: channel
 counts that are curated for a device lie on the steps of this staircase.
 """
 
@@ -28,11 +28,11 @@ Lanes = Annotated[int, Field(ge=1, le=65536)]
 
 
 class Device(Schema):
-    """What a YAML file says of a device.
+    """A device as described by a YAML file.
 
-    `parallel_inputs` and `parallel_outputs`: channels that the multipliers take at once. `macs_per_cycle`:
-    multiply-accumulates where all of them are in use. `on_chip_kb`: memory for activations; a layer whose input and
-    output fit moves only its weights. `overhead_us`: what every layer takes beside.
+    `parallel_inputs` and `parallel_outputs`: channels that the multipliers process at once. `macs_per_cycle`:
+    multiply-accumulates per cycle when all multipliers are in use. `on_chip_kb`: memory for activations; a layer whose
+    input and output fit into it moves only its weights. `overhead_us`: additional time for every layer.
     """
 
     name: Annotated[str, Field(max_length=200)]
@@ -46,26 +46,26 @@ class Device(Schema):
     overhead_us: Annotated[float, Field(ge=0, le=10**6)] = 0.0
 
     def seconds(self, layer: Layer, n_in: int, n_out: int) -> float:
-        """Of one layer with so many input and output channels.
+        """Seconds that a layer with these numbers of input and output channels takes.
 
-        A depthwise conv has one input channel for each output, and leaves all other lanes for inputs idle.
+        A depthwise conv has one input channel for each output, and leaves all other input lanes idle.
         """
         inputs = self.parallel_inputs if layer.depthwise else _blocks(n_in, self.parallel_inputs)
         lanes = inputs * _blocks(n_out, self.parallel_outputs)
         computing = layer.kernel_size * layer.positions * lanes / (self.macs_per_cycle * 1e6 * self.clock_mhz)
         weights = layer.kernel_size * (n_out if layer.depthwise else n_in * n_out)
-        activations = layer.in_positions * n_in + layer.positions * n_out  # what follows is done on the way out
+        activations = layer.in_positions * n_in + layer.positions * n_out  # followers are applied on the way out
         moved = weights + (activations if activations * self.bytes_per_value > 1e3 * self.on_chip_kb else 0)
         return max(computing, moved * self.bytes_per_value / (1e9 * self.bandwidth_gb_per_s)) + 1e-6 * self.overhead_us
 
 
 def _blocks(n: int, lanes: int) -> int:
-    """A number of channels, and the idle lanes of their last block."""
+    """A number of channels, rounded up to full blocks: the idle lanes of the last block count too."""
     return math.ceil(n / lanes) * lanes
 
 
 def read(path: Path) -> Device:
-    """A device's file. UserError: no such file, or a number that is missing or means nothing, by its key."""
+    """Read a device's file. UserError: no such file, or a value that is missing or invalid, named by its key."""
     fix = "docs/latency.md says what a device's file holds"
     values = read_yaml(path, fix)
     if not isinstance(values, dict):
@@ -77,14 +77,14 @@ def read(path: Path) -> Device:
 
 
 class DeviceOptions(Options):
-    """Where the device's file is."""
+    """The path of the device's file."""
 
     device: str
 
 
 @COSTS.register("device", DeviceOptions, label="Device time", method="GCP-device", paper_label="device time", unit="s")
 def device_time(net: Network, options: DeviceOptions) -> Cost:
-    """Seconds of a forward pass of one image on a device that is described by a file."""
+    """Seconds for a forward pass of one image on a device that is described by a file."""
     device = read(Path(options.device))
 
     def term(layer: Layer) -> Term:

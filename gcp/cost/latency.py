@@ -1,9 +1,9 @@
-"""Samples of timed networks in, a model of seconds out, which is a `Cost`: a per-layer table, or a regression.
+"""Latency models, which are fitted to samples of timed networks and give a `Cost`: a per-layer table, or a regression.
 
 The table is that of Berman et al., "AOWS" (CVPR 2020, section 3.1): each timed network is one linear equation over the
 entries (kind of layer, input channels, output channels), solved by non-negative least squares with a soft penalty on
-entries that fall as widths grow. The regression has a few coefficients per operator instead, so it also prices networks
-whose layers were never timed, and it is the table's prior where samples say little.
+entries that fall as widths grow. The regression has a few coefficients per operator instead, so that it also prices
+networks whose layers were never timed; it is the table's prior where samples determine little.
 """
 
 from __future__ import annotations
@@ -40,24 +40,25 @@ from gcp.graph.network import Network, Widths
 from gcp.options import Options
 from gcp.storage import read_json, write_json
 
-# The table's axes, as fractions of a group's own width: the least width stands for what hard pruning leaves.
+# The table's axes, as fractions of a group's own width; the smallest width stands for what aggressive pruning leaves.
 FRACTIONS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
-SMOOTHNESS = (1e-1, 1.0, 10.0, 100.0)  # tried weights of the penalties, in this order; chosen on held-out samples
+SMOOTHNESS = (1e-1, 1.0, 10.0, 100.0)  # weights of the penalties to try, in this order; chosen on held-out samples
 MONOTONICITY = (0.0, 0.1, 1.0, 10.0)
-CHOICE_TOLERANCE, TOLERANCE = 1e-7, 1e-10  # relative fall of the objective at which a fit ends
-DAMPING = 1e-2  # of extras, towards those that the probes found
-OUTLIER = 0.1  # error from which on it counts linearly: now and then something else has the processor
-RIDGE = 1e-4  # towards the regression, for entries that no sample has
+CHOICE_TOLERANCE, TOLERANCE = 1e-7, 1e-10  # relative decrease of the objective at which a fit ends
+DAMPING = 1e-2  # pulls extras towards those that the probes found
+OUTLIER = 0.1  # larger errors count linearly, since other processes occupy the processor now and then
+RIDGE = 1e-4  # pulls entries towards the regression, which decides those that no sample has
 MIN_SAMPLES = 20
 FLAGS = 5  # ways in which a width can divide badly; see `Steps.flags`
 FEATURES = ("call", "macs", "values read", "values made", "weights")
 
 
 class Steps(NamedTuple):
-    """What widths off the device's granularity cost: `granularity` and `step` (half of it), in channels.
+    """The cost of widths that are not multiples of the device's granularity: `granularity` and `step`, in channels.
 
-    `slowdowns`: for each of `GRANULARITIES`, the factor on the time of a network whose widths it divides and no
-    larger one does, as `sampling.slowdowns_of` gives it. All methods take arrays of widths.
+    `step` is half the granularity or equal to it (`sampling.step_of`). `slowdowns`: for each of `GRANULARITIES`, the
+    factor on the time of a network whose widths are divisible by it but not by a larger one, as `sampling.slowdowns_of`
+    returns it. All methods take arrays of widths.
     """
 
     granularity: int
@@ -65,28 +66,28 @@ class Steps(NamedTuple):
     slowdowns: Mapping[int, float]
 
     def rounded(self, widths: np.ndarray) -> np.ndarray:
-        """The multiple of the step that a width takes as long as, apart from `factor`."""
+        """The multiple of the step that takes as long as a width, apart from `factor`: the width rounded up."""
         return -(-widths // self.step) * self.step
 
     def factor(self, widths: np.ndarray) -> np.ndarray:
-        """Slowdown of a width that is no multiple of the step, over one that is."""
+        """Slowdown of a width that is not a multiple of the step, relative to one that is; 1 for multiples."""
         base = self.slowdowns[self.step]
         slower = [max(1.0, self.slowdowns[g] / base) if g < self.step else 1.0 for g in GRANULARITIES]
         largest_power = np.minimum(widths & -widths, GRANULARITIES[-1])  # of two, that divides the width
         return np.array(slower)[np.log2(largest_power).astype(int)]
 
     def flags(self, widths: np.ndarray) -> np.ndarray:
-        """`FLAGS` of a width of n steps, in the last axis: how badly it divides.
+        """How badly a width of n steps divides: `FLAGS` numbers, along the last axis.
 
-        Kernels take channels in blocks and unroll their loops by a divisor of the number of blocks. An odd n may fill
-        its last block half, so that it takes as long as n + 1, a share 1 / n more; and a number of blocks (n, or n + 1)
-        that is odd, twice an odd number or prime can leave nothing to unroll by.
+        Kernels process channels in blocks and unroll their loops by a divisor of the number of blocks. An odd n may
+        leave its last block half full and take as long as n + 1, a fraction 1 / n more; and a number of blocks (n or
+        n + 1) that is odd, twice an odd number or prime can leave no divisor to unroll by.
         """
         n = self.rounded(widths) // self.step
         odd = n % 2 == 1
 
         def is_stiff(n: np.ndarray) -> np.ndarray:
-            """Whether the odd part of n is 7 or more and has neither 3 nor 5 in it."""
+            """Whether the odd part of n is at least 7 and divisible by neither 3 nor 5."""
             odd_part = n // (n & -n)
             return (odd_part >= 7) & (odd_part % 3 != 0) & (odd_part % 5 != 0)
 
@@ -97,7 +98,7 @@ class Steps(NamedTuple):
 
 
 def features(layer: Layer, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
-    """`FEATURES` in the last axis: one call, multiply-accumulates, values read and made (per image), weights."""
+    """`FEATURES` along the last axis: one call, multiply-accumulates, values read, values made (per image), weights."""
     pairs = n_out if layer.depthwise else n_in * n_out
     parts = (
         1.0,
@@ -110,13 +111,13 @@ def features(layer: Layer, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
 
 
 class Regression(Schema):
-    """Seconds per unit of each of `features`, by operator."""
+    """Per operator, the seconds for one unit of each of `features`."""
 
     features: Tuple[Literal[FEATURES], ...] = FEATURES
     seconds: Dict[str, Annotated[List[NotNegative], Field(min_length=len(FEATURES), max_length=len(FEATURES))]]
 
     def layer(self, layer: Layer, n_in: np.ndarray, n_out: np.ndarray) -> np.ndarray:
-        """Seconds of one layer. UserError: an operator that no sample had."""
+        """Predicted seconds for one layer. UserError: an operator that no sample had."""
         if layer.operator not in self.seconds:
             raise UserError(
                 f"layer '{layer.name}': the latency model has seen no '{layer.operator}', only "
@@ -126,17 +127,17 @@ class Regression(Schema):
         return features(layer, n_in, n_out) @ np.array(self.seconds[layer.operator])
 
     def __call__(self, kinds: Sequence[Layer], widths: Widths) -> float:
-        """Seconds of a network."""
+        """Predicted seconds for a network."""
         return float(sum(self.layer(layer, *layer.widths(widths)) for layer in kinds))
 
 
 def fit_regression(
     kinds: Sequence[Layer], widths: Sequence[Widths], seconds: np.ndarray, present: Optional[np.ndarray] = None
 ) -> Regression:
-    """Non-negative least squares over the networks' summed features; squared errors weighted by 1 / seconds.
+    """Non-negative least squares over the networks' summed features; squared errors are weighted by 1 / seconds.
 
-    Repeated with less weight on errors above `OUTLIER`, which makes it Huber's loss. `present`: shape (layers,
-    networks), whether a network has a layer; all of them by default.
+    The fit is repeated with less weight on errors above `OUTLIER`, which makes it Huber's loss. `present`: whether a
+    network has a layer, shape (layers, networks); by default every network has all layers.
     """
     present = np.ones((len(kinds), len(widths)), bool) if present is None else present
     operators = list(dict.fromkeys(layer.operator for layer in kinds))
@@ -156,7 +157,7 @@ def fit_regression(
 
 
 def _widths_of(layer: Layer, widths: Sequence[Widths]) -> Tuple[np.ndarray, np.ndarray]:
-    """Input and output channels of a layer in several networks."""
+    """Input and output channels of a layer in several networks, shape (networks,) each."""
     return tuple(np.array([layer.widths(w) for w in widths], np.int64).reshape(-1, 2).T)
 
 
@@ -166,9 +167,9 @@ Axis = Annotated[List[Annotated[int, Field(ge=0, le=2**24)]], Field(min_length=1
 
 
 class Entries(Schema):
-    """Seconds of one kind of layer, bilinear between the widths of the axes: `seconds[k][n]` at read[k], made[n].
+    """Seconds for one kind of layer: `seconds[k][n]` at `read[k]` input channels and `made[n]` output channels.
 
-    A depthwise conv, which has one width, has one column.
+    Values between the widths of the axes are bilinear. A depthwise conv, which has a single width, has a single column.
     """
 
     read: Axis
@@ -185,15 +186,16 @@ class Entries(Schema):
 
     @cached_property
     def arrays(self) -> Tuple[Tuple[np.ndarray, np.ndarray], np.ndarray]:
-        """Both axes, and all seconds in a row."""
+        """Both axes, and all seconds flattened."""
         return (np.array(self.read), np.array(self.made)), np.array(self.seconds, np.float64).reshape(-1)
 
 
 class LatencyModel(Divided):
-    """The latency of one network, setup and hardware as a table, with the regression for layers that it does not have.
+    """The latency of one network, setup and hardware as a table, with a regression for layers that are not in it.
 
-    `extras`: shares of time that the flags (`Steps.flags`) of a layer's input and output channels add, two rows for
-    each kind. `held_out_nrmse`: the error on the quarter of the samples that choices were made on.
+    `extras`: for each kind, the fractions of time that the flags (`Steps.flags`) of a layer's input channels (first
+    row) and output channels (second row) add. `held_out_nrmse`: the error on the held-out quarter of the samples, on
+    which the penalties' weights were chosen.
     """
 
     format: Literal["gcp latency table 1"] = "gcp latency table 1"
@@ -210,7 +212,7 @@ class LatencyModel(Divided):
 
     @cached_property
     def steps(self) -> Steps:
-        """How widths divide on this device."""
+        """How widths divide into steps on this device."""
         return Steps(self.granularity, self.step, self.slowdowns)
 
     def knows(self, layer: Layer) -> bool:
@@ -218,7 +220,7 @@ class LatencyModel(Divided):
         return layer.kind in self.table
 
     def layer(self, layer: Layer, n_in: int, n_out: int) -> float:
-        """Seconds of one layer; by the regression where the table has no such kind."""
+        """Predicted seconds for one layer, by the regression if its kind is not in the table."""
         n_in, n_out = np.array(n_in), np.array(n_out)
         factor, flags = _sides(layer, self.steps, n_in, n_out)
         if layer.kind in self.extras:
@@ -232,13 +234,13 @@ class LatencyModel(Divided):
         return float(factor * (shares * values[entries]).sum(-1))
 
     def cost(self, net: Network) -> Cost:
-        """Seconds of a forward pass of this network by its widths: a term for each layer.
+        """Seconds for a forward pass of this network as a function of its widths, with one term per layer.
 
-        UserError: an operator that no sample had; or nothing of the network takes any time.
+        UserError: an operator that no sample had, or a total that is zero or not finite.
         """
 
         def term(layer: Layer) -> Term:
-            @lru_cache(maxsize=None)  # a search asks for the same few widths again and again
+            @lru_cache(maxsize=None)  # a search evaluates the same few widths again and again
             def seconds(*widths: int) -> float:
                 return self.layer(layer, *layer.widths(dict(zip(layer.groups, widths))))
 
@@ -252,9 +254,9 @@ class LatencyModel(Divided):
 
 
 def _sides(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Of a layer's widths, the slowdown where one is no multiple of the step, and the flags, shape (2, ..., FLAGS).
+    """For a layer's widths, the slowdown where one is not a multiple of the step, and the flags, shape (2, ..., FLAGS).
 
-    A width that is fixed counts as it is.
+    A fixed width causes no slowdown and has flags of 0.
     """
     sides = [(n, bool(side.per_unit)) for n, side in ((n_in, layer.inputs), (n_out, layer.outputs))]
     slower = [steps.factor(n) for n, varies in sides if varies]
@@ -263,14 +265,14 @@ def _sides(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> T
 
 
 def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Flat indices and weights, in a last axis of 4, of the entries around points: bilinear, linear above the axes.
+    """Flat indices and weights, along a last axis of 4, of the entries around points, for bilinear interpolation.
 
-    Below its axis, a point is at its beginning.
+    Above the axes the extrapolation is linear; a point below an axis counts as the axis's first width.
     """
     low, high, share = [], [], []
     for axis, at in zip(axes, (n_in, n_out)):
         above = np.clip(np.searchsorted(axis, at), 1, max(1, len(axis) - 1))
-        below, above = above - 1, np.minimum(above, len(axis) - 1)  # the same where the axis has one width
+        below, above = above - 1, np.minimum(above, len(axis) - 1)  # equal if the axis has one width
         low.append(below)
         high.append(above)
         share.append(np.maximum((at - axis[below]) / np.maximum(axis[above] - axis[below], 1), 0.0) * (len(axis) > 1))
@@ -283,15 +285,15 @@ def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.nd
 
 
 def grid(size: int, granularity: int, step: int) -> List[int]:
-    """The axis of a group of `size` channels: the step, and `FRACTIONS` of its size in multiples of the granularity."""
+    """The axis for a group of `size` channels: the step, the size, `FRACTIONS` of it rounded to the granularity."""
     return sorted({step, size} | {max(granularity, round(f * size / granularity) * granularity) for f in FRACTIONS})
 
 
-@threadpool_limits.wrap(limits=1)  # on short vectors, waiting for a second thread can take ten times as long
+@threadpool_limits.wrap(limits=1)  # with short vectors, waiting for a second thread can take ten times as long
 def fit(net: Network, samples: Samples, sampled: Optional[Sampled] = None) -> LatencyModel:
-    """The table (and regression) of a network's samples; choices are made on a quarter of them held out.
+    """Fit the table and the regression to a network's samples; penalties are chosen on a held-out quarter of them.
 
-    `sampled` as in `sampling.sample`. UserError: fewer than `MIN_SAMPLES`.
+    `sampled` as in `sampling.sample`. UserError: fewer than `MIN_SAMPLES` samples.
     """
     if len(samples.lines) < MIN_SAMPLES:
         raise UserError(
@@ -322,7 +324,7 @@ def fit(net: Network, samples: Samples, sampled: Optional[Sampled] = None) -> La
         smoothness=smooth,
         monotonicity=monotone,
         held_out_nrmse=error(smooth, monotone),
-        # Proportional to multiply-accumulates: the simplest model, by the same weighted least squares.
+        # The simplest model, proportional to multiply-accumulates, by the same weighted least squares.
         seconds_per_mac=float(counts.sum() / (counts**2 / seconds).sum()),
         reference_s=samples.reference_s,
         table=table,
@@ -332,10 +334,10 @@ def fit(net: Network, samples: Samples, sampled: Optional[Sampled] = None) -> La
 
 
 class _Equations:
-    """What the times of sampled networks are made of: a row for each layer in each network, layers varying slowest.
+    """How the times of sampled networks add up: one row for each layer in each network, with layers varying slowest.
 
-    A row's time is the seconds of its `entries`, times one plus the extras of its `flags`, times its `factor`, which is
-    0 where the network does not have the layer (`present`, of shape (layers, networks)).
+    A row's time is the interpolated seconds of its `entries`, times one plus the extras of its `flags` on each side,
+    times its `factor`, which is 0 where the network does not have the layer (`present`, shape (layers, networks)).
     """
 
     def __init__(
@@ -360,7 +362,7 @@ class _Equations:
 
 
 def _sparse(columns: np.ndarray, values: np.ndarray, width: int) -> sparse.csr_matrix:
-    """A matrix with the values of each row in the columns of that row."""
+    """The sparse matrix of this width with `values[i]` in the columns `columns[i]` of row i."""
     ends = np.arange(0, values.size + 1, values.shape[1])
     matrix = sparse.csr_matrix((values.ravel(), columns.ravel(), ends), (len(values), width))
     matrix.eliminate_zeros()
@@ -368,7 +370,7 @@ def _sparse(columns: np.ndarray, values: np.ndarray, width: int) -> sparse.csr_m
 
 
 def _axes(kinds: Sequence[Layer], sizes: Widths, steps: Steps) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
-    """Per kind, the widths that its table has entries for: those of all layers of the kind."""
+    """Per kind, the axes of its table: the widths from the grids of all layers of that kind."""
     points: Dict[str, Tuple[set, set]] = {}
     for layer in kinds:
         n_in, n_out = (
@@ -382,11 +384,11 @@ def _axes(kinds: Sequence[Layer], sizes: Widths, steps: Steps) -> Dict[str, Tupl
 
 
 class _Fit:
-    """Entries and extras, all >= 0, that minimise Huber's loss of the errors of some samples plus the penalties.
+    """Entries and extras, all >= 0, that minimise Huber's loss of the errors on some samples plus penalties.
 
-    Errors are in units of the root of seconds times mean seconds; those above `OUTLIER` count linearly. Extras are
-    drawn towards what the granularity's probes said. The unknowns are the entries, as ratios to their prior, and the
-    extras of input and of output channels.
+    Errors are in units of sqrt(seconds * mean seconds); those above `OUTLIER` count linearly. Extras are pulled towards
+    what the granularity probes measured. The unknowns are the entries, as ratios to their prior, and the extras of
+    input and output channels.
     """
 
     def __init__(self, equations: _Equations, which: np.ndarray, seconds: np.ndarray) -> None:
@@ -398,10 +400,10 @@ class _Fit:
             self.regression.layer(by_kind[kind], n_in[:, None], n_in[:, None] if by_kind[kind].depthwise else n_out)
             for kind, (n_in, n_out) in equations.axes.items()
         ]
-        # No entry is free in the prior: a ratio to it must be able to say anything.
+        # No entry of the prior is 0, so that a ratio to it can express any number of seconds.
         least = 1e-4 * float(self.seconds.mean()) / len(equations.layers)
         self.prior = np.maximum(np.concatenate([values.ravel() for values in prior]), least)
-        # A network of odd multiples of the step is slowed by both widths of each layer.
+        # In a network of odd multiples of the step, both widths of each layer contribute to the slowdown.
         steps, n_kinds = equations.steps, len(equations.axes)
         slow = max(0.0, np.sqrt(steps.slowdowns[steps.step] / steps.slowdowns[steps.granularity]) - 1)
         usual = np.tile([slow] + [0.0] * (FLAGS - 1), 2 * n_kinds)
@@ -409,20 +411,20 @@ class _Fit:
         self.pull = np.repeat([RIDGE, DAMPING], [len(self.prior), len(usual)])
 
     def _parts(self, which: np.ndarray) -> Tuple[sparse.csr_matrix, np.ndarray]:
-        """Of some samples' rows: the matrix from the unknowns to their parts (entries, both extras), and factors."""
+        """For some samples' rows, the matrix that maps the unknowns to entries and both extras; and the factors."""
         equations, rows = self.equations, np.tile(which, len(self.equations.layers))
         entries = equations.entries[rows] @ sparse.diags(self.prior)
         blocks = [entries, *(flags[rows] for flags in equations.flags)]
         return sparse.block_diag(blocks, "csr"), equations.factor[rows]
 
     def predict(self, x: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Seconds of some samples."""
+        """Predicted seconds for some samples."""
         matrix, factor = self._parts(which)
         part, by_in, by_out = (matrix @ x).reshape(3, -1)
         return (part * (1 + by_in) * (1 + by_out) * factor).reshape(len(self.equations.layers), -1).sum(0)
 
     def solve(self, smooth: float, monotone: float, tolerance: float) -> np.ndarray:
-        """The unknowns at these weights of the penalties on neighbours' differences and on falls."""
+        """The unknowns for these weights of the penalties on differences between neighbours and on falling entries."""
         parts, factor = self._parts(self.which)
         neighbours, falls = self._penalties()
         n_layers, n_rows, n_pairs = len(self.equations.layers), len(factor), neighbours.shape[0]
@@ -451,13 +453,16 @@ class _Fit:
         return optimize.minimize(objective, self.begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
     def _penalties(self) -> Tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """For each pair of neighbouring entries: the difference of their ratios to the prior; and smaller width minus
-        larger, in shares of a mean network, which is positive where the table falls."""
+        """For each pair of neighbouring entries, two differences: of their ratios to the prior, and of their seconds.
+
+        The second is smaller width minus larger, positive where the table falls, in units of a sampled network's mean
+        seconds per layer.
+        """
         pairs = []
         for kind, axes in self.equations.axes.items():
             number = self.equations.start[kind] + np.arange(len(axes[0]) * len(axes[1])).reshape(-1, len(axes[1]))
             for axis, along in zip(axes, (number, number.T)):
-                # Neighbours far apart on the axis (relative to their widths) may differ more.
+                # Neighbours that are far apart on the axis, relative to their widths, may differ more.
                 gap = np.log(axis[1:] / np.maximum(axis[:-1], 1))
                 weight = np.broadcast_to(1 / np.sqrt(np.maximum(gap, 0.05))[:, None], along[1:].shape)
                 pairs.append(np.stack([along[:-1].ravel(), along[1:].ravel(), weight.ravel()]))
@@ -468,7 +473,7 @@ class _Fit:
         return _sparse(columns, np.stack([-weight, weight], 1), len(prior)), _sparse(columns, falls, len(prior))
 
     def tables(self, x: np.ndarray) -> Tuple[Dict[str, Entries], Dict[str, tuple]]:
-        """The unknowns as a model holds them."""
+        """The unknowns in the form in which a model stores them: table and extras."""
         equations, n_entries = self.equations, len(self.prior)
         seconds, extras = x[:n_entries] * self.prior, x[n_entries:].reshape(2, -1, FLAGS)
         table = {}
@@ -479,7 +484,7 @@ class _Fit:
 
 
 def _all_layers(sampled: Sampled, samples: Samples) -> Tuple[List[Layer], np.ndarray]:
-    """Every layer that any of the sampled networks has, and which has it, shape (layers, networks)."""
+    """All layers that any sampled network has; and whether each network has each of them, shape (layers, networks)."""
     found: Dict[tuple, Layer] = {}
     keys = []
     for line in samples.lines:
@@ -490,7 +495,7 @@ def _all_layers(sampled: Sampled, samples: Samples) -> Tuple[List[Layer], np.nda
 
 
 def _macs(kinds: Sequence[Layer], widths: Sequence[Widths], present: np.ndarray) -> np.ndarray:
-    """Multiply-accumulates of networks of these layers."""
+    """Multiply-accumulates of networks made of these layers, shape (networks,)."""
     at = FEATURES.index("macs")
     return sum(features(layer, *_widths_of(layer, widths))[:, at] * has for layer, has in zip(kinds, present))
 
@@ -499,26 +504,26 @@ def _macs(kinds: Sequence[Layer], widths: Sequence[Widths], present: np.ndarray)
 
 
 def nrmse(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Root mean squared error over the mean of what was measured."""
+    """Root mean squared error, divided by the mean measured value."""
     return float(np.sqrt(np.mean((predicted - measured) ** 2)) / np.mean(measured))
 
 
 class Quality(Schema):
-    """How good predictions for networks that were not fitted are; tau is Kendall's."""
+    """How good predictions are for networks that the model was not fitted to; `tau` is Kendall's."""
 
     rmse_s: NotNegative
     nrmse: NotNegative
-    tau: Optional[Annotated[float, Field(ge=-1, le=1)]]  # None where all are equal, and have no order
-    within_5: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # part of the networks that are within 5 %
-    within_10: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # None in files from before these were kept
+    tau: Optional[Annotated[float, Field(ge=-1, le=1)]]  # None if all are equal and have no order
+    within_5: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # fraction of networks predicted within 5 %
+    within_10: Optional[Annotated[float, Field(ge=0, le=1)]] = None  # None in files from before it was recorded
     mean_relative_error: NotNegative
     n: Count
 
 
 class Validation(Schema):
-    """What models predict for networks that none of them was fitted to, and how good that is.
+    """What models predict for networks that none of them was fitted to, and how good the predictions are.
 
-    `span`: the smallest and the largest measured latency, over the network's own.
+    `span`: the smallest and the largest measured latency, relative to the original network's.
     """
 
     network: str
@@ -551,11 +556,11 @@ def validate(
     again: Optional[Samples] = None,
     sampled: Optional[Sampled] = None,
 ) -> Validation:
-    """How the models do on networks that none of them was fitted to.
+    """How well the models predict networks that none of them was fitted to.
 
-    `alone`: per network, the sum of its layers timed by themselves over the reference's latency
+    `alone`: per network, the sum of its layers' latencies, each timed by itself, relative to the reference's latency
     (`sampling.layers_alone`). `again`: the same networks timed once more, which is as good as a prediction can be.
-    `sampled` as in `sampling.sample`. Drift is taken out: everything is at the speed that the model's reference had.
+    `sampled` as in `sampling.sample`. Drift is removed: all times are scaled to the speed of the model's reference.
     UserError: `again` holds other networks.
     """
     reference = model.reference_s
@@ -594,7 +599,7 @@ def validate(
 
 
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
-    """How good predictions are."""
+    """How good predictions are; both arrays are in seconds, shape (networks,)."""
     tau, miss = float(stats.kendalltau(predicted, measured).statistic), np.abs(predicted / measured - 1)
     return Quality(
         rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),
@@ -611,12 +616,12 @@ def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
 
 
 def save(model: LatencyModel, path: Path) -> None:
-    """Write a model as JSON, whole or not at all. UserError where it cannot be written."""
+    """Write a model as JSON, atomically. UserError: the file cannot be written."""
     write_json(path, model.model_dump(exclude_none=True))
 
 
 def load(path: Path) -> LatencyModel:
-    """A model that `save` wrote. UserError: no such file, or not one of these."""
+    """Read a model that `save` wrote. UserError: no such file, or not a latency model."""
     return read_json(path, LatencyModel, "give a latency model that `latency.py fit` wrote")
 
 
@@ -627,9 +632,9 @@ def load_for(
     hardware: Callable[[str], dict],
     warn: Callable[[str], None] = lambda text: None,
 ) -> LatencyModel:
-    """The model of this network here; `hardware` describes a device of this machine (`runtime.hardware`).
+    """Read a model for this network on this machine; `hardware` describes one of its devices (`runtime.hardware`).
 
-    UserError: it is about another network, size, processor or number of threads.
+    UserError: the model is for another network, input size, processor or number of threads.
     """
     model = load(path)
     setup = {**dict(model.setup), "threads": n_threads}
@@ -645,7 +650,7 @@ def load_for(
 
 
 class LatencyOptions(Options):
-    """Where the model is."""
+    """The path of the latency model."""
 
     latency_model: str
 
@@ -654,5 +659,5 @@ class LatencyOptions(Options):
     "latency", LatencyOptions, label="Latency", method="GCP-latency", paper_label="latency", unit="s", is_timed=True
 )
 def predicted(net: Network, options: LatencyOptions) -> Cost:
-    """Seconds of a forward pass, by a model that was fitted to timed networks."""
+    """Seconds for a forward pass, as predicted by a model that was fitted to timed networks."""
     return load(Path(options.latency_model)).cost(net)

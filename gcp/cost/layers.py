@@ -1,4 +1,4 @@
-"""The layers that a network's latency is made of: each conv or dense layer with all that follows it up to the next."""
+"""The layers that make up a network's latency: each conv or dense layer with what follows it, up to the next one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gcp.graph.network import Network, Node
 
 
 class Channels(NamedTuple):
-    """A number of channels: `fixed`, and for every unit of each group in `per_unit` so many more."""
+    """A number of channels: `fixed` ones, plus `per_unit[group]` for every unit of each group."""
 
     fixed: int
     per_unit: Mapping[str, int]
 
     def __call__(self, widths: Mapping[str, int]) -> int:
-        """The number at these widths."""
+        """The number of channels at these widths."""
         return self.fixed + sum(n * widths[group] for group, n in self.per_unit.items())
 
 
@@ -26,9 +26,9 @@ class Layer:
     """A conv or dense layer with its followers (norm, activation, pooling, addition), which are timed with it.
 
     `kind` is equal for layers that take the same time at the same widths: operator, kernel, stride, sizes, followers.
-    Multiply-accumulates are `kernel_size * positions * input channels * output channels` (once the channels for a
-    `depthwise` conv, and for a grouped one of which whole groups go). `in_positions` and `out_positions`: values per
-    channel of the input, and of the output with all followers' outputs.
+    Multiply-accumulates are `kernel_size * positions * input channels * output channels`, with the channels counted
+    once for a `depthwise` conv or a grouped one that loses whole groups. `in_positions` and `out_positions`: values per
+    channel of the input, and of the output together with all followers' outputs.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Layer:
         return tuple({**self.inputs.per_unit, **self.outputs.per_unit})
 
     def widths(self, widths: Mapping[str, int]) -> Tuple[int, int]:
-        """(input channels, output channels); a depthwise conv has one width, which is both."""
+        """(input channels, output channels); a depthwise conv has one width, which is used for both."""
         n_out = self.outputs(widths)
         return (n_out if self.depthwise else self.inputs(widths)), n_out
 
 
 class Share(NamedTuple):
-    """What some layers cost: parts of a whole network's multiply-accumulates and latency."""
+    """The cost of some layers, as fractions of the whole network's multiply-accumulates and latency."""
 
     macs: float
     latency: float
@@ -126,7 +126,7 @@ def _follower(net: Network, j: int) -> str:
 
 
 def alone(net: Network, layer: Layer) -> Network:
-    """A network of this layer and its followers only, for timing it by itself. An addition adds its value to itself."""
+    """A network of this layer and its followers only, for timing it by itself. An addition adds its input to itself."""
     i = next(j for j, n in enumerate(net.nodes) if layer_name(n.name) == layer.name and has_weight(n))
     source, shape = net.nodes[i].inputs[0], net.structure.calls[i].shapes[0]
     nodes, shapes, arrays = [Node("null", "data", {})], [(shape,)], {}
@@ -138,7 +138,7 @@ def alone(net: Network, layer: Layer) -> Network:
         own = node.inputs[0]
         others = [t for t in node.inputs if t not in moved and not net.is_array(t[0])]
         if any(net.shapes[a][b] != net.shapes[own[0]][own[1]] for a, b in others) or j != i and own == source:
-            continue  # a concatenation, say: it needs more than this layer makes
+            continue  # for example a concatenation, which needs more than this layer's output
         for t in node.inputs:
             if net.is_array(t[0]) and t not in moved:
                 moved[t] = (len(nodes), 0)
@@ -148,5 +148,5 @@ def alone(net: Network, layer: Layer) -> Network:
         nodes.append(replace(node, inputs=tuple(moved.get(t, moved[own]) for t in node.inputs)))
         shapes.append(net.shapes[j])
         moved.update({(j, o): (len(nodes) - 1, o) for o in range(len(net.shapes[j]))})
-    # Followers that branch (a relu read by two) all run: the last node is the output, the others lead to it or are few.
+    # Only the last node is the output: other branches of the followers (a relu with two readers) lead to it or are few.
     return Network(f"{net.name} {layer.name}", tuple(nodes), ((len(nodes) - 1, 0),), tuple(shapes), arrays)

@@ -1,8 +1,8 @@
-"""A cost is a model of something that a clock tells: how a network comes to the measured cost that was asked for.
+"""Meeting a measured cost where the cost is only a model, such as of latency: choices are corrected by measurements.
 
-There are two ways to correct the model. Where a method ranks channels, its aim is scaled by what the model missed. But
-a solver that takes the best widths by a model finds those that the model underrates, and with a smaller aim it finds
-others that are underrated as much. For a solver, the model itself is bent to what was measured.
+There are two ways to correct for the model's error. Where a method ranks channels, its aim is scaled by the relative
+error. But a solver that takes the best widths by a model finds widths that the model underestimates, and with a smaller
+aim it finds others that are underestimated as much. For a solver, the model itself is adjusted to the measurements.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gcp.graph.network import Network, Widths
 
 MEASUREMENT_TOLERANCE = 0.02  # relative: a measured cost further than this from its target is corrected
 MAX_CORRECTIONS = 4  # of an aim
-MAX_BENT = 9  # corrections of a model: each tells what one choice of widths costs
-# Relative standard deviations: of the factor that all terms of a model are off by, of each term, of a measurement.
+MAX_BENT = 9  # corrections of a model: each adds the measured cost of one choice of widths
+# Relative standard deviations: of the error that all terms of a model share, of each term's own, of a measurement.
 COMMON, OWN, NOISE = 0.05, 0.15, 0.01
-REACH = 0.25  # the change of a width's logarithm over which the error of a term becomes another one
+REACH = 0.25  # length scale of a term's error, in logarithms of widths
 
 
 def fit_to_measured_budget(
@@ -28,10 +28,10 @@ def fit_to_measured_budget(
 ) -> Tuple[Network, List[dict]]:
     """The network of `choose(limit)`; where the cost can be measured, corrected until the measured cost is `limit`.
 
-    `choose(aim)` gives a network of at most that cost by the budget's model. A measured cost that is more than
-    `MEASUREMENT_TOLERANCE` off the limit scales the aim by as much, up to `MAX_CORRECTIONS` times; the network nearest
-    to the limit is returned, and a row for each measurement: aim, predicted and measured cost, as fractions of the
-    original.
+    `choose(aim)` returns a network of at most that cost by the budget's model. While the measured cost is more than
+    `MEASUREMENT_TOLERANCE` off the limit, the aim is scaled by limit / measured, up to `MAX_CORRECTIONS` times. Returns
+    the network nearest to the limit, and a row for each measurement: aim, predicted and measured cost, as fractions of
+    the original.
     """
     aim = limit
 
@@ -46,9 +46,9 @@ def fit_to_measured_budget(
 def solve_to_measured_budget(
     budget: Budget, limit: float, solve: Callable[[Cost], Network]
 ) -> Tuple[Network, List[dict]]:
-    """As `fit_to_measured_budget`, for what is best by a model: `solve(cost)` gives a network of at most `limit` by it.
+    """As `fit_to_measured_budget`, for a solver: `solve(cost)` returns the best network within `limit` by that cost.
 
-    Up to `MAX_BENT` times the model is bent to all that was measured (`bent`), and asked again.
+    Up to `MAX_BENT` times, the model is adjusted to all measurements so far (`bent`) and solved again.
     """
     seen: List[Tuple[Widths, float]] = []
 
@@ -62,7 +62,7 @@ def solve_to_measured_budget(
 def _until_met(
     budget: Budget, limit: float, net: Network, correct: Callable[[Network, float], Tuple[float, Network]], most: int
 ) -> Tuple[Network, List[dict]]:
-    """`correct(network, measured)`: another aim and network, given a network that missed the limit."""
+    """Correct until the limit is met; `correct(net, measured)` returns the next aim and network after a miss."""
     if budget.measure is None:
         return net, []
     rows, found, aim = [], [], limit
@@ -75,7 +75,7 @@ def _until_met(
             break
         try:
             aim, net = correct(net, measured)
-        except UserError:  # no width reaches the corrected aim
+        except UserError:  # no widths reach the corrected aim
             break
         if any(net.widths == other.widths for _, _, other in found):
             break
@@ -83,12 +83,12 @@ def _until_met(
 
 
 def bent(cost: Cost, seen: Sequence[Tuple[Widths, float]]) -> Cost:
-    """A cost by what it says and what was measured at some widths: the expected cost, given both.
+    """The expected cost, given a model of the cost and measured costs at some widths (`seen`).
 
-    The errors of the terms are taken for a Gaussian process (Rasmussen & Williams, "Gaussian Processes for Machine
-    Learning", 2006, equation 2.25): one factor that all have in common, and for each term one of its own, which is
-    alike where widths are (`REACH`). What is expected is a sum of terms of the same groups again. A maximum of terms
-    stays as it is.
+    The relative errors of the terms are modelled as Gaussian processes (Rasmussen & Williams, "Gaussian Processes for
+    Machine Learning", 2006, equation 2.25): one error that all terms share, and for each term one of its own, which is
+    similar at similar widths (`REACH`). The expected cost is again a sum of terms of the same groups. A cost that is a
+    maximum of terms is returned unchanged.
     """
     if not seen or not cost.is_sum:
         return cost
@@ -119,6 +119,6 @@ def _at(term: Term, widths: Widths) -> float:
 
 
 def _alike(term: Term, a: Widths, b: Widths) -> float:
-    """How alike a term's errors are at two choices of widths, in (0, 1]."""
+    """The correlation of a term's errors at two choices of widths, in (0, 1]."""
     apart = sum(np.log(a[name] / b[name]) ** 2 for name in term.names)
     return float(np.exp(-apart / (2 * REACH**2)))

@@ -1,9 +1,9 @@
-"""Peak activation memory: the most bytes of tensors that have to be there at once while a network predicts one image.
+"""Peak activation memory: the largest number of bytes of tensors held at once while a network predicts one image.
 
-Nodes run in the order of the graph. A tensor is there from the node that makes it to the last one that reads it; the
-image from the first. Operators that work value by value (activations, batch norms with fixed statistics, additions,
-dropout, reshapes) write over an input that nobody reads afterwards. What an operator needs for itself is not counted,
-and neither are weights.
+Nodes run in the order of the graph. A tensor is held from the node that produces it to the last one that reads it, and
+the image from the beginning. Operators that work value by value (activations, batch norms with fixed statistics,
+additions, dropout, reshapes) overwrite an input that nothing reads afterwards. Operators' workspaces and weights are
+not counted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gcp.graph.network import Network
 from gcp.graph.operators import operator
 from gcp.options import Options
 
-FLOAT32 = 4  # bytes of a value
+FLOAT32 = 4  # bytes per value
 
 
 class Buffer(NamedTuple):
-    """Memory that one tensor after another uses: channels per group's unit, and fixed ones, times `values` each.
+    """Memory that one tensor after another uses: (channels per unit of each group, and fixed ones) times `values` each.
 
-    It is in use from node `first` to node `last`, both included.
+    The buffer is in use from node `first` to node `last`, inclusive.
     """
 
     per_unit: Tuple[Tuple[str, int], ...]
@@ -36,19 +36,19 @@ class Buffer(NamedTuple):
 
 @COSTS.register("memory", label="Peak memory", method="GCP-memory", paper_label="peak memory", unit="bytes")
 def peak_memory(net: Network, options: Optional[Options] = None) -> Cost:
-    """Bytes of activations in float32: the largest of one term for each moment at which a new buffer is needed."""
+    """Bytes of activations in float32: the largest of the terms for the moments at which a new buffer is needed."""
     found = buffers(net)
     moments = sorted({b.first for b in found})
-    # By number: two buffers of one size can be there from one node to another, such as the halves of a split.
+    # By number, since equal buffers can be in use from the same first to the same last node, as the halves of a split.
     alive = [frozenset(k for k, b in enumerate(found) if b.first <= at <= b.last) for at in moments]
-    # What is there at one moment is a part of what is there at another: the other one counts.
+    # A moment whose buffers are a subset of another moment's cannot be the peak.
     most = {now for now in alive if not any(now < other for other in alive)}
     parts = [_term([found[k] for k in sorted(now)], net.nodes[at].name) for at, now in zip(moments, alive)]
     return Cost([part for part, now in zip(parts, alive) if now in most], "max", parts=parts)
 
 
 def buffers(net: Network) -> List[Buffer]:
-    """The buffers that a prediction needs, by their first use."""
+    """The buffers that a prediction needs, in the order of their first use."""
     end, last = len(net.nodes), {}
     for i, node in enumerate(net.nodes):
         for tensor in node.inputs:
@@ -61,7 +61,7 @@ def buffers(net: Network) -> List[Buffer]:
             continue
         for o, shape in enumerate(net.shapes[i]):
             if (i, o) not in last and (i, o) != (i, 0):
-                continue  # an output that nobody reads, such as a norm's statistics
+                continue  # an output that nothing reads, such as a norm's statistics
             over = None
             if o == 0 and operator(node.op).in_place:
                 over = next((t for t in node.inputs if _can_go(net, t, i, last, of) and _alike(net, t, (i, 0))), None)
@@ -75,7 +75,7 @@ def buffers(net: Network) -> List[Buffer]:
 
 
 def _can_go(net: Network, tensor: Tuple[int, int], i: int, last: Dict, of: Dict[Tuple[int, int], int]) -> bool:
-    """Whether nobody but node i reads what is in the tensor's buffer from then on; the image is not ours."""
+    """Whether nothing after node i reads what is in the tensor's buffer; False for the image, which is the caller's."""
     if tensor not in of or tensor[0] == net.data:
         return False
     return all(last.get(other, 0) <= i for other, number in of.items() if number == of[tensor])
@@ -86,7 +86,7 @@ def _alike(net: Network, a: Tuple[int, int], b: Tuple[int, int]) -> bool:
 
 
 def _channels(net: Network, i: int, o: int, shape: Tuple[int, ...]) -> Tuple[tuple, int, int]:
-    """Of a tensor, what `Buffer` says of its size."""
+    """The size of a tensor as the first three fields of `Buffer`."""
     labels = net.structure.calls[i].outs[o] if i in net.structure.calls else None
     if labels is None:
         return (), 1, math.prod(shape)
@@ -96,7 +96,7 @@ def _channels(net: Network, i: int, o: int, shape: Tuple[int, ...]) -> Tuple[tup
 
 
 def _term(alive: List[Buffer], place: str) -> Term:
-    """Bytes of these buffers together, by the widths of the groups that they hold."""
+    """The total bytes of these buffers as a function of the widths of the groups that they hold."""
     names = tuple(sorted({name for buffer in alive for name, _ in buffer.per_unit}))
     slopes = np.array([sum(b.values * dict(b.per_unit).get(name, 0) for b in alive) for name in names], np.float64)
     fixed = float(sum(b.values * b.fixed for b in alive))

@@ -1,8 +1,8 @@
-"""Which networks to time so that a latency model can be fitted, and the files that hold what was measured.
+"""Which networks to time so that a latency model can be fitted, and the files that hold the measurements.
 
-As Berman et al., "AOWS: Adaptive and optimal network width search with latency constraints" (CVPR 2020) do, whole
-networks with random widths are timed, not layers alone. Here are the random widths, the granularity of a device and
-the JSON-lines files; `gcp.backend.clock` measures, `gcp.cost.latency` fits.
+As in Berman et al., "AOWS: Adaptive and optimal network width search with latency constraints" (CVPR 2020), whole
+networks with random widths are timed, not single layers. This module has the random widths, the granularity of a device
+and the JSON-lines files; `gcp.backend.clock` measures, and `gcp.cost.latency` fits.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gcp.graph.surgery import resized
 from gcp.storage import drop_torn_line, locked, parse_json, read_text, writing
 
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64)
-ACCEPTED_SLOWDOWN = 1.5  # of a multiple of half the granularity, which can still be worth its smaller width
-DRIFT_LINES = 21  # whose median is the speed of the machine at the one in the middle
+ACCEPTED_SLOWDOWN = 1.5  # of multiples of half the granularity: below it, the smaller width can still be worth it
+DRIFT_LINES = 21  # lines whose median reference latency gives the machine's speed at the middle one
 
 # ---- schemas of the files --------------------------------------------------------------------------------------------
 
@@ -38,13 +38,13 @@ NotNegative = Annotated[float, Field(ge=0, lt=1e9)]
 
 
 class Schema(BaseModel):
-    """What a file must hold: these keys, no others, and no value that has to be converted."""
+    """What a file must contain: these keys and no others, and no value that has to be converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class Setup(Schema):
-    """What a latency depends on besides network and hardware; `clock.Setup` is one that can be measured here."""
+    """What a latency depends on besides network and hardware; `clock.Setup` is a setup that can be measured here."""
 
     runtime: str
     device: str
@@ -54,8 +54,10 @@ class Setup(Schema):
 
 
 class Hardware(Schema):
-    """Where a latency was measured. Files from before `cpu_model` was kept do not say which of the processors of a name
-    it was."""
+    """Where a latency was measured.
+
+    Processors can share the name `cpu`; files from before `cpu_model` was recorded do not tell which of them it was.
+    """
 
     cpu: str
     cpu_model: Optional[str] = None
@@ -66,7 +68,7 @@ class Hardware(Schema):
 
 
 class Subject(Schema):
-    """Which latency a file is about."""
+    """The network, setup and hardware that the latencies in a file belong to."""
 
     network: str
     input: Tuple[Count, Count, Count]
@@ -77,7 +79,7 @@ class Subject(Schema):
 
     @classmethod
     def of(cls, net: Network, setup: dict, hardware: dict) -> Subject:
-        """The latency of this network here."""
+        """The subject of this network's latency, with this setup and hardware."""
         return cls(
             network=net.name,
             input=net.input_shape,
@@ -89,7 +91,7 @@ class Subject(Schema):
 
 
 class Divided(Subject):
-    """With how widths divide on this device: see `granularity`, `step_of` and `slowdowns_of`."""
+    """A subject, and how widths divide on its device: see `granularity`, `step_of` and `slowdowns_of`."""
 
     granularity: Count
     step: Count
@@ -105,7 +107,7 @@ class Divided(Subject):
 
 
 class Header(Divided):
-    """The first line of a file of samples. `in_turns`: the reference was timed with every network, not now and then."""
+    """The first line of a file of samples. `in_turns`: the reference was timed with every network, not occasionally."""
 
     format: Literal["gcp latency samples 1"]
     probes: Optional[List[Tuple[int, float, float]]] = None
@@ -113,7 +115,7 @@ class Header(Divided):
 
 
 class Measurement(Schema):
-    """A latency as `clock.timed` gives it, and that of the reference network, timed in turns with it."""
+    """A latency as returned by `clock.timed`, and that of the reference network, timed alternately with it."""
 
     latency_s: Positive
     spread: NotNegative
@@ -124,9 +126,9 @@ class Measurement(Schema):
 
 
 class Sample(Measurement):
-    """A network that was timed: its widths, in the order of the header's sizes, and how long it took to time it.
+    """A network that was timed: its widths, in the order of the header's `sizes`, and how long timing it took.
 
-    `decisions`: what else about it differs from the header's network, where that was drawn too (see `Sampled`).
+    `decisions`: what else was drawn (see `Sampled.draw`), and so differs from the header's network.
     """
 
     widths: List[Count]
@@ -143,9 +145,10 @@ class LayerSample(Measurement):
 
 
 def difference(held: Subject, here: Subject, warn: Callable[[str], None] = lambda text: None) -> Optional[str]:
-    """What tells two latencies apart, in words; None where they are of one network, setup and processor.
+    """The first difference between two subjects, in words; None if their network, setup and processor are the same.
 
-    Where a file does not say which of the processors of a name it is about, the name has to do, and `warn` hears of it.
+    If a file does not record which of the processors of the same name it is about, only the names are compared, and
+    `warn` is called.
     """
     names = {"network": "network", "input": "input", "classes": "classes", "widths": "sizes"}
     facts = [(name, getattr(held, key), getattr(here, key)) for name, key in names.items()]
@@ -169,21 +172,21 @@ def _shown(value: Any) -> str:
 
 
 class Sampled:
-    """Which networks are sampled: one at other widths. `gcp.search.space` has those of which blocks differ too."""
+    """Which networks are sampled: one network at other widths. A subclass in `gcp.search.space` also varies blocks."""
 
     def __init__(self, net: Network) -> None:
         self.net = net
 
     def draw(self, rng: np.random.Generator) -> Dict[str, Any]:
-        """What is drawn beside widths."""
+        """What is drawn in addition to widths."""
         return {}
 
     def network(self, widths: Widths, decisions: Mapping[str, Any]) -> Network:
-        """The network of these widths and decisions, with made-up weights."""
+        """The network with these widths and decisions, with made-up weights."""
         return resized(self.net, widths)
 
     def layers(self, decisions: Mapping[str, Any]) -> Tuple[Layer, ...]:
-        """Its layers, by the groups of the network itself."""
+        """The layers of such a network, with their widths given by the groups of the original network."""
         return layers(self.net)
 
 
@@ -191,7 +194,7 @@ class Sampled:
 
 
 def choices(sizes: Widths, step: int) -> Dict[str, List[int]]:
-    """Per group, the widths that networks are sampled at: multiples of `step` up to 150 % of its size, and its size."""
+    """Per group, the widths to sample: its size, and multiples of `step` up to 150 % of its size."""
     return {
         group: sorted({size} | set(range(step, max(step, int(1.5 * size)) + 1, step))) for group, size in sizes.items()
     }
@@ -205,10 +208,10 @@ def random_widths(
     rng: np.random.Generator,
     n_candidates: int = 24,
 ) -> Widths:
-    """Widths for the next sample: of some random ones, those whose table entries have been seen least.
+    """Widths for the next sample: among `n_candidates` random ones, those whose table entries were sampled least.
 
-    Groups vary independently about a common scale; scales are spread so that multiply-accumulates are spread evenly
-    from 1 % to 150 %. `seen` counts entries; the caller adds to it with `count_entries`.
+    Groups vary independently around a common scale; scales are drawn so that multiply-accumulates are spread evenly
+    from 1 % to 150 %. `seen` counts the sampled entries; the caller updates it with `count_entries`.
     """
     scale = math.sqrt(rng.uniform(0.01, 1.5))
 
@@ -233,9 +236,9 @@ def count_entries(kinds: Sequence[Layer], widths: Widths, seen: Dict[tuple, int]
 
 
 def granularity_probes(sizes: Widths) -> List[Tuple[int, Widths]]:
-    """(g, widths) of the networks whose times tell the granularity: every group at an odd multiple of g.
+    """(g, widths) of the networks whose times reveal the granularity: every group at an odd multiple of g.
 
-    Two for each g, about 3/4 of the network's own widths: the multiples below and above.
+    There are two for each g, at the odd multiples below and above about 3/4 of the network's own widths.
     """
     return [
         (g, {group: max(g, (math.floor((0.75 * n / g - 1) / 2) * 2 + odd) * g) for group, n in sizes.items()})
@@ -245,10 +248,10 @@ def granularity_probes(sizes: Widths) -> List[Tuple[int, Widths]]:
 
 
 def slowdowns_of(probes: Sequence[Tuple[int, float, float]]) -> Dict[int, float]:
-    """Per g, how much slower networks of odd multiples of g are at equal MACs than the fastest of the coarser ones.
+    """Per g, how much slower odd multiples of g are, at equal MACs, than the fastest of g and all coarser ones.
 
-    `probes`: (g, MACs, seconds). Least squares for log(seconds) = a_g + b log(MACs) with one b; then exp of the
-    differences of a_g, 1 at least.
+    `probes`: (g, MACs, seconds). Least squares for log(seconds) = a_g + b log(MACs) with a common b; the slowdowns are
+    the exponentials of differences between the a_g, and at least 1.
     """
     known = sorted({g for g, _, _ in probes})
     of_g = np.array([[g == other for other in known] for g, _, _ in probes], float)
@@ -258,13 +261,13 @@ def slowdowns_of(probes: Sequence[Tuple[int, float, float]]) -> Dict[int, float]
 
 
 def granularity(slowdowns: Mapping[int, float], tolerance: float = 0.12) -> int:
-    """The smallest g from which on networks are within `tolerance` of the fastest multiples."""
+    """The smallest g from which on all slowdowns are within `tolerance` of 1; the largest g if there is none."""
     slow = [g for g in slowdowns if slowdowns[g] > 1 + tolerance]
     return min((g for g in slowdowns if g > max(slow, default=0)), default=max(slowdowns))
 
 
 def step_of(slowdowns: Mapping[int, float]) -> int:
-    """The step of the widths to sample: half the granularity, unless that is so slow that nobody would want it."""
+    """The step of the widths to sample: half the granularity, unless such widths are too slow to be of any use."""
     whole = granularity(slowdowns)
     return whole // 2 if whole > 1 and slowdowns[whole // 2] < ACCEPTED_SLOWDOWN * slowdowns[whole] else whole
 
@@ -276,7 +279,7 @@ FIX = "give a file that `latency.py sample` wrote"
 
 @dataclass(frozen=True)
 class Samples:
-    """A file of measured networks: its header and its lines, oldest first."""
+    """A file of measured networks: its header and its other lines, oldest first."""
 
     path: Path
     header: Header
@@ -284,20 +287,20 @@ class Samples:
 
     @property
     def widths(self) -> List[Widths]:
-        """Group -> width, per line."""
+        """For each line, group -> width."""
         return [dict(zip(self.header.sizes, line.widths)) for line in self.lines]
 
     @property
     def reference_s(self) -> float:
-        """The median latency of the reference network."""
+        """The median latency of the reference network, in seconds."""
         return float(np.median([line.reference_s for line in self.lines]))
 
     @property
     def seconds(self) -> np.ndarray:
-        """Latencies, the drift of the machine's speed taken out by the reference network.
+        """Latencies in seconds, corrected by the reference network for the drift of the machine's speed.
 
-        Each is scaled by the reference that was timed in turns with it. Files from before that was done have one that
-        can be a second old: there it is the reference's running median over `DRIFT_LINES`.
+        Each is scaled by the latency of the reference timed alternately with it. In files from before this was done,
+        the reference can be a second old; these are scaled by its running median over `DRIFT_LINES` lines instead.
         """
         own = np.array([line.latency_s for line in self.lines])
         reference = np.array([line.reference_s for line in self.lines])
@@ -309,7 +312,7 @@ class Samples:
 
 
 def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None] = lambda text: None) -> Samples:
-    """A file that `sample` wrote. UserError: no such file, no such header, or, unless `skip_bad`, a bad line."""
+    """Read a file that `sample` wrote. UserError: no such file, a bad header, or, unless `skip_bad`, a bad line."""
     first, *rest = read_text(path, FIX).split("\n")
     header = parse_json(first, Header, f"{path}: line 1: no header of latency samples", FIX)
 
@@ -346,7 +349,8 @@ def _append(path: Path, line: Schema) -> None:
         file.write(json.dumps(line.model_dump(mode="json", exclude_none=True, exclude_defaults=True)) + "\n")
 
 
-# One network timed: the keys of `clock.timed`; and the reference (the network at its own widths) at about that time.
+# Times a network. Returns the result of `clock.timed`, and the latency in seconds of the reference (the network at its
+# own widths) at about the same time.
 Measure = Callable[[Network], Tuple[dict, float]]
 
 
@@ -363,14 +367,15 @@ def sample(
     warn: Callable[[str], None] = lambda text: None,
     sampled: Optional[Sampled] = None,
 ) -> Samples:
-    """Append networks of random widths to `path` until it holds `n`; returns them all.
+    """Time networks with random widths and append them to `path` until it holds `n`; returns all of them.
 
-    `sampled` says which networks: the network itself at other widths by default.
+    `sampled` defines which networks are drawn, by default the network itself at other widths.
 
     Widths are multiples of `step_of`, which can be half the granularity, so that the model learns what such widths
-    cost; the granularity is measured first, unless the `slowdowns` are known. What is drawn depends on `seed` and on
-    what the file holds, so a killed sampling resumes as if it had not been. While another process samples into this
-    file, this one waits. UserError: the file is about something else.
+    cost. A new file begins with the granularity, which is measured unless the `slowdowns` are given. What is drawn
+    depends on `seed` and on the contents of the file, so that an interrupted run resumes as if it had not been
+    interrupted. While another process samples into the same file, this one waits. UserError: the file holds samples of
+    something else.
     """
     path, sizes, sampled = Path(path), net.widths, sampled or Sampled(net)
     subject, seen = Subject.of(net, setup, hardware), {}
@@ -415,10 +420,10 @@ def layers_alone(
     measure: Measure,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> List[float]:
-    """Per network, the sum of its layers' latencies over the reference's, each timed by itself.
+    """Per network, the sum of its layers' latencies, each timed by itself and divided by the reference's latency.
 
-    Every different (kind, width read, width made) is timed once and kept in `path`, JSON lines, so a killed run can be
-    resumed. While another process measures into this file, this one waits.
+    Every distinct (kind, width read, width made) is timed once and stored in `path` as a JSON line, so that an
+    interrupted run can be resumed. While another process measures into the same file, this one waits.
     """
     path, kinds = Path(path), layers(net)
     wanted = {(layer.kind, *layer.widths(w)): (layer, w) for w in widths for layer in kinds}
@@ -437,7 +442,7 @@ def layers_alone(
 
 
 def _probed(net: Network, measure: Measure, rounds: int = 3) -> List[Tuple[int, float, float]]:
-    """(g, MACs, seconds) of each granularity probe: medians of rounds, so that one busy moment decides nothing."""
+    """(g, MACs, seconds) of each granularity probe; medians over rounds, so that no single busy moment decides."""
     cost, probes = macs(net), granularity_probes(net.widths)
     timed = [[measure(resized(net, widths)) for _, widths in probes] for _ in range(rounds)]
     parts = np.median([[row["latency_s"] / reference for row, reference in of] for of in timed], axis=0)

@@ -1,7 +1,7 @@
-"""What a data set is: its options, its three splits, and the batches `(x, y, n_valid)` of these, as numpy arrays.
+"""What a data set is: its options, its three splits, and their batches `(x, y, n_valid)`, as numpy arrays.
 
-Images are kept as uint8, or decoded when their turn comes, and become normalised float32, channels first, batch by
-batch. The validation images are held out of the training images; the test images are nobody's to choose by.
+Images are kept as uint8, or decoded when they are needed, and become normalised float32, channels first, batch by
+batch. The validation images are held out from the training images; no choice may be based on the test images.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ _BATCHES_AHEAD = 3
 
 
 class Data(Options):
-    """The keys of every data set; what one alone takes stands under its name, at the end of this page."""
+    """The keys that every data set has; further keys of each are listed under its name, at the end of this page."""
 
-    # Each data set has a class of its own, derived from this one. Validating values as `Data` gives that of their name.
+    # Each data set has its own class, derived from this one; validating values as `Data` gives an instance of the one
+    # that their name selects.
     name: str = Field(description="the data set")
     input: Tuple[Annotated[int, Field(ge=3, le=3)], Side, Side] = Field(
         (3, 32, 32), description="a list of channels, height, width, such as [3, 32, 32]"
     )
-    batch: int = Field(64, ge=1, le=2**16, description="images in a training batch")
+    batch: int = Field(64, ge=1, le=2**16, description="images per training batch")
     n_train: Optional[int] = Field(
-        None, ge=2, le=10**8, description="cap on the training images, those held out for validation included"
+        None, ge=2, le=10**8, description="limit on the training images, including those held out for validation"
     )
     validation: float = Field(
-        0.1, ge=0.01, le=0.5, description="fraction of the training images held out, in [0.01, 0.5]"
+        0.1, ge=0.01, le=0.5, description="fraction of the training images held out for validation, in [0.01, 0.5]"
     )
     augment: Literal["none", "crop", "crop_flip", "imagenet"] = Field(
         "none", description="random changes to training images"
@@ -54,7 +55,7 @@ class Data(Options):
     _lists = field_validator("input", mode="before")(listed)
 
     def known_size(self) -> Tuple[int, int]:
-        """Classes and training images, without opening an image. UserError: that cannot be known."""
+        """Numbers of classes and of training images, without opening an image. Raises UserError if they are unknown."""
         raise NotImplementedError
 
     @model_validator(mode="wrap")
@@ -65,7 +66,7 @@ class Data(Options):
         name, kept = values["name"], dict(values)
         for key in [key for key in values if key not in DATASETS.options[name].model_fields]:
             others = [other for other in DATASETS if key in DATASETS.options[other].model_fields]
-            if others and kept.pop(key) is not None:  # `--set data.root=null` takes away what a base says
+            if others and kept.pop(key) is not None:  # `--set data.root=null` removes the value in a base
                 raise ValueError(
                     f"{key} is for name: {' or '.join(others)}, and {name} takes none; take data.{key} away"
                 )
@@ -90,8 +91,8 @@ DATASETS: Registry[Callable[[Data, int], Dataset]] = Registry("data set")
 class Split:
     """Some rows of a store of images, served in batches.
 
-    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) where the three channels are equal; `labels` (of
-    all rows) are int32; `mean` and `std` are per channel, in units of the uint8 values.
+    `images[rows]` gives uint8 (n, 3, H, W), or (n, 1, H, W) if the three channels are equal; `labels` (of all rows) are
+    int32; `mean` and `std` are per channel, in units of the uint8 values.
     """
 
     images: Union[np.ndarray, Pictures]
@@ -107,7 +108,7 @@ class Split:
         return f"Split({len(self)} images)"
 
     def n_batches(self, size: int) -> int:
-        """Number of batches of `size` images that one pass takes, the last one counted whole."""
+        """Number of batches of `size` images in one pass, including the last one even if it is not full."""
         return -(-len(self) // size)
 
     def batches(
@@ -121,12 +122,14 @@ class Split:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """One pass as (x float32 (size, 3, H, W) normalised, y int32 (size,), n_valid), from batch `first` on.
 
-        With a seed, for training: it decides order and augmentation (none, crop, crop_flip, imagenet), whatever the
-        threads, and the last batch is filled up from the start of the order; every image counts. Without, for
-        evaluation: in order, the last batch filled up by repeating the last image; the first n_valid count.
-        `part=(rank, n)` gives the rank-th of n equal slices of each of these batches, with its own n_valid.
-        Images that lie on a disk are decoded a few batches ahead, in threads; close the generator to end them early.
-        UserError: an image that cannot be read; a size that n does not divide.
+        With a seed, for training: it determines the order and the augmentation (none, crop, crop_flip, imagenet),
+        whatever the number of threads. The last batch is filled up from the start of the order, and every image counts.
+        Without a seed, for evaluation: images come in order, the last batch is filled up by repeating the last image,
+        and only the first n_valid images count.
+        `part=(rank, n)` gives the rank-th of n equal slices of each of these batches, with its own n_valid. Images on a
+        disk are decoded a few batches ahead, in threads; close the generator to stop them early.
+        Raises UserError for an image that cannot be read or a size that n does not divide, and ValueError for
+        augmentation without a seed.
         """
         rank, n_parts = part
         if size % n_parts:
@@ -148,7 +151,7 @@ class Split:
             order = np.resize(rng.permutation(n), n_padded)  # np.resize repeats from the start
         for number, start in enumerate(range(0, n_padded, size)):
             moves = None
-            if augment in ("crop", "crop_flip"):  # drawn from the one generator even for batches that are not served
+            if augment in ("crop", "crop_flip"):  # one generator draws for all batches, even those not served
                 moves = shifts(size, self.images.shape[-2:], augment == "crop_flip", rng)[part]
             if number >= first:
                 n_valid = size if seed is not None else min(size, n - start)
@@ -192,7 +195,7 @@ class Split:
         n_ahead = max(images.workers, _BATCHES_AHEAD * -(-size // _CHUNK))
         with closing(in_order(fill, chunks(), images.workers, n_ahead)) as filled:
             for plan, x, start in filled:
-                if start + _CHUNK >= len(x):  # chunks come in order: with its last one a batch is whole
+                if start + _CHUNK >= len(x):  # chunks come in order, so the last one completes its batch
                     yield x, self.labels[plan.rows], plan.n_valid
 
     def _normalise(self, images: np.ndarray, x: np.ndarray) -> None:
@@ -203,7 +206,7 @@ class Split:
 
 
 class _Plan(NamedTuple):
-    """One batch before its images are there: rows of the store, places in the pass, what `shifted` is to do."""
+    """One batch before its images are loaded: rows of the store, positions in the pass, and what `shifted` is to do."""
 
     rows: np.ndarray
     positions: np.ndarray
@@ -212,7 +215,7 @@ class _Plan(NamedTuple):
 
 
 def _varied_again(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The ImageNet recipe on an image in memory, uint8 (1 or 3, H, W): uint8 (3, H, W)."""
+    """The ImageNet recipe applied to an image in memory, uint8 (1 or 3, H, W): uint8 (3, H, W)."""
     size = image.shape[1:]
     whole = np.ascontiguousarray(np.broadcast_to(image, (3, *size))[::-1].transpose(1, 2, 0))
     return varied(whole, crop_box(*size, rng), size, rng)
@@ -222,8 +225,8 @@ def _varied_again(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Dataset:
     """A data set at one input size: name, input shape (3, H, W), class names by label, and three splits.
 
-    `skipped` says of each image that was left out what is wrong with it. That changes nothing in how the others are
-    divided, but the order of a pass.
+    `skipped` says, for each image that was left out, what is wrong with it. Leaving out images does not change how the
+    others are divided, only the order of a pass.
     """
 
     name: str
@@ -233,7 +236,7 @@ class Dataset:
     validation: Split
     test: Split
     skipped: tuple[str, ...] = ()
-    task: str = "classification"  # what networks are trained for on it: a name in `gcp.train.tasks.TASKS`
+    task: str = "classification"  # what networks are trained for: a name in `gcp.train.tasks.TASKS`
 
 
 # Dividing
@@ -254,7 +257,7 @@ def capped(labels: np.ndarray, n_train: int | None) -> np.ndarray:
 
 
 def held_out(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rows` divided into those to train on and those to validate on."""
+    """`rows` divided into rows for training and rows for validation."""
     n_held = max(1, round(len(rows) * fraction))
     held = np.zeros(len(rows), bool)
     held[spread(labels[rows], n_held, validation_generator(seed))] = True
@@ -271,8 +274,8 @@ def from_arrays(
     train: Tuple[np.ndarray, np.ndarray],
     test: Tuple[np.ndarray, np.ndarray],
 ) -> Dataset:
-    """A data set from grey images in memory: (images uint8 (n, h, w), labels (n,)) to train on and to test."""
-    # Over all training images as they are stored, so that input size, n_train and seed change nothing.
+    """A data set from grey images in memory: (images uint8 (n, h, w), labels (n,)) for training and for testing."""
+    # Over all training images as stored, so that they do not depend on input size, n_train and seed.
     moments = cv2.meanStdDev(train[0].reshape(len(train[0]), -1))
     mean, std = (np.full(3, value.item(), np.float32) for value in moments)
     kept = capped(train[1], data.n_train)
@@ -285,7 +288,7 @@ def from_arrays(
 
 
 def _sized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Grey images (n, h, w) as (n, 1, H, W): 28 px framed with black to 32, any other size bilinearly."""
+    """Grey images (n, h, w) as (n, 1, H, W): 28 px padded with black to 32, any other size resized bilinearly."""
     size = shape[1:]
     if images.shape[1:] == (28, 28) and size == (32, 32):
         images = np.pad(images, ((0, 0), (2, 2), (2, 2)))

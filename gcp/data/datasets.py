@@ -1,4 +1,4 @@
-"""The data sets: each its options and the function that opens it, registered by name in `DATASETS`."""
+"""The data sets: for each, its options and the function that opens it, registered by name in `DATASETS`."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from gcp.storage import expanded, locked, read_json, read_text, replacing, write
 
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
-_MOST_DEFLATED = 1032  # bytes that a byte of a gzip file can stand for
+_MOST_DEFLATED = 1032  # the most bytes that one byte of a gzip file can expand to
 _MEMORY_LIMIT = 2 * 10**9  # bytes of decoded images; a larger data set is decoded anew in every pass
 
 
 def options(**values: Any) -> Data:
-    """The options of one data set from a command line's; None: not given. UserError: what is wrong with them."""
+    """A data set's options from command-line values, where None means not given. Raises UserError if one is invalid."""
     try:
         return section(Data, values)
-    except UserError as error:  # whose words are those of a configuration
+    except UserError as error:  # its wording is that for a configuration
         raise UserError(str(error).replace("data.", "--").replace("name: ", "--data "), key=error.key) from None
 
 
 def load(data: Data, seed: int = 0) -> Dataset:
-    """The data set that `data` names. `seed` only decides which training images are held out to validate.
+    """The data set that `data` names. `seed` only determines which training images are held out for validation.
 
-    In Caltech-256, where nobody has said which images are for training, it decides that, too.
-    UserError: files that are missing, unreadable, truncated or contradict each other, with the path.
+    In Caltech-256, which comes without a split, it also determines which images are for training. Raises UserError,
+    with the path, for files that are missing, unreadable or truncated, or that contradict each other.
     """
     return DATASETS[data.name](data, seed)
 
@@ -58,10 +58,10 @@ def load(data: Data, seed: int = 0) -> Dataset:
 
 
 class Digits(Data):
-    """scikit-learn's handwritten digits, which come with it: 8 px, a fifth of them to test."""
+    """scikit-learn's handwritten digits, which are installed with it: 8 px, a fifth of the images for testing."""
 
     def known_size(self) -> Tuple[int, int]:
-        """Of 1797 images a fifth is for testing."""
+        """Of 1797 images, a fifth are for testing."""
         return 10, 1438
 
 
@@ -92,23 +92,23 @@ N_FASHION_PART, N_FASHION = 10_000, 60_000
 
 
 class FashionMnist(Data):
-    """Fashion-MNIST. Up to 10,000 training images are of the part that comes with this package, more of the whole set.
+    """Fashion-MNIST. Up to 10,000 training images come from the part in this package, more from the whole set.
 
-    Which images `n_train` means does not depend on where the files lie.
+    Which images `n_train` selects does not depend on where the files are.
     """
 
     UNCOUNTED: ClassVar[Set[str]] = {"root"}
 
-    root: Optional[str] = Field(None, min_length=1, description="the folder with the whole set's four .gz files")
+    root: Optional[str] = Field(None, min_length=1, description="the folder with the four .gz files of the whole set")
     n_train: int = Field(
         N_FASHION_PART,
         ge=2,
         le=N_FASHION,
-        description="training images, those held out for validation included; above 10,000 the whole set is needed",
+        description="training images, including those held out for validation; more than 10,000 need the whole set",
     )
 
     def known_size(self) -> Tuple[int, int]:
-        """Of the whole set."""
+        """The size of the whole set."""
         return len(_FASHION_CLASSES), N_FASHION
 
 
@@ -124,7 +124,7 @@ def fashion_mnist(data: FashionMnist, seed: int) -> Dataset:
 
 
 def _fashion_root(data: FashionMnist) -> Path:
-    """The folder with the four files: the given one, the package's own part where that is enough, else Debian's."""
+    """The folder with the four files: the given one, the package's own part if enough, or Debian's or MXNet's."""
 
     def lacking(folder: Path) -> List[str]:
         return [name for name in _FASHION_FILES if not (folder / name).is_file()]
@@ -162,7 +162,10 @@ def _read_pair(image_path: Path, label_path: Path) -> Tuple[np.ndarray, np.ndarr
 
 
 def _read_idx(path: Path, n_dims: int) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file: a magic number, the big-endian sizes, the bytes."""
+    """The uint8 array in a gzipped IDX file: a magic number, the big-endian sizes, the bytes.
+
+    Raises UserError if the file cannot be read, is truncated, or is not such a file.
+    """
     try:
         with gzip.open(path, "rb") as file:
             header = file.read(4 + 4 * n_dims)
@@ -192,36 +195,36 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
 
 
 class Encoded(Data):
-    """What data sets of image files take."""
+    """The keys that data sets of image files share."""
 
     ROOT: ClassVar[str]  # what `root` should be
-    # Where the files of a well-known data set lie decides nothing.
+    # Where the files of a well-known data set are does not affect results.
     UNCOUNTED: ClassVar[Set[str]] = {"workers", "root"}
 
     root: Optional[str] = Field(
-        None, min_length=1, description="the folder that holds the data set's files; caltech256: or the tar"
+        None, min_length=1, description="the folder that holds the data set's files; caltech256: or its tar"
     )
     on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="images that cannot be decoded: an error, or left out and counted"
+        "error", description="for images that cannot be decoded: raise an error, or leave them out and count them"
     )
-    workers: int = Field(0, ge=0, le=1024, description="threads that decode images; 0: one per physical core")
+    workers: int = Field(0, ge=0, le=1024, description="number of threads that decode images; 0: one per physical core")
 
     def mistakes(self) -> Iterator[str]:
-        """See `Options`."""
+        """See `Options.mistakes`."""
         if self.root is None:
             yield f"name: {self.name} needs a root; set data.root to {self.ROOT}"
 
 
 class Folder(Encoded):
-    """Images in class folders or RecordIO files; of class folders that nobody has divided a fifth are for testing."""
+    """Images in class folders or RecordIO files; of undivided class folders, a fifth of the images are for testing."""
 
     ROOT: ClassVar[str] = "what holds train/ and test/, or train.rec and test.rec, or folders of images, one per class"
-    UNCOUNTED: ClassVar[Set[str]] = {"workers"}  # which images these are is only said by `root`
+    UNCOUNTED: ClassVar[Set[str]] = {"workers"}  # only `root` says which images these are
     GET: ClassVar[str] = ""  # how to get the data
-    SIZE: ClassVar[Optional[Tuple[int, int]]] = None  # where the files are not there to count
+    SIZE: ClassVar[Optional[Tuple[int, int]]] = None  # for when there are no files to count
 
     def known_size(self) -> Tuple[int, int]:
-        """Counted where the files are."""
+        """Counted in the files, if they are there."""
         root = expanded(self.root)
         if (root / "train").is_dir():
             folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
@@ -236,7 +239,7 @@ class Folder(Encoded):
         return self.SIZE
 
     def not_so(self, root: Path) -> UserError:
-        """What the folder should hold, if it is there at all."""
+        """The error that says what the folder should hold, or that it is not there."""
         if not root.exists():
             return UserError(f"{root}: not there; set data.root to {self.ROOT}{self.GET}")
         return UserError(
@@ -247,7 +250,7 @@ class Folder(Encoded):
 
 
 class ImageNet(Folder):
-    """ILSVRC2012, in the forms of `Folder`."""
+    """ILSVRC2012, in the same forms as `folder`."""
 
     ROOT: ClassVar[str] = "what holds train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/"
     UNCOUNTED: ClassVar[Set[str]] = Encoded.UNCOUNTED
@@ -277,25 +280,25 @@ def folder(data: Folder, seed: int) -> Dataset:
 
 
 class Images(Encoded):
-    """Images without labels, in a folder and those below it: what a network says of them stands for their labels.
+    """Images without labels, in a folder and its subfolders; a network's predictions serve as their labels.
 
-    A fifth of them is for testing.
+    A fifth of them are for testing.
     """
 
     ROOT: ClassVar[str] = "a folder of images"
     UNCOUNTED: ClassVar[Set[str]] = {"workers"}
 
-    n_classes: int = Field(ge=2, le=10**6, description="images: length of the network's output")
+    n_classes: int = Field(ge=2, le=10**6, description="images: length of the network's output vector")
 
     def known_size(self) -> Tuple[int, int]:
-        """Counted where the files are."""
+        """Counted in the files."""
         n = len(sources.images_below(expanded(self.root)))
         return self.n_classes, n - _n_tested(n)
 
 
 @DATASETS.register("images", Images)
 def images(data: Images, seed: int) -> Dataset:
-    """Images below a folder, all with label 0 until the task `agreement` gives them those of a network."""
+    """Images below a folder, all with label 0 until the task `agreement` replaces it with a network's predictions."""
     root = expanded(data.root)
     names = sources.images_below(root)
     store = sources.Files(root, names), np.zeros(len(names), np.int32)
@@ -304,18 +307,18 @@ def images(data: Images, seed: int) -> Dataset:
 
 
 def _is_undivided(root: Path) -> bool:
-    """Whether the folder holds class folders itself."""
+    """Whether the folder itself holds class folders."""
     if not root.is_dir() or any((root / name).exists() for name in ("train", "test", "val", "train.rec")):
         return False
     return any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir())
 
 
 def _n_tested(n: int) -> int:
-    """How many of a data set's images are for testing where nobody has said which."""
+    """How many of a data set's images are for testing if it comes without a split."""
     return n // 5
 
 
-_Store = Tuple[sources.Source, np.ndarray]  # images as they lie on the disk, and their labels (int32)
+_Store = Tuple[sources.Source, np.ndarray]  # encoded images on disk, and their labels (int32)
 
 
 def _open_folders(train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store]]:
@@ -341,7 +344,7 @@ def _open_records(train: Path, test: Path) -> Tuple[Tuple[str, ...], List[_Store
 
 
 def _divided_by_us(data: Encoded, seed: int, classes: Sequence[str], store: _Store, root: Path) -> Dataset:
-    """A fifth of every class for testing: the same images for every seed."""
+    """A data set that comes without a split: a fifth of every class for testing, the same images for every seed."""
     labels = store[1]
     if len(labels) < 5:
         raise UserError(f"{root}: holds {len(labels)} images; training, validation and testing need 5 at least")
@@ -360,10 +363,10 @@ def _divided(
     tested: np.ndarray,
     beside: Path,
 ) -> Dataset:
-    """From the rows `kept` of the first store and `tested` of the last; `beside`: the folder to note checks in.
+    """A data set of the rows `kept` of the first store and `tested` of the last; checks are noted in folder `beside`.
 
-    What fits into memory is decoded now, which also finds a broken test image before the training, not hours later;
-    but augment: imagenet wants all of a training image, so these stay encoded, and are only checked.
+    Images that fit into memory are decoded now, which also finds a broken test image before the training, not hours
+    later. But augment: imagenet needs whole training images, so these stay encoded, and are only checked.
     """
     if len(kept) < 2:
         raise UserError(f"{data.root}: holds a single training image; training and validation need one each at least")
@@ -395,9 +398,9 @@ def _divided(
 
 
 def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, decoded: Optional[np.ndarray] = None) -> Dict[int, str]:
-    """What is wrong with the rows that cannot be decoded, after a look at all; the others go into `decoded`, if given.
+    """What is wrong with the rows that cannot be decoded, after checking all; the others go into `decoded`, if given.
 
-    BadImage: there is one, and `skip` is off.
+    Raises BadImage if there is such a row and `skip` is off.
     """
 
     def look(row: int) -> Optional[str]:
@@ -419,9 +422,9 @@ def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, decoded: Optiona
 
 
 def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Path) -> Dict[int, str]:
-    """As `_problems`, noted in a hidden file in `beside`, by the images' names and sizes.
+    """As `_problems`, but noted in a hidden file in `beside`, named after a hash of the images' names and sizes.
 
-    So the next run does not look again, and of several processes one does.
+    So the next run does not check them again, and only one of several processes does.
     """
     if not os.access(beside, os.W_OK):
         print(f"warning: {beside}: cannot be written to, so every run checks all images anew", file=sys.stderr)
@@ -437,7 +440,7 @@ def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Pa
 
 
 _CALTECH_FOLDER = "256_ObjectCategories"
-_CLUTTER = re.compile(r"\d+\.clutter")  # images of nothing: no class
+_CLUTTER = re.compile(r"\d+\.clutter")  # images of nothing in particular, so not a class
 
 
 class Caltech256(Encoded):
@@ -446,29 +449,29 @@ class Caltech256(Encoded):
     ROOT: ClassVar[str] = "256_ObjectCategories.tar, or the folder that it unpacks to"
 
     per_class: int = Field(
-        60, ge=2, le=10**6, description="caltech256: training images of a class, those held out for validation included"
+        60, ge=2, le=10**6, description="caltech256: training images per class, including those held out for validation"
     )
     split_file: Optional[str] = Field(
         None,
         min_length=1,
-        description="caltech256: .json or .csv file of the split, read if there, else written; {seed} in "
+        description="caltech256: .json or .csv file of the split, read if it exists, else written; {seed} in "
         "it stands for the seed",
     )
 
     def mistakes(self) -> Iterator[str]:
-        """See `Options`."""
+        """See `Options.mistakes`."""
         yield from super().mistakes()
         if self.split_file is not None and not self.split_file.lower().endswith((".json", ".csv")):
             yield f"split_file: {self.split_file!r} should end in .json or .csv"
 
     def known_size(self) -> Tuple[int, int]:
-        """Of 30,607 images 827 are clutter; what is not for training is for testing."""
+        """Of 30,607 images, 827 are clutter; those that are not for training are for testing."""
         return 256, min(30_607 - 827, 256 * self.per_class)
 
 
 @DATASETS.register("caltech256", Caltech256)
 def caltech256(data: Caltech256, seed: int) -> Dataset:
-    """Caltech-256, `per_class` images of every class to train on, all others to test."""
+    """Caltech-256, with `per_class` images of every class for training, and all others for testing."""
     root = expanded(data.root)
     if not root.exists():
         wanted = f"{_CALTECH_FOLDER}.tar (1.2 GB, from data.caltech.edu/records/nyy15-4j048)"
@@ -491,12 +494,12 @@ def caltech256(data: Caltech256, seed: int) -> Dataset:
 
 
 def caltech_folder(root: Path) -> Path:
-    """Where the class folders are."""
+    """The folder that holds the class folders."""
     return root / _CALTECH_FOLDER if (root / _CALTECH_FOLDER).is_dir() else root
 
 
 def caltech_tar(path: Path) -> Tuple[Dict[str, List[str]], Dict[str, Tuple[str, int, int]]]:
-    """Class -> `class/file` of its images, and where each lies, of a tar with or without the outermost folder."""
+    """Class -> `class/file` of its images, and the place of each, in a tar with or without the outermost folder."""
     found: Dict[str, List[str]] = {}
     places: Dict[str, Tuple[str, int, int]] = {}
     for member in sources.safe_members(path):
@@ -518,13 +521,13 @@ class _SplitFile(BaseModel):
 
 
 def _caltech_split(data: Caltech256, files: Dict[str, List[str]], seed: int) -> np.ndarray:
-    """Which of all images (in order) are to train on: `per_class` of every class, by `split_file` or the seed."""
+    """For every image, in order, whether it is for training: `per_class` of each class, by `split_file` or the seed."""
     drawn = [caltech_generator(seed, label).permutation(len(names)) for label, names in enumerate(files.values())]
     trained = np.concatenate([np.argsort(order) < data.per_class for order in drawn])
     if data.split_file is None:
         return trained
     path = expanded(data.split_file.replace("{seed}", str(seed)))
-    with locked(path.parent):  # of several processes one writes it
+    with locked(path.parent):  # only one of several processes writes it
         if not path.exists():
             names = np.array(sum(files.values(), []))
             split = {"train": names[trained].tolist(), "test": names[~trained].tolist()}
@@ -539,7 +542,11 @@ def _caltech_split(data: Caltech256, files: Dict[str, List[str]], seed: int) -> 
 
 
 def _read_split(path: Path, files: Dict[str, List[str]], per_class: int) -> np.ndarray:
-    """UserError: not such a file, or not a division of just these images, `per_class` of a class to train on."""
+    """For every image, whether the split file says that it is for training.
+
+    Raises UserError if the file is not a split file, or does not divide exactly these images, with `per_class` of each
+    class for training.
+    """
     fix = "give the data that it was made for, or remove it to have a new one written"
 
     def wrong(why: str) -> UserError:

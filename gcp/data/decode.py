@@ -1,7 +1,8 @@
-"""Encoded images into arrays: decoding side by side in threads, what is broken, GluonCV's ImageNet augmentation.
+"""Encoded images to arrays: decoding in parallel threads, detecting broken images, GluonCV's ImageNet augmentation.
 
-Not MXNet's `ImageRecordIter`: its augmentation depends on the number of threads, it cannot start in the middle of a
-pass, and a broken image ends it without a name. Grey, CMYK and 16-bit images become 8-bit RGB; alpha is dropped.
+MXNet's `ImageRecordIter` is not used: its augmentation depends on the number of threads, it cannot start in the middle
+of a pass, and a broken image ends it without being named. Grey, CMYK and 16-bit images become 8-bit RGB; alpha is
+dropped.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from tqdm import tqdm
 from gcp.data.sources import BadImage, Source
 from gcp.runtime import physical_cores
 
-# Images are decoded side by side: threads that OpenCV starts within one of them would only get in the way.
+# Images are decoded in parallel, so threads that OpenCV starts for a single image would only get in the way.
 cv2.setNumThreads(1)
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
-    """`function` of every item, in order, from `workers` threads that are at most `ahead` items before the consumer.
+    """`function` of every item, in order, from `workers` threads that run at most `ahead` items before the consumer.
 
-    An error comes when its item's turn does. Closing the generator leaves no thread behind.
+    An error is raised when its item's turn comes. Closing the generator leaves no thread behind.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
     waiting: Deque = deque()
@@ -47,7 +48,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
 
 def progress(items: Optional[Iterable[Item]], what: str, total: int, unit: str = "img", initial: int = 0) -> tqdm:
-    """A bar on stderr over the items, or to be moved by hand where there are none."""
+    """A progress bar on stderr over the items, or one to be advanced by hand if `items` is None."""
     return tqdm(
         items,
         desc=what,
@@ -65,9 +66,10 @@ def progress(items: Optional[Iterable[Item]], what: str, total: int, unit: str =
 
 
 class Pictures:
-    """A source's images as a uint8 array (n, 3, H, W) would be: indexing with rows decodes them, in `workers` threads.
+    """A source's images, used like a uint8 array (n, 3, H, W): indexing with rows decodes them, in `workers` threads.
 
-    Resized until the short side is 8/7 of the input (256 for 224), the middle cut out. 0 workers: one per core.
+    Images are resized until the short side is 8/7 of the input's (256 for 224), and the centre is cut out. 0 workers:
+    one per physical core.
     """
 
     def __init__(self, source: Source, shape: Tuple[int, int, int], workers: int = 0) -> None:
@@ -83,7 +85,7 @@ class Pictures:
         return images
 
     def image(self, row: int) -> np.ndarray:
-        """One image, uint8 (3, H, W)."""
+        """One image, uint8 RGB (3, H, W). Raises BadImage if it cannot be decoded."""
         image = decoded(self.source.read(row), self.source.name(row))
         height, width = self.shape[1:]
         scale = 8 / 7 * max(height / image.shape[0], width / image.shape[1])
@@ -93,20 +95,20 @@ class Pictures:
         return image[top : top + height, left : left + width, ::-1].transpose(2, 0, 1)
 
     def varied(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """One image with the ImageNet recipe's changes, made from all of it: uint8 (3, H, W)."""
+        """One image with the ImageNet recipe's random changes, made from the whole image: uint8 RGB (3, H, W)."""
         content = self.source.read(row)
         found = jpeg_shape(content)
         if found is None:
             image = decoded(content, self.source.name(row))
             return varied(image, crop_box(*image.shape[:2], rng), self.shape[1:], rng)
         top, left, height, width = crop_box(*found[:2], rng)
-        # libjpeg can halve while it decodes: less work, and averages where picking pixels would alias.
+        # libjpeg can halve an image as it decodes: this is less work, and averages where picking pixels would alias.
         by = next((by for by in (8, 4, 2) if height >= by * self.shape[1] and width >= by * self.shape[2]), 1)
         image = decoded(content, self.source.name(row), REDUCED[by])
         return varied(image, (top // by, left // by, height // by, width // by), self.shape[1:], rng)
 
     def problem(self, row: int) -> Optional[str]:
-        """What is wrong with an image, by its name; None if it can be decoded."""
+        """What is wrong with an image, beginning with the image's name; None if it can be decoded."""
         try:
             check(self.source.read(row), self.source.name(row))
         except BadImage as error:
@@ -123,12 +125,12 @@ REDUCED = {
 
 
 def decoded(content: bytes, name: str, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """An encoded image as uint8 (height, width, 3), blue, green, red. BadImage: it is not one, or not whole."""
+    """An encoded image as uint8 BGR (height, width, 3). Raises BadImage if it is not an image, or is incomplete."""
     if is_truncated(content):  # OpenCV would fill the missing part with grey and say nothing
         raise BadImage(f"{name}: truncated image; replace or remove it")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), how) if content else None
-    except cv2.error:  # more pixels than OpenCV agrees to
+    except cv2.error:  # more pixels than OpenCV accepts
         image = None
     if image is None:
         raise BadImage(f"{name}: not an image that OpenCV can decode; replace or remove it")
@@ -136,19 +138,19 @@ def decoded(content: bytes, name: str, how: int = cv2.IMREAD_COLOR) -> np.ndarra
 
 
 def check(content: bytes, name: str) -> None:
-    """BadImage unless the image can be decoded; done at an eighth of its size, which takes a fraction of the time."""
+    """Raise BadImage unless the image can be decoded; tried at an eighth of its size, in a fraction of the time."""
     decoded(content, name, REDUCED[8])
 
 
-# Neither an escaped 0xff nor a restart marker nor filling.
+# Neither an escaped 0xff nor a restart marker nor a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_END = 0xD9
 
 
 def _segments(content: bytes) -> Iterator[Tuple[int, int]]:
-    """A JPEG's segments in order: kind, and where its length field is; the end of the image has none.
+    """A JPEG's segments in order: the kind, and where its length field is; the end of the image has none.
 
-    From segment to segment, so that an embedded thumbnail's end is not taken for the image's.
+    It goes from segment to segment, so that the end of an embedded thumbnail is not taken for the image's end.
     """
     position = 2
     while content.startswith(b"\xff\xd8"):
@@ -173,7 +175,7 @@ def is_truncated(content: bytes) -> bool:
 
 
 def jpeg_shape(content: bytes) -> Optional[Tuple[int, int, int]]:
-    """A JPEG's height, width and channels from its header; None for others, and where Exif may turn the image."""
+    """A JPEG's height, width and channels from its header; None for other files, or if Exif may rotate the image."""
     for kind, place in _segments(content):
         if len(content) < place + 8 or kind == 0xE1 and content[place + 2 : place + 6] == b"Exif":
             return None
@@ -187,7 +189,7 @@ def jpeg_shape(content: bytes) -> Optional[Tuple[int, int, int]]:
 
 
 def shifts(n: int, size: Tuple[int, int], mirror: bool, rng: np.random.Generator) -> np.ndarray:
-    """What `shifted` does to each of `n` images: int (n, 3) of down, right and whether it is mirrored."""
+    """What `shifted` does to each of `n` images: int (n, 3) of shift down, shift right, and whether it is mirrored."""
     down, right = _reach(size)
     y, x = rng.integers(0, 2 * down + 1, n), rng.integers(0, 2 * right + 1, n)
     flipped = rng.random(n) < 0.5 if mirror else np.zeros(n, bool)
@@ -195,7 +197,7 @@ def shifts(n: int, size: Tuple[int, int], mirror: bool, rng: np.random.Generator
 
 
 def shifted(images: np.ndarray, how: np.ndarray) -> np.ndarray:
-    """uint8 (n, c, H, W) shifted by up to a 16th of each side, black moving in, and mirrored, as `shifts` says."""
+    """uint8 (n, c, H, W) shifted by up to a 16th of each side, filled with black, and mirrored, as `shifts` says."""
     n, _, height, width = images.shape
     down, right = _reach((height, width))
     padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)))
@@ -220,10 +222,10 @@ _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140]
 
 
 def crop_box(height: int, width: int, rng: np.random.Generator) -> Tuple[int, int, int, int]:
-    """A random part of an image as (top, left, height, width): 8 to 100 % of its area, sides 3:4 to 4:3.
+    """A random part of an image as (top, left, height, width): 8 to 100 % of its area, aspect ratio 3:4 to 4:3.
 
-    Uniform in the area and in the logarithm of the ratio. The largest allowed part in the middle, after ten that do not
-    fit.
+    Uniform in the area and in the logarithm of the ratio; after ten draws that do not fit, the largest allowed part in
+    the centre.
     """
     draws = rng.random((_TRIES, 4))
     for area, ratio, down, right in draws:
@@ -239,7 +241,7 @@ def crop_box(height: int, width: int, rng: np.random.Generator) -> Tuple[int, in
 def varied(
     image: np.ndarray, box: Tuple[int, int, int, int], size: Tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """The box of an image (h, w, 3; blue, green, red) resized, half mirrored, colours changed: uint8 RGB (3, H, W)."""
+    """The box of a BGR image (h, w, 3) resized, mirrored half of the time, its colours changed: uint8 RGB (3, H, W)."""
     top, left, height, width = box
     image = cv2.resize(image[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_LINEAR)
     mirrored = rng.random() < 0.5
@@ -250,8 +252,8 @@ def varied(
 def _colours(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and saturation in random order, then lighting, as one map (3, 4) from BGR to RGB.
 
-    All four are affine in a pixel's colours, and contrast needs only the image's `mean` (RGB), so they are done at
-    once: rounded and cut off at 0 and 255 in the end, not in between as well.
+    All four are affine in a pixel's colours, and contrast needs only the image's `mean` (RGB), so they are applied at
+    once: values are rounded and clipped to 0 to 255 only at the end, not in between.
     """
     factors = rng.uniform(1 - _JITTER, 1 + _JITTER, 3)
     matrix, offset = np.eye(3), np.zeros(3)

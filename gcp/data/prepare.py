@@ -1,7 +1,7 @@
-"""Preparing data sets: the ILSVRC2012 archives checked and read in place, tars unpacked safely, RecordIO files written.
+"""Preparing data sets: check the ILSVRC2012 archives and read them in place, unpack tars safely, write RecordIO files.
 
-In: archives or class folders. Out: `train.rec`, `val.rec` with .idx and .lst beside them and `classes.txt`, as MXNet's
-im2rec makes them. Everything goes on where a killed run stopped.
+Input: archives or class folders. Output: `train.rec`, `val.rec` with .idx and .lst beside them, and `classes.txt`, as
+MXNet's im2rec makes them. Everything resumes where a killed run stopped.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ MD5 = {
 }
 SIZE = {TRAIN_TAR: 147897477120, VAL_TAR: 6744924160}
 PREPARED = "prepared.json"
-_FLUSH = 256  # records between two places to go on from
+_FLUSH = 256  # records between two points from which a later run can resume
 
 
 class Expected(NamedTuple):
-    """How much should be there."""
+    """How many classes, training images and validation images there should be."""
 
     classes: int = 1000
     train: int = 1281167
@@ -55,7 +55,7 @@ class Encoding(NamedTuple):
     quality: int = 95
 
     def described(self, skip: bool) -> dict:
-        """What decides the content of the files, beside the images."""
+        """What determines the content of the files, apart from the images."""
         return {"resize": self.resize, "quality": self.quality if self.resize else None, "skip": skip}
 
 
@@ -79,11 +79,11 @@ def prepare_imagenet(
     skip: bool = False,
     workers: int = 0,
 ) -> dict:
-    """ImageNet from its archives as train.rec and val.rec in `out`; returns what was done.
+    """Write ImageNet from its archives as train.rec and val.rec in `out`; returns what was done.
 
-    `expected`: for a subset, the numbers that it has; then sizes and checksums, which are the whole set's, are not
-    compared. `ground_truth`: in place of the devkit, a text file with the class (n01440764) of validation image 1, 2...
-    UserError: an archive is missing, or is not what it should be.
+    `expected`: the counts of a subset; sizes and checksums, which are those of the whole set, are then not compared.
+    `ground_truth`: in place of the devkit, a text file with the class (n01440764) of validation image 1, 2, ...
+    Raises UserError if an archive is missing, or is not what it should be.
     """
     archives = [TRAIN_TAR, VAL_TAR] + ([DEVKIT] if ground_truth is None else [])
     for name in archives:
@@ -106,7 +106,7 @@ def prepare_imagenet(
 
 
 def _check_archive(path: Path, out: Path) -> None:
-    """UserError unless size and MD5 are the published ones. Noted in `out`: it takes minutes."""
+    """Raise UserError unless size and MD5 are the published ones; success is noted in `out`, as it takes minutes."""
     fix = "download it again, or say with --expect-classes, -train and -val what a subset of your own holds"
     size = path.stat().st_size
     if size != SIZE.get(path.name, size):
@@ -125,9 +125,10 @@ def _check_archive(path: Path, out: Path) -> None:
 
 
 def _numbered(path: Path, pattern: str, what: str, first: str) -> Dict[str, tarfile.TarInfo]:
-    """The files in a tar by what `pattern` captures of their names. UserError: one has another name, or is there twice.
+    """The files in a tar, by what `pattern` captures in their names.
 
-    `what` a file is and the `first` one are for messages.
+    `what` a file is and the name of the `first` one are for messages. Raises UserError if a name does not match or two
+    captures are the same.
     """
     found: Dict[str, tarfile.TarInfo] = {}
     for member in sources.safe_members(path):
@@ -141,7 +142,7 @@ def _numbered(path: Path, pattern: str, what: str, first: str) -> Dict[str, tarf
 
 
 def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
-    """Class names and images of a tar of tars, one a class, read where they lie."""
+    """Class names and images of a tar that holds a tar for each class, which are read in place."""
     inner = _numbered(path, r"(n\d{8})\.tar", "tar of a class", "n01440764.tar")
     _check_count(path, "classes", len(inner), expected.classes, "--expect-classes")
     classes, names, labels, places = sorted(inner), [], [], []
@@ -168,7 +169,7 @@ def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
 
 
 def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expected: Expected) -> Labelled:
-    """Validation images in the order of their numbers, with the label of `truth[number - 1]`."""
+    """Validation images in the order of their numbers, with the labels of `truth[number - 1]`."""
     files = _numbered(path, r"ILSVRC2012_val_(\d{8})\.JPEG", "validation image", "ILSVRC2012_val_00000001.JPEG")
     _check_count(path, "images", len(files), expected.val, "--expect-val")
     label = {name: k for k, name in enumerate(classes)}
@@ -192,8 +193,8 @@ def _check_count(path: Path, what: str, found: int, wanted: int, option: str) ->
 
 
 def _devkit_truth(path: Path) -> List[str]:
-    """Class (wnid) of validation image 1, 2, ...: the devkit's ground truth through its table of classes."""
-    from scipy.io import loadmat  # a second to import; only for this
+    """Class (wnid) of validation image 1, 2, ...: the devkit's ground truth, mapped by its table of classes."""
+    from scipy.io import loadmat  # takes a second to import; only this function needs it
 
     try:
         with tarfile.open(path, "r:gz") as tar:
@@ -220,7 +221,10 @@ def _text_truth(path: Path) -> List[str]:
 
 
 def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, workers: int = 0) -> dict:
-    """`root/train/<class>` and `root/val|test/<class>` as .rec files in `out`; returns what was done."""
+    """Write `root/train/<class>` and `root/val|test/<class>` as .rec files in `out`; returns what was done.
+
+    Raises UserError if the folders or their images are not as they should be.
+    """
     splits = {path.name: path for path in (root / "train", root / "val", root / "test") if path.is_dir()}
     if "train" not in splits or len(splits) != 2:
         raise UserError(f"{root}: should hold the folders train and either val or test, each with one per class")
@@ -242,9 +246,10 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
 
 
 def unpack_caltech(tar: Path, out: Path, n_images: int = 30607) -> dict:
-    """The tar's files in `out`; what is there with the right size stays. Returns numbers of classes and images.
+    """Unpack the tar into `out`, keeping files of the right size; returns the numbers of classes and images, and `out`.
 
-    UserError: not a whole tar, a member that leads out of `out`, or other than `n_images` images (clutter included).
+    Raises UserError if the tar is incomplete, a member leads out of `out`, or the number of images (clutter included)
+    is not `n_images`.
     """
     found, _ = caltech_tar(tar)
     _check_count(tar, "images", sum(map(len, found.values())), n_images, "--expect-images")
@@ -278,7 +283,7 @@ class _Begun(BaseModel):
 
 
 class _Prepared(_Begun):
-    """What a folder holds."""
+    """What a prepared folder holds."""
 
     classes: int
     images: Dict[str, int]
@@ -287,9 +292,9 @@ class _Prepared(_Begun):
 
 @contextlib.contextmanager
 def _begun(out: Path, job: dict) -> Iterator[Optional[dict]]:
-    """Hold the folder for this job; gives what was done if the job is done.
+    """Lock the folder for this job; yields what was done if the job has been completed, else None.
 
-    UserError: the folder holds another job, done or half done, or images of other origin.
+    Raises UserError if the folder holds another job, completed or not, or images of other origin.
     """
     done, begun = out / PREPARED, out / f".begun-{PREPARED}"
     anew = "name another folder, or remove it and the .rec files to start anew"
@@ -313,7 +318,10 @@ def _begun(out: Path, job: dict) -> Iterator[Optional[dict]]:
 def _written(
     out: Path, job: dict, classes: Sequence[str], splits: Dict[str, Labelled], how: Encoding, skip: bool, workers: int
 ) -> dict:
-    """Write all files, and read them as training will. UserError before the first image: it could not read them."""
+    """Write all files, and read them as training will.
+
+    Raises UserError before the first image is written if it is clear that training could not read the result.
+    """
     _check_names(classes)
     for name, images in splits.items():
         sources.every_class(str(out / f"{name}.rec"), np.array(images.labels), classes)
@@ -339,7 +347,7 @@ def _written(
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """UserError: a name that classes.txt or a .lst file, a name a line, cannot hold."""
+    """Raise UserError for a name that classes.txt or a .lst file, which hold one name per line, cannot hold."""
     for name in names:
         if not name.strip() or re.search("[\t\r\n\ud800-\udfff]", name):
             odd = "a name that is blank, holds tabs or line ends, or is not UTF-8"
@@ -349,13 +357,14 @@ def _check_names(names: Sequence[str]) -> None:
 def write_records(
     path: Path, images: Labelled, how: Encoding, skip: bool = False, workers: int = 0
 ) -> Tuple[int, List[str]]:
-    """Write `path` (.rec), .idx and .lst, going on with what a killed run left; number of records, what was skipped.
+    """Write `path` (.rec), .idx and .lst, resuming a killed run; returns the number of records, and what was skipped.
 
-    The format is that of MXNet's writer, byte by byte; that one can only begin a file anew. An image is checked before
-    it is stored. BadImage: one is broken, and `skip` is off; what was written until then is gone on with.
+    The format is that of MXNet's writer, byte for byte; that writer can only start a file anew. An image is checked
+    before it is stored. Raises BadImage if one is broken and `skip` is off; the next run resumes what was written until
+    then.
     """
     partial, index = (path.with_name(f".begun-{path.stem}{suffix}") for suffix in (".rec", ".idx"))
-    if path.exists():  # it takes its place last
+    if path.exists():  # it is put in place last
         keys = set(sources.Records(path).keys)
         return len(keys), _why_left_out(images, keys, len(images.names))
     places = _places_to_go_on_from(partial, index)
@@ -386,7 +395,7 @@ def write_records(
                     file.write(sources.packed(sources.LABEL.pack(0, images.labels[row], row, 0) + content))
                     lines.write(f"{row}\t{places[-1][1]}\n")
                 bar.update()
-                if row % _FLUSH == 0:  # the index never knows more than there is
+                if row % _FLUSH == 0:  # the index must not list more than there is
                     file.flush()
                     lines.flush()
             file.flush()
@@ -409,7 +418,7 @@ def _index(places: Sequence[Tuple[int, int]]) -> str:
 
 
 def _why_left_out(images: Labelled, keys: set, end: int) -> List[str]:
-    """What was wrong with the rows before `end` that a run until now did not store."""
+    """What was wrong with the rows before `end` that earlier runs did not store."""
     problems = []
     for row in range(end):
         if row not in keys:
@@ -422,11 +431,11 @@ def _why_left_out(images: Labelled, keys: set, end: int) -> List[str]:
 
 
 def _places_to_go_on_from(partial: Path, index: Path) -> List[Tuple[int, int]]:
-    """Key and offset of the whole records that a killed run left; both files are cut off after the last of them."""
+    """Key and offset of the complete records that a killed run left; both files are cut off after the last of them."""
     if not partial.exists() or not index.exists():
         partial.write_bytes(b"")
         index.write_bytes(b"")
-    lines = re.findall(rb"(\d+)\t(\d+)\n", index.read_bytes())  # a torn line has no end
+    lines = re.findall(rb"(\d+)\t(\d+)\n", index.read_bytes())  # an unfinished line does not match
     places = [(int(key), int(place)) for key, place in lines]
     end = 0
     with open(partial, "r+b") as file:
@@ -443,7 +452,7 @@ def _places_to_go_on_from(partial: Path, index: Path) -> List[Tuple[int, int]]:
 
 
 def encoded(content: bytes, name: str, how: Encoding) -> bytes:
-    """An image as it is to be stored. BadImage: it cannot be decoded, or not be stored.
+    """An image as it is to be stored. Raises BadImage if it cannot be decoded or cannot be stored.
 
     A colour JPEG that is small enough stays as it is: im2rec would enlarge it, and every encoding loses something.
     """

@@ -1,6 +1,6 @@
-"""Tiny image folders in the forms that the large data sets come in, drawn from scikit-learn's digits and Fashion-MNIST.
+"""Tiny image folders in the forms of the large data sets, made from scikit-learn's digits and Fashion-MNIST.
 
-configs/smoke.yaml puts them in the place of the large ones; a few hundred JPEG files each, made in seconds.
+configs/smoke.yaml uses them in place of the large ones; each has a few hundred JPEG files, made in seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDES = ((48, 40), (40, 48), (44, 44))  # height, width of the files: as in real
 
 
 class Spec(NamedTuple):
-    """A set: where its images come from, its form, and images of each class."""
+    """A set: the source of its images, its form, and the numbers of training and test images per class."""
 
     source: str  # a data set of gcp.data
     form: str  # "split": train/<class>, val/<class>; "records": train.rec, val.rec; "caltech256": 256_ObjectCategories/
@@ -39,11 +39,11 @@ SETS: Dict[str, Spec] = {
 
 
 def draw_missing(roots: Optional[Iterable[Optional[str]]] = None) -> List[Path]:
-    """Draw the sets that are not there yet, of all or of those that values of `data.root` name; returns the drawn."""
+    """Draw the sets that do not exist yet, of all or of those in `roots` (values of `data.root`); returns them."""
     named = [ROOT / name for name in SETS if roots is None or str(ROOT / name) in roots]
     drawn = []
     for folder in named:
-        with locked(ROOT):  # of several processes one draws it
+        with locked(ROOT):  # only one of several processes draws it
             if not folder.exists():
                 draw(folder.name, folder)
                 drawn.append(folder)
@@ -51,10 +51,10 @@ def draw_missing(roots: Optional[Iterable[Optional[str]]] = None) -> List[Path]:
 
 
 def draw(name: str, folder: Path) -> None:
-    """Write the set called `name` as `folder`, which must not be there; it is whole or not there at all.
+    """Write the set called `name` as `folder`, which must not exist; it is written whole or not at all.
 
-    The same files every time: the first images of each class, JPEG, every other one grey. UserError: `folder` is
-    there, or cannot be written.
+    The files are the same every time: the first images of each class, as JPEG, every other one grey. Raises UserError
+    if `folder` exists or cannot be written.
     """
     spec = SETS[name]
     if folder.exists():
@@ -65,7 +65,7 @@ def draw(name: str, folder: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for label, class_name in enumerate(images.classes):
-            # Fashion-MNIST has a class "T-shirt/top": no folder's name.
+            # Fashion-MNIST has a class "T-shirt/top", which cannot be the name of a folder.
             said = class_name.replace("/", "-").replace(" ", "-")
             if spec.form == "caltech256":
                 place = unfinished / "256_ObjectCategories" / f"{label + 1:03d}.{said}"
@@ -73,7 +73,7 @@ def draw(name: str, folder: Path) -> None:
             else:
                 _write(images.train, label, spec.n_train, unfinished / "train" / said, "")
                 _write(images.test, label, spec.n_test, unfinished / "val" / said, "")
-        if spec.form == "caltech256":  # as the real one: to be left out
+        if spec.form == "caltech256":  # as in the real one, to be left out
             _write(images.test, 0, 5, unfinished / "256_ObjectCategories" / "257.clutter", "257_")
         if spec.form == "records":
             prepare_folder(unfinished, partial, Encoding())
@@ -84,7 +84,7 @@ def draw(name: str, folder: Path) -> None:
 
 
 def _write(split: Split, label: int, n: int, folder: Path, prefix: str) -> None:
-    """The split's first `n` images of a class as JPEG files, resized to sides that differ."""
+    """Write the split's first `n` images of a class as JPEG files, resized to different sides."""
     rows = split.rows[split.labels[split.rows] == label][:n]
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(split.images[rows][:, 0], 1):

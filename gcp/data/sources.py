@@ -1,6 +1,7 @@
-"""Encoded images where they lie: class folders, tar files, RecordIO. A source gives an image's bytes by its row.
+"""Encoded images where they are stored: class folders, tar files, RecordIO. A source gives an image's bytes by its row.
 
-Not MXNet's own reader: it cannot start in the middle of a pass, and a broken record ends it without a name.
+MXNet's own reader is not used: it cannot start in the middle of a pass, and a broken record ends it without being
+named.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class Source(Protocol):
         """Number of images."""
 
     def name(self, row: int) -> str:
-        """What a message calls the image: its path, or the file that holds it and its place there."""
+        """What messages call the image: its path, or the file that holds it and its place in that file."""
 
     def read(self, row: int) -> bytes:
-        """The encoded image. BadImage: it is not there, or not whole."""
+        """The encoded image. Raises BadImage if it is missing or incomplete."""
 
     def size(self, row: int) -> int:
-        """Its number of bytes, more or less: tells whether it was replaced. -1 where there is none."""
+        """Its approximate number of bytes, which tells whether it was replaced; -1 if there is no image."""
 
 
 class Files:
@@ -53,11 +54,11 @@ class Files:
         return len(self.names)
 
     def name(self, row: int) -> str:
-        """Its path."""
+        """The image's path."""
         return str(self.root / self.names[row])
 
     def read(self, row: int) -> bytes:
-        """The file's content."""
+        """The file's content. Raises BadImage if it cannot be read."""
         path = self.root / self.names[row]
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting for ever
@@ -67,7 +68,7 @@ class Files:
             raise BadImage(f"{self.name(row)}: image cannot be read: {error.strerror}; replace or remove it") from error
 
     def size(self, row: int) -> int:
-        """The file's size."""
+        """The file's size in bytes; -1 if it is missing."""
         try:
             return (self.root / self.names[row]).stat().st_size
         except OSError:
@@ -75,7 +76,7 @@ class Files:
 
 
 class _Pieces:
-    """One open file, read at any place by any thread."""
+    """One open file that any thread can read at any position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,7 +88,7 @@ class _Pieces:
         self.n_bytes = os.fstat(self._file).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Fewer bytes than `length` only at the end of the file."""
+        """The bytes at an offset; fewer than `length` only at the end of the file."""
         found = b""  # a network file system may give less at a time
         while len(found) < length and (more := os.pread(self._file, length - len(found), offset + len(found))):
             found += more
@@ -98,7 +99,7 @@ class _Pieces:
 
 
 class Members(_Pieces):
-    """Members of an uncompressed tar (or of tars in it), read where they lie: each its name, offset and length."""
+    """Members of an uncompressed tar (or of tars in it), read in place; a place is a name, an offset and a length."""
 
     def __init__(self, path: Path, places: Sequence[Tuple[str, int, int]]) -> None:
         super().__init__(path)
@@ -112,7 +113,7 @@ class Members(_Pieces):
         return f"{self.path}, member {self._places[row][0]}"
 
     def read(self, row: int) -> bytes:
-        """The member's content."""
+        """The member's content. Raises BadImage if the tar ends within it."""
         _, offset, length = self._places[row]
         content = self.read_at(offset, length)
         if len(content) < length:
@@ -120,19 +121,19 @@ class Members(_Pieces):
         return content
 
     def size(self, row: int) -> int:
-        """The member's size."""
+        """The member's size in bytes."""
         return self._places[row][2]
 
 
 def place_of(member: tarfile.TarInfo, start: int = 0) -> Tuple[str, int, int]:
-    """What `Members` needs of a member of a tar that begins at byte `start` of the file."""
+    """What `Members` needs to know about a member of a tar that begins at byte `start` of the file."""
     return member.name, start + member.offset_data, member.size
 
 
 def safe_members(path: Path) -> List[tarfile.TarInfo]:
     """The files and folders of an uncompressed tar, in its order.
 
-    UserError: not a whole one, or a member that leads out of the folder or is neither file nor folder.
+    Raises UserError if the tar is incomplete, or if a member leads out of the folder or is neither a file nor a folder.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -145,10 +146,10 @@ def safe_members(path: Path) -> List[tarfile.TarInfo]:
 
 
 def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
-    """The members of an open tar called `where`; UserError as `safe_members`."""
+    """The members of an open tar called `where`. Raises UserError for unsafe ones, ReadError if the tar ends early."""
     members = tar.getmembers()
     tar.fileobj.seek(max(0, tar.fileobj.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
-    if any(tar.fileobj.read()):  # every tar ends in zeros; Python's reader does not mind when they are missing
+    if any(tar.fileobj.read()):  # every tar ends in zeros; Python's reader accepts a tar without them
         raise tarfile.ReadError("it ends early")
     for member in members:
         name = PurePosixPath(member.name)
@@ -165,7 +166,7 @@ def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
 def class_folders(split: Path) -> Dict[str, List[str]]:
     """Class name -> paths of its images from the folder `split` (`class/file`), both sorted.
 
-    UserError: what `classes_of` refuses, or a folder that cannot be read.
+    Raises UserError for what `classes_of` refuses, or a folder that cannot be read.
     """
     found: Dict[str, List[str]] = {}
     for folder in _entries(split):
@@ -184,7 +185,10 @@ def _entries(folder: Path) -> List[os.DirEntry]:
 
 
 def images_below(root: Path) -> List[str]:
-    """Paths of all images below `root`, sorted. UserError: there is none, or a folder cannot be read."""
+    """Paths of all images below `root`, relative to it and sorted.
+
+    Raises UserError if there are none, or a folder cannot be read.
+    """
 
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); give a folder of images") from error
@@ -200,9 +204,10 @@ def images_below(root: Path) -> List[str]:
 
 
 def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
-    """Class name -> `class/file` of its images, both sorted, from class name -> all its files' names.
+    """Class name -> `class/file` of its images, both sorted, from class name -> names of all its files.
 
-    UserError: no class, one without images, two that differ in case only, two images that differ in suffix only.
+    Raises UserError for no class, a class without images, two classes that differ only in case, or two images of a
+    class that differ only in suffix.
     """
     if not found:
         raise UserError(f"{where}: holds no class folders")
@@ -222,7 +227,7 @@ def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
 
 
 def _alike(names: Sequence[str], key: Callable[[str], str]) -> Iterator[Tuple[str, str]]:
-    """Pairs of names that are the same by a key, the earlier one first."""
+    """Pairs of names for which `key` gives the same value, the earlier name first."""
     seen: Dict[str, str] = {}
     for name in names:
         other = seen.setdefault(key(name), name)
@@ -231,7 +236,7 @@ def _alike(names: Sequence[str], key: Callable[[str], str]) -> Iterator[Tuple[st
 
 
 def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
-    """UserError unless both folders have the same classes."""
+    """Raise UserError unless both folders have the same classes."""
     for here, there in itertools.permutations(splits):
         for name in splits[here]:
             if name not in splits[there]:
@@ -240,7 +245,7 @@ def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 def every_class(where: str, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """UserError unless there are images of every class."""
+    """Raise UserError unless there are images of every class."""
     n_images = np.bincount(labels, minlength=len(classes))
     if not n_images.all():
         label = int(n_images.argmin())
@@ -249,12 +254,13 @@ def every_class(where: str, labels: np.ndarray, classes: Sequence[str]) -> None:
 
 
 def labels_of(classes: Dict[str, List[str]]) -> np.ndarray:
-    """The label of every image, int32, where the classes' images follow one another."""
+    """The label of every image, int32, where images are ordered by class."""
     return np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in classes.values()])
 
 
-# RecordIO: MXNet's format. A record is magic, kind and length, the bytes, zeros up to a multiple of four; where its
-# bytes hold the magic at such a place it is split there: whole, or first, middle, last.
+# RecordIO, MXNet's format: a record is the magic number, kind and length, the bytes, and zeros up to a multiple of
+# four. Where the bytes contain the magic number at a multiple of four, the record is split there; the kind of a piece
+# is whole, or first, middle or last.
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -281,7 +287,7 @@ def packed(content: bytes) -> bytes:
 
 
 def unpacked(content: bytes) -> Optional[Tuple[bytes, int]]:
-    """The bytes of the record at the start of `content`, and how many it takes up; None where there is no whole one."""
+    """The bytes of the record at the start of `content`, and its whole length; None if there is no complete record."""
     pieces: List[bytes] = []
     place, kind = 0, WHOLE
     while not pieces or kind not in (WHOLE, LAST):
@@ -296,9 +302,10 @@ def unpacked(content: bytes) -> Optional[Tuple[bytes, int]]:
 
 
 class Records(_Pieces):
-    """Images in `path` (.rec) with its .idx beside it, and im2rec's .lst if that is there, which names them.
+    """Images in `path` (.rec) with its .idx beside it and, if it exists, im2rec's .lst, which names them.
 
-    UserError: no index, or one of another file; a file that ends early; a label that is no class number.
+    Raises UserError if the index is missing or belongs to another file, the file ends early, or a label is not a class
+    number.
     """
 
     def __init__(self, path: Path) -> None:
@@ -313,7 +320,7 @@ class Records(_Pieces):
         else:
             labels = [self._label(row) for row in range(len(self.keys))]
         numbers = np.array(labels, np.float64)
-        odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2**24) & (numbers == np.floor(numbers))))  # NaN is odd
+        odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2**24) & (numbers == np.floor(numbers))))  # also finds NaN
         for row in odd:
             label = f"the label {labels[row]:g} is no class number (0, 1, ...)"
             raise UserError(f"{self.name(row)}: {label}; make the file anew")
@@ -327,11 +334,11 @@ class Records(_Pieces):
         return f"{self.path}, record {self.keys[row]}" + (f" ({self.names[row]})" if self.names else "")
 
     def size(self, row: int) -> int:
-        """The record's size."""
+        """The record's size in bytes."""
         return int(self._ends[row] - self._offsets[row])
 
     def read(self, row: int) -> bytes:
-        """The encoded image. UserError: its label is not the list's."""
+        """The encoded image. Raises UserError if its label is not the list's, BadImage if the record is damaged."""
         found = unpacked(self.read_at(int(self._offsets[row]), min(self.size(row), MAX_RECORD)))
         if found is None:
             raise self._no_record(row)
@@ -358,7 +365,7 @@ class Records(_Pieces):
         return keys.tolist(), offsets
 
     def _find_ends(self, index: Path) -> np.ndarray:
-        """Where every record ends. UserError: the last one does not end with the file."""
+        """Where every record ends. Raises UserError if the last one does not end with the file."""
         order = np.argsort(self._offsets)
         ends = np.empty_like(self._offsets)
         ends[order] = np.append(self._offsets[order][1:], self.n_bytes)
@@ -398,7 +405,7 @@ class Records(_Pieces):
 
 
 def _label_of(content: bytes) -> float:
-    """The label of a record; NaN where it has several."""
+    """The label of a record; NaN if it has several."""
     n_more, label, _, _ = LABEL.unpack_from(content)
     if n_more == 0:
         return label
@@ -406,13 +413,13 @@ def _label_of(content: bytes) -> float:
 
 
 def lines_of(path: Path) -> List[str]:
-    """The lines of a text file. UserError: not one in UTF-8, or it cannot be read."""
+    """The lines of a text file. Raises UserError if it is not in UTF-8 or cannot be read."""
     # Not str.splitlines, which would split at characters that names may hold.
     return read_text(path).replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
 def read_classes(path: Path) -> Tuple[str, ...]:
-    """The class names in a file, one a line. UserError: one is empty or there twice."""
+    """The class names in a file, one per line. Raises UserError if one is empty or occurs twice."""
     names = lines_of(path)
     if names == [""]:
         raise UserError(f"{path}: empty; it should hold a class name a line")

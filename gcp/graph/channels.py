@@ -1,9 +1,10 @@
-"""Which channels of a network live or die together, where a scale can silence them, and what reads them.
+"""Which channels of a network must be kept or removed together, where a scale can silence them, and what reads them.
 
-One walk gives every channel of every tensor a label: fresh ones at each layer's output, passed on, joined, cut and
-united as the operators say (`gcp.graph.operators`). Labels that were united are one *unit*, which lives or dies whole;
-label 0 stands for channels that stay: the image, the outputs, and whatever an operator that is not known reads. A
-`Group` is all units with the same producers, readers and slices that take them.
+One walk gives every channel of every tensor a label: fresh labels at each layer's output, which the operators pass on,
+join, slice and unite (`gcp.graph.operators`). Labels that were united form one *unit*, which is kept or removed as a
+whole. Label 0 stands for fixed channels, which are always kept: those of the image and the outputs, and those read by
+operators that mix channels or are unknown. A `Group` consists of all units with the same producers, the same readers
+and the same slices.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from gcp.graph.operators import ANY, ZERO, Channels, Convolution, Product, Slice
 if TYPE_CHECKING:
     from gcp.graph.network import Network, Node
 
-Tensor = Tuple[int, int]  # node, and which of its outputs
+Tensor = Tuple[int, int]  # position of a node, and number of one of its outputs
 FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
-GATE = "_gate"  # arrays of this suffix scale channels; see `surgery.with_gates`
+GATE = "_gate"  # arrays with this suffix scale channels; see `surgery.with_gates`
 
 
 @dataclass(frozen=True)
 class Group:
-    """Units of channels with the same producers and readers, which can be pruned; `size` is the number of units.
+    """Prunable units of channels with the same producers and readers; `size` is the number of units.
 
-    `producers`: convs and dense layers whose outputs they are; `consumers`: those that read them; `norms`: the batch
-    norms or gates that scale them, none where a gate is still needed (`surgery.with_gates`); `depthwise`: depthwise
-    convs that pass them through. All are node names. `start`: number of the group's first unit among all units.
+    `producers`: the convs and dense layers that produce the channels; `consumers`: those that read them; `norms`: the
+    batch norms or gates that scale them, empty where a gate is still needed (`surgery.with_gates`); `depthwise`: the
+    depthwise convs that pass them through. All are node names. `start`: index of the group's first unit among all.
     """
 
     name: str
@@ -47,15 +48,15 @@ class Group:
 
 
 class Call:
-    """One node as its operator sees it: shapes and labels of inputs and outputs, and what it says about them.
+    """One node as its operator sees it: shapes and labels of its inputs and outputs, and what the operator declares.
 
-    `ins[k]` and `outs[o]` are None where no channels are labelled. After the walk labels are numbers of units, -1
-    where channels are fixed. `arrays[k][axis]`: labels along an axis of an input that is an array.
+    `ins[k]` and `outs[o]` are None where no channels are labelled. After the walk, labels are unit numbers, and -1
+    for fixed channels. `arrays[k][axis]`: the labels along an axis of input k, where that input is an array.
     """
 
-    exact = False  # moments only have to tell constants from what varies
-    before_norm = False  # nothing but norms reads the output
-    arrays_of: Mapping[str, np.ndarray] = {}  # the network's; see `using`
+    exact = False  # moments only have to distinguish constants from channels that vary
+    before_norm = False  # only norms read the output
+    arrays_of: Mapping[str, np.ndarray] = {}  # array name -> values; see `using`
 
     def __init__(self, walk: "Walk", i: int) -> None:
         net = walk.net
@@ -74,30 +75,30 @@ class Call:
         return self.walk.net.is_array(self.node.inputs[k][0])
 
     def value(self, k: int) -> np.ndarray:
-        """The array that is input k, of those given to `using`."""
+        """The values of input k, an array, among those given to `using`."""
         return self.arrays_of[self.walk.net.nodes[self.node.inputs[k][0]].name]
 
     def using(self, arrays: Mapping[str, np.ndarray], exact: bool = False, before_norm: bool = False) -> "Call":
-        """The same call with numbers for its arrays."""
+        """A copy of this call that has values for its arrays."""
         call = copy.copy(self)
         call.arrays_of, call.exact, call.before_norm = arrays, exact, before_norm
         return call
 
     @property
     def bias(self) -> Optional[int]:
-        """Position of a layer's bias, if it has one."""
+        """Position of a layer's bias among the inputs, None if it has no bias."""
         k = self.operator.weight
         return None if k is None or len(self.ins) <= k + 1 else k + 1
 
     @property
     def shares(self) -> bool:
-        """Whether a layer's arrays, or those of a norm behind it, are read by other nodes as well."""
+        """Whether other nodes also read this layer's arrays, or those of a norm that follows it."""
         net = self.walk.net
         norms = [i for i in net.readers[self.i, 0] if is_norm(net, i)]
         return any(len(net.readers[t]) > 1 for i in (self.i, *norms) for t in net.nodes[i].inputs if net.is_array(t[0]))
 
     def along(self, k: int, axis: int) -> np.ndarray:
-        """Labels of input k along this axis; where another one carries labels, these are fixed."""
+        """Labels of input k along this axis; if another axis carries the labels, the channels are fixed."""
         x = self.ins[k]
         if x is not None and x.axis == axis:
             return x.labels
@@ -106,7 +107,10 @@ class Call:
         return np.zeros(self.shapes[k][axis], np.int64)
 
     def put(self, o: int, axis: int, labels: np.ndarray) -> np.ndarray:
-        """The labels of output o, of length (channels,) or of the output's rank: tied along all other axes."""
+        """Set the labels of output o: of shape (channels,), or of the output's rank and then tied along all other axes.
+
+        Returns the labels, shape (channels,).
+        """
         if labels.ndim > 1:
             rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
             if rows.shape[1] > 1:
@@ -119,34 +123,34 @@ class Call:
         return labels
 
     def passes(self) -> None:
-        """The labels of input 0 come out at every output."""
+        """Pass the labels of input 0 to every output."""
         if self.ins[0] is not None:
             for o in range(len(self.outs)):
                 self.put(o, self.ins[0].axis, self.ins[0].labels)
 
     def makes(self, o: int, axis: int) -> np.ndarray:
-        """Fresh labels at output o."""
+        """Give output o fresh labels, and return them."""
         self.made = self.walk.fresh(self.out_shapes[o][axis])
         self.outs[o] = Channels(axis, self.made)
         return self.made
 
     def reads(self, labels: np.ndarray) -> None:
-        """The operator reads these, as a layer that makes new channels of them."""
+        """Declare that the operator is a layer that reads these channels to produce new ones."""
         self.read = labels
 
     def array(self, k: int, axis: int, labels: Optional[np.ndarray]) -> None:
-        """Input k, if it is an array, carries these labels along an axis; others that share it are tied to it."""
+        """Label an axis of input k if it is an array; the labels of all nodes that read the same array are united."""
         if labels is None or not self.is_array(k):
             return
         self.arrays.setdefault(k, {})[axis] = labels
         self.walk.share((self.node.inputs[k][0], axis), labels)
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
-        """These live or die together, index by index."""
+        """Unite labels index by index: their channels are kept or removed together."""
         self.walk.unite(a, b)
 
     def fix(self, inputs: bool = False) -> None:
-        """All channels that are read stay, and, unless `inputs`, none come out."""
+        """Fix all channels that the node reads; unless `inputs`, its outputs carry no labels either."""
         for x in self.ins:
             if x is not None:
                 self.walk.fix(x.labels)
@@ -155,45 +159,45 @@ class Call:
 
 
 class Walk:
-    """Labels of all tensors, and which of them are one."""
+    """The labels of all tensors, and which labels have been united."""
 
     def __init__(self, net: "Network") -> None:
         self.net = net
         self.tensors: Dict[Tensor, Channels] = {}
         self.calls: Dict[int, Call] = {}
-        self.cut: Set[Tensor] = set()  # tensors whose units differ along another axis as well
+        self.cut: Set[Tensor] = set()  # see `is_cut`
         self._n, self._pairs, self._shared = 1, [], {}
 
     def fresh(self, n: int) -> np.ndarray:
-        """n labels that are nobody's yet."""
+        """n labels that are not in use yet."""
         self._n += n
         return np.arange(self._n - n, self._n)
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Index by index."""
+        """Unite two arrays of labels index by index."""
         if a is not b:
             self._pairs.append(np.stack([np.ravel(a), np.ravel(b)]))
 
     def fix(self, labels: np.ndarray) -> None:
-        """These are as the image's."""
+        """Fix these labels, like those of the image."""
         self.unite(labels, np.zeros_like(labels))
 
     def share(self, key: Tuple[int, int], labels: np.ndarray) -> None:
-        """An axis of an array that may be read more than once."""
+        """Unite the labels that all readers of an array give to one of its axes; `key` is (node, axis)."""
         self.unite(self._shared.setdefault(key, labels), labels)
 
     def is_cut(self, tensor: Tensor) -> bool:
-        """Whether units of the tensor are more than one value at each position of their channel."""
+        """Whether units of this tensor combine channels along another axis, and so have several values per position."""
         return tensor in self.cut
 
     def begin(self) -> None:
-        """The image's channels are fixed."""
+        """Start with the image, whose channels are fixed."""
         shape = self.net.shapes[self.net.data][0]
         if len(shape) > 1:
             self.tensors[self.net.data, 0] = Channels(1, np.zeros(shape[1], np.int64))
 
     def step(self, i: int) -> Call:
-        """One node: its call, whose labels are those of its outputs from here on."""
+        """Visit one node: let its operator label the outputs, store these labels, and return the call."""
         call = self.calls[i] = Call(self, i)
         if call.operator.weight is not None or any(x is not None for x in call.ins):
             call.operator.channels(call)
@@ -201,13 +205,13 @@ class Walk:
         return call
 
     def keep(self, call: Call) -> None:
-        """Take the labels of a call's outputs."""
+        """Store the labels of a call's outputs."""
         for o, out in enumerate(call.outs):
             if out is not None:
                 self.tensors[call.i, o] = out
 
     def components(self) -> np.ndarray:
-        """Label -> component; that of label 0 is 0."""
+        """Label -> component of united labels; that of label 0 is 0."""
         pairs = np.concatenate(self._pairs, axis=1) if self._pairs else np.zeros((2, 0), np.int64)
         graph = sparse.coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(self._n, self._n))
         return csgraph.connected_components(graph, directed=False)[1]
@@ -216,16 +220,17 @@ class Walk:
 class Structure:
     """The channels of a network: groups, and the unit of every channel of every tensor and array.
 
-    `calls[i]` is node i as its operator sees it; its labels are numbers of units, -1 for channels that stay.
-    `tensors[i, o]` has those of output o of node i. `unknown`: the nodes whose operators are not known.
+    `calls[i]` is node i as its operator sees it; its labels are unit numbers, and -1 for fixed channels.
+    `tensors[i, o]` has the labels of output o of node i. `unknown`: the nodes whose operators are not known.
     """
 
     def __init__(self, net: "Network") -> None:
-        # Without the numbers, so that networks of the same graph can share it and none keeps another's in memory.
+        # Without the arrays' values, so that networks with the same graph can share one structure and none of them
+        # keeps another's arrays in memory.
         hollow = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in net.arrays.items()}
         self.net = net = replace(net, arrays=hollow)
         pinned: List[Tensor] = []
-        while True:  # again where a dead channel could not be what its readers need
+        while True:  # repeated if a dropped channel cannot have the value that its readers need
             walk = Walk(net)
             walk.begin()
             for i, node in enumerate(net.nodes):
@@ -255,12 +260,12 @@ class Structure:
     # ---- units and groups ----
 
     def _number(self, component: np.ndarray) -> None:
-        """Numbers units, group by group in the order of their first producers, and puts these for all labels."""
+        """Numbers the units, group by group in the order of the first producers, and replaces all labels by them."""
         layers = [call for call in self.calls.values() if call.made is not None or call.read is not None]
         slices = [out.labels for c in self.calls.values() if isinstance(c.operator, Slice) for out in c.outs if out]
         parts = [labels for call in layers for labels in (call.made, call.read) if labels is not None]
-        parts += slices  # no slice may be left with nothing
-        # A hash of the multiset of producers and readers: below 2^53 sums of integers are exact in float64.
+        parts += slices  # so that no slice can be left empty
+        # A hash of the multiset of producers and readers; sums of integers are exact in float64 below 2^53.
         random = np.random.default_rng(0).integers(2**40, size=len(parts)).astype(np.float64)
         numbers = np.repeat(random, [len(labels) for labels in parts])
         key = np.bincount(component[np.concatenate(parts)], numbers, component.max() + 1) if parts else np.zeros(1)
@@ -283,7 +288,7 @@ class Structure:
 
         def numbered(labels: np.ndarray) -> np.ndarray:
             if id(labels) not in done:
-                done[id(labels)] = (units[labels], labels)  # the labels are held so that no other gets their id
+                done[id(labels)] = (units[labels], labels)  # keeps `labels` alive, so that its id is not reused
             return done[id(labels)][0]
 
         def channels(x: Optional[Channels]) -> Optional[Channels]:
@@ -296,12 +301,12 @@ class Structure:
         self.tensors = {t: channels(x) for t, x in self.tensors.items()}
 
     def groups_in(self, labels: np.ndarray) -> np.ndarray:
-        """The groups, by number, of these units."""
+        """The numbers of the groups that these units belong to."""
         labels = labels[labels >= 0]
         return np.flatnonzero(np.bincount(self.group_of[labels])) if len(labels) else labels
 
     def form(self, labels: np.ndarray) -> Dict[Optional[str], int]:
-        """How many channels these are, as a sum over groups of channels per unit, and under None those that stay."""
+        """The number of these channels as {group: channels per unit}, with the number of fixed channels under None."""
         found = {}
         if (labels < 0).any():
             found[None] = int((labels < 0).sum())
@@ -314,7 +319,7 @@ class Structure:
 
     @cached_property
     def names(self) -> List[str]:
-        """Of the groups: that of the first layer that makes them, numbered where it makes several."""
+        """The groups' names: that of the first layer that produces each, with a number where it produces several."""
         names, taken = [""] * len(self.sizes), {}
         for call in self.calls.values():
             for g in self.groups_in(call.made) if call.made is not None else ():
@@ -327,7 +332,7 @@ class Structure:
     # ---- scales ----
 
     def _scale(self, demand: Mapping[Tensor, int]) -> None:
-        """Decides per group whether its norms can silence it; else where gates belong: see `missing_gates`."""
+        """Decides for each group whether its norms can silence it, and where gates are needed (`missing_gates`)."""
         net, n = self.net, len(self.sizes)
         normed = np.zeros(n, bool)
         spoilt = np.zeros(n, bool)  # the norms of the group cannot silence it
@@ -353,7 +358,7 @@ class Structure:
             if call.read is not None and not all(sources):
                 spoilt[self.groups_in(call.read)] = True
         self.by_norms = normed & ~spoilt & ~gated
-        self.missing_gates: Dict[int, np.ndarray] = {}  # node -> units that a gate behind it would scale, -1 for others
+        self.missing_gates: Dict[int, np.ndarray] = {}  # node -> units that a gate after it would scale, else -1
         self.demand = demand
         readers = net.readers
         for i, call in self.calls.items():
@@ -372,7 +377,7 @@ class Structure:
         self.gated = gated
 
     def _takes_gate(self, i: int) -> bool:
-        """Whether node i is a norm that alone reads a layer."""
+        """Whether node i is a norm and the only reader of a layer's output, so that a gate goes after the norm."""
         call = self.calls.get(i)
         if call is None or not call.operator.is_norm:
             return False
@@ -382,8 +387,10 @@ class Structure:
         return passes and len(self.net.readers[source]) == 1
 
     def units_of(self, node: int) -> np.ndarray:
-        """Per entry of the scale of a batch norm or gate, the unit that it scales; -1 for those that stay, or that
-        are silenced by something else."""
+        """Per entry of the scale of a batch norm or gate, the unit that it silences.
+
+        -1 where the channel is fixed, or where something else silences it.
+        """
         labels = self.calls[node].outs[0].labels if self.calls[node].outs[0] is not None else np.zeros(0, int)
         if not len(self.group_of):
             return labels
@@ -411,10 +418,10 @@ class Structure:
 
 
 def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]]:
-    """What a dead channel has to be at every tensor: `ANY`, `CONSTANT` or `ZERO`; and where it cannot be.
+    """What a dropped channel has to be at every tensor: `ANY`, `CONSTANT` or `ZERO`; and the tensors where it cannot.
 
-    Layers need constants, which can be moved on. Products need a zero in one factor. Zeros are made by gates, behind
-    a layer or behind its norm.
+    Layers need constants, which can be moved into what follows. Products need a zero in one factor. Gates make zeros,
+    after a layer or after its norm.
     """
     zeroable: Dict[Tensor, bool] = {}
     for i, call in walk.calls.items():
@@ -438,7 +445,7 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
         if wanted == ZERO and not zeroable[i, 0]:
             impossible.append((i, 0))
         if _shifts(call) and wanted == ZERO:
-            wanted = ANY  # by a gate behind it
+            wanted = ANY  # a gate after the node makes the zero
         for t, d, x in zip(call.node.inputs, call.operator.demand(call, wanted), call.ins):
             if x is not None:
                 demand[t] = max(demand.get(t, ANY), d)
@@ -446,9 +453,9 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
 
 
 def _shifts(call: Call) -> bool:
-    """Whether the node passes channels and adds numbers of its own: a norm, or a depthwise conv with a bias.
+    """Whether the node passes channels and adds values of its own: a norm, or a depthwise conv with a bias.
 
-    No zero ahead of it is one behind it, but a gate behind it scales these numbers as well.
+    A zero before such a node is not a zero after it, but a gate after it scales the added values as well.
     """
     return call.operator.is_norm or call.made is None and call.bias is not None
 
@@ -473,7 +480,7 @@ def is_scale(net: "Network", i: int) -> bool:
 
 
 def is_depthwise(net: "Network", i: int) -> bool:
-    """Whether node i is a conv with one or more filters for each input channel alone."""
+    """Whether node i is a depthwise conv: one or more filters per input channel, each reading only that channel."""
     op = operator(net.nodes[i].op)
     return isinstance(op, Convolution) and op.ties(Call(Walk(net), i)) == "depthwise"
 
@@ -484,7 +491,7 @@ def has_weight(node: "Node") -> bool:
 
 
 def layer_widths(net: "Network") -> Dict[str, Tuple[int, Tuple[str, ...]]]:
-    """Per conv and dense layer, in order, with channels that can be removed: its output channels, and their groups."""
+    """For each conv and dense layer with removable output channels, in order: their number, and their groups."""
     found, structure = {}, net.structure
     for call in structure.calls.values():
         if has_weight(call.node) and call.outs[0] is not None:
@@ -495,24 +502,24 @@ def layer_widths(net: "Network") -> Dict[str, Tuple[int, Tuple[str, ...]]]:
 
 
 def is_layer(net: "Network", i: int) -> bool:
-    """Whether node i is a conv or dense layer that makes new channels."""
+    """Whether node i is a conv or dense layer that produces new channels."""
     return has_weight(net.nodes[i]) and not is_depthwise(net, i)
 
 
 def layer_name(node: str) -> str:
-    """GluonCV's layer name of a node's: Gluon appends `_fwd` to the operator that a layer calls."""
+    """GluonCV's layer name for a node name: Gluon appends `_fwd` for the operator that a layer calls."""
     return node[: -len("_fwd")] if node.endswith("_fwd") else node
 
 
-# ---- streams: where scales go ---------------------------------------------------------------------------------------
+# ---- streams: where factors can move --------------------------------------------------------------------------------
 
 
 class Streams:
-    """Channels between the scales that make them and the layers that read them: where a positive factor can move.
+    """Channels between the scales that produce them and the layers that read them, where a positive factor can move.
 
-    As units are, with fresh labels behind every layer, norm and gate as well. `sources[i]` and `readers[i]` have the
-    streams, by number, of the channels that come out of node i and that it reads; a stream of number 0 or one in
-    `held` does not let factors through unchanged. `unit[s]` is the unit that stream s belongs to, -1 for none.
+    Streams are found like units, but with fresh labels after every layer, norm and gate. `sources[i]` and `readers[i]`
+    hold, by number, the streams that node i outputs and those that it reads. Stream 0, and any stream s with `held[s]`,
+    does not let factors through unchanged. `unit[s]` is the unit that stream s belongs to, -1 for none.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -531,7 +538,7 @@ class Streams:
             x = call.ins[0]
             if x is not None and layer:
                 by_input = of.arrays.get(call.operator.weight, {}).get(1 - call.operator.out_axis)
-                if of.read is not None and len(of.read) > len(x.labels):  # behind a flatten
+                if of.read is not None and len(of.read) > len(x.labels):  # after a flatten
                     spread = np.broadcast_to(x.spread(len(call.shapes[0])), call.shapes[0])
                     readers[i] = spread.reshape(len(spread), -1)[0]
                 else:
@@ -539,7 +546,7 @@ class Streams:
                 if not is_depthwise(net, i) and (by_input is None or len(by_input) != len(readers[i])):
                     held.append(x.labels)
             elif x is not None:
-                held.append(x.labels)  # a norm takes any factor out again: nothing to gain upstream
+                held.append(x.labels)  # a norm cancels any factor, so there is nothing to gain upstream
             for o, out in enumerate(of.outs):
                 if out is not None:
                     call.put(o, out.axis, walk.fresh(len(out.labels)))

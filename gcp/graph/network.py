@@ -1,10 +1,10 @@
 """A network as graph + arrays: numpy only; `gcp.backend` is the bridge to MXNet.
 
-A `Network` is the Symbol JSON of a network, the shapes of all tensors and a dict of numpy arrays. Which channels can
-go is in `gcp.graph.channels`, what can be done to them in `gcp.graph.surgery`, and what an operator means for both in
-`gcp.graph.operators`; so all of them work on every network, and cannot disagree with each other.
+A `Network` holds the Symbol JSON graph of a network, the shapes of all tensors and a dict of numpy arrays.
+`gcp.graph.channels` determines which channels can be removed, `gcp.graph.surgery` changes them, and
+`gcp.graph.operators` defines what each operator means for both, so that both work on every network and cannot disagree.
 
-Terms are those of Khetan & Karnin, "PruneNet: Channel Pruning via Global Importance", arXiv 2005.11282, section 4.
+The terms are those of Khetan & Karnin, "PruneNet: Channel Pruning via Global Importance", arXiv 2005.11282, section 4.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Node:
     inputs: Tuple[Tensor, ...] = ()
 
     def literal(self, key: str, default=None):
-        """The attribute as a Python number, tuple or bool; its MXNet default where the graph leaves it out."""
+        """The attribute as a Python number, tuple or bool; `default` (MXNet's own) where the graph omits it."""
         text = self.attrs.get(key)
         return default if text is None else _literal(text)
 
 
-@lru_cache(maxsize=4096)  # the nodes of a network share few texts, and are asked again and again
+@lru_cache(maxsize=4096)  # the nodes of a network share a few texts, which are requested again and again
 def _literal(text: str):
-    """What a text stands for in Python; the text itself where it is no literal."""
+    """The Python value of a literal; the text itself where it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -54,8 +54,8 @@ def _literal(text: str):
 class Network:
     """Graph + arrays. `shapes[i][o]` is the shape of output o of node i for a batch of one image.
 
-    `arrays` maps variable names to numpy arrays (float32); `outputs` are (node, output) pairs; `name` is the GluonCV
-    network it came from.
+    `arrays` maps variable names to numpy arrays (float32); `outputs` are (node, output) pairs; `name` is that of the
+    GluonCV network that this one was derived from.
     """
 
     name: str
@@ -133,20 +133,21 @@ class Network:
         return self._input(layer, operator(self.nodes[self.index[layer]].op).weight)
 
     def bias(self, layer: str) -> Optional[str]:
-        """Name of the bias array of a conv or dense node, None if it has none."""
+        """Name of the bias array of a conv or dense node, None if it has no bias."""
         node = self.nodes[self.index[layer]]
         k = operator(node.op).weight + 1
         return self._input(layer, k) if len(node.inputs) > k else None
 
     def norm_arrays(self, norm: str) -> Tuple[str, Optional[str]]:
-        """Names of scale and shift of a batch norm; a gate is a scale without shift."""
+        """Names of the scale and shift arrays of a batch norm; for a gate, a scale alone, the second is None."""
         is_norm = operator(self.nodes[self.index[norm]].op).is_norm
         return self._input(norm, 1), self._input(norm, 2) if is_norm else None
 
     def by_unit(self, numbers: Mapping[str, np.ndarray], made: bool = True) -> Dict[str, np.ndarray]:
-        """Numbers of the outputs (or inputs) of layers, or of the entries of scales, summed per unit of each group.
+        """Values of layers' output channels, of their inputs, or of entries of scales, summed per unit of each group.
 
-        `numbers`: node name -> array of length outputs, inputs or entries. Float64.
+        `numbers`: node name -> array with one value per output channel (per input unless `made`) or per entry. Returns
+        group name -> float64 array, shape (units,).
         """
         total = np.zeros(len(self.structure.group_of))
         for name, values in numbers.items():
@@ -157,12 +158,12 @@ class Network:
         return {g.name: total[g.start : g.start + g.size] for g in self.groups}
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> "Network":
-        """The same graph with some arrays replaced by others of the same shapes."""
+        """The same graph with some arrays replaced by others of the same shapes. ValueError: another shape."""
         for name, value in arrays.items():
             if self.arrays[name].shape != value.shape:
                 raise ValueError(f"array '{name}': shape {value.shape}, expected {self.arrays[name].shape}")
         net = replace(self, arrays={**self.arrays, **arrays})
-        shared = ("data", "index", "readers", "structure", "streams")  # none of which depends on the numbers
+        shared = ("data", "index", "readers", "structure", "streams")  # none of these depends on the arrays' values
         net.__dict__.update({key: self.__dict__[key] for key in shared if key in self.__dict__})
         return net
 
@@ -190,9 +191,9 @@ class Network:
 
 
 def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], Tuple[Tensor, ...]]:
-    """Nodes and outputs of a Symbol JSON text; operators of equal names are renamed, the later ones numbered.
+    """Nodes and outputs of a Symbol JSON text; where several nodes share a name, the later ones get a number appended.
 
-    Raises ValueError, KeyError, TypeError or IndexError where the text is no Symbol JSON at all.
+    Raises ValueError, KeyError, TypeError or IndexError if the text is not Symbol JSON at all.
     """
     graph = json.loads(text)
     nodes, taken = [], {raw["name"] for raw in graph["nodes"]}
@@ -211,11 +212,11 @@ def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], Tuple[Tensor, ...]]:
 
 
 def residual_branches(net: Network) -> List[Tuple[Tensor, Tensor]]:
-    """What every addition of two unequally deep tensors reads: the end of its residual branch, and its shortcut.
+    """For every addition of two tensors of unequal depth, the end of its residual branch, and its shortcut.
 
-    The branch is the one with more layers between it and the image.
+    The branch is the tensor with more layers between it and the image.
     """
-    depth = [0] * len(net.nodes)  # layers with weights on the longest way from the image
+    depth = [0] * len(net.nodes)  # layers with weights on the longest path from the image
     found = []
     for i, node in enumerate(net.nodes):
         depth[i] = max((depth[j] for j, _ in node.inputs), default=0) + has_weight(node)
@@ -229,7 +230,7 @@ def residual_branches(net: Network) -> List[Tuple[Tensor, Tensor]]:
 def residual_norms(net: Network) -> Tuple[str, ...]:
     """Names of the batch norms that end a residual branch: an addition reads them directly, and not as its shortcut.
 
-    No norm ends the branches of version-2 ResNets, so they have none.
+    The branches of version-2 ResNets do not end in a norm, so none is found there.
     """
     ends = [net.nodes[i] for (i, _), _ in residual_branches(net)]
     return tuple(node.name for node in ends if operator(node.op).is_norm)
@@ -241,12 +242,12 @@ def auxiliary(net: Network) -> Set[str]:
 
 
 def frozen(net: Network) -> Set[str]:
-    """Names of the arrays that no optimiser may touch, auxiliary ones apart."""
+    """Names of the arrays that no optimiser may change, not counting the auxiliary ones."""
     return {n.name for n in net.nodes if n.attrs.get(FROZEN) == "0.0"}
 
 
 def output_layers(net: Network) -> List[str]:
-    """Names of the layers whose outputs reach the network's with no other layer between."""
+    """Names of the layers whose outputs reach the network's outputs with no other layer in between."""
     found, seen, todo = [], set(), [i for i, _ in net.outputs]
     while todo:
         i = todo.pop()
@@ -261,7 +262,7 @@ def output_layers(net: Network) -> List[str]:
 
 
 def scale_arrays(net: Network) -> Set[str]:
-    """Names of all scales, shifts and gates, and of the output layers: the variables of eqs. 6 and 7."""
+    """Names of all scales, shifts and gates, and of the output layers' arrays: the variables of eqs. 6 and 7."""
     names = {net.nodes[j].name for n in net.nodes if operator(n.op).is_norm for j, _ in n.inputs[1:3]}
     names |= {net.norm_arrays(n)[0] for g in net.groups for n in g.norms}
     for layer in output_layers(net):

@@ -1,14 +1,14 @@
-"""What every operator does to channels, to arrays and to numbers: one class each, in one registry.
+"""What every operator does to channels, arrays and values: one class each, in one registry.
 
-A class answers all questions that pruning asks about its operator: which channels come out (`channels`), what its
-attributes become when channels go or come (`attributes`), what it makes of independent Gaussians (`moments`; constants
-are those without variance), what a constant added to a channel becomes (`shift`), whether a positive factor passes
-(`homogeneous`), what a dead channel has to be ahead of it (`demand`), and how many multiply-accumulates each value of
-its weight takes (`positions`). Parameters and bytes follow from the arrays and shapes whose labelled axes `channels`
-names. Another operator is another class: see docs/extending.md.
+A class answers all questions that pruning asks about its operator: which channels its outputs have (`channels`), how
+its attributes change when channels are removed or added (`attributes`), what it turns independent Gaussians into
+(`moments`; constants are Gaussians of variance 0), what a constant added to a channel becomes (`shift`), whether a
+positive factor passes (`homogeneous`), what a dropped channel has to be at its inputs (`demand`), and how many
+multiply-accumulates each value of its weight takes (`positions`). Parameters and bytes follow from the arrays and
+shapes whose axes `channels` labels. To add an operator, add a class: see docs/extending.md.
 
-Along one axis of a tensor its channels carry labels (`Channels`). Numbers about channels are arrays of the tensor's
-rank; an axis along which they do not differ has length 1.
+The channels of a tensor carry labels along one of its axes (`Channels`). Values per channel are arrays of the tensor's
+rank, with length 1 along every axis on which they do not depend.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
     from gcp.graph.channels import Call
 
 OPERATORS: "Registry[Operator]" = Registry("operator")
-TIES = "__ties__"  # how a grouped convolution ties its channels, where its own numbers no longer tell
-ANY, CONSTANT, ZERO = 0, 1, 2  # what a dead channel has to be; see `channels.Gates`
-Count = Callable[[np.ndarray], int]  # labels -> how many of these channels there are in the other network
+TIES = "__ties__"  # how a grouped convolution ties its channels, where its sizes no longer determine this
+ANY, CONSTANT, ZERO = 0, 1, 2  # what a dropped channel has to be; see `Operator.demand`
+Count = Callable[[np.ndarray], int]  # labels -> number of these channels in the other network
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Labels of a tensor's channels along `axis` (0 is the batch): one integer each, 0 where they are fixed."""
+    """Labels of a tensor's channels along `axis` (0 is the batch): one integer per channel, 0 for fixed channels."""
 
     axis: int
     labels: np.ndarray
 
     def spread(self, rank: int, values: Optional[np.ndarray] = None) -> np.ndarray:
-        """The labels, or other values along the axis, as an array of the tensor's rank."""
+        """The labels, or other values per channel, as an array of the tensor's rank."""
         values = self.labels if values is None else values
         return values.reshape((1,) * self.axis + (-1,) + (1,) * (rank - self.axis - 1))
 
 
 class Gaussian(NamedTuple):
-    """Means and variances of channels; a constant has no variance. What is not known counts as N(0, 1)."""
+    """Means and variances of channels; a constant has variance 0. Unknown channels count as N(0, 1)."""
 
     mean: np.ndarray
     variance: np.ndarray
 
 
 def register(*names: str):
-    """Class decorator: the class answers for MXNet's operators of these names."""
+    """Class decorator: registers the class for MXNet's operators of these names."""
 
     def add(cls):
         instance = cls()
@@ -65,57 +65,57 @@ def register(*names: str):
 
 
 def operator(name: str) -> "Operator":
-    """The operator of this name, or the one that stands for all that are not known."""
+    """The operator of this name, or `UNKNOWN`, which stands for all operators without a class."""
     return OPERATORS[name] if name in OPERATORS else UNKNOWN
 
 
 class Operator:
-    """What holds for most operators: input 0 passes, channel by channel."""
+    """The default behaviour, that of most operators: input 0 passes through, channel by channel."""
 
     known = True
-    weight: Optional[int] = None  # position of the weight among the inputs, of convolutions and dense layers
+    weight: Optional[int] = None  # position of the weight among the inputs, for convolutions and dense layers
     is_norm = False
     is_addition = False
-    in_place = False  # whether a prediction can write the output over an input that nobody reads afterwards
+    in_place = False  # whether inference can overwrite an input that is not read afterwards with the output
 
     def channels(self, call: "Call") -> None:
-        """Say which labels come out (`call.put`), which arrays carry which (`call.array`), which are fixed."""
+        """Declare the labels of the outputs (`call.put`) and of arrays (`call.array`), and which labels are fixed."""
         call.passes()
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
-        """The attributes that change with the numbers of channels."""
+        """New values of the attributes that depend on numbers of channels."""
         return {}
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """Mean and variance of each output, for inputs that are independent Gaussians."""
+        """Means and variances of the channels of each output, for inputs that are independent Gaussians."""
         return [xs[0]] * len(call.out_shapes)
 
     def additive(self, call: "Call") -> bool:
-        """Whether a constant added to a channel passes, as `shift` says."""
+        """Whether a constant added to an input channel adds constants to the outputs, those that `shift` returns."""
         return False
 
     def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
-        """What constants `ds[k]` added to the channels of input k add to each output, where `additive`."""
+        """What is added to each output when constants `ds[k]` are added to the channels of input k, if `additive`."""
         return [ds[0]] * len(call.out_shapes)
 
     def gather(self, call: "Call", xs: Sequence[np.ndarray]) -> List[np.ndarray]:
-        """Numbers about the channels of each input as numbers about those of each output; sums add them."""
+        """Values per channel of the inputs, carried over to the channels of each output; additions add them up."""
         return [xs[0]] * len(call.out_shapes)
 
     def homogeneous(self, call: "Call") -> bool:
-        """Whether a positive factor on a channel comes out as the same factor."""
+        """Whether a positive factor on an input channel gives the same factor on the output channel."""
         return False
 
     def keeps_zero(self, call: "Call") -> bool:
-        """Whether a channel of zeros comes out as zeros."""
+        """Whether an input channel of zeros gives an output channel of zeros."""
         return True
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """What a dead channel has to be at each input, so that it is as wanted at the outputs."""
+        """What a dropped channel has to be at each input for it to be as `wanted` at the outputs."""
         return [wanted] * len(call.ins)
 
     def positions(self, call: "Call") -> int:
-        """Multiply-accumulates that each value of the weight takes for one image."""
+        """Number of multiply-accumulates per value of the weight, for one image."""
         return 0
 
 
@@ -123,7 +123,7 @@ class Operator:
 
 
 class Layer(Operator):
-    """Makes new channels out of those that it reads, by a weight. `size` is the attribute that counts its outputs."""
+    """Produces new channels from those it reads, by a weight. `size`: name of the attribute that counts its outputs."""
 
     weight = 1
     size = "num_filter"
@@ -136,44 +136,44 @@ class Layer(Operator):
         return True
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Known constants can be moved on, whatever becomes of the outputs; but not if each call has others."""
+        """Constants, whose contributions can be moved; zeros if arrays are shared, as each call has other constants."""
         return [ZERO if call.shares else CONSTANT] + [ANY] * (len(call.ins) - 1)
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
         return {self.size: str(count(call.outs[0].labels))}
 
     def read(self, call: "Call", x: np.ndarray) -> np.ndarray:
-        """Numbers about the channels of input 0, as one for each input of the weight."""
+        """Values per channel of input 0, averaged over positions, as one value per input channel of the weight."""
         return np.broadcast_to(x.mean(axis=(0, *range(2, x.ndim))), (call.shapes[0][1],))
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
-        """The weight as (groups, outputs, inputs, taps) of each group."""
+        """The weight as an array (groups, outputs per group, inputs per group, taps)."""
         return weight.reshape(1, len(weight), weight.shape[1], -1)
 
     def spread(self, call: "Call", values: np.ndarray) -> np.ndarray:
-        """One number per output as an array of the output's rank."""
+        """Values per output channel as an array of the output's rank."""
         return call.outs[0].spread(len(call.out_shapes[0]), values)
 
     def apply(self, call: "Call", by: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Per output, the inputs' numbers weighted by `by` (groups, outputs, inputs)."""
+        """Per output, the sum of the inputs' values `x` weighted by `by`, shape (groups, outputs, inputs)."""
         x = x.reshape(by.shape[0], by.shape[2])
-        some = x.any(axis=0)  # float64 copies of the other columns would take the memory of the weights twice over
+        some = x.any(axis=0)  # a float64 copy of all columns would take twice the memory of the weights
         by = by[:, :, some].astype(np.float64, copy=False)
         return self.spread(call, np.matmul(by, x[:, some, None]).reshape(-1))
 
     def lost(self, call: "Call", x: np.ndarray) -> np.ndarray:
-        """What inputs that hold the constants `x`, one for each input of the weight, add to each output."""
+        """What inputs with the constant values `x`, one per input of the weight, contribute to each output."""
         return self.apply(call, self.summed(call), x)
 
     def summed(self, call: "Call") -> np.ndarray:
-        """The weight as (groups, outputs, inputs), summed over its taps."""
+        """The weight summed over its taps, shape (groups, outputs per group, inputs per group)."""
         w = self.taps(call, call.value(self.weight))
         return w[..., 0] if w.shape[3] == 1 else w.sum(3, dtype=np.float64)
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """The sum of independent inputs. Where `call.exact`, all that is asked is whether it varies at all."""
+        """Those of a weighted sum of independent inputs. With `call.exact`, only whether the sum varies matters."""
         rank = (1,) * len(call.out_shapes[0])
-        if call.before_norm:  # which brings its own
+        if call.before_norm:  # the norm determines mean and variance itself
             return [Gaussian(np.zeros(rank), np.ones(rank))]
         bias = self.spread(call, call.value(call.bias).astype(np.float64)) if call.bias is not None else np.zeros(rank)
         inputs = self.read(call, xs[0].variance)
@@ -190,14 +190,14 @@ class Layer(Operator):
 
 @register("Convolution", "Convolution_v1")
 class Convolution(Layer):
-    """Plain, grouped and depthwise convolutions of any number of axes.
+    """Plain, grouped and depthwise convolutions with any number of spatial axes.
 
-    Of a grouped one either whole groups go (their number falls), or the same number of channels in each: the groups
-    are tied by position. The first where there are more groups than inputs in each.
+    A grouped convolution with more groups than inputs per group loses whole groups, and `num_group` falls. Otherwise
+    each group loses the same number of channels: the groups are tied by position.
     """
 
     def ties(self, call: "Call") -> str:
-        """`none`, `depthwise`, `groups` or `positions`."""
+        """How the channels are tied: `none`, `depthwise`, `groups` or `positions`."""
         if TIES in call.node.attrs:
             return call.node.attrs[TIES]
         n = int(call.node.literal("num_group", 1))
@@ -229,12 +229,12 @@ class Convolution(Layer):
             call.array(k, 0, call.outs[0].labels)
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
-        """Numbers of outputs and of groups; how the channels are tied, where these alone would say otherwise."""
+        """The numbers of outputs and groups; and how channels are tied, where these numbers would imply otherwise."""
         ties, n = self.ties(call), int(call.node.literal("num_group", 1))
         changed = super().attributes(call, count)
         if ties == "none":
             return changed
-        inputs = call.ins[0].labels if call.ins[0] is not None else np.full(call.shapes[0][1], -1)  # all stay
+        inputs = call.ins[0].labels if call.ins[0] is not None else np.full(call.shapes[0][1], -1)  # fixed
         if ties != "positions":
             each = len(inputs) // n
             n = count(inputs) // each
@@ -249,7 +249,7 @@ class Convolution(Layer):
         )
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
-        """Of each group."""
+        """As `Layer.taps`, with the convolution's groups."""
         n = int(call.node.literal("num_group", 1))
         return weight.reshape(n, len(weight) // n, weight.shape[1], -1)
 
@@ -259,9 +259,9 @@ class Convolution(Layer):
 
 @register("Deconvolution")
 class Deconvolution(Layer):
-    """Transposed convolution, plain or depthwise; its weight is (inputs, outputs, ...).
+    """Transposed convolution, plain or depthwise; its weight has the shape (inputs, outputs, ...).
 
-    With a stride a constant meets other taps at each position, so that it does not come out as one.
+    With a stride, a constant meets different taps at different positions, so that the output is not constant.
     """
 
     out_axis = 1
@@ -292,7 +292,7 @@ class Deconvolution(Layer):
         return [ZERO if strided and (plain or wanted) else CONSTANT if plain else wanted] + [ANY] * (len(call.ins) - 1)
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
-        """The mean over positions: each output meets one tap in so many."""
+        """The mean over output positions, each of which meets only one in prod(stride) of the taps."""
         n, stride = int(call.node.literal("num_group", 1)), call.node.literal("stride", (1,)) or (1,)
         w = weight.reshape(n, len(weight) // n, weight.shape[1], -1).swapaxes(1, 2)
         return w / math.prod(stride)
@@ -303,7 +303,7 @@ class Deconvolution(Layer):
 
 @register("FullyConnected")
 class FullyConnected(Layer):
-    """A dense layer: of the flattened input, or along its last axis."""
+    """A dense layer, applied to the flattened input or along its last axis."""
 
     size = "num_hidden"
 
@@ -325,7 +325,7 @@ class FullyConnected(Layer):
             call.array(call.bias, 0, y)
 
     def read(self, call: "Call", x: np.ndarray) -> np.ndarray:
-        """One for each position of each channel."""
+        """As `Layer.read`, but with one value for each position of each channel if the input is flattened."""
         shape = call.shapes[0]
         if call.node.literal("flatten", True):
             return np.broadcast_to(x, shape).reshape(shape[0], -1)[0]
@@ -337,7 +337,7 @@ class FullyConnected(Layer):
 
 @register("_contrib_DeformableConvolution")
 class Deformable(Layer):
-    """Reads channels at places that depend on the image, so that no constant stays one: its inputs are fixed."""
+    """Reads channels at image-dependent positions, so that constants do not stay constant: its inputs are fixed."""
 
     weight = 2
 
@@ -357,7 +357,7 @@ class Deformable(Layer):
 
 @register("_contrib_ModulatedDeformableConvolution")
 class ModulatedDeformable(Deformable):
-    """Takes a factor for each place as well."""
+    """A deformable convolution that also weights each position that it reads."""
 
     weight = 3
 
@@ -382,7 +382,7 @@ class BatchNorm(Operator):
         return False
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """N(shift, scale^2), or what becomes of a constant."""
+        """N(shift, scale^2); for a constant input, the constant that it becomes."""
         x, out = xs[0], call.outs[0]
         scale, shift, mean, variance = (
             out.spread(len(call.out_shapes[0]), call.value(k).astype(np.float64)) for k in range(1, 5)
@@ -392,11 +392,11 @@ class BatchNorm(Operator):
         return [Gaussian(np.where(dead, np.where(scale == 0, shift, constant), shift), np.where(dead, 0.0, scale**2))]
 
 
-# ---- one number in, one number out ----------------------------------------------------------------------------------
+# ---- pointwise functions --------------------------------------------------------------------------------------------
 
 
 def _gaussian_relu(x: Gaussian) -> Gaussian:
-    """A rectified Gaussian: mean `m Phi(m/s) + s phi(m/s)`, which is relu(m) where s is 0."""
+    """Moments of a rectified Gaussian: the mean is `m Phi(m/s) + s phi(m/s)`, which is relu(m) where s is 0."""
     s = np.sqrt(x.variance)
     z = x.mean / np.where(s > 0, s, 1.0)
     cumulative, density = special.ndtr(z), np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
@@ -406,12 +406,12 @@ def _gaussian_relu(x: Gaussian) -> Gaussian:
 
 
 class Pointwise(Operator):
-    """A function of each value by itself."""
+    """A function that is applied to each value separately."""
 
     in_place = True
 
     def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
-        """The function, on arrays that broadcast with the tensor."""
+        """The function, for arrays that broadcast with the tensor."""
         raise NotImplementedError
 
     def is_relu(self, call: "Call") -> bool:
@@ -425,7 +425,7 @@ class Pointwise(Operator):
         return not np.any(self.function(call)(np.zeros(1)))
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """Gauss-Hermite quadrature; a closed form for relu."""
+        """By Gauss-Hermite quadrature, or in closed form for relu."""
         if self.is_relu(call):
             return [_gaussian_relu(xs[0])]
         f, (mean, variance) = self.function(call), xs[0]
@@ -460,7 +460,7 @@ FUNCTIONS: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @register("Activation", *FUNCTIONS)
 class Activation(Pointwise):
-    """The functions by name: of the operator, or of its `act_type`."""
+    """Functions named by the operator itself or by its `act_type`."""
 
     def name(self, call: "Call") -> str:
         return call.node.attrs["act_type"] if call.node.op == "Activation" else call.node.op
@@ -477,7 +477,7 @@ class Activation(Pointwise):
 
 @register("LeakyReLU")
 class LeakyReLU(Pointwise):
-    """Leaky, parametric, exponential and Gaussian-error units."""
+    """Leaky, parametric, exponential and Gaussian-error linear units."""
 
     def channels(self, call: "Call") -> None:
         call.passes()
@@ -508,7 +508,7 @@ class LeakyReLU(Pointwise):
 
 @register("clip", "hard_sigmoid")
 class Clip(Pointwise):
-    """Straight lines between two bounds."""
+    """Linear functions clipped to two bounds."""
 
     def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
         if call.node.op == "hard_sigmoid":
@@ -532,7 +532,7 @@ SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 @register(*SCALARS)
 class Scalar(Pointwise):
-    """Arithmetic with a number."""
+    """Arithmetic with a scalar."""
 
     def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
         s = float(call.node.attrs["scalar"])
@@ -546,11 +546,11 @@ class Scalar(Pointwise):
         return [f(ds[0]) - f(np.zeros(1))]
 
 
-# ---- pass, channel by channel ---------------------------------------------------------------------------------------
+# ---- operators that pass channels one by one ------------------------------------------------------------------------
 
 
 class Linear(Operator):
-    """Passes values on: constants and factors come out as they went in."""
+    """Passes values on: constants and factors are the same at the output as at the input."""
 
     def additive(self, call: "Call") -> bool:
         return True
@@ -561,7 +561,7 @@ class Linear(Operator):
 
 @register("identity", "_copy", "Dropout", "BlockGrad", "Cast", "cast", "make_loss")
 class Identity(Linear):
-    """Values as they are."""
+    """Passes values on unchanged."""
 
     in_place = True
 
@@ -571,7 +571,7 @@ class Identity(Linear):
     "_contrib_ROIAlign", "ROIPooling", "Crop",
 )  # fmt: skip
 class Resampling(Linear):
-    """Other positions of the same channels. Zero-padded borders are not what a constant becomes."""
+    """Changes the positions of each channel, not the channels. A constant is not preserved at zero-padded borders."""
 
     def channels(self, call: "Call") -> None:
         literal = call.node.literal
@@ -582,8 +582,7 @@ class Resampling(Linear):
         call.put(0, 1, call.along(0, 1))
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zeros where a border of zeros is counted in a mean, or a box is read that may lie beyond the border: other
-        constants do not come out as they went in."""
+        """Zeros if means count padded zeros or a box may extend beyond the border: no other constant is preserved."""
         literal = call.node.literal
         counted = literal("pool_type", "max") == "avg" and literal("count_include_pad", True)
         mixed = counted and any(literal("pad", None) or ()) and not literal("global_pool", False)
@@ -591,7 +590,7 @@ class Resampling(Linear):
         return [ZERO if mixed and wanted else wanted] + [ANY] * (len(call.ins) - 1)
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """What differed from position to position is variance from here on."""
+        """Averaged over positions: differences between positions become part of the variance."""
         x, axes = xs[0], tuple(range(2, xs[0].mean.ndim))
         mean = x.mean.mean(axis=axes, keepdims=True)
         return [Gaussian(mean, x.variance.mean(axis=axes, keepdims=True) + x.mean.var(axis=axes, keepdims=True))]
@@ -602,7 +601,7 @@ class Resampling(Linear):
 
 @register("ones_like", "zeros_like")
 class Filled(Operator):
-    """One number everywhere."""
+    """The same number everywhere."""
 
     def keeps_zero(self, call: "Call") -> bool:
         return call.node.op == "zeros_like"
@@ -623,7 +622,7 @@ class Filled(Operator):
 
 @register("softmax", "log_softmax", "softmin")
 class Softmax(Operator):
-    """Passes channels along other axes than its own; its own is fixed."""
+    """Passes channels along any other axis than its own, and fixes channels along its own."""
 
     def channels(self, call: "Call") -> None:
         x = call.ins[0]
@@ -647,12 +646,12 @@ class Softmax(Operator):
 
 
 class Elementwise(Operator):
-    """Unites the channels of its inputs index by index. A factor of length 1 along their axis is fixed."""
+    """Unites the channels of its inputs index by index. An input of length 1 along their axis is fixed."""
 
     in_place = True
 
     def channels(self, call: "Call") -> None:
-        """See the class; an array that goes along the channels is cut as they are."""
+        """As the class describes; an array that extends along the channel axis gets the channels' labels."""
         shape = call.out_shapes[0]
         whole = [x for x, s in zip(call.ins, call.shapes) if x is not None and s[x.axis] == shape[x.axis]]
         if not whole:
@@ -676,7 +675,7 @@ class Elementwise(Operator):
         raise NotImplementedError
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """The function of the means; a constant where all are."""
+        """The function of the means; variances are added, so the output is constant where all inputs are."""
         variance = xs[0].variance
         for x in xs[1:]:
             variance = variance + x.variance
@@ -687,7 +686,7 @@ class Elementwise(Operator):
     "elemwise_add", "broadcast_add", "broadcast_plus", "_Plus", "_plus", "_add", "add_n", "ElementWiseSum"
 )  # fmt: skip
 class Addition(Elementwise):
-    """Means and variances add."""
+    """Means and variances are added."""
 
     is_addition = True
 
@@ -705,13 +704,13 @@ class Addition(Elementwise):
         return [sum(own[1:], own[0])]
 
     def homogeneous(self, call: "Call") -> bool:
-        """If all inputs carry the factor, which arrays do not."""
+        """Only if all inputs carry the factor; arrays do not."""
         return all(x is not None for x in call.ins)
 
 
 @register("elemwise_sub", "broadcast_sub", "broadcast_minus", "_sub", "_minus")
 class Subtraction(Addition):
-    """Variances add."""
+    """Means are subtracted, variances added."""
 
     is_addition = False
 
@@ -721,7 +720,7 @@ class Subtraction(Addition):
 
 @register("broadcast_maximum", "_maximum", "broadcast_minimum", "_minimum")
 class Extremum(Elementwise):
-    """The larger or the smaller."""
+    """The larger or the smaller of two values."""
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
         larger = np.maximum if "max" in call.node.op else np.minimum
@@ -733,7 +732,7 @@ class Extremum(Elementwise):
 
 @register("elemwise_mul", "broadcast_mul", "_mul")
 class Product(Elementwise):
-    """By an array: a scale. By another tensor, such as squeeze-excite's gate: a dead channel has to be zero in one."""
+    """By an array: a scale. By another tensor, such as a squeeze-excite gate: a dropped channel has to be 0 in one."""
 
     def scales(self, call: "Call") -> bool:
         """Whether one of the factors is an array."""
@@ -743,11 +742,11 @@ class Product(Elementwise):
         return self.scales(call)
 
     def main(self, call: "Call") -> int:
-        """The factor that is to be zero: the one that can be, of the most positions, the first."""
+        """Index of the factor that has to be zero: preferably one that can be zero, then the larger, then the first."""
         return max((0, 1), key=lambda k: (call.ins[k] is not None, call.zeroable[k], math.prod(call.shapes[k]), -k))
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zero in the main factor, whatever the other is."""
+        """Zero in the main factor, anything in the other."""
         if self.scales(call):
             return [ANY if call.is_array(k) else wanted for k in range(2)]
         main = self.main(call)
@@ -768,18 +767,18 @@ class Product(Elementwise):
         return [ds[k] * call.value(1 - k)]
 
 
-# ---- channels in other places ---------------------------------------------------------------------------------------
+# ---- operators that move channels -----------------------------------------------------------------------------------
 
 
 class Moving(Linear):
-    """Puts channels elsewhere without changing values: `move` does it to labels and to numbers about channels alike."""
+    """Moves channels without changing values: `move` is applied to labels and to values per channel alike."""
 
     def axis(self, call: "Call", axis: int) -> Optional[int]:
-        """Where the input's labelled axis is in the outputs; None if it goes."""
+        """The outputs' axis that holds the input's labelled axis; None if no axis does, which fixes the channels."""
         return axis
 
     def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
-        """An array of the input's rank as arrays of the outputs' rank."""
+        """What the operator makes of an array of the input's rank: one array of the outputs' rank per output."""
         raise NotImplementedError
 
     def channels(self, call: "Call") -> None:
@@ -803,7 +802,7 @@ class Moving(Linear):
 
 @register("transpose", "SwapAxis", "swapaxes")
 class Transpose(Moving):
-    """Axes in another order."""
+    """Reorders axes."""
 
     def order(self, call: "Call") -> Tuple[int, ...]:
         rank = len(call.shapes[0])
@@ -825,14 +824,14 @@ class Transpose(Moving):
 class Reshape(Moving):
     """Splits and joins axes: channel shuffle, pixel shuffle, split attention, flatten.
 
-    Where channels are split over several axes, those that differ along the axis left open (-1; else along the longest)
-    can go, and the others are tied.
+    Where channels are split over several axes, those that differ along the axis left open (-1; otherwise the longest)
+    can be removed, and those that differ along the others are tied.
     """
 
     in_place = True
 
     def blocks(self, call: "Call") -> List[Tuple[List[int], List[int]]]:
-        """Axes of the input and axes of the output that hold the same values, in order; MXNet's rules for `shape`."""
+        """Pairs of input axes and output axes that hold the same values, in order, by MXNet's rules for `shape`."""
         n, m = len(call.shapes[0]), len(call.out_shapes[0])
         if call.node.op.lower() == "flatten":
             return [([0], [0]), (list(range(1, n)), [1])]
@@ -861,7 +860,7 @@ class Reshape(Moving):
             elif spec[k] == -4:
                 found.append(([s], [o, o + 1]))
                 s, o, k = s + 1, o + 2, k + 2
-            else:  # -1 or a number; several of them are one block
+            else:  # -1 or a number; consecutive ones form one block
                 if not found or not getattr(found[-1], "free", False):
                     found.append(_Free(([], [])))
                 found[-1][0].extend([s] if s < n else [])
@@ -873,7 +872,7 @@ class Reshape(Moving):
         return found if o == m else [(list(range(n)), list(range(m)))]
 
     def items(self, call: "Call") -> Dict[int, int]:
-        """Axis of the output -> position in `shape` of the number that says its length, where one does."""
+        """Output axis -> position in `shape` of the number that gives its length, where there is one."""
         if call.node.op.lower() != "reshape":
             return {}
         spec, o, k, found = call.node.literal("shape"), 0, 0, {}
@@ -890,7 +889,7 @@ class Reshape(Moving):
         return found
 
     def axis(self, call: "Call", axis: int) -> Optional[int]:
-        """The axis that was left open, among those that the channels are split over; else the longest."""
+        """Among the axes that the channels are split over, the one left open (-1), otherwise the longest."""
         if call.node.literal("reverse", False) or call.node.op.lower() == "reshape" and not call.node.literal("shape"):
             return None
         ins, outs = next((b for b in self.blocks(call) if axis in b[0]), ([], []))
@@ -907,7 +906,7 @@ class Reshape(Moving):
         return (opened or sorted(over, key=lambda a: made[a]) or outs)[-1]
 
     def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
-        """Block by block: an axis along which nothing differs keeps length 1."""
+        """Reshape block by block; axes of a block along which nothing differs keep length 1."""
         shape, made, rough, fine = call.shapes[0], call.out_shapes[0], [], []
         for ins, outs in self.blocks(call):
             alike = all(x.shape[a] == 1 for a in ins)
@@ -916,7 +915,7 @@ class Reshape(Moving):
         return [np.broadcast_to(x, rough).reshape(fine)]
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
-        """A number that counts channels is left open if it can be."""
+        """A number in `shape` that counts channels becomes -1, or the new count where another one is -1 already."""
         items, out = self.items(call), call.outs[0]
         if out is None or out.axis not in items:
             return {}
@@ -926,24 +925,24 @@ class Reshape(Moving):
         return {"shape": str(tuple(spec))}
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zeros, where channels that are one unit become positions of one channel: their constants differ."""
+        """Zeros where several channels of one unit become positions of a single channel, as their constants differ."""
         x = call.ins[0]
         mixed = x is not None and any(len(i) > 1 and x.axis not in i for i, _ in self.blocks(call))
         return [ZERO if mixed and wanted and call.walk.is_cut(call.node.inputs[0]) else wanted]
 
 
 class _Free(tuple):
-    """A block of axes whose lengths are given by numbers."""
+    """A block of axes whose lengths are given by numbers in `shape`."""
 
     free = True
 
 
 @register("slice_axis", "slice", "SliceChannel", "split", "slice_like", "reverse", "flip", "repeat", "tile")
 class Slice(Moving):
-    """Some of the channels, or all of them along part of another axis."""
+    """Takes some of the channels, or all of them along part of another axis."""
 
     def parts(self, call: "Call") -> List[Dict[int, np.ndarray]]:
-        """Per output, axis of the input -> the indices taken."""
+        """For each output, axis of the input -> the indices taken along it."""
         node, shape = call.node, call.shapes[0]
         literal, rank = node.literal, len(shape)
         if node.op in ("SliceChannel", "split"):
@@ -991,7 +990,7 @@ class Slice(Moving):
         return axis
 
     def channels(self, call: "Call") -> None:
-        """Of `slice_like` the second input is read along the axes only."""
+        """As `Moving.channels`; `slice_like` reads its second input only along the axes that it slices."""
         x, like = call.ins[0], call.ins[1] if len(call.ins) > 1 else None
         if x is None and like is not None and like.axis not in self.parts(call)[0]:
             return
@@ -1005,7 +1004,7 @@ class Slice(Moving):
         return [wanted] + [ANY] * (len(call.ins) - 1)
 
     def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
-        """Take the indices along the axes where anything differs."""
+        """Take the indices along the axes on which the values depend."""
         made = []
         for part in self.parts(call):
             y = x
@@ -1016,7 +1015,7 @@ class Slice(Moving):
         return made
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
-        """Begin and end count the channels that are left."""
+        """`begin` and `end`, counted in the remaining channels."""
         x, parts = call.ins[0], self.parts(call)
         if x is None or call.node.op not in ("slice_axis", "slice") or x.axis not in parts[0]:
             return {}
@@ -1032,7 +1031,7 @@ class Slice(Moving):
 
 @register("Concat", "concat")
 class Concat(Moving):
-    """Channels of one tensor behind those of another; along other axes, united as in an addition."""
+    """Concatenates channels; along any other axis, unites the inputs' channels as an addition does."""
 
     def channels(self, call: "Call") -> None:
         axis = call.node.literal("dim", 1) % len(call.out_shapes[0])
@@ -1052,7 +1051,7 @@ class Concat(Moving):
         call.put(0, first.axis, first.labels)
 
     def joined(self, call: "Call", xs: Sequence[np.ndarray]) -> np.ndarray:
-        """Numbers about the channels of all inputs."""
+        """Values per channel of all inputs, concatenated."""
         axis = call.node.literal("dim", 1) % len(call.out_shapes[0])
         common = np.broadcast_shapes(*(x.shape[:axis] + (1,) + x.shape[axis + 1 :] for x in xs))
         return np.concatenate(
@@ -1071,7 +1070,7 @@ class Concat(Moving):
 
 @register("sum", "mean", "max", "min")
 class Reduction(Moving):
-    """Over other axes than the channels'; over theirs they are fixed."""
+    """Passes channels if it reduces other axes, and fixes them if it reduces theirs."""
 
     def axes(self, call: "Call") -> Tuple[int, ...]:
         rank, given = len(call.shapes[0]), call.node.literal("axis", None)
@@ -1085,7 +1084,7 @@ class Reduction(Moving):
         return axis if call.node.literal("keepdims", False) else axis - sum(a < axis for a in axes)
 
     def move(self, call: "Call", x: np.ndarray) -> List[np.ndarray]:
-        """Sums, means, extremes; labels do not differ along the axes that go."""
+        """The sum, mean or extremum; labels do not differ along the reduced axes."""
         axes, keep = self.axes(call), bool(call.node.literal("keepdims", False))
         if np.issubdtype(x.dtype, np.integer):
             return [x.max(axis=axes, keepdims=keep)]
@@ -1097,7 +1096,7 @@ class Reduction(Moving):
 
 @register("broadcast_like", "broadcast_axis", "broadcast_to")
 class Broadcast(Linear):
-    """Repeats along axes of length 1; channels are along another."""
+    """Repeats along axes of length 1, and passes channels along the others."""
 
     def channels(self, call: "Call") -> None:
         x = call.ins[0]
@@ -1106,14 +1105,14 @@ class Broadcast(Linear):
         call.put(0, x.axis, x.labels)
 
 
-# ---- channels that stay ---------------------------------------------------------------------------------------------
+# ---- operators that do not pass channels ----------------------------------------------------------------------------
 
 
 @register(
     "shape_array", "size_array", "_arange", "_contrib_arange_like", "_zeros", "_ones", "_full",
 )  # fmt: skip
 class Shapes(Operator):
-    """Reads shapes at most."""
+    """Reads at most the shapes of its inputs, so that it fixes no channels."""
 
     def channels(self, call: "Call") -> None:
         pass
@@ -1132,7 +1131,7 @@ class Shapes(Operator):
     "_contrib_quantized_concat", "_linalg_gemm2", "LRN",
 )  # fmt: skip
 class Fixed(Operator):
-    """Mixes channels, or looks at their places: all that it reads stays."""
+    """Mixes channels, or depends on their positions: all channels that it reads are fixed."""
 
     def channels(self, call: "Call") -> None:
         call.fix()
@@ -1148,7 +1147,7 @@ class Fixed(Operator):
 
 
 class Unknown(Fixed):
-    """Stands for every operator that has no class here."""
+    """Stands for every operator without a class of its own."""
 
     known = False
 

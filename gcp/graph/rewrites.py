@@ -1,6 +1,6 @@
-"""Other architectures from a network's blocks: fused expansions, full in place of depthwise convolutions, fewer blocks.
+"""Rewrites of a network's blocks: fused expansions, full instead of depthwise convolutions, fewer blocks.
 
-Each gives a network that has weights for a start: those of the blocks that it replaces, as far as they go.
+Each rewrite returns a network with initial weights, taken as far as possible from the blocks that it replaces.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gcp.graph.surgery import rewrite
 
 
 class Expansion(NamedTuple):
-    """The beginning of an inverted bottleneck: a 1x1 convolution that widens, and the depthwise one that reads it.
+    """The first part of an inverted bottleneck: a widening 1x1 convolution and the depthwise one that reads it.
 
-    All are positions of nodes; `norm`, if there is one, is the batch norm between the two.
+    All fields are node positions; `norm` is the batch norm between the two, None if there is none.
     """
 
     expand: int
@@ -30,8 +30,10 @@ class Expansion(NamedTuple):
 
 
 def expansions(net: Network) -> Dict[str, Expansion]:
-    """By the name of its depthwise convolution, each that a 1x1 convolution feeds through nothing but one norm and
-    activations, and that alone reads it (MobileNetV2 and its like)."""
+    """The expansions of inverted bottlenecks (as in MobileNetV2), by the name of their depthwise convolution.
+
+    Each of these is the only reader of a 1x1 convolution, with at most one norm and activations in between.
+    """
     found = {}
     for i, node in enumerate(net.nodes):
         if node.op != "Convolution" or not is_depthwise(net, i):
@@ -55,7 +57,7 @@ def _is_between(net: Network, i: int, norm: Optional[int]) -> bool:
 
 
 def _is_pointwise(net: Network, i: int) -> bool:
-    """Whether a node is an ordinary 1x1 convolution of stride 1."""
+    """Whether node i is an ordinary 1x1 convolution of stride 1."""
     node = net.nodes[i]
     return (
         node.op == "Convolution"
@@ -67,12 +69,13 @@ def _is_pointwise(net: Network, i: int) -> bool:
 
 
 def fuse_expand(net: Network, depthwise: str) -> Network:
-    """The network whose 1x1 expansion and depthwise convolution are one convolution of the depthwise one's kernel.
+    """The network with a 1x1 expansion and its depthwise convolution fused into one that has the latter's kernel.
 
-    "Fused inverted bottleneck" (Gupta & Akin, "Accelerator-aware neural network design", 2020; EfficientNetV2). What is
-    left out between the two are the norm and its activation. The weights W[k, c] = dw[k] pw[k, c] are those of both in
-    a row, times the norm's factor; the norm's constant goes into the next norm's running mean, or into a bias. The
-    convolution is called as the expansion was, whose group its channels are. UserError: no such block.
+    "Fused inverted bottleneck" (Gupta & Akin, "Accelerator-aware neural network design", 2020; EfficientNetV2). The
+    norm and activation between the two are left out. The weights W[k, c] = dw[k] pw[k, c] are those of the composed
+    convolutions, times the norm's factor; the norm's constant goes into the next norm's running mean, or into a bias.
+    The fused convolution keeps the expansion's name, since its outputs form the expansion's group. UserError: no such
+    block.
     """
     blocks = expansions(net)
     if depthwise not in blocks:
@@ -90,7 +93,7 @@ def fuse_expand(net: Network, depthwise: str) -> Network:
         )
         factor = scale / np.sqrt(variance + float(net.nodes[block.norm].literal("eps", 1e-3)))
         constant = (constant - mean) * factor + shift
-    multiplier = len(kernel) // len(pointwise)  # outputs of the depthwise one for each of its inputs
+    multiplier = len(kernel) // len(pointwise)  # outputs of the depthwise convolution per input
     factor, constant, pointwise = (np.repeat(of, multiplier, 0) for of in (factor, constant, pointwise))
     fused = kernel * (pointwise * factor[:, None])[:, :, None, None]
     attrs = {key: value for key, value in node.attrs.items() if key != "num_group"}
@@ -103,16 +106,16 @@ def fuse_expand(net: Network, depthwise: str) -> Network:
 
 
 def _renamed(net: Network, names: Mapping[str, str]) -> Network:
-    """The network with other names for some nodes and arrays."""
+    """The network with some nodes and arrays renamed; `names`: old name -> new name."""
     nodes = tuple(replace(node, name=names.get(node.name, node.name)) for node in net.nodes)
     return replace(net, nodes=nodes, arrays={names.get(name, name): value for name, value in net.arrays.items()})
 
 
 def resize_kernel(net: Network, layer: str, size: int) -> Network:
-    """The network whose convolution has a kernel of another odd size, at the same positions.
+    """The network with one convolution's kernel resized to another odd size, with the same output positions.
 
-    A larger one computes the same function: its new weights are 0. A smaller one has the middle of the weights.
-    UserError: no such convolution, or no such kernel.
+    A larger kernel computes the same function, since its new weights are 0. A smaller one keeps the central weights.
+    UserError: no such convolution, or a kernel that it cannot have.
     """
     names = [node.name for node in net.nodes if node.op == "Convolution"]
     if layer not in names:
@@ -140,9 +143,9 @@ def resize_kernel(net: Network, layer: str, size: int) -> Network:
 
 
 def depthwise_to_full(net: Network, depthwise: str) -> Network:
-    """The same function with an ordinary convolution in a depthwise one's place.
+    """The same function with an ordinary convolution in place of a depthwise one.
 
-    Its other weights are 0, to be trained; its input and output channels are no longer tied. UserError: no such
+    Its additional weights are 0, to be trained; its input and output channels are no longer tied. UserError: no such
     layer.
     """
     i = net.index.get(depthwise)
@@ -158,7 +161,7 @@ def depthwise_to_full(net: Network, depthwise: str) -> Network:
 
 
 def droppable(net: Network) -> Dict[str, Tuple[int, Tensor]]:
-    """By the name of its addition, each residual block whose shortcut is what the block reads: (addition, shortcut)."""
+    """Residual blocks whose shortcut is the block's own input: name of the addition -> (addition, shortcut)."""
     found = {}
     for branch, shortcut in residual_branches(net):
         for i in net.readers[branch] if _begins_at(net, branch, shortcut) else ():
@@ -168,7 +171,7 @@ def droppable(net: Network) -> Dict[str, Tuple[int, Tensor]]:
 
 
 def _begins_at(net: Network, branch: Tensor, source: Tensor) -> bool:
-    """Whether all that leads to `branch`, arrays apart, comes from `source`."""
+    """Whether `branch` depends on nothing but `source` and arrays."""
     todo, seen = [branch], set()
     while todo:
         tensor = todo.pop()
@@ -184,7 +187,10 @@ def _begins_at(net: Network, branch: Tensor, source: Tensor) -> bool:
 
 
 def drop_block(net: Network, addition: str) -> Network:
-    """The network without the residual block that ends in this addition: its shortcut goes on. UserError: no such."""
+    """The network without the residual block that ends in this addition; its shortcut replaces it.
+
+    UserError: no such block.
+    """
     blocks = droppable(net)
     if addition not in blocks:
         raise _unknown(net, f"no block that could be left out ends in '{addition}'", addition, blocks)
@@ -198,7 +204,7 @@ def drop_block(net: Network, addition: str) -> Network:
 
 
 def _unknown(net: Network, wrong: str, name: str, known: Iterable[str]) -> UserError:
-    """The mistake of a name that is not among those known, with the nearest of them, or one of them."""
+    """The error for a name that is not among the known ones; it suggests the closest match, or else the first."""
     known = [layer_name(each) for each in known]
     near = difflib.get_close_matches(name, known, n=1) or known[:1]
     there = f"there are {len(known)}, such as '{near[0]}'" if known else "it has none"
@@ -208,9 +214,10 @@ def _unknown(net: Network, wrong: str, name: str, known: Iterable[str]) -> UserE
 def _with_convolution(
     net: Network, i: int, source: Tensor, attrs: Dict[str, str], weight: np.ndarray, added: np.ndarray
 ) -> Network:
-    """The network whose convolution i reads `source` by other weights; `added` is what each output has beside.
+    """The network whose convolution i reads `source` with other weights; `added` is a constant added to each output.
 
-    The next norm's running mean takes up what is added; where another node reads the outputs, a bias does.
+    The convolution's bias absorbs the constant if it has one, otherwise the running mean of a norm that is the only
+    reader, otherwise a new bias.
     """
     node, arrays = net.nodes[i], dict(net.arrays)
     name = net.weight(node.name)
@@ -233,7 +240,7 @@ def _with_convolution(
 
 
 def _with_bias(net: Network, i: int, bias: np.ndarray) -> Network:
-    """The network whose convolution i, which has no bias, has this one."""
+    """The network with a bias for convolution i, which had none."""
     name, arrays = net.nodes[i].name + "_bias", dict(net.arrays)
     while name in net.index:
         name += "_"
@@ -250,7 +257,7 @@ def _with_bias(net: Network, i: int, bias: np.ndarray) -> Network:
 
 
 def _reachable(net: Network) -> Network:
-    """The network without nodes that no output depends on, and without their arrays."""
+    """The network without the nodes that no output depends on, and without their arrays."""
     alive: Set[int] = {net.data}
     todo: List[int] = [i for i, _ in net.outputs]
     while todo:

@@ -1,6 +1,6 @@
 """What can be done to a network's channels: silence them, remove them, move factors and constants, resize.
 
-`silence(net, keep)` and `shrink(net, keep)` are one function of the image, the first with all channels still there.
+`silence(net, keep)` and `shrink(net, keep)` give the same function of the image; the first keeps all channels in place.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def rewrite(
     edit: Callable[[int, Node, Callable[[Node, tuple], int]], Optional[int]],
     arrays: Mapping[str, np.ndarray],
 ) -> Network:
-    """The network with its nodes edited in order, and these arrays: every change of a graph goes through here.
+    """The network with its nodes edited in order, and with these arrays; graphs gain or lose nodes only here.
 
-    `edit(i, node, add)` gets each node with its inputs already those of the new graph. `add(node, shapes)` appends a
-    node and gives its position. It returns the position that now stands for node i, or None to leave node i out; that
-    of an input takes its place.
+    `edit(i, node, add)` gets each node with its inputs already pointing into the new graph. `add(node, shapes)` appends
+    a node and returns its position. `edit` returns the position that takes the place of node i (that of an input to
+    bypass the node), or None if node i is left out and nothing reads it.
     """
     nodes: List[Node] = []
     shapes: List[tuple] = []
@@ -53,10 +53,10 @@ def rewrite(
 
 
 def with_gates(net: Network) -> Network:
-    """The same function with a gate of ones wherever no batch norm of its own can silence a channel.
+    """The same function with a gate of ones wherever a channel has no batch norm of its own that can silence it.
 
-    A gate is an array that multiplies channels behind a layer, or behind the layer's norm, so that it scales the shift
-    as well. It gives such groups the scale that GCP regularises; `fold_gates` takes it out again.
+    A gate is an array that multiplies channels after a layer, or after the layer's norm, so that it scales the shift
+    as well. It gives such groups the scale that GCP regularises; `fold_gates` removes it again.
     """
     arrays, structure = dict(net.arrays), net.structure
     places = structure.missing_gates
@@ -78,7 +78,7 @@ def with_gates(net: Network) -> Network:
 
 
 def fold_gates(net: Network) -> Network:
-    """Gates multiplied into the arrays before them, and taken out of the graph."""
+    """The same function with all gates multiplied into the arrays before them, and removed from the graph."""
     arrays, gone = dict(net.arrays), set()
     for i, node in enumerate(net.nodes):
         if is_gate(net, i):
@@ -100,7 +100,7 @@ def fold_gates(net: Network) -> Network:
 
 
 def _without(net: Network, gone: set) -> Network:
-    """The network whose gates no longer read their arrays, so that these can be left out."""
+    """The network with gates that no longer read their arrays, so that the arrays can be left out."""
     nodes = tuple(replace(n, inputs=n.inputs[:1]) if i in gone and n.inputs else n for i, n in enumerate(net.nodes))
     return replace(net, nodes=nodes)
 
@@ -118,10 +118,11 @@ def _scaled_arrays(net: Network, i: int) -> List[Tuple[str, int]]:
 
 
 def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
-    """The network with every dropped channel put to zero by what scales it: same shapes, dropped channels constant.
+    """The network with all dropped channels silenced: the shapes are the same, and dropped channels are constant.
 
-    Channels behind a norm of their own then put out their shift, bare ones their bias, and those that a product with
-    something else needs at zero, zero. `shrink` gives the same function with the channels gone.
+    What scales a dropped channel is set to zero: a channel with a norm of its own then outputs the norm's shift, one
+    without a norm its bias, and one that must be zero in a product with another tensor outputs zero. `keep` as in
+    `shrink`, which gives the same function with these channels removed.
     """
     structure, arrays = net.structure, {}
     alive = alive_units(net, keep)
@@ -146,11 +147,12 @@ def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
 def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenced") -> Network:
     """The network without the dropped channels.
 
-    `keep` maps each group's name to the sorted indices of the units that stay, at least one. What a dropped channel put
-    out on average moves into the next batch norm's running mean, or the bias of the layer that reads it (a bias is
-    added where there is neither). With `moved` "silenced" that is what it puts out once it is silent, so that the
-    result equals `silence(net, keep)` up to rounding, except within a kernel's reach of zero-padded borders, where the
-    constant met zeros. With "mean" it is the mean of what it puts out alive, by its norm's N(shift, scale^2).
+    `keep` maps each group's name to the sorted indices of the units to keep, at least one (else ValueError). A constant
+    for each dropped channel moves into the next batch norm's running mean, or the bias of the layer that reads the
+    channel (a bias is added where there is neither). With `moved="silenced"` it is the channel's output once silenced,
+    so that the result equals `silence(net, keep)` up to rounding, except within a kernel's reach of zero-padded
+    borders, where the constant met zeros. With "mean" it is the mean of the channel's output when not silenced,
+    computed from its norm's N(shift, scale^2).
     """
     for g in net.groups:
         if len(keep[g.name]) == 0:
@@ -162,9 +164,9 @@ def shrink(net: Network, keep: Mapping[str, Sequence[int]], moved: str = "silenc
 
 
 def cut(net: Network, keep: Mapping[str, Sequence[int]]) -> Tuple[Network, Dict[str, Dict[int, np.ndarray]]]:
-    """The network of some units alone, as if it had been made without the others: nothing is moved on from these.
+    """The network of the kept units alone, as if it had been built without the others: no constants are moved.
 
-    `keep` as in `shrink`. Also, by the name of each array that became smaller and by axis, the indices that it keeps.
+    `keep` as in `shrink`. Also returns array name -> {axis: kept indices} for each array that became smaller.
     """
     return _without_dead(net, alive_units(net, keep), dict(net.arrays))
 
@@ -172,7 +174,7 @@ def cut(net: Network, keep: Mapping[str, Sequence[int]]) -> Tuple[Network, Dict[
 def _without_dead(
     net: Network, alive: np.ndarray, arrays: Dict[str, np.ndarray]
 ) -> Tuple[Network, Dict[str, Dict[int, np.ndarray]]]:
-    """The network of the living units, and the indices that arrays keep; `arrays` are those that it is given."""
+    """The network of the kept units, made from `arrays`, and the indices that these arrays keep, as in `cut`."""
 
     def count(labels: np.ndarray) -> int:
         return int(((labels < 0) | alive[labels]).sum())
@@ -191,7 +193,7 @@ def _without_dead(
 
 
 def alive_units(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Per unit, whether it stays; one more at the end, so that -1 does."""
+    """Per unit, whether it is kept, shape (units + 1,): the last value is True, so that -1 (fixed channels) is kept."""
     alive = np.zeros(len(net.structure.group_of) + 1, bool)
     alive[-1] = True
     for g in net.groups:
@@ -200,7 +202,7 @@ def alive_units(net: Network, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
 
 
 def _recounted(net: Network, count: Callable[[np.ndarray], int]) -> Network:
-    """Attributes and shapes of the graph with as many channels of these labels as `count` says; arrays as they were."""
+    """The network with attributes and shapes for `count(labels)` channels wherever it has labels; arrays unchanged."""
     structure, shapes, nodes = net.structure, [list(s) for s in net.shapes], list(net.nodes)
 
     def resize(j: int, o: int, axis: int, labels: np.ndarray) -> None:
@@ -223,7 +225,7 @@ def _recounted(net: Network, count: Callable[[np.ndarray], int]) -> Network:
 
 
 def _at_widths(net: Network, widths: Mapping[str, int]) -> Network:
-    """Attributes and shapes of the graph with other numbers of units; arrays as they were."""
+    """The network with attributes and shapes for other numbers of units; arrays unchanged."""
     ratio, group_of = np.array([widths[g.name] / g.size for g in net.groups]), net.structure.group_of
 
     def count(labels: np.ndarray) -> int:
@@ -236,10 +238,11 @@ def _at_widths(net: Network, widths: Mapping[str, int]) -> Network:
 def resized(net: Network, widths: Mapping[str, int]) -> Network:
     """The same architecture at other widths, smaller or larger, with made-up weights: for costs and for timing.
 
-    `widths`: group name -> number of units, 1 or more, for every group. Weights repeat one block of random numbers
-    at He's scale, so that a ResNet-101 takes a tenth of a second; a network's time does not depend on them.
+    `widths`: group name -> number of units, 1 or more, for every group. Weights repeat one block of random numbers at
+    the scale of He initialisation, so that a ResNet-101 takes a tenth of a second to make; a network's latency does not
+    depend on their values.
     """
-    pattern = np.random.default_rng(0).normal(size=4093).astype(np.float32)  # a prime: rows do not repeat each other
+    pattern = np.random.default_rng(0).normal(size=4093).astype(np.float32)  # prime, so that rows differ
     other, arrays = _at_widths(net, widths), {}
     for i, call in net.structure.calls.items():
         ones = (1, 4) if is_norm(net, i) else (1,) if is_gate(net, i) else ()  # scale and variance
@@ -260,7 +263,7 @@ def resized(net: Network, widths: Mapping[str, int]) -> Network:
 
 
 def redrawn(net: Network, seed: int) -> Network:
-    """The same architecture with new weights, drawn as Gluon's MSRAPrelu does (He et al. 2015); norms as untrained."""
+    """The same architecture with new weights, drawn as by Gluon's MSRAPrelu (He et al. 2015), and untrained norms."""
     rng, arrays, held = np.random.default_rng(seed), {}, frozen(net)
     for call in net.structure.calls.values():
         for k, (j, _) in enumerate(call.node.inputs):
@@ -279,13 +282,13 @@ def redrawn(net: Network, seed: int) -> Network:
 
 
 def padded(net: Network, multiple: int) -> Tuple[Network, Dict[str, Tuple[np.ndarray, ...]]]:
-    """The same function with idle channels that fill groups up to a multiple; and where its own values are.
+    """The same function with idle channels that pad groups to a multiple; and the places of the original values.
 
-    An idle channel is made by zeros, scaled by zeros and read by zeros, so that its slopes and those of whatever
-    reads it are zero: training leaves it as it is, and changes the others as without it. The groups' own units come
-    first. A group stays as it is where that would not hold: behind operators that make something else of zero, in
-    grouped convolutions, and where a shuffle would mix idle channels among the others. The second result maps the name
-    of each array that became larger to the index of the values that were there before.
+    An idle channel is produced, scaled and read by zeros, so that its gradients and those of the weights that read it
+    are zero: training leaves it unchanged, and changes the other channels as it would without it. The groups' original
+    units come first. A group is not padded where this would not hold: after operators that do not map zero to zero, in
+    grouped convolutions, and where a shuffle would mix idle channels with the others. The second result maps the name
+    of each array that became larger to the index of the original values in it.
     """
     structure = net.structure
     fixed = np.zeros(len(structure.sizes), bool)
@@ -322,11 +325,11 @@ def padded(net: Network, multiple: int) -> Tuple[Network, Dict[str, Tuple[np.nda
 
 
 def _moved(net: Network, wide: Network) -> np.ndarray:
-    """Per group of `net`, whether its units are not in the same order among the first ones of `wide`, everywhere."""
+    """Per group of `net`, whether any tensor or array of `wide`, idle channels aside, orders its units differently."""
     structure, n = net.structure, len(net.structure.group_of)
     if list(wide.widths) != list(net.widths):
         return np.ones(len(structure.sizes), bool)
-    unit = np.full(len(wide.structure.group_of) + 1, n)  # of `wide` -> of `net`; n for idle ones
+    unit = np.full(len(wide.structure.group_of) + 1, n)  # unit of `wide` -> unit of `net`; n if idle
     for a, b in zip(net.groups, wide.groups):
         unit[b.start : b.start + min(a.size, b.size)] = np.arange(a.start, a.start + min(a.size, b.size))
     unit[-1], moved = -1, np.zeros(len(structure.sizes), bool)
@@ -344,11 +347,11 @@ def _moved(net: Network, wide: Network) -> np.ndarray:
     return moved
 
 
-# ---- constants that move on -----------------------------------------------------------------------------------------
+# ---- moving constants -----------------------------------------------------------------------------------------------
 
 
 def _with_biases(net: Network) -> Network:
-    """A zero bias for each layer whose missing constant would meet something that no constant passes."""
+    """The network with a zero bias for each layer whose missing constant would reach an operator it cannot pass."""
     structure, exposed = net.structure, {t: True for t in net.outputs}
     bare = set()
     for i in sorted(structure.calls, reverse=True):
@@ -362,7 +365,7 @@ def _with_biases(net: Network) -> Network:
         stops = call.outs[0] is None or not call.operator.additive(call)
         for t in call.node.inputs:
             if layer and not is_depthwise(net, i):
-                continue  # which takes it up by itself
+                continue  # the layer absorbs the constant itself
             exposed[t] = exposed.get(t, False) or here or stops
     if not bare:
         return net
@@ -386,11 +389,11 @@ def _with_biases(net: Network) -> Network:
 def _with_constants(
     net: Network, alive: np.ndarray, silenced: Optional[Mapping[str, np.ndarray]]
 ) -> Dict[str, np.ndarray]:
-    """The network's arrays once what the dropped channels put out has moved on.
+    """The network's arrays after the constants of the dropped channels have moved into norms and biases.
 
-    One pass in topological order, float64. `moments[t]`: mean and variance of the channels of tensor t, by the
-    `silenced` arrays where these are given. `missing[t]`: what the kept channels of t lack once dropped ones upstream
-    are gone.
+    One pass in topological order, in float64. `moments[t]`: means and variances of the channels of tensor t, computed
+    from the `silenced` arrays where these are given. `missing[t]`: what the kept channels of t lack once the dropped
+    channels upstream are removed.
     """
     arrays, structure = dict(net.arrays), net.structure
     values = net.arrays if silenced is None else silenced
@@ -401,7 +404,7 @@ def _with_constants(
         xs, ds = [], []
         for k, (t, s) in enumerate(zip(call.node.inputs, call.shapes)):
             if call.is_array(k):
-                # Arrays of layers and norms are not numbers about channels.
+                # Arrays of layers and norms are parameters, not operands with values per channel.
                 small = call.operator.weight is None and len(s) == len(call.out_shapes[0])
                 value = values[net.nodes[t[0]].name].astype(np.float64) if small else np.zeros((1,) * len(s))
                 xs.append(Gaussian(value, np.zeros_like(value)))
@@ -436,7 +439,7 @@ def _with_constants(
             moments[i, o] = y
         for o, d in enumerate(made):
             labels = call.outs[o]
-            if labels is not None and d.any():  # nothing is missing where nothing is left
+            if labels is not None and d.any():  # dropped channels themselves lack nothing
                 dead = labels.spread(len(call.out_shapes[o]), (labels.labels >= 0) & ~alive[labels.labels])
                 d = np.where(dead, 0.0, d)
             missing[i, o] = d
@@ -444,7 +447,7 @@ def _with_constants(
 
 
 def _lost(call: Call, x: Gaussian, d: np.ndarray, alive: np.ndarray, arrays: Dict[str, np.ndarray]) -> np.ndarray:
-    """What a layer's outputs lack once the dropped channels that it reads are gone; its bias takes it up."""
+    """What a layer's outputs lack once the dropped channels that it reads are removed; zeros if its bias absorbs it."""
     rank = len(call.out_shapes[0])
     labels = call.read if call.read is not None else np.full(call.shapes[0][1], -1)
     dead = (labels >= 0) & ~alive[labels]
@@ -463,7 +466,7 @@ def _lost(call: Call, x: Gaussian, d: np.ndarray, alive: np.ndarray, arrays: Dic
 
 
 def _add_bias(call: Call, y: np.ndarray, out: Channels, arrays: Dict[str, np.ndarray]) -> None:
-    """Into the bias; of one that several layers read, each adds its part."""
+    """Add `y`, averaged over positions, to a layer's bias; if several layers share the bias, each adds its part."""
     net, bias = call.walk.net, call.node.inputs[call.bias]
     name, n = net.nodes[bias[0]].name, len(net.readers[bias])
     y = y.mean(axis=tuple(a for a in range(y.ndim) if a != out.axis)) / n
@@ -474,7 +477,7 @@ def _add_bias(call: Call, y: np.ndarray, out: Channels, arrays: Dict[str, np.nda
 
 
 def squared_input_norms(net: Network, layer: str) -> np.ndarray:
-    """Per input j of a conv or dense layer, `||W[:, j]||_F^2`, once for each channel that it reads. Float64."""
+    """`||W[:, j]||_F^2` for each input j that a conv or dense layer reads, shape (inputs,), float64."""
     call = net.structure.calls[net.index[layer]]
     squares = np.square(net.arrays[net.weight(layer)], dtype=np.float64)
     if is_depthwise(net, call.i):
@@ -485,16 +488,16 @@ def squared_input_norms(net: Network, layer: str) -> np.ndarray:
 
 
 def filters(net: Network) -> Iterator[Tuple[str, np.ndarray]]:
-    """Layers that make prunable channels, each with its weights as a matrix: a row for each output."""
+    """Layers that produce prunable channels, each with its weights as a matrix with one row per output channel."""
     for layer in dict.fromkeys(layer for g in net.groups for layer in g.producers):
         w = np.moveaxis(net.arrays[net.weight(layer)], net.structure.calls[net.index[layer]].operator.out_axis, 0)
         yield layer, w.reshape(len(w), -1)
 
 
 def stream_norms(net: Network) -> np.ndarray:
-    """Per stream, the squared norm of the weights that read it, over all readers together: eq. 2's `||W_l[:, j]||^2`.
+    """Per stream, the squared norm of the weights that read it, summed over readers: eq. 2's `||W_l[:, j]||^2`.
 
-    A dense layer behind a flatten reads each channel at several positions, a depthwise conv with one kernel.
+    A dense layer after a flatten reads each channel at several positions, a depthwise conv with one kernel.
     """
     total = np.zeros(net.streams.n)
     for i, streams in net.streams.readers.items():
@@ -503,11 +506,11 @@ def stream_norms(net: Network) -> np.ndarray:
 
 
 def rescale(net: Network) -> Network:
-    """The same function with the readers' weights of every stream at unit norm, where factors pass (section 4.2).
+    """The same function with the weights that read each stream scaled to unit norm, where factors pass (section 4.2).
 
-    ReLU, pooling and addition are positively homogeneous, so `||W[:, j]||` moves into scale and shift of the norms
-    that make channel j. A channel that nobody reads keeps its scale. Networks with relu6 or a sigmoid keep
-    theirs in the streams concerned.
+    ReLU, pooling and addition are positively homogeneous, so `||W[:, j]||` moves into the scale and shift of the norms
+    that produce channel j. A channel that nothing reads keeps its scale, and so do the channels of streams that pass
+    through relu6 or a sigmoid.
     """
     streams, arrays = net.streams, dict(net.arrays)
     s = np.sqrt(stream_norms(net))
@@ -526,7 +529,7 @@ def rescale(net: Network) -> Network:
             axis, by = 0, np.repeat(by, len(arrays[name]) // len(by))
         shape = [1] * arrays[name].ndim
         shape[axis] = -1
-        # In float64, rounded once, and without a float64 copy of the weights.
+        # Divided in float64 and rounded once, without a float64 copy of the weights.
         w = arrays[name]
         arrays[name] = np.divide(w, by.reshape(shape), out=np.empty_like(w), dtype=np.float64, casting="same_kind")
     return net.with_arrays(arrays)
@@ -535,8 +538,8 @@ def rescale(net: Network) -> Network:
 def with_zero_residuals(net: Network) -> Network:
     """The network with scales of 0 at the end of every residual branch, so that each block starts as its shortcut.
 
-    He et al., "Bag of Tricks", CVPR 2019, section 3.1; GluonCV's `last_gamma`, which leaves out the basic blocks of
-    version 1b. UserError where no norm ends a branch.
+    He et al., "Bag of Tricks", CVPR 2019, section 3.1. GluonCV's `last_gamma` does the same, except for the basic
+    blocks of version 1b. UserError: no residual branch ends in a norm.
     """
     scales = [net.norm_arrays(norm)[0] for norm in residual_norms(net)]
     if not scales:
@@ -547,9 +550,9 @@ def with_zero_residuals(net: Network) -> Network:
 
 
 def variances(net: Network) -> Dict[Tensor, np.ndarray]:
-    """Per tensor, the variance that arrives in each channel if it is the squared scale of the norms that make it.
+    """Per tensor, the variance of each channel, taken to be the squared scale of the norms that produce it.
 
-    Additions add; what no norm or gate scales counts as 1.
+    Additions add variances; channels that no norm or gate scales count as 1. Arrays have the rank of their tensor.
     """
     found: Dict[Tensor, np.ndarray] = {}
     for i, call in net.structure.calls.items():

@@ -1,4 +1,4 @@
-"""Every module of this room registers what it defines as it is imported."""
+"""Import every module of this package, so that each registers what it defines."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""How many channels each group keeps, given what every channel is worth: the allocations that methods choose from."""
+"""How many channels each group keeps, given a score for every channel: the allocations that methods choose from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from gcp.methods.uniform import kept_uniformly
 from gcp.registry import Registry
 from gcp.search.solvers import Solver
 
-MAX_LEVELS = 64  # widths per group that the exact allocation looks at in one go
+MAX_LEVELS = 64  # widths per group that the exact allocation considers at a time
 
-# An allocation is a function (scores, budget, limit, max_cut) -> Keep: channels whose cost is at most `limit`, no group
-# of which loses more than the part `max_cut` unless the limit wants it. With `per_cost=False` it weighs costs itself.
+# An allocation is a function (scores, budget, limit, max_cut) -> Keep: the channels to keep at a cost of at most
+# `limit`, where no group loses more than the fraction `max_cut` unless the limit requires it. One that is registered
+# with `per_cost=False` takes costs into account itself, so it gets scores that are not divided by them.
 ALLOCATIONS: Registry[Callable[[Scores, Budget, float, float], Keep]] = Registry("allocation")
 
 
 @ALLOCATIONS.register("global")
 def ranked_together(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
-    """The channels of all groups are ranked together, and the lowest go: see `select`."""
+    """Rank the channels of all groups together and remove the lowest: see `select`."""
     return select(scores, budget.cost, limit, budget.round_to, max_cut)
 
 
@@ -39,8 +40,9 @@ def same_fraction(scores: Scores, budget: Budget, limit: float, max_cut: float =
 def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float = 1.0) -> Keep:
     """The widths whose kept scores have the largest sum: see `solvers.Solver`.
 
-    What a group keeps is a concave curve of its width, since its best channels stay. Of a large group `MAX_LEVELS` of
-    the widths are looked at, and then those between the neighbours of the one that was found.
+    The summed score that a group keeps is a concave function of its width, since its best channels are kept. For a
+    large group, only `MAX_LEVELS` of its widths are considered at first, and then those between the neighbours of the
+    one found.
     """
     curves = {name: np.concatenate([[0.0], np.cumsum(np.sort(s)[::-1])]) for name, s in scores.items()}
     sizes = {name: len(s) for name, s in scores.items()}
@@ -64,19 +66,19 @@ def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float =
 
 
 def without_effect(allocation: str, max_cut: Optional[float]) -> Iterator[str]:
-    """What is wrong with a bound on the part of a group that may go, in words; nothing where it can be kept."""
+    """Yield an error message if `max_cut` has no effect with this allocation."""
     if allocation == "uniform" and max_cut is not None:
         yield f"max_cut: {max_cut} has no effect with allocation: uniform, which cuts all groups alike; leave one out"
 
 
 def _thinned(widths: List[int]) -> List[int]:
-    """At most `MAX_LEVELS` of the widths, evenly spread, the first and the last among them."""
+    """At most `MAX_LEVELS` of the widths, evenly spaced, including the first and the last."""
     at = np.unique(np.linspace(0, len(widths) - 1, min(len(widths), MAX_LEVELS)).round().astype(int))
     return [widths[k] for k in at]
 
 
 def _around(allowed: List[int], levels: List[int], found: int) -> List[int]:
-    """Of all allowed widths those between the neighbours that `found` has among the levels."""
+    """The allowed widths between the neighbours of `found` among the levels."""
     at = levels.index(found)
     low, high = levels[max(0, at - 1)], levels[min(len(levels) - 1, at + 1)]
     return [width for width in allowed if low <= width <= high]
@@ -85,7 +87,7 @@ def _around(allowed: List[int], levels: List[int], found: int) -> List[int]:
 def chooser(
     problem: Problem, criterion: str, allocation: str, per_cost: Optional[bool] = None, max_cut: float = 1.0
 ) -> Callable[[float], Keep]:
-    """A function of a cost: the channels that a criterion and an allocation keep within it."""
+    """A function from a limit on the cost to the channels that a criterion and an allocation keep within it."""
     own = getattr(ALLOCATIONS[allocation], "per_cost", None)
     scores = ranked_by(criterion, problem, own if per_cost is None else per_cost)
     return lambda limit: ALLOCATIONS[allocation](scores, problem.budget, limit, max_cut)

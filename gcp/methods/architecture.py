@@ -1,8 +1,8 @@
-"""Architecture search: widths, blocks, kernels and depth within budgets, by what training, a supernet or neither says.
+"""Architecture search: widths, blocks, kernels and depth within budgets, judged by training, a supernet or neither.
 
-The practice of "Optimizing neural networks for special-purpose hardware" (Amazon Science, 2023): a space that suits the
-device, a cost that is predicted, a quality, and a solver. A pipeline of qualities asks a cheap one first and the dear
-ones about what it leaves.
+Follows "Optimizing neural networks for special-purpose hardware" (Amazon Science, 2023): a search space that suits the
+device, a predicted cost, a quality and a solver. In a pipeline of qualities a cheap one comes first, and expensive ones
+judge only what it leaves.
 """
 
 from __future__ import annotations
@@ -42,20 +42,22 @@ from gcp.search.space import Levels, Space, SpaceOptions
 from gcp.seeds import Stream
 from gcp.storage import read_json, write_json
 
-SHOWN = 5  # of the best architectures that a record keeps
-TIMED = 3  # times as many architectures are timed, at most, as are to be trained, before the aim is corrected
+SHOWN = 5  # best architectures that a record keeps
+TIMED = 3  # at most this many times as many architectures are timed as will be trained, before the aim is corrected
 KB = 1024
 Size = Annotated[int, Field(ge=1, le=10**7)]
 
 
 class LimitOptions(Options):
-    """A budget beside the target: the sum of some costs."""
+    """A budget in addition to the target: an upper bound on the sum of some costs."""
 
     costs: Tuple[Literal["macs", "params", "memory"], ...] = Field(
-        description="whose sum counts: macs, params, memory (of activations)"
+        description="the costs that are added up: macs, params, memory (of activations)"
     )
-    at_most: float = Field(gt=0, le=1e15, description="multiply-accumulates; kilobytes for params and memory")
-    bytes_per_value: int = Field(4, ge=1, le=8, description="of a parameter or an activation: 1 for int8")
+    at_most: float = Field(
+        gt=0, le=1e15, description="largest sum allowed: in multiply-accumulates, or in kilobytes for params and memory"
+    )
+    bytes_per_value: int = Field(4, ge=1, le=8, description="bytes of a parameter or an activation; 1 for int8")
 
     _lists = field_validator("costs", mode="before")(listed)
 
@@ -68,45 +70,46 @@ class LimitOptions(Options):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the limit in messages."""
         unit = "" if "macs" in self.costs else " kB"
         return f"{' + '.join(self.costs)} <= {self.at_most:g}{unit}"
 
     def unit(self, cost: str) -> float:
-        """What a cost is multiplied by: memory counts bytes of float32 values already."""
+        """The factor that converts a cost to the unit of the limit; memory already counts bytes of float32 values."""
         return {"macs": 1.0, "params": self.bytes_per_value / KB, "memory": self.bytes_per_value / 4 / KB}[cost]
 
 
 class ArchitectureOptions(MethodOptions):
-    """The space, what architectures are judged by, and how good ones are found."""
+    """The search space, what architectures are judged by, and how good ones are found."""
 
     UNCOUNTED: ClassVar[Set[str]] = {"jobs"}
 
-    space: SpaceOptions = Field(SpaceOptions(), description="what can be decided")
+    space: SpaceOptions = Field(SpaceOptions(), description="what the search can decide")
     quality: Tuple[Literal[tuple(QUALITIES)], ...] = Field(
-        ("trained",), description="what architectures are judged by; of several, each judges what the one before leaves"
+        ("trained",),
+        description="what architectures are judged by; if several, each judges what the one before it leaves",
     )
     solver: Literal[tuple(SOLVERS)] = Field(
-        "evolution", description="how architectures are found for the first quality"
+        "evolution", description="how the search finds architectures for the first quality to judge"
     )
     candidates: Tuple[Size, ...] = Field(
-        (64,), description="for each quality, how many architectures it is asked about, such as [5000, 64, 8]"
+        (64,), description="for each quality, how many architectures it judges, such as [5000, 64, 8]"
     )
-    limits: Tuple[LimitOptions, ...] = Field((), max_length=10, description="budgets beside the target")
+    limits: Tuple[LimitOptions, ...] = Field((), max_length=10, description="budgets in addition to the target")
     at_least: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="the part of the target's cost that architectures have to use; what is said without training ranks "
-        "networks of one cost",
+        description="the fraction of the target's cost that architectures have to use; qualities without training can "
+        "only rank networks of about the same cost",
     )
-    training: TrainingOptions = Field(TrainingOptions(), description="of candidates, for quality trained")
+    training: TrainingOptions = Field(TrainingOptions(), description="training of the candidates, for quality trained")
     supernet: SupernetOptions = Field(SupernetOptions(), description="for quality supernet")
     evolution: EvolutionOptions = Field(EvolutionOptions(), description="for solver evolution")
     nsga2: ParetoOptions = Field(ParetoOptions(), description="for solver nsga2")
     exact: ExactOptions = Field(ExactOptions(), description="for solver exact")
     random: RandomOptions = Field(RandomOptions(), description="for solver random")
-    jobs: int = Field(1, ge=1, le=1024, description="candidates that are trained at once, each by `threads` threads")
+    jobs: int = Field(1, ge=1, le=1024, description="candidates trained at the same time, each with `threads` threads")
 
     _lists = field_validator("quality", "candidates", "limits", mode="before")(listed)
 
@@ -118,11 +121,11 @@ class ArchitectureOptions(MethodOptions):
             yield f"candidates: {list(self.candidates)} should not rise"
 
     def label(self, cost: str) -> str:
-        """A pattern that is only trained is none that was searched for."""
+        """The method's name; a pattern that is only trained does not count as a search."""
         return "Pattern" if self.space.start_from is not None and "*" in self.space.freeze else "Architecture search"
 
     def variant(self) -> Dict[str, str]:
-        """What is decided, in words such as "widths + blocks + depth"; by which qualities; and the solver."""
+        """What is decided, in words such as "widths + blocks + depth", the qualities that judge it, and the solver."""
         of = self.space
         declared = {
             "multiplier": of.multipliers,
@@ -139,7 +142,7 @@ class ArchitectureOptions(MethodOptions):
         return {"trained": self.training, "supernet": self.supernet}.get(name, Options())
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """Of all candidates, and of the supernet's training and comparisons."""
+        """Images used to train all candidates, and to train and evaluate the supernet."""
         per_epoch, n = -(-n_train // batch), n_renewed
         for name, candidates in zip(self.quality, self.candidates):
             if name in ("trained", "supernet"):
@@ -148,14 +151,17 @@ class ArchitectureOptions(MethodOptions):
         return n
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`: every name is there, and each budget can be met."""
+        """See `MethodOptions`: every name must exist in the network, and each budget must be within reach."""
         space = space_of(net, self.space, budget.round_to)
         if space.decisions:
             check(space, limits_of(space, self, budget))
 
 
 def space_of(net: Network, options: SpaceOptions, round_to: int) -> Space:
-    """The space of a configuration about a network. UserError: a pattern of another one."""
+    """The search space that a configuration defines for a network.
+
+    UserError: there is nothing to decide, or the pattern to start from belongs to another network.
+    """
     start = None
     declared = (options.multipliers, options.widths, options.blocks, options.kernels, options.drop)
     if not any(declared) and options.start_from is None:
@@ -174,7 +180,7 @@ def space_of(net: Network, options: SpaceOptions, round_to: int) -> Space:
 def limits_of(
     space: Space, options: ArchitectureOptions, budget: Budget, target: Optional[float] = None
 ) -> List[Limit]:
-    """The target and all other budgets, priced for a space."""
+    """The target and all other budgets as limits, priced for a space; `target` replaces the budget's own."""
     target = budget.target if target is None else target
     priced = lru_cache(maxsize=None)(lambda name: space.price(lambda net: COSTS[name](net, None)))
     own = (f"target {target:g}", (_price(space, budget),), target * budget.original, (1.0,))
@@ -191,8 +197,10 @@ def _price(space: Space, budget: Budget):
 
 @METHODS.register("architecture", ArchitectureOptions)
 def architecture(problem: Problem, options: ArchitectureOptions, run: Run) -> Outcome:
-    """Search the space, and give the best architecture within all budgets, with the trained network's weights as far
-    as they go. `finetune.from_scratch` draws new ones."""
+    """Search the space and return the best architecture within all budgets.
+
+    It inherits the trained network's weights as far as they fit; `finetune.from_scratch` draws new ones.
+    """
     space = space_of(problem.net, options.space, problem.budget.round_to)
     judged = judged_by(space, problem, options, run)
     if space.decisions:
@@ -221,7 +229,7 @@ def architecture(problem: Problem, options: ArchitectureOptions, run: Run) -> Ou
 
 
 def judged_by(space: Space, problem: Problem, options: ArchitectureOptions, run: Run) -> Judged:
-    """What qualities are asked with."""
+    """What qualities need to judge architectures: the space, the data and the training setup."""
     how = problem.data, problem.task, problem.seed, problem.batch, problem.augment
     return Judged(space, *how, run.shared, options.jobs, run.log)
 
@@ -229,9 +237,10 @@ def judged_by(space: Space, problem: Problem, options: ArchitectureOptions, run:
 def searched(
     judged: Judged, options: ArchitectureOptions, limits: List[Limit], run: Run, clock: Clock
 ) -> Tuple[List[Dict[str, Any]], Levels, List[float]]:
-    """A row for each quality, and the architectures that the last one was asked about, the best first, with scores.
+    """A row for each quality, and the architectures that the last one judged, best first, with their scores.
 
-    Where the target is of a measured cost, the last of several qualities is asked about what keeps it by the clock.
+    If the target applies to a measured cost, the last of several qualities judges architectures whose measured cost
+    meets it. UserError: no architecture could be trained.
     """
     from gcp import runtime
 
@@ -248,7 +257,7 @@ def searched(
             else:
 
                 def solved(aim: float) -> Levels:
-                    """The same question with another limit on the target's cost; what it has scored is not lost."""
+                    """Ask the same question with another limit on the target's cost; known scores are kept."""
                     question.limits = (replace(limits[0], most=aim), *limits[1:])
                     question.n = len(question.asked) + n
                     found = SOLVERS[options.solver](question, getattr(options, options.solver))
@@ -256,7 +265,7 @@ def searched(
 
                 ranked = solved(limits[0].most)
             if len(rows) + 2 == len(options.quality) and clock.ticks:
-                again = solved if not rows and QUALITIES[name].is_cheap else None  # others would cost more images
+                again = solved if not rows and QUALITIES[name].is_cheap else None  # others would take more images
                 ranked = clock.keeping(ranked, options.candidates[-1], again)
         if not len(ranked):
             raise UserError(
@@ -274,8 +283,8 @@ def searched(
 class Clock:
     """Measured costs of a space's architectures, each timed once.
 
-    They are kept in a file, so that a run that is resumed decides as it did before. `rows` have the limit, the
-    predicted and the measured cost, as parts of the network's own.
+    They are kept in a file, so that a resumed run makes the same decisions. `rows` hold the limit, the predicted and
+    the measured cost, as fractions of the network's own cost.
     """
 
     def __init__(self, space: Space, budget: Budget, path: Path) -> None:
@@ -289,7 +298,7 @@ class Clock:
         return self._budget.measure is not None
 
     def __call__(self, level: np.ndarray) -> float:
-        """The measured cost of an architecture over the limit."""
+        """The measured cost of an architecture divided by the limit."""
         name = " ".join(map(str, level))
         if name not in self.rows:
             net = self._space.network(self._space.pattern(level))
@@ -299,10 +308,10 @@ class Clock:
         return self.rows[name]["measured"] / self._budget.target
 
     def keeping(self, ranked: Levels, n: int, solved: Optional[Callable[[float], Levels]]) -> Levels:
-        """The first n of a ranking that keep the limit.
+        """The first n architectures of a ranking whose measured cost meets the limit.
 
-        Where they are too few, `solved(aim)` gives another ranking, of a limit corrected by what the measured ones were
-        over it. Where even these are too few, those nearest to the limit follow.
+        If there are too few, `solved(aim)` gives another ranking, for a limit corrected by how far the measured
+        architectures exceeded it. If there are still too few, those nearest to the limit follow.
         """
         aim, kept, over = self._limit, {}, {}
         for _ in range(MAX_CORRECTIONS + 1):
@@ -322,13 +331,16 @@ class Clock:
         return np.array([*kept, *sorted(over, key=over.__getitem__)][:n])
 
     def first(self, ranked: Levels) -> np.ndarray:
-        """The first of a ranking that keeps the limit; where none does, the one nearest to it."""
+        """The first architecture of a ranking whose measured cost meets the limit; if none does, the nearest to it."""
         return self.keeping(ranked, 1, None)[0] if self.ticks else ranked[0]
 
 
 def inherited(problem: Problem, space: Space, decisions: Dict[str, Any]) -> Network:
-    """The architecture with the problem's weights: blocks as they are rewritten, of each group the channels of largest
-    L1 norm. Where a group is to be wider than it was, all weights are new."""
+    """The architecture with weights inherited from the problem's network.
+
+    Blocks are rewritten with their weights, and each group keeps its channels of largest L1 norm. If any group becomes
+    wider than it was, all weights are new.
+    """
     net, widths, own = space.rewritten(decisions), space.widths(decisions), space.group_of(space.rewritten(decisions))
     wanted = {group: widths[own[group]] for group in net.widths}
     if wanted == net.widths:

@@ -1,8 +1,8 @@
-"""AutoSlim: a slimmable network narrowed group by group, each time where it costs the least accuracy.
+"""AutoSlim: a slimmable network narrowed one group at a time, each time where it costs the least accuracy.
 
 Yu & Huang, "AutoSlim: Towards One-Shot Architecture Search for Channel Numbers", 2019 (arXiv 1903.11728), section 3:
-the greedy search that AOWS is compared with. Different here: what a narrowing costs is its rise of the validation loss
-per unit of cost that it saves, so that any cost can be the budget; batch norm normalises by the batch.
+the greedy search that AOWS is compared with. Differences here: a narrowing is judged by the increase of the validation
+loss per unit of cost that it saves, so that any cost can be the budget; batch norms use batch statistics.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from gcp.methods.base import METHODS, Outcome, Problem, Run, with_new_statistics
 from gcp.methods.width_search import Levels, OwsOptions, narrow, shared_prefix, trained
 from gcp.storage import drop_torn_line, locked, parse_json, read_text
 
-EVALUATED = 256  # images of a batch, which its norms take their statistics from
+EVALUATED = 256  # images per batch, from which batch norms take their statistics
 
 
 class AutoslimOptions(OwsOptions):
-    """The slimmable network, as that of OWS, and how narrower ones are judged."""
+    """The slimmable network, as for OWS, and how narrower networks are judged."""
 
     n_judged: int = Field(
-        1024, ge=1, le=10**6, description="validation images that each candidate is judged by, 1 or more"
+        1024, ge=1, le=10**6, description="validation images by which each candidate is judged, 1 or more"
     )
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "AutoSlim"
 
     def key(self, round_to: int) -> str:
-        """That of OWS: the training is the same."""
+        """The same key as for OWS, since the training is the same."""
         own = self.model_dump(exclude={"n_judged"}, exclude_unset=True)
         return OwsOptions(**own).key(round_to)
 
 
 class Narrowed(BaseModel):
-    """One step of the greedy search: the widths that it left, and what they lost."""
+    """One greedy search step: the group narrowed, the widths left, their loss, and the number of candidates judged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -55,10 +55,10 @@ class Narrowed(BaseModel):
 
 @METHODS.register("autoslim", AutoslimOptions)
 def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
-    """Train a slimmable network (that of OWS serves), then narrow the group whose loss rises least per cost saved.
+    """Train a slimmable network, then repeatedly narrow the group whose loss rises least per unit of cost saved.
 
-    The way down is the same for every bound on one cost, so experiments that share a dense network share it too; the
-    images that judged it count in each.
+    OWS's slimmable network is reused where there is one. The steps are the same for every limit on one cost, so
+    experiments that share a dense network share them too; the images used to judge candidates are counted in each.
     """
     prefix = shared_prefix(run.shared, options, problem.budget.round_to)
     net, _ = trained(problem, options, prefix, run)
@@ -81,10 +81,10 @@ def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
 
 
 class _Greedy:
-    """Widths narrowed level by level, as far as they were asked for.
+    """Widths narrowed level by level, as far as they have been asked for.
 
-    Each step is kept in a file beside the slimmable network's, named by all that the way depends on besides that.
-    `walked`: the steps of the longest way that was asked for.
+    The steps are kept in a file beside the slimmable network; its name encodes everything else that they depend on.
+    `walked`: the steps to the lowest limit asked for.
     """
 
     def __init__(self, problem: Problem, options: AutoslimOptions, net: Network, prefix: Path) -> None:
@@ -104,9 +104,9 @@ class _Greedy:
         self.walked: List[Narrowed] = []
 
     def within(self, limit: float) -> Widths:
-        """The first widths on the way whose cost is within the limit; the narrowest of all where none are.
+        """The widths of the first step whose cost is within the limit; the narrowest of all if there is none.
 
-        While another process is on the way, this one waits.
+        Waits while another process is searching.
         """
         with locked(self._path.parent, f"{self._path.name}.lock"):
             steps = self._read()
@@ -119,7 +119,7 @@ class _Greedy:
         return steps[n - 1].widths if n else self._widest
 
     def _at(self, step: Optional[Narrowed]) -> float:
-        """The cost after a step; None: at the beginning."""
+        """The cost after a step; for None, the cost at the start."""
         return self._cost(self._widest if step is None else step.widths)
 
     def _read(self) -> List[Narrowed]:
@@ -131,7 +131,7 @@ class _Greedy:
         return [parse_json(text, Narrowed, f"{self._path}: line {n}", fix) for n, text in enumerate(texts, 1)]
 
     def _go_on(self, steps: List[Narrowed], limit: float) -> None:
-        """Append steps, to the file too, until the limit is met or every group is at its narrowest."""
+        """Append steps, also to the file, until the limit is met or no group can be narrowed any further."""
         widths, loss = (steps[-1].widths, steps[-1].loss) if steps else (self._widest, self._loss(self._widest))
         begun = self._cost(widths)
         with runtime.progress_bar("narrowed by AutoSlim", "%") as progress:
@@ -148,7 +148,7 @@ class _Greedy:
                     file.write(json.dumps(steps[-1].model_dump()) + "\n")
 
     def _candidates(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
-        """Per group that can be narrower, the widths with its next level that saves something, and what is saved."""
+        """For each group that can be narrowed: the widths with its next level that saves cost, and the cost saved."""
         found, now = {}, self._cost(widths)
         for name, of in self._levels.items():
             for width in reversed(of[: of.index(widths[name])]):
@@ -160,7 +160,7 @@ class _Greedy:
         return found
 
     def _loss(self, widths: Widths) -> float:
-        """The mean validation loss of the slimmable network's first channels, its norms on batch statistics."""
+        """The mean validation loss of the slimmable network cut to these widths, with batch statistics in its norms."""
         from gcp.train.slimmable import loss_by_batch_statistics
 
         loss = loss_by_batch_statistics(narrow(self._net, widths), self._task, self._batches)

@@ -1,7 +1,8 @@
-"""What every pruning method is given and gives back, and the registry of methods.
+"""The interface of pruning methods: what each is given and what it returns, and the registry of methods.
 
-A method is `def name(problem, options, run) -> Outcome` with the class of its options beside it. Configurations are
-read before MXNet is imported, so the modules of this room import `gcp.train` and `gcp.backend` inside functions.
+A method is a function `def name(problem, options, run) -> Outcome` with a class for its options beside it.
+Configurations are read before MXNet is imported, so the modules of this package import `gcp.train` and `gcp.backend`
+inside functions only.
 """
 
 from __future__ import annotations
@@ -21,42 +22,46 @@ from gcp.seeds import Stream
 
 
 class MethodOptions(Options):
-    """The options of a method, and what a table and an estimate have to know of it."""
+    """The options of a method, and what tables and estimates need to know about it."""
 
-    PRUNES: ClassVar[bool] = True  # whether it needs a target
-    # Of a method that prunes in iterations: options that a search may choose anew for each.
+    PRUNES: ClassVar[bool] = True  # whether the method needs a target
+    # For methods that prune in iterations: the options that a search may choose anew for each iteration.
     PER_ITERATION: ClassVar[FrozenSet[str]] = frozenset()
 
     def label(self, cost: str) -> str:
-        """What tables call the method when `cost` is what channels are weighed against."""
+        """The method's name in tables, where `cost` is the cost that channels are weighed against."""
         raise NotImplementedError
 
     def check(self, net: Network, budget: Budget) -> None:
-        """UserError: the method cannot prune this network, or not as far. Asked before anything is trained."""
+        """Raise UserError if the method cannot prune this network, or not far enough for the budget.
+
+        Called before anything is trained.
+        """
         if self.PRUNES:
             budget.check(net.widths)
 
     def variant(self) -> Dict[str, str]:
-        """Options by which tables tell rows of this method apart even where only one value is there."""
+        """Options that distinguish rows of this method in tables, even at targets where they have one value only."""
         return {}
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """Images that pruning will train on or look at, with `n_train` training images in batches of `batch`.
+        """The number of images that pruning will use, given `n_train` training images in batches of `batch`.
 
-        `n_renewed` of them are looked at after every cut, for statistics and weights.
+        `n_renewed` is the number of images used after every cut, to recompute statistics and refit weights.
         """
         return n_renewed
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A trained network to make smaller, the budget, and the data to decide by.
+    """A trained network to prune, the budget, and the data on which to base decisions.
 
-    Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration` is
-    that of a schedule which asks a criterion again and again, 0 elsewhere. `step`, where there is one, has a block of
-    `net` with frozen statistics, which a criterion can take gradients from without building one. `statistics_images`
-    are for `with_new_statistics`, which every method calls after every cut, `reconstruction_images` for `cut`. `tuner`
-    is there where each iteration's options are to be searched (see `MethodOptions.PER_ITERATION`).
+    Methods may use `data.train` and `data.validation`; the test images are for the final result only. `iteration`
+    counts from 1 in methods that score or cut repeatedly, and is 0 elsewhere. `step`, if given, holds a block of `net`
+    with frozen statistics, so that a criterion can compute gradients without building one. `statistics_images` is the
+    number of images for `with_new_statistics`, which every method calls after every cut, and `reconstruction_images`
+    the number for `cut`. `tuner` is given if the options of each iteration are to be searched (see
+    `MethodOptions.PER_ITERATION`).
     """
 
     net: Network
@@ -70,15 +75,15 @@ class Problem:
     step: Any = None
     statistics_images: int = 0
     reconstruction_images: int = 0
-    moved: str = "silenced"  # what moves on from a dropped channel: see `surgery.shrink`
+    moved: str = "silenced"  # which output of a removed channel moves into the next layer: see `surgery.shrink`
     tuner: Any = None  # a `gcp.search.tuning.Tuner`
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The small network; images that it took, by purpose; a row per step of the method, as plain JSON values.
+    """The pruned network, the images used by purpose, and a row per step of the method as plain JSON values.
 
-    `searches` are studies of options, as `gcp.search.tuning.Tuner.best` gives them.
+    `searches` holds studies of options, in the form that `gcp.search.tuning.Tuner.best` returns.
     """
 
     network: Network
@@ -88,9 +93,10 @@ class Outcome:
 
 
 class Run(Protocol):
-    """Where a method may keep what it has computed, and say what it does.
+    """Where a method can save what it has computed, and log what it does.
 
-    `shared` is a folder of all experiments that start from the same dense network, for what serves them all.
+    `shared` is a folder common to all experiments that start from the same dense network, for results that they all
+    use.
     """
 
     path: Path
@@ -105,16 +111,16 @@ METHODS: Registry[Method] = Registry("pruning method")
 
 
 def whole_batches(wanted: int, n_train: int, batch: int) -> int:
-    """Images that are looked at where so many are wanted: whole batches, an epoch at most."""
+    """The number of images used if `wanted` are asked for: rounded up to whole batches, at most one epoch."""
     return min(-(-wanted // batch), -(-n_train // batch)) * batch
 
 
 def cut(problem: Problem, limit: float, choose: Callable[[float], Keep]) -> Tuple[Network, List[dict], Dict[str, int]]:
-    """The problem's network without the channels that are not among `choose(cost)`, at a cost of at most `limit`.
+    """The problem's network cut to the channels `choose(cost)`, at a cost of at most `limit`.
 
-    The same for every method: what moves on from dropped channels, and weights fitted by least squares to what the
-    network says, if the problem wants them. Also a row for each measurement of `fit_to_measured_budget`, and images by
-    purpose.
+    Common to all methods: moves what removed channels leave behind into the next layers, and, if the problem asks for
+    it, fits the weights by least squares to the outputs before the cut. Also returns a row for each measurement of
+    `fit_to_measured_budget`, and the images used by purpose.
     """
     from gcp.train.loop import Batches
     from gcp.train.reconstruct import reconstruct
@@ -138,9 +144,9 @@ def cut(problem: Problem, limit: float, choose: Callable[[float], Keep]) -> Tupl
 
 
 def with_new_statistics(problem: Problem, net: Network) -> Tuple[Network, int]:
-    """A network that was cut, with batch-norm statistics from training images; and how many images it took.
+    """The network after a cut with batch-norm statistics recomputed from training images, and the number of images.
 
-    The same for every method, so that no method's networks are judged by statistics that others have renewed.
+    Common to all methods, so that no method's networks are judged with statistics that only others have recomputed.
     """
     from gcp.train.loop import Batches
     from gcp.train.statistics import recompute_statistics

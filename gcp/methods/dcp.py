@@ -1,10 +1,10 @@
-"""DCP: channels that tell classes apart, by the gradients of auxiliary classifiers' losses and of what layers say.
+"""DCP: channels that tell classes apart, by gradients of auxiliary classifiers' losses and of layers' output errors.
 
 Zhuang et al., "Discrimination-aware Channel Pruning for Deep Neural Networks", NeurIPS 2018, algorithms 1 and 2.
-Different here: the network is trained with all auxiliary losses at once instead of stage by stage; channels are added
-several at a time, and their weights trained by Adam, whose steps need no rate of their own for each layer; with `where:
-all` channels that additions tie are chosen by all their readers; the network is fine-tuned once at the end, by the
-experiment's own recipe.
+Differences here: the network is trained with all auxiliary losses at once instead of stage by stage; channels are added
+several at a time, and their weights are trained by Adam, which needs no learning rate of its own for each layer; with
+`where: all`, channels that are tied by additions are chosen by all their readers; the network is fine-tuned once at the
+end, with the experiment's own recipe.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from gcp.seeds import Stream
 
 
 class DcpOptions(LayerwiseOptions):
-    """Classifiers, the training with them, and how channels are chosen."""
+    """The auxiliary classifiers, the training with them, and how channels are chosen."""
 
-    n_classifiers: int = Field(2, ge=1, le=100, description="auxiliary classifiers, evenly spread over the blocks")
-    epochs: float = Field(1.0, gt=0, le=10**4, description="epochs of all weights with the auxiliary losses, above 0")
+    n_classifiers: int = Field(2, ge=1, le=100, description="auxiliary classifiers, spread evenly over the blocks")
+    epochs: float = Field(1.0, gt=0, le=10**4, description="epochs of training with the auxiliary losses, above 0")
     lr: float = Field(0.05, gt=0, le=1000, description="highest learning rate of that training, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
-    lam: float = Field(1.0, ge=0, le=10**6, description="what a classifier's loss counts beside a layer's error")
-    rounds: int = Field(4, ge=1, le=10**4, description="a group's channels are added in so many rounds")
+    lam: float = Field(1.0, ge=0, le=10**6, description="weight of a classifier's loss relative to a layer's error")
+    rounds: int = Field(4, ge=1, le=10**4, description="number of rounds in which a group's channels are added")
     steps: int = Field(
-        16, ge=0, le=10**6, description="steps of the weights that read chosen channels, after each round"
+        16, ge=0, le=10**6, description="training steps for the weights that read chosen channels, after each round"
     )
-    weights_lr: float = Field(0.001, ge=0, le=1000, description="learning rate of these steps, of Adam")
+    weights_lr: float = Field(0.001, ge=0, le=1000, description="learning rate of Adam in these steps")
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`: there has to be a place for a classifier."""
+        """See `MethodOptions`; also raises UserError if the network has no place for an auxiliary classifier."""
         from gcp.train.auxiliary import places
 
         super().check(net, budget)
@@ -51,21 +51,21 @@ class DcpOptions(LayerwiseOptions):
             raise UserError(f"method dcp: {wrong}; set prune.method to another", "method.network")
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "DCP"
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps with the auxiliary losses, with `n_batches` batches an epoch."""
+        """The number of training steps with the auxiliary losses, given `n_batches` batches per epoch."""
         return max(1, round(self.epochs * n_batches))
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """The training, and what every method that goes layer by layer takes."""
+        """Images for the training with auxiliary losses, in addition to those of every layer-by-layer method."""
         return super().n_images(n_train, batch, n_renewed) + self.n_steps(-(-n_train // batch)) * batch
 
 
 @METHODS.register("dcp", DcpOptions)
 def dcp(problem: Problem, options: DcpOptions, run: Run) -> Outcome:
-    """Train with auxiliary classifiers, then choose the channels of one group after the other, and fit what reads them.
+    """Train with auxiliary classifiers, then choose the channels of one group after another and train their readers.
 
     UserError: the task is not classification.
     """
@@ -100,7 +100,10 @@ def dcp(problem: Problem, options: DcpOptions, run: Run) -> Outcome:
 
 
 def _pruned(problem: Problem, whole: Network, widths: Widths, options: DcpOptions, seed: int) -> Network:
-    """The trained network at these widths of some of its groups, from the image to the output; no classifiers."""
+    """The trained network, without its classifiers, with some groups cut to these widths.
+
+    The groups are cut one after another, from the image to the output.
+    """
     from gcp.train.auxiliary import without_classifiers
     from gcp.train.loop import Batches
 
@@ -123,7 +126,10 @@ def _cut_group(
     options: DcpOptions,
     batches: List[Any],
 ) -> Tuple[Network, Keep]:
-    """The network with one group at a smaller width, and its readers' weights trained for what is left."""
+    """The network with one group cut to a smaller width and its readers trained for what is left; and the new `keep`.
+
+    `keep`: the units of the whole network that are left in each group.
+    """
     from gcp.train.auxiliary import PREFIX, Chooser
     from gcp.train.distributed import process_group
     from gcp.train.tasks import TASKS
@@ -149,9 +155,10 @@ def _cut_group(
 
 
 class _Examples:
-    """Batches of images and labels, in a circle, with what layers say of them in the whole network.
+    """Batches of images and labels, repeated in a cycle, with the outputs of some layers in the whole network.
 
-    Of the outputs that are left. Where they are large they are not held but computed again each time.
+    Only outputs that the pruned network still has are included. Small ones are cached; large ones are computed again
+    each time.
     """
 
     def __init__(self, whole: Network, layers: Sequence[str], keep: Keep, batches: Sequence[Any]) -> None:
@@ -178,14 +185,15 @@ class _Examples:
 def _grown(
     chooser: Any, examples: _Examples, units: Dict[str, np.ndarray], size: int, width: int, options: DcpOptions
 ) -> np.ndarray:
-    """Which of a group's channels stay, from none of them on; the chooser has the weights for them, 0 for the others.
+    """The indices of the channels that a group keeps, chosen in rounds starting from none.
 
-    `units`: per array of weights, see `_units`.
+    The chooser ends up with the weights for these channels, and 0 for the others. `units`: see `_units`, for each
+    weight array by name.
     """
     before, chosen = chooser.weights(), np.zeros(size, bool)
 
     def masks() -> Dict[str, np.ndarray]:
-        """Per weight, whether it reads a chosen channel, or one of another group."""
+        """For each weight, whether it reads a chosen channel or a channel of another group."""
         return {key: np.broadcast_to(_reads(units[key], chosen, w), w.shape) for key, w in before.items()}
 
     chooser.put({key: w * masks()[key] for key, w in before.items()})
@@ -199,7 +207,7 @@ def _grown(
         had = masks()
         chosen[np.argsort(np.where(chosen, np.inf, -norms), kind="stable")[:n_more]] = True
         has = masks()
-        # Those that are new come in with the weights that they had.
+        # Newly chosen channels start with the weights that they had before.
         chooser.put({key: np.where(had[key], w, before[key] * has[key]) for key, w in chooser.weights().items()})
         for k in range(options.steps):
             chooser.loss(*examples[k])
@@ -208,31 +216,31 @@ def _grown(
 
 
 def _next_classifier(net: Network, i: int) -> int:
-    """Which output of the network is the first classifier behind node i: the last one's is the network's own, 0."""
+    """The number of the output that is the first classifier behind node i; 0, the network's own, behind the last."""
     behind = [(at, k) for k, (at, _) in enumerate(net.outputs) if k and at > i]
     return min(behind)[1] if behind else 0
 
 
 def _units(net: Network, layer: str, group: Any) -> np.ndarray:
-    """Per input of a layer within each of its conv groups, the unit of the group that it is; -1 for others."""
+    """For each input of a layer, within each of its conv groups: its unit number in the group, or -1 if not in it."""
     units = net.structure.calls[net.index[layer]].read - group.start
     return np.where((units >= 0) & (units < group.size), units, -1)
 
 
 def _along_inputs(units: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The units per weight: those of a conv group's own inputs for its outputs, the same for all taps."""
+    """The unit that each weight reads, broadcast over the taps; a conv group's outputs read its own inputs only."""
     groups = max(1, len(units) // weight.shape[1])
     of = np.repeat(units.reshape(groups, -1), len(weight) // groups, axis=0)  # outputs x inputs
     return of.reshape(*of.shape, *[1] * (weight.ndim - 2))
 
 
 def _reads(units: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Per weight, whether what it reads is chosen, or of another group."""
+    """For each weight, whether the channel it reads is chosen or belongs to another group."""
     of = _along_inputs(units, weight)
     return (of < 0) | chosen[of]
 
 
 def _by_unit(values: np.ndarray, units: np.ndarray, size: int) -> np.ndarray:
-    """Values of weights, summed by the unit that they read."""
+    """Values of weights, summed over the weights that read each unit; shape (size,)."""
     of = np.broadcast_to(_along_inputs(units, values), values.shape)
     return np.bincount(of[of >= 0], values[of >= 0], minlength=size)

@@ -1,7 +1,7 @@
 """GCP: regularise, prune by global importance, recover, T times over (Khetan & Karnin 2020, section 4).
 
-In: a trained network, a budget, data. Out: a network that is really smaller, trained as far as eq. 7 goes; all
-weights are fine-tuned elsewhere.
+Takes a trained network, a budget and data, and returns a network that is actually smaller, trained as far as eq. 7
+goes; all weights are fine-tuned elsewhere.
 """
 
 from __future__ import annotations
@@ -33,37 +33,40 @@ class GcpOptions(MethodOptions):
         "lam".split()
     )
 
-    score: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
+    score: Literal[tuple(CRITERIA)] = Field("taylor", description="the criterion by which channels are ranked")
     allocation: Allocation = Field(
-        "global", description="all groups ranked together (the paper's), or as prune.one_shot.allocation"
+        "global",
+        description="global: all groups ranked together, as in the paper; others: see prune.one_shot.allocation",
     )
     iterations: int = Field(4, ge=1, le=10**4, description="number of steps to the target, 1 or more")
     schedule: Literal["equal", "geometric"] = Field(
-        "geometric", description="steps of equal cost (the paper's) or of equal ratio"
+        "geometric", description="steps of equal cost (the paper's) or of equal ratio of costs"
     )
     max_cut: Optional[float] = Field(
-        None, gt=0, lt=1, description="the largest part of a group that may go in one iteration, in (0, 1)"
+        None, gt=0, lt=1, description="largest fraction of a group that one iteration may remove, in (0, 1)"
     )
     penalised: Literal["all", "removable"] = Field(
         "all",
-        description="whose scales the penalty is on: those of all groups (the paper's), or of groups that can be cut; "
-        "one at its smallest width keeps its channels, whatever they are worth",
+        description="which scales are penalised: those of all groups (the paper's), or only of groups that can be cut, "
+        "since a group at its smallest width keeps its channels in any case",
     )
-    regularise_epochs: float = Field(1.0, gt=0, le=10**4, description="epochs with penalty per iteration, above 0")
-    recover_epochs: float = Field(1.0, ge=0, le=10**4, description="epochs without penalty per iteration, 0 or more")
-    lr: float = Field(0.01, gt=0, le=1000, description="learning rate with penalty, above 0")
-    recover_lr: float = Field(0.01, gt=0, le=1000, description="learning rate without penalty, above 0")
+    regularise_epochs: float = Field(1.0, gt=0, le=10**4, description="epochs with the penalty per iteration, above 0")
+    recover_epochs: float = Field(
+        1.0, ge=0, le=10**4, description="epochs without the penalty per iteration, 0 or more"
+    )
+    lr: float = Field(0.01, gt=0, le=1000, description="learning rate with the penalty, above 0")
+    recover_lr: float = Field(0.01, gt=0, le=1000, description="learning rate without the penalty, above 0")
     recover_weights: Literal["scales", "all"] = Field(
         "scales",
-        description="what is trained without penalty: scales, shifts and the output layer (the paper's eq. 7), or all "
-        "weights",
+        description="what is trained without the penalty: scales, shifts and the output layer (the paper's eq. 7), or "
+        "all weights",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     lam: Tuple[Annotated[float, Field(ge=0, le=10**6)], ...] = Field(
         (0.1,),
         min_length=1,
         max_length=100,
-        description="a list of penalties, such as [0.1]; of several, a search of the first iteration takes the best",
+        description="a list of penalties, such as [0.1]; if several, a search in the first iteration picks the best",
     )
 
     _lists = field_validator("lam", mode="before")(listed)
@@ -78,19 +81,19 @@ class GcpOptions(MethodOptions):
         check_criterion(self.score, net)
 
     def label(self, cost: str) -> str:
-        """The paper's names, by what a channel is weighed against."""
+        """The paper's name for the method, given the cost that channels are weighed against."""
         return COSTS[cost].method
 
     def variant(self) -> Dict[str, str]:
-        """What GCP ranks by."""
+        """The criterion by which GCP ranks channels."""
         return {"score": self.score}
 
     def n_steps(self, n_batches: int) -> Tuple[int, int]:
-        """Steps of one iteration's regularise and recover phases, with `n_batches` batches an epoch."""
+        """Steps of one iteration's regularise and recover phases, given `n_batches` batches per epoch."""
         return max(1, round(self.regularise_epochs * n_batches)), round(self.recover_epochs * n_batches)
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """All iterations, and the first one once for every further penalty that is tried."""
+        """Images for all iterations, and for the first one again for every further penalty that is tried."""
         one = sum(self.n_steps(-(-n_train // batch))) * batch + images_to_score(self.score, n_train) + n_renewed
         return (self.iterations + len(self.lam) - 1) * one
 
@@ -99,10 +102,10 @@ class GcpOptions(MethodOptions):
 
 
 def channel_penalties(net: Network, cost: Cost, kept: Container[str] = ()) -> Dict[str, float]:
-    """c_g of eq. 6: the drop in total cost when one channel of group g goes, scaled to mean 1 over groups.
+    """c_g of eq. 6: the drop in total cost when one channel of group g is removed, scaled to mean 1 over groups.
 
-    0 for the groups `kept`, which lose none. A penalty would take their scales to zero all the same, most of all in the
-    first layers, where a channel costs most; their channels would stay, with nothing coming through.
+    0 for the groups in `kept`, which lose no channels. A penalty would drive their scales to zero all the same, most of
+    all in the first layers, where a channel costs most; their channels would stay, but nothing would pass through them.
     """
     drop = cost.marginal(net.widths)
     mean = float(np.mean(list(drop.values())))
@@ -121,10 +124,10 @@ def fraction_kept(t: int, n: int, target: float, schedule: str) -> float:
 def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
     """Prune by T iterations of regularise, prune, recover (Khetan & Karnin 2020, section 4).
 
-    The run's folder takes the networks and checkpoints of the phases (one that is there is not computed again); its log
-    gets a line per epoch and per iteration. Where options are searched, every iteration is tried with several, all from
-    the same network, and the lowest validation loss after recovering decides what goes on. Several values of `lam` are
-    such a search, of the first iteration alone.
+    The run's folder holds the networks and checkpoints of the phases (a network that is already there is not computed
+    again); its log gets a line per epoch and per iteration. If options are searched, every iteration is tried with
+    several sets of values, all from the same network, and the one with the lowest validation loss after recovering is
+    kept. Several values of `lam` are such a search in the first iteration alone.
     """
     from gcp.train.optimisers import DivergedError
 
@@ -152,7 +155,7 @@ def gcp(problem: Problem, options: GcpOptions, run: Run) -> Outcome:
 
 
 def _penalties_tuner(problem: Problem, options: GcpOptions, run: Run) -> Any:
-    """What tries the values of `lam`, where there are several."""
+    """A tuner that tries the values of `lam`, or None if there is only one."""
     if len(options.lam) == 1:
         return None
     from gcp.search.tuning import Tuner
@@ -162,7 +165,7 @@ def _penalties_tuner(problem: Problem, options: GcpOptions, run: Run) -> Any:
 
 
 def _attempt(problem: Problem, options: GcpOptions) -> Callable[[Any], Tuple[Tuple[Network, Dict[str, Any]], float]]:
-    """One iteration as a trial of a search: with its values, and its network kept in its folder."""
+    """One iteration as a trial of a search: it uses the trial's values, and keeps its network in the trial's folder."""
     from gcp.train.checkpoints import run_once
 
     def attempt(trial: Any) -> Tuple[Tuple[Network, Dict[str, Any]], float]:
@@ -184,9 +187,10 @@ def _iteration(
     images: Counter,
     report: Optional[Callable[[int, Optional[float]], None]] = None,
 ) -> Tuple[Network, Dict[str, Any]]:
-    """One regularise, prune, recover (sections 4.3 and 4.4); `images` counts what it takes, by purpose.
+    """One round of regularise, prune, recover (sections 4.3 and 4.4); `images` counts the images used, by purpose.
 
-    `report` gets steps and validation loss after every epoch of recovering, and may end it.
+    `report` receives the step and the validation loss after every epoch of the recover phase but the last, and may end
+    it.
     """
     from gcp.train import checkpoints, loop, optimisers, schedules
     from gcp.train.losses import Objective
@@ -229,7 +233,7 @@ def _iteration(
             if schedule.n_steps:
                 step.load(checkpoints.run_once(Path(f"{prefix}-{name}"), compute)[0])
             images[name] += schedule.n_steps * batch
-        except Exception as error:  # a trial's images count however it ends
+        except Exception as error:  # a trial's images are counted however it ends
             images[name] += getattr(error, "steps", done) * batch
             raise
 
@@ -244,7 +248,7 @@ def _iteration(
         small, timings, n_images = cut(replace(problem, net=net), limit, choose)
         return small, {"timings": timings, "n_images": n_images}
 
-    # What a clock decided has to be kept: a resumed run could decide otherwise.
+    # A decision by measured times has to be saved: a resumed run could decide otherwise.
     timed = budget.measure is not None
     net, found = checkpoints.run_once(Path(f"{prefix}-cut"), smaller) if timed else smaller(prefix)
     images += found.pop("n_images", {})

@@ -1,8 +1,8 @@
-"""Layer by layer from the image to the output: channels by what the next layers would lose, weights by least squares.
+"""Layer-by-layer pruning: channels chosen by what the next layers would lose, weights refitted by least squares.
 
-What ThiNet and CP share (Luo et al., ICCV 2017; He, Zhang & Sun, ICCV 2017). Of the layers that read a group, the
-Gram matrix of the channels' contributions to sampled outputs says how much any set of channels is worth: channels^2
-numbers, whatever the number of samples.
+This is what ThiNet and CP share (Luo et al., ICCV 2017; He, Zhang & Sun, ICCV 2017), going from the image to the
+output. For the layers that read a group, the Gram matrix of the channels' contributions to sampled outputs determines
+how much any set of channels is worth, in channels^2 numbers however many samples there are.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from gcp.seeds import Stream
 
 
 class Contributions(NamedTuple):
-    """What channels of a group say to its readers, over samples and readers, each reader's outputs at variance 1.
+    """What the channels of a group contribute to the outputs of its readers, over all samples and readers.
 
-    `gram[i, j]`: the product of the contributions of channels i and j. `wanted[i]`: that of channel i and what the
-    reader says in the whole network. `norms[i]`: the norm of the weights that read channel i.
+    Each reader's outputs are scaled to variance 1. `gram[i, j]`: the product of the contributions of channels i and j.
+    `wanted[i]`: the product of channel i's contribution and the reader's outputs in the whole network. `norms[i]`: the
+    norm of the weights that read channel i.
     """
 
     gram: np.ndarray
@@ -38,26 +39,24 @@ class Contributions(NamedTuple):
     norms: np.ndarray
 
 
-BLOCK = 256  # rows of a matrix of products that are computed at a time
-LEAST_SCALE = 1e-3  # of the outputs that make up for a shortcut, over the largest
+BLOCK = 256  # rows of a matrix of products computed at a time
+LEAST_SCALE = 1e-3  # smallest scale at which an output makes up for a shortcut, relative to the largest
 
-Choice = Callable[[Contributions, int], np.ndarray]  # so many channels -> which ones stay, sorted
+Choice = Callable[[Contributions, int], np.ndarray]  # (contributions, number of channels) -> indices to keep
 
 
 class LayerwiseOptions(MethodOptions):
-    """Which channels may go, and what they are judged by."""
+    """Which channels may be removed, and what they are judged by."""
 
     where: Literal["inside", "all"] = Field(
         "inside",
-        description="inside: only channels that one layer makes, as published: those inside residual blocks; all: also "
-        "those that additions tie, by what all their readers lose",
+        description="inside: only channels that a single layer produces, those inside residual blocks, as published; "
+        "all: also channels tied by additions, judged by what all their readers lose",
     )
-    n_images_seen: int = Field(
-        512, ge=1, le=10**6, description="training images that each layer is looked at with, in whole batches"
-    )
+    n_images_seen: int = Field(512, ge=1, le=10**6, description="training images used for each layer, in whole batches")
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`: the groups that may be cut have to suffice."""
+        """See `MethodOptions`; also raises UserError if the groups that may be cut are not enough for the target."""
         super().check(net, budget)
         sizes = prunable_sizes(net, self.where)
         lowest = _of_part(budget, net.widths).lowest(sizes) if sizes else 1.0
@@ -70,23 +69,23 @@ class LayerwiseOptions(MethodOptions):
             )
 
     def corrects_shortcuts(self) -> bool:
-        """Whether the last layer of a residual branch makes up for what its shortcut lacks."""
+        """Whether the last layer of a residual branch makes up for what its shortcut has lost."""
         return False
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """What the layers are looked at with, the same images for all, and what is renewed."""
+        """Images used for the layers, the same for all of them, and those used after the cut."""
         return whole_batches(self.n_images_seen, n_train, batch) + n_renewed
 
 
 def prune_layerwise(problem: Problem, options: LayerwiseOptions, choose: Choice, run: Run) -> Outcome:
-    """The same fraction of every group that may be cut, its channels by `choose`, its readers by least squares."""
+    """Cut every group that may be cut to the same fraction, choosing channels by `choose`, and refit its readers."""
     return at_uniform_widths(problem, options, lambda widths: reconstructed(problem, widths, options, choose), run)
 
 
 def at_uniform_widths(
     problem: Problem, options: LayerwiseOptions, pruned: Callable[[Widths], Network], run: Run
 ) -> Outcome:
-    """`pruned(widths)`, with the same fraction of every group that may be cut, within the budget."""
+    """The result of `pruned(widths)` with the same fraction of every group that may be cut, within the budget."""
     budget = problem.budget
     sizes = prunable_sizes(problem.net, options.where)
     part = _of_part(budget, problem.net.widths)
@@ -104,7 +103,11 @@ def at_uniform_widths(
 
 
 def prunable_sizes(net: Network, where: str) -> Widths:
-    """The groups that can be cut by what their readers say, and their sizes."""
+    """The sizes of the groups that can be cut by their contributions to their readers' outputs.
+
+    Groups without readers, or with one that cannot be fitted, are left out, and so are groups with several producers
+    unless `where` is "all".
+    """
     from gcp.train.reconstruct import can_be_fitted
 
     calls = net.structure.calls
@@ -118,15 +121,15 @@ def prunable_sizes(net: Network, where: str) -> Widths:
 
 
 def _of_part(budget: Budget, widths: Widths) -> Budget:
-    """The budget as a function of some groups' widths; the others stay whole."""
+    """The budget as a function of the widths of some groups, where the others keep all their channels."""
     return replace(budget, cost=lambda some: budget.cost({**widths, **some}))
 
 
 def reconstructed(problem: Problem, widths: Widths, options: LayerwiseOptions, choose: Choice) -> Network:
-    """The network at these widths of some of its groups: one group after the other, from the image to the output.
+    """The network with some groups cut to these widths, one after another from the image to the output.
 
-    What a group's channels say is looked at in the network that was pruned so far; what its readers should say is what
-    they say in the whole network.
+    The contributions of a group's channels are those in the network pruned so far; the outputs to which its readers are
+    fitted are those in the whole network.
     """
     from gcp.train.loop import Batches
 
@@ -143,7 +146,7 @@ def reconstructed(problem: Problem, widths: Widths, options: LayerwiseOptions, c
 
 
 class Look(NamedTuple):
-    """Batches of images, the seed of the places that are looked at, and whether branches make up for shortcuts."""
+    """Batches of images, the seed for sampled positions, and whether residual branches make up for their shortcuts."""
 
     images: List[Any]
     seed: int
@@ -151,7 +154,7 @@ class Look(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was seen of a group: per reader the layer, its sums, and what its outputs count for (see `Shortcut`)."""
+    """What was observed of a group: per reader, the layer, its sums, and its outputs' weights (see `Shortcut`)."""
 
     group: Group
     layers: List[Any]
@@ -160,7 +163,7 @@ class Seen(NamedTuple):
 
 
 def readers_of(whole: Network, net: Network, keep: Keep, name: str, seed: int) -> Seen:
-    """The readers of a group of the pruned network, before anything is seen."""
+    """The readers of a group of the pruned network, before any data is seen."""
     from gcp.train.reconstruct import Layer, Sums, kept_outputs
 
     group = next(g for g in net.groups if g.name == name)
@@ -173,10 +176,11 @@ def readers_of(whole: Network, net: Network, keep: Keep, name: str, seed: int) -
 
 
 def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -> Seen:
-    """What the readers of a group of the pruned network get, and what they should say: the passes over the data.
+    """Pass over the data: what the readers of a group of the pruned network receive, and what they should output.
 
-    Where a branch makes up for its shortcut, its last layer should say what the sum lacks (He et al., section 3.3):
-    what it says in the whole network, and what the shortcut says there and does not say any more.
+    Where a residual branch makes up for its shortcut, its last layer should output what the sum lacks (He et al.,
+    section 3.3): its output in the whole network, plus what the shortcut adds there and no longer adds in the pruned
+    network.
     """
     from gcp.train.reconstruct import shortcut_of, tensors_of
 
@@ -184,7 +188,7 @@ def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -
     _, layers, sums, scales = seen
     read = [net.structure.calls[layer.i].node.inputs[0] for layer in layers]
     said = [(whole.index[layer.name], 0) for layer in layers]
-    after: Dict[int, int] = {}  # number of a reader -> where its shortcut is among the tensors
+    after: Dict[int, int] = {}  # number of a reader -> position of its shortcut among the tensors
     for k, layer in enumerate(layers if look.corrects_shortcuts else []):
         before, now = shortcut_of(whole, layer.name), shortcut_of(net, layer.name)
         if before is not None and now is not None:
@@ -206,7 +210,7 @@ def looked_at(whole: Network, net: Network, keep: Keep, name: str, look: Look) -
 
 
 def cut_group(problem: Problem, net: Network, seen: Seen, width: int, choose: Choice) -> Tuple[Network, np.ndarray]:
-    """The network with one group at a smaller width, its readers' weights fitted to what is left; and what that is."""
+    """The network with one group cut to `width` and its readers refitted, and the indices of the channels kept."""
     group = seen.group
     units = [net.structure.calls[layer.i].read - group.start for layer in seen.layers]
     found = [_contributions(*each, group.size) for each in zip(seen.sums, units, seen.scales)]
@@ -216,7 +220,7 @@ def cut_group(problem: Problem, net: Network, seen: Seen, width: int, choose: Ch
     arrays: Dict[str, np.ndarray] = {}
     for layer, total, unit in zip(seen.layers, seen.sums, units):
         stays = (np.isin(unit, chosen) | _others(unit, group.size)).reshape(len(total.before), -1)
-        # Conv groups go whole, or each loses the same of its inputs x taps.
+        # Conv groups are removed whole, or each loses the same inputs x taps.
         groups = stays.any(axis=1)
         rows = np.flatnonzero(np.repeat(stays[groups][0], total.before.shape[1] // stays.shape[1]))
         arrays.update(layer.fitted(problem.net, small, *total.solved(rows), groups))
@@ -224,14 +228,14 @@ def cut_group(problem: Problem, net: Network, seen: Seen, width: int, choose: Ch
 
 
 def _others(units: np.ndarray, size: int) -> np.ndarray:
-    """Which are not of the group whose units are numbered from 0."""
+    """Which units do not belong to the group, whose own units are numbered from 0."""
     return (units < 0) | (units >= size)
 
 
 def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -> Contributions:
-    """What the units of a group say to one reader, over the variance of what it should say.
+    """What the units of a group contribute to one reader, relative to the variance of its wanted outputs.
 
-    `scale`: what each output of the reader counts for.
+    `scale`: the weight of each output of the reader.
     """
     xx, xr, _, _ = sums.moments()
     groups, n_rows, _ = sums.before.shape
@@ -246,18 +250,19 @@ def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -
         product = _said_together(xx[k], before[k], taps)
         said += float(product.sum())
         gram += summed @ (summed @ product).T
-        # What should be said is what all inputs say and what that leaves over.
+        # The wanted outputs are the contributions of all inputs plus the residual.
         wanted += summed @ (product.sum(1) + (xr[k] * before[k]).reshape(len(of), -1).sum(1))
         norms += summed @ np.square(before[k]).reshape(len(of), -1).sum(1)
-    # The variance of what should be said is not known, that of what is said (`said`) is: nearly the same.
+    # The variance of the wanted outputs is not known; that of the actual outputs (`said`) is, and is nearly the same.
     return Contributions(gram / said, wanted / said, np.sqrt(norms))
 
 
 def _said_together(xx: np.ndarray, weights: np.ndarray, taps: int) -> np.ndarray:
-    """(inputs, inputs): the products of what inputs say, each by `taps` rows; `xx`: those of what is read.
+    """The products of the contributions of all pairs of inputs, each of which takes `taps` rows; (inputs, inputs).
 
-    These are sums over taps of `xx` times the products of the weights. Both are symmetric, so half of it is computed,
-    and that by blocks of rows: the whole, which is `taps` squared times as large, is never there.
+    `xx`: the products of the values that are read. The result sums `xx` times the products of the weights over taps.
+    Both are symmetric, so only half of it is computed, in blocks of rows: the full matrix of products, `taps` squared
+    times as large, is never held in memory.
     """
     n = len(xx) // taps
     found, step = np.empty((n, n)), max(1, BLOCK // taps)
@@ -271,6 +276,6 @@ def _said_together(xx: np.ndarray, weights: np.ndarray, taps: int) -> np.ndarray
 
 
 def _joined(found: List[Contributions]) -> Contributions:
-    """Of several readers: each loses its own."""
+    """The contributions to several readers, added up, since each reader loses its own."""
     norms = np.sqrt(sum(np.square(each.norms) for each in found))
     return Contributions(sum(each.gram for each in found), sum(each.wanted for each in found), norms)

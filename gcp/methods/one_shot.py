@@ -1,4 +1,4 @@
-"""Pruning in one go, without training: scores, removal, and what the problem renews after a cut."""
+"""One-shot pruning without training: scores, removal, and what the problem asks to be renewed after a cut."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from gcp.methods.criteria import CRITERIA, check_criterion, images_to_score
 class OneShotOptions(MethodOptions):
     """How channels are chosen."""
 
-    criterion: Literal[tuple(CRITERIA)] = Field("taylor", description="what a channel is ranked by")
+    criterion: Literal[tuple(CRITERIA)] = Field("taylor", description="the criterion by which channels are ranked")
     allocation: Allocation = Field(
         "global",
-        description="the channels of all groups are ranked together, the same fraction of every group is kept, or the "
-        "widths are those of the largest sum of kept scores",
+        description="global: the channels of all groups are ranked together; uniform: every group keeps the same "
+        "fraction; exact: the widths maximise the sum of kept scores",
     )
     per_cost: Optional[bool] = Field(
         None,
         description="true: a score is divided by what a channel of its group costs before groups are compared; false: "
-        "it is not; by default that is up to the criterion",
+        "it is not; by default the criterion decides",
     )
     max_cut: Optional[float] = Field(
-        None, gt=0, lt=1, description="the largest part of a group that may go, unless the target wants more, in (0, 1)"
+        None,
+        gt=0,
+        lt=1,
+        description="largest fraction of a group to remove, unless the target requires more, in (0, 1)",
     )
 
     def mistakes(self) -> Iterator[str]:
@@ -43,15 +46,15 @@ class OneShotOptions(MethodOptions):
         check_criterion(self.criterion, net)
 
     def label(self, cost: str) -> str:
-        """With the criterion."""
+        """The method's name, with the criterion."""
         return f"One shot ({self.criterion})"
 
     def variant(self) -> Dict[str, str]:
-        """How much of each group goes."""
+        """The allocation, which decides how much of each group is removed."""
         return {"allocation": self.allocation}
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """What scores are taken from, and what is renewed."""
+        """Images used for the scores, and those used after the cut."""
         return images_to_score(self.criterion, n_train) + n_renewed
 
 

@@ -1,7 +1,8 @@
-"""Widths at random, the best of several by validation: what every search for widths has to beat.
+"""Random widths, the best of several draws by validation: what every search for widths has to beat.
 
 Li & Talwalkar, "Random search and reproducibility for neural architecture search", UAI 2019, and Radosavovic et al.,
-"On network design spaces for visual recognition", ICCV 2019: a search is worth what it finds beyond as many draws.
+"On network design spaces for visual recognition", ICCV 2019: a search is worth what it finds beyond as many random
+draws.
 """
 
 from __future__ import annotations
@@ -22,35 +23,35 @@ from gcp.seeds import Stream
 
 
 class RandomWidthsOptions(MethodOptions):
-    """How many widths are tried, and how each is judged."""
+    """How many random widths are tried, and how each try is judged."""
 
-    tries: int = Field(8, ge=1, le=10**4, description="number of width vectors that are tried, 1 or more")
+    tries: int = Field(8, ge=1, le=10**4, description="number of width vectors to try, 1 or more")
     spread: float = Field(
-        4.0, ge=1, le=1000, description="a group's fraction is at most so many times another's, before rounding"
+        4.0, ge=1, le=1000, description="largest ratio between the fractions of two groups, before rounding"
     )
-    epochs: float = Field(0.25, ge=0, le=10**4, description="epochs that each try is trained for, 0 or more")
+    epochs: float = Field(0.25, ge=0, le=10**4, description="epochs for which each try is trained, 0 or more")
     lr: float = Field(0.05, gt=0, le=1000, description="highest learning rate of that training, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
 
     def label(self, cost: str) -> str:
-        """With the number of tries."""
+        """The method's name, with the number of tries."""
         return f"Random widths, best of {self.tries}"
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps that each try is trained for, with `n_batches` batches an epoch."""
+        """The number of steps for which each try is trained, given `n_batches` batches per epoch."""
         return round(self.epochs * n_batches)
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """Of all tries."""
+        """Images used for all tries."""
         return self.tries * (self.n_steps(-(-n_train // batch)) * batch + n_renewed)
 
 
 @METHODS.register("random_widths", RandomWidthsOptions)
 def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> Outcome:
-    """Draw widths that meet the budget, keep the channels of largest L1 norm, train each for a while; the best goes on.
+    """Draw widths that meet the budget, keep the channels of largest L1 norm, train briefly, and take the best network.
 
-    Fractions of groups are log-uniform and scaled together until the cost is met. The validation loss decides.
+    The fractions of the groups are log-uniform, and scaled together until the cost is met. The validation loss decides.
     """
     tried, images = [], {"tries": 0, "statistics": 0, "reconstruction": 0}
     scores = CRITERIA["l1"](problem)
@@ -60,7 +61,7 @@ def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> O
         row = {"try": number, "validation_loss": facts["loss"], "widths": net.widths}
         run.log("try", **row)
         tried.append((net, row))
-    # A loss that is not finite is none.
+    # A loss of None was not finite.
     net, _ = min(
         tried, key=lambda found: np.inf if found[1]["validation_loss"] is None else found[1]["validation_loss"]
     )
@@ -70,7 +71,7 @@ def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> O
 def _try(
     problem: Problem, scores: Dict[str, np.ndarray], options: RandomWidthsOptions, run: Run
 ) -> Tuple[Network, dict]:
-    """One network of random widths, trained for a while."""
+    """One network of random widths, trained briefly, and its loss, images and timings."""
     from gcp.train import checkpoints, loop, schedules
     from gcp.train.losses import Objective
     from gcp.train.optimisers import SGD

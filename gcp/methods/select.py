@@ -1,4 +1,4 @@
-"""Scores in, the channels that stay out: so many of each group, or all groups ranked together under a budget."""
+"""From scores to the channels to keep: a given number in each group, or all groups ranked together under a budget."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gcp.graph.network import Keep, Widths
 
 
 def highest(scores: Mapping[str, np.ndarray], widths: Widths) -> Keep:
-    """The best channels of every group, as many as its width."""
+    """The indices of the best channels of every group, sorted, as many as its width."""
     return {name: np.sort(np.argsort(-scores[name], kind="stable")[:n]) for name, n in widths.items()}
 
 
 def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:
-    """Rank the channels of all groups together and drop the lowest until `cost(widths) <= limit`.
+    """Rank the channels of all groups together and remove the lowest until `cost(widths) <= limit`.
 
-    With `round_to` > 1 channels go in blocks, so that every width stays a multiple of it (or the whole group) and
-    never falls below it; a block ranks by its mean score. The last block may overshoot: dropped blocks that still
-    fit come back, best first. No group is emptied. No group loses more than `max_cut` of its channels, unless all have
-    lost that much and the limit is not reached. UserError if it cannot be reached at all.
+    With `round_to` > 1, channels are removed in blocks, so that every width stays a multiple of it (or the whole group)
+    and never falls below it; a block is ranked by its mean score. The last block may overshoot, so removed blocks that
+    still fit come back, best first. No group is emptied. No group loses more than the fraction `max_cut` of its
+    channels, unless all have lost that much and the limit is still not met. UserError: the limit cannot be met at all.
     """
     order = {name: np.argsort(-s, kind="stable") for name, s in scores.items()}
     sizes = {name: len(s) for name, s in scores.items()}
-    blocks: List[Tuple[float, int, str, int]] = []  # mean score, tie-break, group, width once the block is gone
+    blocks: List[Tuple[float, int, str, int]] = []  # mean score, tie-break, group, width without the block
     for number, (name, s) in enumerate(scores.items()):
         width = sizes[name]
         while width > min(round_to, sizes[name]):
@@ -34,8 +34,8 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
             value = float(s[order[name][smaller:width]].mean())
             blocks.append((value, number, name, smaller))
             width = smaller
-    # A block can only go after the blocks below it in its own group; sorted scores see to that, except in ties. What
-    # is beyond `max_cut` goes last.
+    # A block can only be removed after the blocks below it in its own group; sorted scores ensure that, except in ties.
+    # Blocks beyond `max_cut` are removed last.
     blocks.sort(key=lambda b: (b[3] < (1 - max_cut) * sizes[b[2]], b[0], b[1], -b[3]))
 
     def widths_after(n: int) -> Widths:
@@ -45,7 +45,7 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
         return widths
 
     low, high = 0, len(blocks)
-    while low < high:  # the cost falls with every block: bisect the number of blocks to drop
+    while low < high:  # the cost falls with every block, so bisect the number of blocks to remove
         middle = (low + high) // 2
         low, high = (low, middle) if cost(widths_after(middle)) <= limit else (middle + 1, high)
     widths = widths_after(low)
@@ -68,7 +68,7 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
         else:
             held.add(name)
     grown = True
-    while grown:  # more channels in no more time, which only a latency can have: a number of blocks that divides well
+    while grown:  # more channels in no more time, as only latencies allow, where some numbers of blocks divide better
         grown = False
         for name in sizes:
             if widths[name] < sizes[name] and cost(larger(name)) <= cost(widths):

@@ -1,9 +1,9 @@
-"""Network slimming: all weights trained with an L1 penalty on batch norm's scales, then one cut by these.
+"""Network slimming: train all weights with an L1 penalty on batch-norm scales, then cut once by these scales.
 
-Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. Different here: the penalty
-is a proximal step (soft threshold) after each step of SGD instead of a subgradient, so that scales reach zero; it is
-relative, as GCP's; and channels that several layers make together rank by the sum of their scales, where the paper
-selects channels behind the addition.
+Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. Differences here: the
+penalty is a proximal step (soft threshold) after each step of SGD instead of a subgradient, so that scales reach zero;
+it is relative, like GCP's; channels that several layers produce together are ranked by the sum of their scales, where
+the paper selects channels behind the addition.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from gcp.seeds import Stream
 
 
 class SlimmingOptions(MethodOptions):
-    """The training with penalty."""
+    """The training with the penalty."""
 
-    epochs: float = Field(2.0, gt=0, le=10**4, description="epochs with penalty, above 0")
+    epochs: float = Field(2.0, gt=0, le=10**4, description="epochs with the penalty, above 0")
     lam: float = Field(
         0.5,
         ge=0,
         le=10**6,
-        description="penalty: at 1 a scale of mean size, with no gradient to hold it, just reaches zero",
+        description="relative penalty: at 1, a scale of mean size, with no gradient to hold it, just reaches zero",
     )
     lr: float = Field(0.05, gt=0, le=1000, description="highest learning rate, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "Network slimming"
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`: every group needs scales."""
+        """See `MethodOptions`; also raises UserError if a group has no batch-norm scales."""
         super().check(net, budget)
         check_criterion("bn_scale", net)
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps with penalty, with `n_batches` batches an epoch."""
+        """The number of steps with the penalty, given `n_batches` batches per epoch."""
         return max(1, round(self.epochs * n_batches))
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """What the training with penalty takes, and what is renewed."""
+        """Images for the training with the penalty, and those used after the cut."""
         return self.n_steps(-(-n_train // batch)) * batch + n_renewed
 
 
 @METHODS.register("slimming", SlimmingOptions)
 def slimming(problem: Problem, options: SlimmingOptions, run: Run) -> Outcome:
-    """Train with the penalty, then rank the channels of all groups by their scales and drop the lowest."""
+    """Train with the penalty, then rank the channels of all groups by their scales and remove the lowest."""
     from gcp.train import checkpoints, loop, schedules
     from gcp.train.losses import Objective
     from gcp.train.proximal import SparseSGD

@@ -1,9 +1,10 @@
-"""ThiNet: the channels whose absence the next layer notices least, greedily, and least squares for those that stay.
+"""ThiNet: greedily remove the channels that the next layer misses least, then refit the others by least squares.
 
 Luo, Wu & Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", ICCV 2017, algorithm 1 and
-eqs. 6 and 7. Different here: errors are summed exactly from a Gram matrix instead of over the samples anew for every
-candidate; the mean of what goes is no error where a batch norm or a bias takes it up; least squares fit all weights of
-the next layer, not one factor per channel; the network is fine-tuned once at the end, not after every layer.
+eqs. 6 and 7. Differences here: errors are computed exactly from a Gram matrix instead of by summing over the samples
+again for every candidate; the mean of what is removed does not count as an error where a batch norm or a bias absorbs
+it; least squares fits all weights of the next layer, not one factor per channel; the network is fine-tuned once at the
+end, not after every layer.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from gcp.methods.layerwise import Contributions, LayerwiseOptions, prune_layerwi
 
 
 class ThinetOptions(LayerwiseOptions):
-    """Which channels may go, and what they are judged by."""
+    """Which channels may be removed, and what they are judged by."""
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "ThiNet"
 
 
 @METHODS.register("thinet", ThinetOptions)
 def thinet(problem: Problem, options: ThinetOptions, run: Run) -> Outcome:
-    """Prune by ThiNet's greedy choice."""
+    """Prune layer by layer, with channels selected greedily by ThiNet."""
     return prune_layerwise(problem, options, least_missed, run)
 
 
 def least_missed(contributions: Contributions, width: int) -> np.ndarray:
-    """The channels that stay when, one by one, that goes without which the sum of all that went is smallest."""
+    """The indices of `width` channels, left by greedily removing all others one by one.
+
+    Each step removes the channel that keeps the summed contribution of all removed channels smallest.
+    """
     gram = contributions.gram
     stays, with_gone = np.ones(len(gram), bool), np.zeros(len(gram))
     for _ in range(len(gram) - width):

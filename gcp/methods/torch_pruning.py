@@ -1,9 +1,9 @@
-"""Torch-Pruning from outside: the same dense weights in PyTorch, pruned there, and its choice of channels carried back.
+"""Torch-Pruning as a method: it prunes the same dense weights in PyTorch, and its choice of channels is carried back.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. It prunes in small steps, as it can be told: asked
-for all at once, it leaves a group whole that rounding would empty. What it chooses is taken as it is; how far it has to
-go for the budget is told by this toolkit's cost. Its group norm is the same class as its magnitude, unless a training
-with its own penalty goes before, which is left out here.
+Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. It prunes in small steps, which is one of its
+options: if asked for everything at once, it leaves a group whole that rounding would empty. Its choice is taken as it
+is; this toolkit's cost determines how far it has to go to meet the budget. Its group norm importance is the same class
+as its magnitude importance, unless a training with its own penalty comes first, which is left out here.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from gcp.graph.surgery import shrink
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 
 NEEDS = "make its environment with `bash scripts/peers.sh`, and run with .venv-peers/bin/python"
-STEPS = 100  # in which Torch-Pruning would remove everything: the first that is within the budget counts
+STEPS = 100  # in which Torch-Pruning would remove everything; the first one within the budget is used
 IMPORTANCES = {"magnitude": "MagnitudeImportance", "bn_scale": "BNScaleImportance"}  # Torch-Pruning's own names
 
 
 class TorchPruningOptions(MethodOptions):
-    """Options of Torch-Pruning's pruner; all others are as it ships."""
+    """Options of Torch-Pruning's pruner; all others keep its defaults."""
 
-    importance: Literal[tuple(IMPORTANCES)] = Field("magnitude", description="what it ranks channels by")
-    global_pruning: bool = Field(True, description="true: it ranks all groups together; false: group by group")
+    importance: Literal[tuple(IMPORTANCES)] = Field("magnitude", description="how Torch-Pruning ranks channels")
+    global_pruning: bool = Field(True, description="true: all groups are ranked together; false: each by itself")
 
     def label(self, cost: str) -> str:
-        """With the importance."""
+        """The method's name, with the importance."""
         return f"Torch-Pruning ({self.importance})"
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`."""
+        """See `MethodOptions`; also raises UserError if Torch-Pruning is not installed."""
         super().check(net, budget)
         if importlib.util.find_spec("torch_pruning") is None:
             raise UserError(f"method torch_pruning: it is not installed; {NEEDS}", "torch.absent")
 
     def variant(self) -> Dict[str, str]:
-        """How groups are compared."""
+        """Whether groups are ranked together."""
         return {"global": str(self.global_pruning).lower()}
 
 
 @METHODS.register("torch_pruning", TorchPruningOptions)
 def torch_pruning(problem: Problem, options: TorchPruningOptions, run: Run) -> Outcome:
-    """Let Torch-Pruning go on step by step until the network is within the budget.
+    """Let Torch-Pruning prune step by step until the network is within the budget.
 
-    UserError: it does not know an operator, or leaves too much.
+    UserError: it does not support an operator, or cannot remove enough.
     """
     from gcp.backend import convert, export, torch_files
 
     with tempfile.TemporaryDirectory() as folder:
         module = torch_files.module(export.to_onnx(problem.net, Path(folder, "network.onnx")))
-    # The same weights: the same outputs to 1e-4, or a UserError.
+    # The weights are the same, so the outputs must agree to 1e-4, or a UserError is raised.
     convert.difference(problem.net, lambda images: torch_files.outputs(module, images), "PyTorch's network")
     small, timings, images = cut(
         problem, problem.budget.target * problem.budget.original, lambda aim: kept(problem, options, module, aim)
@@ -74,9 +74,9 @@ def torch_pruning(problem: Problem, options: TorchPruningOptions, run: Run) -> O
 
 
 def kept(problem: Problem, options: TorchPruningOptions, module: Any, limit: float) -> Keep:
-    """The units that Torch-Pruning leaves of the network (`module`, in PyTorch) at the first cost within a limit.
+    """The units that Torch-Pruning leaves in the first network on its way whose cost is within the limit.
 
-    UserError: it never gets there.
+    `module`: the network in PyTorch. UserError: it never gets that small.
     """
     import torch
     import torch_pruning as tp
@@ -103,7 +103,7 @@ def kept(problem: Problem, options: TorchPruningOptions, module: Any, limit: flo
                 left = f"{budget.cost(widths) / budget.original:.4f} of the cost is what Torch-Pruning leaves at least"
                 raise UserError(f"method torch_pruning: {left}; give a larger target", "budget.target")
             pruner.step()
-        # The same removals from a copy whose weights are the numbers of their outputs say which ones are left.
+        # Replayed on a copy whose weights are the indices of their outputs, the removals show which outputs are left.
         numbered = copy.deepcopy(module)
         with torch.no_grad():
             for layer in filter(_has_rows, numbered.modules()):
@@ -117,21 +117,21 @@ def kept(problem: Problem, options: TorchPruningOptions, module: Any, limit: flo
 
 
 def _widths(net: Network, module: Any) -> Widths:
-    """The widths of a module that was pruned, by the outputs that the first producer of each group has left."""
+    """The widths of a pruned module, from the outputs that the first producer of each group has left."""
     left = {name: len(layer.weight) for name, layer in module.named_modules() if _has_rows(layer)}
     whole = {g.name: len(net.arrays[net.weight(g.producers[0])]) for g in net.groups}
     return {g.name: g.size * left[g.producers[0]] // whole[g.name] for g in net.groups}
 
 
 def _of_group(net: Network, group: Group, numbers: np.ndarray) -> np.ndarray:
-    """The units of a group that are left, by the numbers of the outputs that its first producer has left."""
+    """The units of a group that are left, from the indices of the outputs that its first producer has left."""
     rows = numbers.reshape(len(numbers), -1)[:, 0].astype(int)
     units = net.structure.calls[net.index[group.producers[0]]].made[rows] - group.start
     return np.unique(units[(units >= 0) & (units < group.size)])
 
 
 def _check(net: Network, module: Any) -> None:
-    """UserError unless the network has the weights that Torch-Pruning left."""
+    """Raise UserError unless the network has the weights that Torch-Pruning left."""
     for name, layer in module.named_modules():
         if _has_rows(layer):
             ours, theirs = net.arrays[net.weight(name)], layer.weight.detach().numpy()
@@ -141,5 +141,5 @@ def _check(net: Network, module: Any) -> None:
 
 
 def _has_rows(layer: Any) -> bool:
-    """Whether a module of PyTorch is a layer whose weights have a row for each output."""
+    """Whether a PyTorch module is a layer whose weights have a row for each output."""
     return type(layer).__name__ in ("Conv2d", "Linear")

@@ -16,16 +16,16 @@ from gcp.methods.select import highest
 
 
 class NoneOptions(MethodOptions):
-    """No pruning has no options."""
+    """No pruning, which has no options."""
 
     PRUNES: ClassVar[bool] = False
 
     def label(self, cost: str) -> str:
-        """The dense network."""
+        """The dense network's name in tables."""
         return "Dense"
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """Nothing is cut."""
+        """0, since nothing is cut."""
         return 0
 
 
@@ -36,18 +36,20 @@ def none(problem: Problem, options: NoneOptions, run: Run) -> Outcome:
 
 
 class UniformOptions(MethodOptions):
-    """Which channels of a group go."""
+    """Which channels of a group are removed."""
 
-    criterion: Literal["l1", "random"] = Field("l1", description="which channels of a group go")
+    criterion: Literal["l1", "random"] = Field(
+        "l1", description="the criterion that decides which channels of a group are removed"
+    )
 
     def label(self, cost: str) -> str:
-        """With the criterion."""
+        """The method's name, with the criterion."""
         return f"Uniform ({'L1' if self.criterion == 'l1' else self.criterion})"
 
 
 @METHODS.register("uniform", UniformOptions)
 def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
-    """Keep the same fraction of every group at the budget's cost, its channels chosen by a criterion."""
+    """Keep the same fraction of every group at the budget's cost, with channels chosen by a criterion."""
     budget, scores = problem.budget, CRITERIA[options.criterion](problem)
 
     def choose(aim: float) -> Keep:
@@ -61,16 +63,16 @@ def uniform(problem: Problem, options: UniformOptions, run: Run) -> Outcome:
 
 
 def kept_uniformly(scores: Scores, budget: Budget) -> Keep:
-    """The best channels of every group, as many as `uniform_widths` says."""
+    """The best channels of every group, as many as `uniform_widths` gives it."""
     return highest(scores, uniform_widths({g: len(s) for g, s in scores.items()}, budget))
 
 
 def uniform_widths(sizes: Widths, budget: Budget) -> Widths:
-    """The largest common fraction of every group whose cost is within the budget; every group keeps a channel.
+    """The widths at the largest common fraction of every group that is within the budget, at least one channel each.
 
-    With rounding the common fraction is coarse (steps of 8 on a layer of 64), so what is left of the budget is
-    spent on the groups that rounding has put furthest below the common fraction, one block each at most: the
-    comparison is at equal achieved cost, not at equal request.
+    With rounding, the common fraction is coarse (steps of 8 on a layer of 64), so what is left of the budget is spent
+    on the groups that rounding has put furthest below the common fraction, at most one block each: the comparison is at
+    equal achieved cost, not at equal requested cost.
     """
     limit = budget.target * budget.original
 

@@ -1,10 +1,10 @@
-"""OWS and AOWS: widths from what a slimmable network's losses say of each width of each group, by an exact solver.
+"""OWS and AOWS: widths chosen by an exact solver, from a slimmable network's losses at each width of each group.
 
 Berman et al., "AOWS: Adaptive and Optimal Network Width Search with Latency Constraints", CVPR 2020, sections 3.2 to
-3.4. Different here: any network, residual ties too (see `gcp.search.solvers`), and any cost that is a sum of terms;
-gains by least squares instead of marginal means; the temperature is in units of the gains' spread; the slimmable
-network is trained as `gcp.train.slimmable` says. The widths keep the slimmable network's weights;
-`finetune.from_scratch` draws new ones, as the paper does.
+3.4. Differences here: any network, also with residual ties (see `gcp.search.solvers`), and any cost that is a sum of
+terms; gains by least squares instead of marginal means; the temperature is in units of the gains' spread; the slimmable
+network is trained as in `gcp.train.slimmable`. The final network keeps the slimmable network's weights;
+`finetune.from_scratch` draws new ones, as in the paper.
 """
 
 from __future__ import annotations
@@ -28,33 +28,36 @@ from gcp.search.solvers import Solver
 from gcp.seeds import Stream
 
 Levels = Dict[str, List[int]]
-RENEWALS = 100  # of AOWS's probabilities in a training, about
-ALIVE = 0.01  # probability from which on a width counts as still alive
+RENEWALS = 100  # of AOWS's probabilities during a training, approximately
+ALIVE = 0.01  # smallest probability of a width that still counts as alive
 SHOWN = 20  # states of the narrowing that a record keeps
 
 
 class OwsOptions(MethodOptions):
-    """The grid of widths, the training of the slimmable network, and the estimate."""
+    """The grid of widths, the training of the slimmable network, and the estimation of gains."""
 
     levels: int = Field(14, ge=2, le=1000, description="widths per group, evenly spaced, before rounding to multiples")
-    narrowest: float = Field(0.2, gt=0, le=10, description="the narrowest, as a part of the group's own width, above 0")
-    widest: float = Field(1.5, gt=0, le=10, description="the widest, above the narrowest")
+    narrowest: float = Field(0.2, gt=0, le=10, description="narrowest width, as a fraction of the group's own, above 0")
+    widest: float = Field(
+        1.5, gt=0, le=10, description="widest width, as a fraction of the group's own, above narrowest"
+    )
     epochs: float = Field(10.0, gt=0, le=10**4, description="epochs of slimmable training, above 0")
-    lr: float = Field(0.05, gt=0, le=1000, description="its highest learning rate, above 0")
+    lr: float = Field(0.05, gt=0, le=1000, description="highest learning rate of that training, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(1e-4, ge=0, le=1000, description="weight decay, 0 or more")
     share: float = Field(
-        0.5, gt=0, le=1, description="the part of each batch that the widest network is trained on, in (0, 1]"
+        0.5, gt=0, le=1, description="fraction of each batch on which the widest network is trained, in (0, 1]"
     )
-    hold: int = Field(4, ge=1, le=10**4, description="steps that the same random widths are trained for")
+    hold: int = Field(4, ge=1, le=10**4, description="steps for which the same random widths are trained")
     estimator: statistics.Estimator = Field(
-        "least_squares", description="how gains follow from the losses: all at once, or by marginal means (the paper's)"
+        "least_squares",
+        description="how gains are estimated from the losses: jointly, or by marginal means (the paper's)",
     )
     window: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="the last part of the steps, from which gains are estimated; of AOWS that of its warm-up",
+        description="last fraction of the steps, from which gains are estimated; for AOWS, that of its warm-up",
     )
 
     def mistakes(self) -> Iterator[str]:
@@ -63,13 +66,13 @@ class OwsOptions(MethodOptions):
             yield f"narrowest: {self.narrowest} is not below widest: {self.widest}"
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "OWS"
 
     def grid(self, widths: Widths, round_to: int) -> Levels:
-        """The widths that each group may have: the nearest multiples, none beyond the widest.
+        """The widths that each group may have: the nearest multiples of `round_to`, none beyond the widest.
 
-        UserError: they are one and the same in every group.
+        UserError: every group has only one width.
         """
         fractions = np.linspace(self.narrowest, self.widest, self.levels)
 
@@ -85,7 +88,7 @@ class OwsOptions(MethodOptions):
         return found
 
     def check(self, net: Network, budget: Budget) -> None:
-        """See `MethodOptions`: the narrowest network must be within the budget."""
+        """Raise UserError if even the narrowest network exceeds the budget."""
         solver = Solver(self.grid(net.widths, budget.round_to), budget.cost)
         lowest = solver.lowest / budget.original
         if lowest > budget.target:
@@ -97,32 +100,32 @@ class OwsOptions(MethodOptions):
             )
 
     def gains(self, drawn: Any, levels: Levels, n_steps: int) -> statistics.Gains:
-        """What each level of each group is worth, by what a training of `n_steps` has drawn so far."""
+        """What each level of each group is worth, from what a training of `n_steps` steps has drawn so far."""
         return statistics.gains_of(drawn, levels, self.estimator, self.window)
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps of slimmable training, with `n_batches` batches an epoch."""
+        """The number of steps of slimmable training, given `n_batches` batches per epoch."""
         return max(1, round(self.epochs * n_batches))
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
-        """Images times networks that are trained on them: the widest on its share, two others on all."""
+        """Images times the networks trained on them: the widest on its share of each batch, two others on all of it."""
         return round(self.n_steps(-(-n_train // batch)) * batch * (2 + self.share)) + n_renewed
 
     def key(self, round_to: int) -> str:
-        """8 hex digits that two options share if they train the same."""
+        """8 hex digits that two sets of options have in common if they train the same network."""
         apart = {"estimator", "window"}
         text = f"{type(self).__name__} {round_to} {self.model_dump_json(exclude=apart)}"
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class AowsOptions(OwsOptions):
-    """And how widths are given up while it trains."""
+    """OWS's options, and how widths are given up during the training."""
 
-    warmup: float = Field(0.25, ge=0, lt=1, description="the part of the training in which all widths are drawn alike")
+    warmup: float = Field(0.25, ge=0, lt=1, description="fraction of the training in which all widths are drawn alike")
     hottest: float = Field(
-        1.0, gt=0, le=10**6, description="the temperature after that, in units of a group's mean spread of gains"
+        1.0, gt=0, le=10**6, description="temperature after the warm-up, in units of the mean spread of a group's gains"
     )
-    coldest: float = Field(0.02, gt=0, le=10**6, description="that at the end; between, it falls by ratio")
+    coldest: float = Field(0.02, gt=0, le=10**6, description="temperature at the end; it falls to this geometrically")
 
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
@@ -131,23 +134,23 @@ class AowsOptions(OwsOptions):
             yield f"coldest: {self.coldest} is above hottest: {self.hottest}"
 
     def label(self, cost: str) -> str:
-        """Its name in the literature."""
+        """The method's name in the literature."""
         return "AOWS"
 
     def n_warmup(self, n_steps: int) -> int:
-        """Steps in which all widths are drawn alike, 1 or more."""
+        """The number of steps in which all widths are drawn with equal probability, 1 or more."""
         return max(1, round(self.warmup * n_steps))
 
     def gains(self, drawn: Any, levels: Levels, n_steps: int) -> statistics.Gains:
-        """By the last part of the warm-up and all that came after: what is given up keeps what it was worth then."""
+        """Gains from the last part of the warm-up on; widths that have been given up keep their gain from then."""
         return statistics.gains_of(drawn, levels, self.estimator, self.window, self.n_warmup(n_steps))
 
 
 @METHODS.register("ows", OwsOptions)
 def ows(problem: Problem, options: OwsOptions, run: Run) -> Outcome:
-    """Train a slimmable network with all widths alike, and take the best widths within the budget.
+    """Train a slimmable network with all widths drawn alike, and take the best widths within the budget.
 
-    The training serves every budget: experiments that share a dense network share it too.
+    The training is the same for every budget, so experiments that share a dense network share it too.
     """
     prefix = shared_prefix(run.shared, options, problem.budget.round_to)
     net, drawn = trained(problem, options, prefix, run)
@@ -156,16 +159,16 @@ def ows(problem: Problem, options: OwsOptions, run: Run) -> Outcome:
 
 @METHODS.register("aows", AowsOptions)
 def aows(problem: Problem, options: AowsOptions, run: Run) -> Outcome:
-    """Train a slimmable network whose widths are drawn nearer and nearer to the best within the budget."""
+    """Train a slimmable network whose widths are drawn ever closer to the best within the budget, and take these."""
     narrowing = Narrowing(problem, options)
     net, drawn = trained(problem, options, run.path / "slimmable", run, narrowing)
     return _outcome(problem, options, net, drawn, run, narrowing.rows(drawn))
 
 
 class Narrowing:
-    """AOWS's policy: each group's widths from its own marginal of a Gibbs distribution (section 3.4).
+    """AOWS's policy: each group's width is drawn from its own marginal of a Gibbs distribution (section 3.4).
 
-    The distribution is over all widths together, at the price that makes the best of them meet the budget.
+    The distribution is over the widths of all groups jointly, at the price at which the best of them meet the budget.
     """
 
     def __init__(self, problem: Problem, options: AowsOptions) -> None:
@@ -177,11 +180,11 @@ class Narrowing:
 
     @property
     def renew(self) -> int:
-        """Steps after which the policy is asked anew."""
+        """The number of steps after which the policy is asked again."""
         return -(-self._n_steps // (RENEWALS * self._options.hold)) * self._options.hold
 
     def temperature(self, step: int) -> float:
-        """In units of the mean spread."""
+        """The temperature at a step, in units of the mean spread of gains."""
         done = (step - self.first) / max(1, self._n_steps - self.first)
         return float(self._options.hottest * (self._options.coldest / self._options.hottest) ** min(1.0, done))
 
@@ -197,7 +200,7 @@ class Narrowing:
         return self._solver.marginals(gains, limit, self.temperature(step) * spread)
 
     def rows(self, drawn: Any) -> List[Dict[str, Any]]:
-        """States of the narrowing, evenly spread: per group, how many widths were still alive."""
+        """Evenly spaced states of the narrowing: for each group, how many widths were still alive."""
         asked = range(0, self._n_steps, self.renew)
         rows = []
         for step in [asked[k] for k in np.unique(np.linspace(0, len(asked) - 1, SHOWN).round().astype(int))]:
@@ -208,14 +211,14 @@ class Narrowing:
 
 
 def shared_prefix(folder: Path, options: OwsOptions, round_to: int) -> Path:
-    """Where the slimmable network of all experiments that share a dense network is saved."""
+    """The path prefix of the slimmable network that all experiments with the same dense network share."""
     return folder / f"slimmable-{options.key(round_to)}"
 
 
 def trained(
     problem: Problem, options: OwsOptions, prefix: Path, run: Run, narrowing: Optional[Narrowing] = None
 ) -> Tuple[Network, Any]:
-    """The slimmable network and what it drew, both saved under `prefix`: trained once, then read back."""
+    """The slimmable network and the widths it drew, both saved under `prefix`: trained once, then read back."""
     from gcp import storage
     from gcp.train import checkpoints, loop, schedules
     from gcp.train.distributed import process_group
@@ -262,7 +265,7 @@ def trained(
 
 
 def narrow(net: Network, widths: Widths) -> Network:
-    """The first channels of a slimmable network."""
+    """The slimmable network cut to the first channels of each group, as many as its width."""
     return cut(net, {name: range(n) for name, n in widths.items()})[0]
 
 
@@ -274,7 +277,7 @@ def _outcome(
     run: Run,
     rows: Optional[List[Dict[str, Any]]] = None,
 ) -> Outcome:
-    """The best widths' network, with the slimmable network's weights and statistics of its own."""
+    """The network of the best widths, with the slimmable network's weights and statistics of its own."""
     levels = options.grid(problem.net.widths, problem.budget.round_to)
     gains = options.gains(drawn, levels, options.n_steps(problem.data.train.n_batches(problem.batch)))
     limit, found = problem.budget.target * problem.budget.original, {}

@@ -1,4 +1,4 @@
-"""Tables, words and figures of architecture searches: how right qualities are, and what a pattern means."""
+"""Tables, sentences and figures of architecture searches: how well qualities predict, and what a pattern means."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KINDS = {"width": "width", "block": "block", "kernel": "kernel", "drop": "left o
 
 
 def checks_of(rows: pd.DataFrame, qualities: Sequence[str]) -> List[Check]:
-    """Each quality against the accuracy of trained networks; the training itself is no predictor.
+    """Each quality as a check against the accuracy of trained networks; training itself is not a predictor.
 
-    Beside: rho with the number of layers, and that with the accuracy among networks of equally many.
+    Further columns: rho with the number of layers, and rho with the accuracy among networks with equally many layers.
     """
     found = []
     for name in qualities:
@@ -35,7 +35,10 @@ def checks_of(rows: pd.DataFrame, qualities: Sequence[str]) -> List[Check]:
 
 
 def write_checks(rows: pd.DataFrame, qualities: Sequence[str], prefix: Path) -> List[Path]:
-    """How well qualities rank trained networks, and the networks: `experiment.architecture_search.validate`'s rows."""
+    """Write tables of how well qualities rank trained networks, and of the networks, with a figure; return the paths.
+
+    `rows` come from `experiment.architecture_search.validate`.
+    """
     caption = (
         "Rank correlation of each quality with the validation accuracy of random architectures, each trained from new "
         f"weights, at {100 * rows.macs_kept.min():.1f} to {100 * rows.macs_kept.max():.1f} % of the network's MACs. "
@@ -48,7 +51,7 @@ def write_checks(rows: pd.DataFrame, qualities: Sequence[str], prefix: Path) -> 
 
 
 def in_words(found: Any) -> Iterator[str]:
-    """What a pattern decides, in sentences: see `experiment.architecture_search.Explained`."""
+    """What a pattern decides, in sentences; `found` is an `experiment.architecture_search.Explained`."""
     pattern = found.pattern
     shape = "x".join(map(str, pattern.input))
     kinds = Counter(row["decision"].partition(":")[0] for row in found.rows)
@@ -80,7 +83,7 @@ def _amount(name: str, value: float) -> str:
 
 
 def write_explained(found: Any, prefix: Path) -> List[Path]:
-    """The decisions as a table, and a picture of the network with them."""
+    """Write a table of a pattern's decisions and a figure of the network with them; return the paths."""
     table = pd.DataFrame(
         [
             {"Decision": row["decision"], "Own": str(row["own"]), "Decided": str(row["value"])}

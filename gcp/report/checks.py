@@ -1,4 +1,4 @@
-"""How well predictors that cost little rank trained networks: rank correlations, the networks themselves, a picture."""
+"""How well cheap predictors rank trained networks: rank correlations, a table of the networks, and a figure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gcp.report import figures, tables
 
 
 class Check(NamedTuple):
-    """A predictor as a table says it: `scores` of each network, higher for a better one, against its `accuracy`."""
+    """A predictor as tables show it: the `scores` of networks, higher for better ones, against their `accuracy`."""
 
     label: str
     scores: pd.Series
     accuracy: pd.Series
-    beside: Mapping[str, float] = {}  # further columns of its row
+    beside: Mapping[str, float] = {}  # further columns in the predictor's row
     is_drawn: bool = True
-    is_listed: bool = True  # a column of the networks' table
+    is_listed: bool = True  # whether it is a column in the table of networks
 
 
 def correlations(checks: Sequence[Check], title: str) -> pd.DataFrame:
-    """A row per predictor, named in the column `title`: its rank correlations with the accuracy."""
+    """A row per predictor, named in the column `title`, with its rank correlations with the accuracy."""
     rows: List[Dict[str, Any]] = []
     for check in checks:
         tau, rho = stats.kendalltau(check.scores, check.accuracy), stats.spearmanr(check.scores, check.accuracy)
@@ -34,9 +34,10 @@ def correlations(checks: Sequence[Check], title: str) -> pd.DataFrame:
 
 
 def partial_rho(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float:
-    """Spearman's rho of x and y given a third thing: the correlation of the ranks' residuals, once its own are fitted.
+    """Spearman's partial rank correlation of x and y given a third variable.
 
-    NaN where x, or y, is that third or constant.
+    It is the correlation of the residuals of their ranks after a linear fit on the ranks of the third. NaN if any of
+    the three is constant, or if the ranks of x or y follow from those of the third.
     """
     a, b, c = (stats.rankdata(values) for values in (x, y, given))
     if any(np.ptp(ranks) == 0 for ranks in (a, b, c)):
@@ -56,10 +57,10 @@ def write(
     captions: Sequence[str],
     counts: Mapping[str, pd.Series] = {},
 ) -> List[Path]:
-    """The tables `prefix` (correlations, see there) and `prefix`.networks, and a picture of the first.
+    """Write the tables `prefix` (see `correlations`) and `prefix`.networks, and a figure; return the paths.
 
-    `rows` has `top1`, `loss`, `macs_kept` and `params_kept` of each network, which `counts` adds to; `names` and
-    `captions` are those of the two tables.
+    The figure shows the predictors for which `is_drawn` is set. `rows` has `top1`, `loss`, `macs_kept` and
+    `params_kept` of each network, to which `counts` adds columns; `names` and `captions` are those of the two tables.
     """
     table = correlations(checks, title)
     digits = {name: 0 if name == "Networks" else 3 for name in table.columns[1:]}

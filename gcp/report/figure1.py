@@ -1,8 +1,8 @@
-"""The paper's Figure 1 and its networks on other hardware: published data and a clock in, ranking and figures out.
+"""The paper's Figure 1, and its networks on other hardware: from published data and timings to a ranking and figures.
 
-The published data are accuracy and throughput of GluonCV's networks on one GPU (`results/reference`); what is measured
-here is the throughput of the PruneNets, their bases and the MobileNets, with made-up weights. Tables say where the
-order of the networks is the same on both devices, and which PruneNets a MobileNet beats.
+The published data are the accuracy and throughput of GluonCV's networks on one GPU (`results/reference`); what is
+measured here is the throughput of the PruneNets, their bases and the MobileNets, with made-up weights. Tables show how
+far the order of the networks is the same on both devices, and which PruneNets a MobileNet beats.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gcp.report.frame import threads
 from gcp.storage import read_json, write_json
 
 INPUT = (3, 224, 224)
-MARGIN = 0.05  # two networks that are nearer than this (relative) on either device have no order that could flip
+MARGIN = 0.05  # two networks closer than this (relative) on either device have no order that could flip
 FAMILIES = {"mobilenet": MOBILENETS[0], "mobilenetv2": MOBILENETS[1]}
-DEVICES = {"V100": "v100", "CPU": "cpu"}  # title -> the column of its speeds
+DEVICES = {"V100": "v100", "CPU": "cpu"}  # title -> column of the device's speeds
 DIGITS = {"Top-1 %": 2, "GMACs": 3, "V100 images/s": 0, "CPU images/s": 1, "V100 rank": 0, "CPU rank": 0}
 DIGITS |= {"V100 ratio": 2, "CPU ratio": 2, "V100 ratio to base": 2, "CPU ratio to base": 2}
 
@@ -62,11 +62,11 @@ class Measured(Schema):
 
 
 def published(folder: Path) -> pd.DataFrame:
-    """The networks of the published Figure 1, fastest first: `name`, `top1` (%), `images_per_second`, `device`,
-    `batch`, `base` (of a PruneNet, else None), `chain` (a base and its PruneNets) and `kind`
-    (PruneNet, ResNet, a MobileNet's version, or other).
+    """The networks of the published Figure 1, fastest first.
 
-    UserError: a file of `folder` is missing or lacks a column or a network.
+    Columns: `name`, `top1` (%), `images_per_second`, `device`, `batch`, `base` (of a PruneNet, else None), `chain` (a
+    base and its PruneNets) and `kind` (PruneNet, ResNet, a version of MobileNet, or other). UserError: a file of
+    `folder` is missing or lacks a column or a network.
     """
     columns = {"model": "name", "top1_acc": "top1", "throughput_img_per_s": "images_per_second"}
     columns |= {"device": "device", "batch_size": "batch"}
@@ -87,7 +87,10 @@ def published(folder: Path) -> pd.DataFrame:
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Columns of a table of published numbers, renamed. UserError: it is not as it came with the toolkit."""
+    """Columns of a table of published numbers, renamed.
+
+    UserError: the file is not as it came with the toolkit.
+    """
     try:
         return pd.read_csv(path)[list(columns)].rename(columns=columns)
     except (OSError, ValueError, KeyError) as error:
@@ -95,12 +98,12 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def family(name: str) -> str:
-    """What all sizes of a network share: "mobilenetv2" of "mobilenetv2_0.25", "resnet" of "resnet50_v1d"."""
+    """The common name of all sizes of a network: "mobilenetv2" of "mobilenetv2_0.25", "resnet" of "resnet50_v1d"."""
     return re.match(r"(?:se_)?[a-z]+?(?:v\d+)?(?=[\d_]|$)", name)[0]
 
 
 def _resnets(names: Sequence[str], bases: set[str]) -> set[str]:
-    """The PruneNets' bases, and what stands between them: depths without a base, in a version that some base has."""
+    """The PruneNets' bases and the ResNets between them: depths without a base, in a version that some base has."""
     parts = {name: re.fullmatch(r"resnet(\d+)_(v\d\w)", name) for name in names}
     depth = {name: int(match[1]) for name, match in parts.items() if match}
     taken = {depth[base] for base in bases}
@@ -111,7 +114,10 @@ def _resnets(names: Sequence[str], bases: set[str]) -> set[str]:
 
 
 def to_measure(networks: pd.DataFrame, only: Sequence[str] = ()) -> pd.DataFrame:
-    """The networks that the comparison is about, or those named in `only`. UserError: one was never published."""
+    """The networks that the comparison is about, or those named in `only`.
+
+    UserError: one of these was never published.
+    """
     for name in only:
         if name not in set(networks.name):
             near = difflib.get_close_matches(name, networks.name, n=3)
@@ -132,11 +138,11 @@ def measure(
     clock: Callable[[str], dict],
     progress: Callable[[float, str], None] = lambda done, name: None,
 ) -> dict:
-    """Time each network that `path` does not hold yet; it is written after each, so that a kill costs one network.
+    """Time each network that `path` does not hold yet; the file is written after each, so a kill costs one network.
 
-    `clock(name)` gives the keys of `Timed` but the name. `progress` hears, ahead of each network, which share of the
-    work (by the published speeds) is done and the network's name; at the end, 1 and no name.
-    UserError: `path` holds measurements of another setup or processor, or something else.
+    `clock(name)` returns the keys of `Timed` except the name. Before each network, `progress` is called with the share
+    of the work that is done (estimated from the published speeds) and the network's name; at the end, with 1 and no
+    name. UserError: `path` holds measurements of another setup or processor, or something else.
     """
     here = {"setup": setup, "input": list(INPUT), "hardware": hardware}
     held = read(path) if os.path.lexists(path) else {**here, "networks": []}
@@ -156,12 +162,15 @@ def measure(
 
 
 def read(path: Path) -> dict:
-    """What `measure` wrote. UserError: it is something else."""
+    """Read what `measure` wrote.
+
+    UserError: the file holds something else.
+    """
     return read_json(path, Measured, "remove it or give another folder with --out").model_dump(exclude_unset=True)
 
 
 def _conditions(held: dict) -> str:
-    """What measured speeds stand on, in words: two files with the same can be compared."""
+    """The conditions of measured speeds, in words; files with the same conditions can be compared."""
     setup, size = held["setup"], "x".join(map(str, held["input"]))
     where = f"{setup['runtime']} on {setup['device']} ({held['hardware']['cpu']}), {setup['dtype']}"
     return f"{where}, batch {setup['batch']}, {threads(setup['threads'])}, input {size}"
@@ -171,7 +180,10 @@ def _conditions(held: dict) -> str:
 
 
 def joined(networks: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
-    """The networks that were measured, with `v100` and `cpu` in images per second, `macs`, `spread` and `noisy`."""
+    """The networks that were measured, with `v100` and `cpu` in images per second, `macs`, `spread` and `noisy`.
+
+    UserError: a measured network was never published.
+    """
     here = pd.DataFrame(rows, columns=list(Timed.model_fields)).rename(columns={"images_per_second": "cpu"})
     unknown = set(here.name) - set(networks.name)
     if unknown:
@@ -180,7 +192,7 @@ def joined(networks: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
 
 
 def ranking(both: pd.DataFrame) -> pd.DataFrame:
-    """One row per measured network, fastest on the V100 first: speeds, those over the base's, and ranks."""
+    """One row per measured network, fastest on the V100 first: speeds, speeds over those of the base, and ranks."""
     table = pd.DataFrame({"Network": both.name, "Top-1 %": both.top1, "GMACs": both.macs / 1e9})
     for what in ("images/s", "ratio to base", "rank"):
         for title, key in DEVICES.items():
@@ -196,7 +208,7 @@ def agreement(both: pd.DataFrame) -> float:
 
 
 def flips(both: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of networks whose order differs, by more than `MARGIN` on either device; the widest first."""
+    """Pairs of networks whose order differs between the devices by more than `MARGIN` on both, the widest first."""
     pairs = []
     for fast, slow in itertools.permutations(both.itertuples(), 2):
         there, here = fast.v100 / slow.v100, slow.cpu / fast.cpu
@@ -207,14 +219,14 @@ def flips(both: pd.DataFrame) -> pd.DataFrame:
 
 
 def dominators(both: pd.DataFrame, name: str, speed: str) -> list[str]:
-    """The MobileNets that are at least as accurate and as fast (by column `speed`) as a network."""
+    """The MobileNets that are at least as accurate as a network, and at least as fast by column `speed`."""
     own = both.set_index("name").loc[name]
     better = both[both.kind.isin(MOBILENETS) & (both.top1 >= own.top1) & (both[speed] >= own[speed])]
     return list(better.name)
 
 
 def dominated(both: pd.DataFrame) -> pd.DataFrame:
-    """Per PruneNet, the MobileNets that are as good on either device: names, "none", or None where none was timed."""
+    """For each PruneNet, the MobileNets that dominate it on each device: names, "none", or None if none was timed."""
     some = both[both.kind == PRUNENET]
     table = pd.DataFrame({"Network": some.name, "Base": some.base, "Top-1 %": some.top1})
     for title, key in DEVICES.items():
@@ -229,10 +241,10 @@ def dominated(both: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[Path]:
-    """Draw the published figure and, if networks were `measured`, theirs; write the tables that compare both.
+    """Draw the published figure and, if networks were `measured`, theirs; write the tables that compare the devices.
 
-    figure1_v100 and figure1_cpu as .png and .svg; ranking, flips and dominated as .md, .tex and .csv. The same data
-    give the same bytes. Returns the paths.
+    Files: figure1_v100 and figure1_cpu as .png and .svg; ranking, flips and dominated as .md, .tex and .csv. The same
+    data give the same bytes. Returns the paths.
     """
     figure = figures.figure1(
         networks,
@@ -287,6 +299,6 @@ def write(networks: pd.DataFrame, measured: dict | None, output: Path) -> list[P
 
 
 def published_on(networks: pd.DataFrame) -> str:
-    """What the published speeds stand on."""
+    """The devices and batch sizes of the published speeds."""
     devices, batches = networks.device.unique(), networks.batch.unique()
     return f"{' and '.join(devices)}, batch {' and '.join(map(str, batches))}"

@@ -1,7 +1,7 @@
-"""A frame of runs in, figures (PNG, SVG) out: accuracy against throughput and cost, width kept per layer.
+"""Figures (PNG, SVG) from a frame of runs: accuracy against throughput and cost, and the width kept per layer.
 
-The figures follow the paper's Figure 1 (accuracy against throughput) and Figures 2 and 3 (width kept per layer).
-Frames are those of `gcp.report.frame.frame`.
+The figures follow the paper's Figure 1 (accuracy against throughput) and Figures 2 and 3 (width kept per layer). Frames
+are those of `gcp.report.frame.frame`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OTHER_COLOURS = ("#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vPX<>"
 DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (5, 1.5, 1, 1.5)))
 INK, FAINT = "#222222", "#8a8a8a"
-FONT = 9.0  # points; the smallest text in a figure is one less
-NAMES_APART = 0.1  # of a name's height, between names of lines
-NAME_WIDTH = 48  # letters of a line's name before it is wrapped: names take their place from the panel
+FONT = 9.0  # points; the smallest text in a figure is one point less
+NAMES_APART = 0.1  # gap between names of lines, as a fraction of a name's height
+NAME_WIDTH = 48  # characters of a line's name before it is wrapped: names take space from the panel
 LOOK = {
     "font.size": FONT,
     "font.family": "DejaVu Sans",
@@ -57,7 +57,7 @@ LOOK = {
     "axes.labelcolor": INK,
     "axes.axisbelow": True,
 }
-# How adjustText moves names: so many times, not for so long: the same points give the same figure on every machine.
+# Limits adjustText by iterations, not by time, so that the same points give the same figure on every machine.
 MOVES = {"iter_lim": 100, "prevent_crossings": False}
 
 PRUNENET, RESNET, MOBILENETS, OTHER = "PruneNet", "Base ResNet", ("MobileNet", "MobileNetV2"), "Other GluonCV network"
@@ -73,13 +73,13 @@ KINDS = {
 
 
 def write(runs: pd.DataFrame, output: Path) -> list[Path]:
-    """Draw every figure that the runs have something for; returns the paths.
+    """Draw every figure for which the runs have data, and return the paths.
 
-    accuracy_cost, accuracy_throughput, accuracy_latency where budgets are measured times, one
-    widths_<objective>_<target> per target, and of several models one figure1_<data>_<scale>_<device> per data set,
-    scale and device. The same runs give the same bytes.
+    Files: accuracy_cost, accuracy_throughput, accuracy_latency if budgets are measured times, one
+    widths_<objective>_<target> per target, and, if there are several models, one figure1_<data>_<scale>_<device> per
+    data set, scale and device. The same runs give the same bytes.
     """
-    # A network that nothing was pruned from is a point of Figure 1, and no panel of its own.
+    # A network that was never pruned is a point of Figure 1, but gets no panel of its own.
     pruned = runs[runs.groupby("setting").method.transform(lambda methods: (methods != "Dense").any())]
     pruned = pruned if len(pruned) else runs
     paths = save(accuracy_throughput(pruned), output / "accuracy_throughput")
@@ -103,7 +103,7 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
 
 @matplotlib.rc_context(LOOK)
 def save(figure: Figure | None, stem: Path) -> list[Path]:
-    """Write a figure as <stem>.png and .svg, the same bytes for the same figure; returns the paths."""
+    """Write a figure as <stem>.png and .svg, the same bytes for the same figure, and return the paths."""
     if figure is None:
         return []
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]  # with_suffix would cut "0.05"
@@ -113,7 +113,7 @@ def save(figure: Figure | None, stem: Path) -> list[Path]:
 
 
 def mark(scale: str) -> str:
-    """What shows wherever a run does that is not of the paper's scale."""
+    """The mark shown with every run that is not at the paper's scale; "" at that scale."""
     return "" if scale == "paper" else f" [{scale.upper()} SCALE]"
 
 
@@ -128,17 +128,17 @@ def accuracy_throughput(runs: pd.DataFrame) -> Figure | None:
 
 
 def accuracy_cost(runs: pd.DataFrame) -> Figure | None:
-    """Top-1 against MACs kept and against params kept, two panels per setting; smaller is to the right."""
+    """Top-1 against MACs kept and against parameters kept, two panels per setting; smaller networks to the right."""
     note = "Test accuracy of each seed (faint) and their mean (solid)."
     rows = [(setting, some, note) for setting, some in runs.groupby("setting")]
     return _accuracy_figure(rows, {"macs_kept": "MACs kept (%)", "params_kept": "Parameters kept (%)"}, 8.0)
 
 
 def accuracy_latency(runs: pd.DataFrame) -> Figure | None:
-    """Top-1 against measured milliseconds, one panel per setting: of runs whose budget is a measured time.
+    """Top-1 against measured milliseconds, one panel per setting, for runs whose budget is a measured time.
 
-    What each network takes beside the dense one is known better than what either takes at some hour, so that part is
-    drawn in milliseconds of the dense network's median.
+    The ratio of a network's latency to the dense one's is known more precisely than either latency at any one time, so
+    it is the ratio that is drawn, in milliseconds of the dense network's median.
     """
     rows = []
     for setting, some in runs[runs.dense_ms.notna()].groupby("setting"):
@@ -175,10 +175,10 @@ def widths(runs: pd.DataFrame) -> Figure | None:
 
 
 def points(runs: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Per seed the accuracy `y` against `x`, a column of the frame; `line` says which belong together.
+    """For each seed, the accuracy `y` against `x`, a column of the frame; `line` tells which points belong together.
 
-    A line is one method at one objective, named after both where the method has several: points of two objectives are
-    never joined. The dense network, which many runs share, is one point a seed.
+    A line is one method at one objective, named after both if the method has several objectives: points of two
+    objectives are never joined. The dense network, which many runs share, is one point per seed.
     """
     several = runs.groupby(["setting", "label"]).objective.transform("nunique") > 1
     both = runs.label + " (" + runs.objective.map(cost_label) + ")"
@@ -188,7 +188,7 @@ def points(runs: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def joined(points: pd.DataFrame, median: bool) -> pd.DataFrame:
-    """The points with their seeds joined, each line's in the order of x: accuracies and costs by their mean."""
+    """The points aggregated over seeds and sorted by x: y by its mean, x by its mean or, if `median`, its median."""
     cells = points.groupby(["line", "method", "target"], dropna=False, sort=False)
     means = pd.DataFrame({"x": cells.x.median() if median else cells.x.mean(), "y": cells.y.mean()})
     return means.reset_index().sort_values("x", kind="stable")
@@ -196,9 +196,9 @@ def joined(points: pd.DataFrame, median: bool) -> pd.DataFrame:
 
 @matplotlib.rc_context(LOOK)
 def _accuracy_figure(rows: Sequence[tuple], columns: Mapping[str, str], width: float) -> Figure | None:
-    """A row of panels for each (setting, its runs, subtitle), with the accuracy against each of the named columns.
+    """A row of panels for each (setting, its runs, subtitle), with accuracy against each of the named columns.
 
-    In a panel, a line per method and objective along the x axis: seeds faint, their mean (median throughput) solid.
+    Each panel has a line per method and objective: seeds are faint, their mean (median for throughput) is solid.
     """
     if not rows:
         return None
@@ -208,7 +208,7 @@ def _accuracy_figure(rows: Sequence[tuple], columns: Mapping[str, str], width: f
             timed, seeds = key == "images_per_second", points(runs, key)
             styles, means = _styles(seeds), joined(seeds, timed)
             for line, same in seeds.groupby("line", sort=False):
-                mean = means[means.line == line].iloc[:: 1 if timed else -1]  # the hardest pruned is last
+                mean = means[means.line == line].iloc[:: 1 if timed else -1]  # the most heavily pruned is last
                 _faint(ax, same.x, same.y, styles[line], 4)
                 ax.plot(mean.x, mean.y, linewidth=1.5, zorder=3, label=line, **{"markersize": 6, **styles[line]})
                 if same.method.iloc[0] == "Dense":
@@ -219,14 +219,14 @@ def _accuracy_figure(rows: Sequence[tuple], columns: Mapping[str, str], width: f
             ax.margins(x=0.08)
             _axes(ax, label, "Top-1 accuracy (%)", *((low / 1.25, high * 1.25) if high > 5 * low > 0 else ()))
             if not timed:
-                ax.invert_xaxis()  # harder pruned to the right, as in the throughput figure
+                ax.invert_xaxis()  # more heavily pruned to the right, as in the throughput figure
         _title(panels[0], _whose(setting), subtitle)
     return _name_lines(figure)
 
 
 @matplotlib.rc_context(LOOK)
 def front(rows: Sequence[dict]) -> Figure:
-    """Accuracy against the cost that is kept, without training: rows of `compress.explore`."""
+    """Accuracy against the cost kept, without training, from rows of `compress.explore`."""
     figure, [[ax]] = _panels(1, 1, 8.0, 5.0)
     cost, whole = cost_label(rows[0]["cost"]), 100 * rows[0]["top1_fitted"]
     x = [100 * row["cost_kept"] for row in rows]
@@ -259,13 +259,13 @@ def _axes(ax: Axes, x: str, y: str, *limits: float) -> None:
 
 
 def _faint(ax: Axes, x, y, style: dict, size: float) -> None:
-    """Points of single seeds, behind their mean."""
+    """Draw the points of single seeds, behind their mean."""
     marker = "o" if style["marker"] == "*" else style["marker"]
     ax.plot(x, y, linestyle="none", marker=marker, color=style["color"], markersize=size, alpha=0.3, markeredgewidth=0)
 
 
 def _styles(points: pd.DataFrame) -> dict[str, dict]:
-    """Line -> colour of its method, marker and dashes of its variant."""
+    """Line -> style: the colour shows its method, marker and dashes its variant."""
     styles: dict[str, dict] = {}
     others = iter(OTHER_COLOURS * len(points))
     for method, same in points.groupby("method", sort=False):
@@ -280,7 +280,7 @@ def _styles(points: pd.DataFrame) -> dict[str, dict]:
 
 
 def _panels(n_rows: int, n_columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes by row, each `width` x `height` inches with its labels."""
+    """A figure and its axes by row, each `width` x `height` inches including labels."""
     figure = Figure(figsize=(n_columns * width, n_rows * height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
@@ -299,10 +299,10 @@ def _whose(setting: tuple) -> str:
 
 
 def _name_lines(figure: Figure) -> Figure:
-    """Name each labelled line right of its panel, level with its last point or as near as the other names allow.
+    """Name each labelled line to the right of its panel, level with its last point or as near as other names allow.
 
-    Names of equal levels keep the order of their lines. The moves have the least sum of squares that leaves
-    `NAMES_APART` of a name's height between them.
+    Names at equal heights keep the order of their lines. The shifts have the least sum of squares that leaves
+    `NAMES_APART` of a name's height between names.
     """
     texts = {}
     for ax in figure.axes:
@@ -314,13 +314,13 @@ def _name_lines(figure: Figure) -> Figure:
             (line, ax.text(1.05, line.get_ydata()[-1], name, transform=beside, va="center"))
             for line, name in zip(ends, names)
         ]
-    figure.draw_without_rendering()  # fixes the panels' sizes, by which names are placed
+    figure.draw_without_rendering()  # fixes the panels' sizes, on which the places of names depend
     figure.set_layout_engine("none")
     for ax, named in texts.items():
         if not named:
             continue
         heights = np.array([text.get_window_extent().height for _, text in named]) * (1 + NAMES_APART)
-        least = np.r_[0, np.cumsum((heights[1:] + heights[:-1]) / 2)]  # of each name, how far above the first
+        least = np.r_[0, np.cumsum((heights[1:] + heights[:-1]) / 2)]  # how far each name must be above the first
         beside, pixels = ax.get_yaxis_transform(), ax.transData
         wanted = np.array([pixels.transform((0, text.get_position()[1]))[1] for _, text in named])
         placed = optimize.isotonic_regression(wanted - least).x + least
@@ -337,7 +337,7 @@ def _name_lines(figure: Figure) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def predictions(result: Validation) -> Figure:
-    """Predicted against measured latency of held-out networks, a panel per model."""
+    """Predicted against measured latency of held-out networks, one panel per model."""
     measured = 1e3 * np.array(result.measured_s)
     predicted = {name: 1e3 * np.array(values) for name, values in result.predicted_s.items()}
     everything = np.concatenate([measured, *(values[values > 0] for values in predicted.values())])
@@ -365,10 +365,11 @@ def predictions(result: Validation) -> Figure:
 
 
 def networks_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """Runs on one data set as networks for `figure1`, and their kinds: what each dense network or method came to.
+    """Runs on one data set as networks for `figure1`, and the styles of their kinds.
 
-    Means over seeds, of throughput the median. Dense networks are named; a method's networks are named by their target
-    and chained to the network that they come from.
+    One network for each dense network, and one for each method and target; means over seeds, but medians for
+    throughput. Dense networks are named; a method's networks are named by their target and chained to the network they
+    come from.
     """
     rows, kinds = [], {}
     for setting, some in in_order(runs).groupby("setting", sort=False):
@@ -381,7 +382,7 @@ def networks_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict]]:
         for point in joined(seeds, True).rename(columns={"x": "images_per_second", "y": "top1"}).to_dict("records"):
             if point["method"] == "Dense":
                 rows.append({**point, "name": model, "kind": family, "chain": None})
-                # Once more for each method's line to start from; without a name, it adds nothing to see.
+                # Once more as the start of each method's line; without a name, it adds nothing visible.
                 rows += [{**point, "name": None, "kind": family, "chain": f"{setting} {line}"} for line in methods]
             else:
                 chain, name = f"{setting} {point['line']}", f"{100 * point['target']:g} %"
@@ -406,8 +407,9 @@ def figure1(
 ) -> Figure:
     """Accuracy against throughput of whole networks (the paper's Figure 1).
 
-    `networks`: `name` (None: not written), `kind` (one of `kinds`), `chain` (networks of one chain are joined, slowest
-    first; None: of none), `top1` in percent and `images_per_second`. `OTHER` networks are drawn faintly and not named.
+    Columns of `networks`: `name` (None: not shown), `kind` (one of `kinds`), `chain` (networks of one chain are joined,
+    slowest first; None: not in a chain), `top1` in percent and `images_per_second`. `OTHER` networks are drawn faintly
+    and without names.
     """
     figure, ((ax,),) = _panels(1, 1, 9.2, 6.4)
     for kind, style in kinds.items():
@@ -417,7 +419,7 @@ def figure1(
             look |= {"markersize": 4.5, "zorder": 2} if kind == OTHER else {}
             ax.plot(some.images_per_second, some.top1, label=kind, **look)
     front = pareto(networks)
-    # Corners: up to each network's speed, its accuracy can be had.
+    # A staircase: each network's accuracy is available at all speeds up to its own.
     corners = front.images_per_second.repeat(2)[:-1], front.top1.repeat(2)[1:]
     ax.plot(*corners, color=FAINT, linewidth=0.9, linestyle=DASHES[1], zorder=1, label="Pareto front")
     chains = [chain for _, chain in networks.sort_values("images_per_second", kind="stable").groupby("chain")]
@@ -428,19 +430,19 @@ def figure1(
     span = max(fastest / slowest, 2.0)
     _axes(ax, "Throughput (images/s)", quantity, slowest / span**0.06, fastest * span**0.18)
     ax.margins(y=0.06)
-    ax.set_ylim(*ax.get_ylim())  # names are placed by it: what is drawn after must not move it
+    ax.set_ylim(*ax.get_ylim())  # names are placed relative to it, so what is drawn later must not move it
     legend = ax.legend(loc="lower left", frameon=False)
     _title(ax, title, "\n".join(textwrap.wrap(subtitle, 128)))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     named = networks[networks.name.notna() & (networks.kind != OTHER)]
-    # A name starts outside of the front, right of a network on it and left of one below it, as do most of the others.
+    # Names start to the upper right of networks on the front, outside of it, and to the lower left of all others.
     texts = []
     for i, point in named.iterrows():
         ha, va = ("left", "bottom") if i in front.index else ("right", "top")
         style = {"color": kinds[point.kind]["color"], "fontsize": FONT - 1, "zorder": 5}
         texts.append(ax.text(point.images_per_second, point.top1, f" {point['name']} ", ha=ha, va=va, **style))
-    # Names keep off networks and the legend; of lines, off points along them.
+    # Names avoid networks, the legend, and points sampled along lines.
     to_data, r, along = ax.transData.inverted(), 5.0 * figure.dpi / 72, []
     at = ax.transData.transform(networks[["images_per_second", "top1"]].to_numpy(float))
     covered = [Bbox.from_extents(x - r, y - r, x + r, y + r).transformed(to_data) for x, y in at]
@@ -460,7 +462,7 @@ def figure1(
 
 @matplotlib.rc_context(LOOK)
 def search_history(trials: pd.DataFrame) -> Figure:
-    """The validation loss of each trial and the lowest so far, a panel per study: rows of `search.trials_of`."""
+    """The validation loss of each trial and the lowest so far, one panel per study, from rows of `search.trials_of`."""
     studies = list(trials.groupby(["label", "target", "seed", "study"], sort=False))
     n_columns = min(len(studies), 4)
     figure, axes = _panels(-(-len(studies) // n_columns), n_columns, 3.6, 2.9)
@@ -495,9 +497,9 @@ def search_history(trials: pd.DataFrame) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def width_front(rows: Sequence[Mapping], uniform: Sequence[Mapping], sizes: Mapping[str, int], network: str) -> Figure:
-    """What the best widths are worth at each cost, and which widths they are, as parts of the groups' own.
+    """What the best widths are worth at each cost, and these widths as fractions of the groups' own.
 
-    `rows` are those of `experiment.width_search.front`, `uniform` those of its `uniform`.
+    `rows` are those of `experiment.width_search.front`, `uniform` those of `experiment.width_search.uniform`.
     """
     figure, [[worth, kept]] = _panels(1, 2, 5.6, 4.4)
     cost = cost_label(rows[0]["cost"])
@@ -524,7 +526,7 @@ def width_front(rows: Sequence[Mapping], uniform: Sequence[Mapping], sizes: Mapp
 
 @matplotlib.rc_context(LOOK)
 def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """A cost along a line of widths, a line for each way to round them: see `experiment.width_search.landscape`."""
+    """A cost along a line of widths, one line per way to round them: see `experiment.width_search.landscape`."""
     figure, [[ax]] = _panels(1, 1, 7.0, 4.4)
     for (label, line), colour, style in zip(lines.items(), (FAINT, COLOURS["GCP-p"]), ("-", "o")):
         minima = local_minima(line.ms)
@@ -538,9 +540,9 @@ def landscape(lines: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def predictors(checks: Sequence[Any]) -> Figure:
-    """What each predictor says of trained networks against their validation accuracy, a panel for each.
+    """The scores that each predictor gives trained networks against their validation accuracy, one panel per predictor.
 
-    `checks`: those of `report.checks`.
+    `checks`: see `report.checks.Check`.
     """
     columns = min(3, len(checks))
     figure, axes = _panels(-(-len(checks) // columns), columns, 3.2, 2.8)
@@ -557,7 +559,7 @@ def predictors(checks: Sequence[Any]) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def pattern(found: Any) -> Figure:
-    """A network's groups as bars, the network's own widths behind those that a pattern decides, with its blocks named.
+    """A network's groups as bars, with its own widths behind those that a pattern decides, and its blocks named.
 
     `found`: an `experiment.architecture_search.Explained`.
     """
@@ -588,7 +590,7 @@ def pattern(found: Any) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def narrowing(rows: Sequence[Mapping], title: str) -> Figure:
-    """How many widths of each group AOWS still draws, over the steps of its training: rows of a record's history."""
+    """How many widths of each group AOWS still draws over its training, from rows of a record's history."""
     groups = list(rows[0]["alive"])
     figure, [[ax]] = _panels(1, 1, 6.4, 1.4 + 0.22 * len(groups))
     alive = np.array([[row["alive"][group] for row in rows] for group in groups])
@@ -608,10 +610,11 @@ def narrowing(rows: Sequence[Mapping], title: str) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Figure | None:
-    """Top-1 minus the baseline's against the target: rows of `leaderboard.entries` of one network.
+    """Top-1 minus the baseline's against the target, from rows of `leaderboard.entries` of one network.
 
-    Named are the five best by `order`, the worst, and what is called gcp; the bars are the standard deviation over
-    seeds. The other methods are thin lines. None of a single target: the table says as much.
+    The five best methods by `order`, the worst, and those whose names begin with gcp are labelled, with bars for the
+    standard deviation over seeds; the others are thin lines. None with a single target, for which the table says as
+    much.
     """
     base = runs[runs.method == baseline].set_index(["target", "seed"]).top1
     if base.index.get_level_values("target").nunique() < 2:
@@ -650,7 +653,7 @@ def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Fi
 def rank_diagram(ranking) -> Figure:
     """Mean ranks on an axis, best to the left; a bar joins methods that Nemenyi's test cannot tell apart.
 
-    The diagram of Demsar 2006, Figure 1; `ranking` is that of `leaderboard.ranking`.
+    The diagram of Demsar 2006, Figure 1; `ranking` is what `leaderboard.ranking` returns.
     """
     ranks = ranking.ranks
     n, half = len(ranks), -(-len(ranks) // 2)
@@ -686,7 +689,7 @@ def rank_diagram(ranking) -> Figure:
 
 
 def _cliques(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
-    """First and last of every longest run of sorted ranks that are all within the difference."""
+    """First and last index of every longest run of sorted ranks that are all within the difference."""
     found: list[tuple[int, int]] = []
     for first in range(len(ranks)):
         last = int(np.searchsorted(ranks, ranks[first] + difference, side="right")) - 1

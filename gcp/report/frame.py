@@ -1,7 +1,7 @@
-"""Finished runs in, one frame out: a row per run with every number that a table or a figure shows.
+"""From finished runs to one frame: a row per run, with every number that a table or a figure shows.
 
 Records hold fractions; the frame holds percent. What a run is called, and which runs are seeds of one another, is
-decided here; what a method or a cost is called is asked of its entry.
+decided here; the names of methods and costs come from their registry entries.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gcp.experiment.record import Finished, Stage, Timing
 from gcp.methods.base import METHODS
 
 Images = Literal["test", "validation"]
-DENSE_SECTIONS = ("model", "data", "train", "threads")  # of a configuration: what the dense network depends on
+DENSE_SECTIONS = ("model", "data", "train", "threads")  # sections of a configuration that the dense network depends on
 PRUNE_SECTIONS = ("prune", "finetune", "search")
-# Options that a method's name or the table's own columns tell already.
+# Options that a method's name or the table's own columns already show.
 NAMED_OPTIONS = {
     "data.name",
     "finetune.extra_epochs",
@@ -32,7 +32,7 @@ NAMED_OPTIONS = {
     *(f"prune.{key}" for key in ("method", "objective", "budget", "latency_model", "round_to")),
     *(f"prune.{key}" for key in ("target", "target_ms", "target_images_per_second")),
 }
-# Options that records from before there was such a thing do not hold, and what these did.
+# Options that older records lack because they did not exist yet, and the values that describe those runs.
 NEW_OPTIONS = {
     "prune": {"reconstruction_images": 0},
     "finetune": {"includes_pruning": False, "from_scratch": False},
@@ -49,17 +49,17 @@ NUMBERS = (
 
 
 def unique(runs: Iterable[Finished]) -> list[Finished]:
-    """The runs, each once: a record that was copied is no second seed."""
+    """The runs without duplicates: a copy of a record is not a second seed."""
     return list({run.record.fingerprint: run for run in runs}.values())
 
 
 def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     """One row per run (accuracies and costs in percent), and per run a row of its dense network ("Dense").
 
-    Accuracies are those on the test images, or on the validation images, which settings are to be chosen by: `images`
-    says which. UserError: a record does not hold the latter. `setting` is what a dense network depends on: data,
-    model, scale and any other dense option that varies among the runs. `label` is the method with every option that
-    tells it from its neighbours, so that only seeds are averaged.
+    `images` selects the accuracies: those on the test images, or on the validation images, by which settings should be
+    chosen. UserError: a record does not hold the latter. `setting` is what a dense network depends on: data, model,
+    scale and any other dense option that varies among the runs. `label` is the method with every option that
+    distinguishes it from its neighbours, so that only seeds are averaged.
     """
     runs = unique(runs)
     places = [(run.record.data, run.record.model, run.record.scale) for run in runs]
@@ -129,7 +129,7 @@ def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, 
 
 
 def _cost_kept(run: Finished) -> float | None:
-    """What is left of the cost that the budget is about, in percent; None where it has not been measured."""
+    """The percentage that is left of the cost that the budget applies to; None if it is not known."""
     record = run.record
     counted_ones = {"macs": record.macs_kept, "params": record.params_kept}
     if counted(run) in counted_ones:
@@ -140,29 +140,29 @@ def _cost_kept(run: Finished) -> float | None:
 
 
 def _latency_kept(run: Finished) -> float | None:
-    """The latency that the budget is about, in percent; None where it was measured elsewhere than the run was pruned.
+    """The percentage that is left of the budget's latency; None unless it was measured where the run was pruned.
 
-    Pruning checks that its latency model was fitted on its own processor and, for a latency on a GPU, its own GPU:
-    another one's latency is no achieved budget.
+    Pruning checks that its latency model was fitted on its own processor and, for a latency on a GPU, its own GPU: a
+    latency measured on another device does not show whether the budget was met.
     """
     budget = run.speeds and run.speeds.budget
     if not budget:
         return None
     keys = ("cpu", "cpu_model", *(() if budget.setup.get("device") == "cpu" else ("gpu",)))
-    # Files from before `cpu_model` was kept know the processor by its name only.
+    # Files from before `cpu_model` was recorded identify the processor by its name only.
     pairs = [(budget.hardware.get(key), getattr(run.record.device, key)) for key in keys]
     is_same = all(there == here for there, here in pairs if there and here)
     return 100.0 * budget.kept if is_same else None
 
 
 def _dense_ms(run: Finished) -> float | None:
-    """Milliseconds of the dense network where the latency that the budget is about was measured."""
+    """The dense network's latency in milliseconds where the budget's latency was measured; None if it was not."""
     budget = run.speeds and run.speeds.budget
     return 1e3 * budget.dense_s if budget and budget.dense_s and _latency_kept(run) is not None else None
 
 
 def device_of(run: Finished) -> str:
-    """What a throughput stands on: "batch 64, float32, cpu (model), 2 threads"; "" if none was measured."""
+    """The conditions of a throughput: "batch 64, float32, cpu (model), 2 threads"; "" if none was measured."""
     if not run.speeds:
         return ""
     setup, hardware = run.speeds.throughput.setup, run.speeds.throughput.hardware
@@ -172,7 +172,7 @@ def device_of(run: Finished) -> str:
 
 
 def threads(n: int) -> str:
-    """ "1 thread", "2 threads"."""
+    """A number of threads in words: "1 thread", "2 threads"."""
     return f"{n} thread{'s' * (n != 1)}"
 
 
@@ -180,9 +180,9 @@ def threads(n: int) -> str:
 
 
 def in_order(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs as tables and legends list them: by setting, objective, target, method, label and seed.
+    """Runs in the order of tables and legends: by setting, objective, target, method, label and seed.
 
-    The dense network is the first method, then GCP by what it weighs channels against.
+    The dense network is the first method, followed by GCP in the order of the costs that it weighs channels against.
     """
     rank = {name: i for i, name in enumerate(["Dense", *(COSTS[cost].method for cost in COSTS)])}
     return runs.assign(
@@ -193,19 +193,19 @@ def in_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def counted(run: Finished) -> str:
-    """The cost that the target is about; it can be another than the one that channels are weighed against."""
+    """The cost that the target applies to; it can differ from the one that channels are weighed against."""
     return run.record.config["prune"]["budget"] or run.record.objective
 
 
 def cost_label(objective: Any) -> str | None:
-    """What tables call a cost; None where there is none."""
+    """The name of a cost in tables; None if there is no cost."""
     return COSTS[objective].label if isinstance(objective, str) else None
 
 
 def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
-    """Per run (method, method with its variants): ("GCP-f", "GCP-f, widths x8").
+    """For each run (method, method with its variants): ("GCP-f", "GCP-f, widths x8").
 
-    What a method calls a variant is named only where the runs have several.
+    A method's variant is named only if the runs have several of it.
     """
     options = [METHODS.options[run.record.method](**_own(run)) for run in runs]
     seen = {(run.record.method, *item) for run, each in zip(runs, options) for item in each.variant().items()}
@@ -222,7 +222,7 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
 
 
 def _own(run: Finished) -> dict[str, Any]:
-    """The options of the run's own method; lists are tuples, as in a configuration that was read."""
+    """The options of the run's own method; lists become tuples, as in a configuration that has been read."""
     own = run.record.config["prune"][run.record.method]
     return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
 
@@ -230,10 +230,10 @@ def _own(run: Finished) -> dict[str, Any]:
 def varying(
     runs: Sequence[Finished], places: Sequence[tuple], sections: Sequence[str], lines: Sequence[tuple] | None = None
 ) -> list[tuple[str, ...]]:
-    """Per run, "key=value" of each option of these sections that differs among the runs of its place.
+    """For each run, "key=value" for every option in these sections that differs among the runs of its place.
 
-    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds. What
-    differs at one place of a line is named at all of its places, so that they have one name.
+    Without this, runs that differ in, say, the number of iterations would be averaged as if they were seeds. An option
+    that differs at one place of a line is named at all of its places, so that the line has one name.
     """
     options = [dict(_options(run, sections)) for run in runs]
     keys = sorted({key for each in options for key in each} - NAMED_OPTIONS)
@@ -248,9 +248,9 @@ def varying(
 
 
 def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Dotted keys and values of some sections; a method's own options follow `prune.` directly, others' do not count.
+    """Dotted keys and values of some sections; a method's own options follow `prune.` directly, others are left out.
 
-    A saved network that the run starts from is named without the seed and the fingerprint of the run that made it.
+    The name of a saved network that the run starts from omits the seed and the fingerprint of the run that made it.
     """
     for section in sections:
         values = run.record.config.get(section, {})
@@ -272,7 +272,7 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 class Measure(NamedTuple):
-    """One column over seeds: its title, its key in the frame of runs, how seeds are joined, its digits."""
+    """One column over seeds: its title, its key in the frame of runs, how seeds are aggregated, and its digits."""
 
     title: str
     key: str
@@ -281,9 +281,9 @@ class Measure(NamedTuple):
 
 
 def aggregate(runs: pd.DataFrame, cells: list[str], measures: Iterable[Measure]) -> pd.DataFrame:
-    """A row per cell, in the runs' order: the columns of `cells`, those of `titles`, and the number of seeds.
+    """A row per cell, in the order of the runs: the columns of `cells`, those of `titles`, and the number of seeds.
 
-    A seed that occurs twice (the dense network of many runs) counts once. A single seed has no deviation.
+    A seed that occurs several times (the dense network of many runs) counts once. A single seed has no deviation.
     """
     joined = {m.title: m.how.partition(" ")[0] for m in measures}
     by_seed = runs.groupby([*cells, "seed"], sort=False, dropna=False).agg(
@@ -298,5 +298,5 @@ def aggregate(runs: pd.DataFrame, cells: list[str], measures: Iterable[Measure])
 
 
 def titles(measures: Iterable[Measure]) -> list[str]:
-    """The columns that `aggregate` gives: each measure's title, and that of its deviation."""
+    """The columns that `aggregate` returns: each measure's title, and that of its deviation if it has one."""
     return [t for m in measures for t in ([m.title, m.title + " sd"] if m.how == "mean +- sd" else [m.title])]

@@ -1,4 +1,4 @@
-"""Methods beside one another at several targets and seeds: mean ranks, paired differences, and what they took.
+"""Methods compared at several targets and seeds: mean ranks, paired differences, and what pruning took.
 
 The statistics are those of Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006: a block
 is one network at one target, ranked by the means over seeds; Friedman's test, and Nemenyi's critical difference.
@@ -22,17 +22,18 @@ from gcp.experiment.record import Finished
 from gcp.report import figures, tables
 from gcp.report.frame import cost_label, counted, unique
 
-LEVEL = 0.05  # of all tests and intervals
+LEVEL = 0.05  # significance level of all tests and intervals
 POINT = ["network", "objective", "target"]
 LATENCY = "latency_kept"
-NEAR = (0.02, 0.05)  # parts of a target that a measured latency may be off
+NEAR = (0.02, 0.05)  # relative deviations from a latency target within which networks are counted
 BUDGETS = {"params_kept": "parameters", LATENCY: "latency"}
 
 
 class Ranking(NamedTuple):
-    """Mean ranks of methods over blocks that all of them have.
+    """Mean ranks of methods over blocks that contain all of them.
 
-    `difference`: mean ranks nearer than this cannot be told apart (Nemenyi); `p`: Friedman's, that all are alike.
+    `difference`: mean ranks closer than this cannot be told apart (Nemenyi); `p`: Friedman's p-value for the hypothesis
+    that all methods are alike.
     """
 
     ranks: pd.Series
@@ -42,10 +43,10 @@ class Ranking(NamedTuple):
 
 
 def entries(runs: Iterable[Finished]) -> pd.DataFrame:
-    """A row per run; accuracies, costs and images as the record has them.
+    """A row per run; accuracies, costs and images as in the record.
 
-    A run's method is its configuration's name without the objective and target at its end. UserError: two runs that
-    differ are the same method at the same target and seed.
+    A run's method is its configuration's name without the objective and target at its end. UserError: two different
+    runs have the same method, target and seed.
     """
     rows = []
     for run in unique(runs):
@@ -82,13 +83,13 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
 
 
 def ranking(table: pd.DataFrame) -> Ranking | None:
-    """Methods ranked by accuracy, 1 the best, in every block that has all of them; None of fewer than two of either.
+    """Methods ranked by accuracy, 1 the best, in blocks that contain all of them; None with fewer than two of either.
 
     Blocks and methods are chosen so that as many cells as possible take part.
     """
     means = table.pivot_table(index=POINT, columns="method", values="top1")
     cells = means.notna().to_numpy()
-    # A set of blocks takes the methods that all of its blocks have; there are few blocks.
+    # A set of blocks admits the methods that all of its blocks have. All sets are tried, as there are few blocks.
     sizes = {
         rows: sum(rows) * int(cells[np.array(rows)].all(0).sum())
         for rows in itertools.product((False, True), repeat=len(cells))
@@ -104,24 +105,24 @@ def ranking(table: pd.DataFrame) -> Ranking | None:
 
 
 def critical_difference(k: int, n: int) -> float:
-    """Nemenyi's difference of mean ranks of k methods over n blocks, at `LEVEL` (Demsar 2006, section 3.2.2)."""
+    """Nemenyi's difference between mean ranks of k methods over n blocks, at `LEVEL` (Demsar 2006, section 3.2.2)."""
     q = stats.studentized_range.ppf(1 - LEVEL, k, 10**6) / np.sqrt(2)
     return float(q * np.sqrt(k * (k + 1) / (6 * n)))
 
 
 def differences(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Per method and point, the mean difference of top-1 to the baseline over the seeds that both have.
+    """For each method and point, the mean difference in top-1 from the baseline over the seeds that both have.
 
-    `half` is half of its confidence interval (Student's t over seeds), NaN for one seed.
+    `half` is half the width of its confidence interval (Student's t over seeds), NaN for a single seed.
     """
     rows = _paired(table, baseline).groupby(["method", *POINT], sort=False).agg(["mean", _half, "size"])
     return rows.set_axis(["mean", "half", "n"], axis=1).reset_index()
 
 
 def overall(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Per method, the mean difference of top-1 to the baseline over all seeds of all points that both have.
+    """For each method, the mean difference in top-1 from the baseline over all seeds of all points that both have.
 
-    `half` as in `differences`, as if pairs were independent; `ahead`: in how many the method is the better one.
+    `half` is as in `differences`, as if pairs were independent; `ahead` is the number of pairs that the method wins.
     """
     pairs = _paired(table, baseline)
     rows = pairs.groupby("method", sort=False).agg(["mean", _half, lambda found: int((found > 0).sum()), "size"])
@@ -130,7 +131,10 @@ def overall(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def _paired(table: pd.DataFrame, baseline: str) -> pd.Series:
-    """Top-1 minus the baseline's at the same point and seed, by method, point and seed, where both are there."""
+    """Top-1 minus the baseline's at the same point and seed, by method, point and seed, where both exist.
+
+    UserError: no run is the baseline.
+    """
     runs = table.set_index(["method", *POINT, "seed"]).top1
     if baseline not in runs.index:
         raise UserError(f"no run is called {baseline}; there are {', '.join(sorted(table.method.unique()))}")
@@ -139,15 +143,15 @@ def _paired(table: pd.DataFrame, baseline: str) -> pd.Series:
 
 
 def _half(found: pd.Series) -> float:
-    """Half of the confidence interval of a mean (Student's t), NaN of one value."""
+    """Half the width of a mean's confidence interval (Student's t), NaN for a single value."""
     n = len(found)
     return float(stats.t.ppf(1 - LEVEL / 2, n - 1) * found.std() / np.sqrt(n)) if n > 1 else np.nan
 
 
 def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
-    """Top-1 of every method where its cost `key` is the baseline's: a row per method, a column per target.
+    """Top-1 of every method where its cost `key` equals the baseline's: a row per method, a column per target.
 
-    Read off the line through the method's own points, over the logarithm of the cost; NaN beyond its ends.
+    Interpolated linearly between the method's own points, over the logarithm of the cost; NaN beyond its ends.
     """
     means = table.groupby(["method", "target"])[[key, "top1"]].mean().dropna().reset_index()
     wanted = means[means.method == baseline].set_index("target")[key]
@@ -160,7 +164,7 @@ def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """Per point, Spearman's rank correlation over methods of accuracy just pruned and after fine-tuning."""
+    """For each point, Spearman's rank correlation over methods between accuracy before and after fine-tuning."""
     means = table.groupby([*POINT, "method"])[["pruned_top1", "top1"]].mean()
     rows = []
     for point, own in means.groupby(POINT):
@@ -179,9 +183,10 @@ def write(
     baseline: str,
     predicted: Mapping[str, Mapping[str, Share]] = MappingProxyType({}),
 ) -> list[Path]:
-    """All tables and figures of a comparison; `predicted`: by fingerprint, what layers take by a latency model.
+    """Write all tables and figures of a comparison, and return the paths.
 
-    UserError: two runs are one, or none is the baseline.
+    `predicted`: by fingerprint, what the layers of a run's network cost by a latency model. UserError: two different
+    runs have the same method, target and seed, or no run is the baseline.
     """
     table = entries(runs)
     ranked = ranking(table)
@@ -234,7 +239,7 @@ def _overall(table: pd.DataFrame, baseline: str, path: Path) -> list[Path]:
 
 
 def _said(own: pd.DataFrame) -> str:
-    """What every caption says of the runs of a network."""
+    """What every caption states about the runs of a network."""
     n_seeds, n_eval = own.groupby(["method", "target"]).seed.nunique(), int(own.n_eval.max())
     seeds = f"{n_seeds.max()}" if n_seeds.min() == n_seeds.max() else f"{n_seeds.min()} to {n_seeds.max()}"
     where = f"{own.network.iloc[0]} on {own['data'].iloc[0]}, {seeds} seeds, {n_eval:,} test images."
@@ -246,7 +251,7 @@ def _percent(target: float) -> str:
 
 
 def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None) -> tuple:
-    """Mean and deviation at every target, in the order of mean rank, under the dense network."""
+    """Mean and deviation at every target, in the order of mean rank, below the dense network."""
     cells = own.groupby(["method", "target"]).top1
     means, sds = (100 * cells.agg(how).unstack() for how in ("mean", "std"))
     methods = [method for method in order if method in means.index]
@@ -273,7 +278,7 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
 
 
 def images_seen(own: pd.DataFrame) -> str:
-    """How many training images most methods saw in all, and which saw another number, by more than a hundredth."""
+    """How many training images most methods used in total, and which used a number that differs by over 1 %."""
     means = own.groupby(["target", "method"]).images_total.mean().unstack()
     usual = means.apply(lambda row: max(row.dropna(), key=lambda n: ((row - n).abs().le(0.01 * n).sum(), n)), axis=1)
     others = (means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)).any()
@@ -283,7 +288,7 @@ def images_seen(own: pd.DataFrame) -> str:
 
 
 def _differences(own: pd.DataFrame, order: Sequence[str], baseline: str) -> tuple:
-    """Difference to the baseline at every target, with its confidence interval."""
+    """The difference from the baseline at every target, with its confidence interval."""
     found = differences(own, baseline).set_index(["method", "target"])
     means, halves = (100 * found[key].unstack() for key in ("mean", "half"))
     methods = [method for method in order if method in means.index]
@@ -298,7 +303,7 @@ def _differences(own: pd.DataFrame, order: Sequence[str], baseline: str) -> tupl
 
 
 def _at_equal(own: pd.DataFrame, order: Sequence[str], key: str, baseline: str) -> tuple:
-    """Accuracy where the parameters or the latency are the baseline's."""
+    """Accuracy at the baseline's number of parameters or latency."""
     found, base = at_equal(own, key, baseline), own[own.method == baseline]
     kept = 100 * base.groupby("target")[key].mean()
     methods = [method for method in order if method in found.index]
@@ -313,7 +318,7 @@ def _at_equal(own: pd.DataFrame, order: Sequence[str], key: str, baseline: str) 
 
 
 def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
-    """What was kept, and what pruning took, per target and method."""
+    """What was kept and what pruning took, by target and method."""
     rows = []
     ranks = {method: i for i, method in enumerate(order)}
     by_cell = own.assign(_rank=own.method.map(ranks)).sort_values(["target", "_rank"], ascending=[False, True])
@@ -340,7 +345,7 @@ def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
 
 
 def _reached(own: pd.DataFrame) -> str:
-    """With targets of latency: how many networks take what they should, when they are timed once more."""
+    """For latency targets, how many networks meet them when timed once more."""
     said = ""
     for target, same in own[own.objective.eq("latency") & own[LATENCY].notna()].groupby("target", sort=False):
         off = (same[LATENCY] / target - 1).abs()
@@ -350,7 +355,7 @@ def _reached(own: pd.DataFrame) -> str:
 
 
 def _places(own: pd.DataFrame, order: Sequence[str], predicted: Mapping[str, Mapping[str, Share]]) -> tuple:
-    """What layers take, by the positions of their outputs: multiply-accumulates, and latency by a latency model."""
+    """What layers cost, by the positions of their outputs: multiply-accumulates, and latency by a latency model."""
     ranks, rows = {method: i for i, method in enumerate(order)}, []
     by_cell = own[own.fingerprint.isin(predicted)].assign(_rank=lambda some: some.method.map(ranks))
     by_cell = by_cell.sort_values(["target", "_rank"], ascending=[False, True])

@@ -1,4 +1,4 @@
-"""The results' page while experiments run: served to this machine only, and renewed every few seconds."""
+"""The results page while experiments run: served to this machine only, and refreshed every few seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 
 class Watched:
-    """What the page of a folder shows right now. Records are read again only when one has come or changed."""
+    """What the page of a folder shows right now; records are read again only when one has been added or changed."""
 
     def __init__(self, folder: Path, reference: Path) -> None:
         self._folder, self._reference = folder, reference
@@ -49,12 +49,13 @@ class Watched:
 
 
 def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
-    """A server of two things, the page and its data, to this machine. UserError: the port is taken.
+    """A server of two things, the page and its data, for this machine only.
 
-    It answers only to its own names: a foreign page whose name has been made to lead here is refused.
+    It answers only to its own names: a foreign page whose host name has been made to resolve to this machine is
+    refused. UserError: the port is taken.
     """
     watched = Watched(folder, reference)
-    page.script()  # says what is missing before anything is served
+    page.script()  # reports a missing package before anything is served
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802 (http.server's name)
@@ -82,7 +83,7 @@ def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: a line every five seconds would hide what matters."""
+            """Log nothing: a line every five seconds would hide what matters."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Answer)

@@ -1,7 +1,7 @@
-"""Records in, one self-contained HTML page out: accuracy against any cost, a table beside, and every run in detail.
+"""From records to one self-contained HTML page: accuracy against any cost, a table beside it, and every run in detail.
 
-The page opens from disk and loads nothing. Its charts are Vega-Lite's, whose script vl-convert ships; its data is JSON
-inside it. All text of records reaches the page as JSON and is shown as text, never as HTML.
+The page opens from disk and loads nothing. Its charts are drawn by Vega-Lite, whose script vl-convert ships; its data
+is JSON inside the page. All text from records reaches the page as JSON and is shown as text, never as HTML.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gcp.experiment.record import RECORD, Finished, Speed
 from gcp.report import figure1, frame
 from gcp.storage import now, plain, read_yaml
 
-MOST_POINTS = 60  # of a training curve: more than a few hundred pixels show
+MOST_POINTS = 60  # of a training curve: more than a few hundred pixels can show
 KB = 1024
 
 
 class Axis(NamedTuple):
-    """A number that points can be placed by: its key in a row, its title, and whether less of it is better."""
+    """A quantity by which points can be placed: its key in a row, its title, and whether less of it is better."""
 
     key: str
     title: str
@@ -66,10 +66,10 @@ FILTERS = {
 
 
 def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[str] = ()) -> Dict[str, Any]:
-    """Everything that the page of a folder's records shows, as JSON; `without` those of some of its sub-folders.
+    """Everything that the page of a folder's records shows, as JSON; `without` names sub-folders to leave out.
 
-    Records that cannot be read are named. Two of one fingerprint that say different things are both shown, and flagged.
-    `reference` has the published data. UserError: no such folder.
+    Records that cannot be read are listed as problems. Two that share a fingerprint but hold different results are both
+    shown, and flagged. `reference` is the folder of the published data. UserError: there is no such folder.
     """
     runs, problems = _known(*records.load_readable(folder, without))
     runs, differing = _told_apart(runs)
@@ -86,7 +86,7 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
 
 
 def _known(runs: Sequence[Finished], problems: List[str]) -> Tuple[List[Finished], List[str]]:
-    """The runs whose method and options this version knows, and what is wrong with the others."""
+    """The runs whose method and options this version knows, and the problems, including those of the other runs."""
     known = []
     for run in runs:
         try:
@@ -101,9 +101,9 @@ def _known(runs: Sequence[Finished], problems: List[str]) -> Tuple[List[Finished
 
 
 def _told_apart(runs: Sequence[Finished]) -> Tuple[List[Finished], Dict[str, str]]:
-    """The runs without copies; of one fingerprint those with other results get a name of their own.
+    """The runs without copies; runs that share a fingerprint but have different results get names of their own.
 
-    The second value has the folder of each such run, with its name.
+    The second value maps the folder of each such run to its name.
     """
     found: Dict[str, List[Finished]] = {}
     for run in runs:
@@ -181,7 +181,7 @@ def _row(run: Finished, facts: Dict[str, Any], folder: Path, is_dense: bool, dif
 
 
 def _processor(speed: Optional[Speed]) -> str:
-    """What tells processors of one name apart: ", family 26 model 2"."""
+    """What distinguishes processors of the same name: ", family 26 model 2"; "" if it is not known."""
     found = re.search(r"family (\d+), model (\d+)", (speed and speed.hardware.get("cpu_model")) or "")
     return f", family {found[1]} model {found[2]}" if found else ""
 
@@ -202,7 +202,7 @@ def _command(path: Path) -> str:
 
 
 def _config(config: Dict[str, Any]) -> str:
-    """The configuration as YAML, without other methods' options and what is not set."""
+    """The configuration as YAML, without the options of other methods and without empty values."""
     prune = config["prune"]
     own = {key: value for key, value in prune.items() if not isinstance(value, dict) or key == prune["method"]}
     return yaml.safe_dump(_set({**config, "prune": own}), sort_keys=False, width=100)
@@ -215,9 +215,9 @@ def _set(values: Any) -> Any:
 
 
 def _layers(run: Finished) -> Dict[str, Any]:
-    """Rows of the picture of a network: layers in order, and the lines between those that are tied.
+    """Rows for the picture of a network: its layers in order, and the lines between those that are tied.
 
-    A record without layers has a row for each group, and no lines.
+    A record without layers gets a row for each group, and no lines.
     """
     widths = run.record.widths
     if widths.layers is None:
@@ -232,7 +232,7 @@ def _layers(run: Finished) -> Dict[str, Any]:
 
 
 def _lanes(ties: Dict[str, List[int]]) -> List[Dict[str, Any]]:
-    """Ties, each in the first lane in which no other one is in its way."""
+    """Ties, each in the first lane that is free along its whole extent."""
     ends: List[int] = []
     found = []
     for group, at in sorted(ties.items(), key=lambda item: item[1][0]):
@@ -251,7 +251,7 @@ PRUNING = {
 
 
 def _pruning(history: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Of each iteration that a method logged, what it did to cost and loss."""
+    """For each iteration that a method logged, its effect on cost and loss."""
     rows = []
     for row in history:
         if isinstance(row.get("iteration"), int):
@@ -265,7 +265,7 @@ def _pruning(history: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
 
 def _curves(path: Path) -> List[Dict[str, Any]]:
-    """Training losses by stage, from a run's log; none where there is no log, or a damaged one."""
+    """Training losses by stage, from a run's log; empty if the log is missing or damaged."""
     try:
         events = [each for each in read_log(path) if each.get("event") == "epoch"]
     except UserError:
@@ -284,7 +284,7 @@ def _curves(path: Path) -> List[Dict[str, Any]]:
 
 
 def _published(folder: Path) -> List[Dict[str, Any]]:
-    """GluonCV's networks as its authors timed them, the released PruneNets among them."""
+    """GluonCV's networks as their authors timed them, including the released PruneNets."""
     networks = figure1.published(folder)
     columns = {"model": "name", "params_m": "params", "gmacs_224": "gmacs", "params_kept": "kept", "top5": "top5"}
     released = figure1.read_table(folder / "released_prunenets.csv", columns).set_index("name")
@@ -315,7 +315,7 @@ def _published(folder: Path) -> List[Dict[str, Any]]:
 
 
 def under_way(folder: Path, without: Sequence[str] = ()) -> List[Dict[str, Any]]:
-    """Runs, and dense networks, that have a log and are not done: where they are, and their curves."""
+    """Runs and dense networks that have a log but are not finished: their folders and training curves."""
     found = []
     for where, _, files in records.walk(folder, without):
         names = set(files)
@@ -333,14 +333,14 @@ def _progress(path: Path, is_dense: bool) -> Optional[Dict[str, Any]]:
         events = read_log(log)
         config = {} if is_dense else read_yaml(path / "config.yaml")
     except (UserError, OSError):
-        return None  # it may be being written at this very moment, and is looked at again
-    last = events[-1] if events else {}  # which says when it was, as a copied file's time does not
+        return None  # it may just be being written, and is read again later
+    last = events[-1] if events else {}  # it holds its own time, which survives copying the file
     facts = {key: last[key] for key in ("stage", "epoch", "step", "training_loss", "iteration") if key in last}
     if not isinstance(config, dict) or not events:
         return None
     try:
         changed = datetime.datetime.fromisoformat(last["time"]).timestamp()
-    except (KeyError, TypeError, ValueError):  # a log that another program has written
+    except (KeyError, TypeError, ValueError):  # a log written by another program
         return None
     planned = (config.get("finetune") or {}).get("epochs") if facts.get("stage") == "final" else None
     row = {"folder": str(path), "changed": changed, "of_epochs": planned, "curves": _curves(log), **facts}
@@ -352,18 +352,21 @@ def _progress(path: Path, is_dense: bool) -> Optional[Dict[str, Any]]:
 
 @lru_cache(maxsize=None)
 def script() -> str:
-    """Vega and Vega-Lite in one script. UserError: the package that ships them is not installed."""
+    """Vega and Vega-Lite in one script.
+
+    UserError: the package that ships them is not installed.
+    """
     try:
         from vl_convert import javascript_bundle
     except ImportError:
         fix = "install it: pip install -c constraints.txt '.[page]'"
         raise UserError(f"--html: a page needs the package vl-convert-python; {fix}", "page.package") from None
-    # No script may end before it does: HTML ends it at the first such tag, inside a string as well.
+    # HTML ends a script at the first such tag, even inside a string, so none may occur within it.
     return javascript_bundle().replace("</script", "<\\/script")
 
 
 def page(data: Dict[str, Any], live: Optional[float] = None) -> str:
-    """The page; `live` are the seconds between looks for news, at the server that the page then comes from."""
+    """The page; `live` is the interval in seconds at which it asks its server for updates, None if it has no server."""
     folder = resources.files("gcp.report") / "assets"
     text, style, code = ((folder / f"page.{end}").read_text(encoding="utf-8") for end in ("html", "css", "js"))
     parts = {
@@ -374,25 +377,25 @@ def page(data: Dict[str, Any], live: Optional[float] = None) -> str:
         "live": json.dumps(live),
         "code": code,
     }
-    # In one pass, so that nothing that is put in is looked at for places.
+    # In one pass, so that inserted text is not searched for placeholders.
     pieces = text.split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
 
 
 def made(path: Path) -> str:
-    """When a page was made, as it says; "" where it does not."""
+    """When a page was made, according to the page itself; "" if it does not say."""
     found = re.search(r'"made":"([^"]*)"', path.read_text(encoding="utf-8"))
     return found[1] if found else ""
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in an HTML script element: nothing in it ends the element or begins a comment."""
+    """JSON that is safe in an HTML script element: nothing in it ends the element or begins a comment."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def summary(data: Dict[str, Any]) -> str:
-    """What is on the page, in a line."""
+    """The contents of the page in one line."""
     n = Counter(row["layer"] for row in data["rows"])
     parts = [f"{n[layer]} {layer}" for layer in ("pruned", "dense", "published") if n[layer]]
     return f"{', '.join(parts)} networks" + (f"; {len(data['problems'])} problems" if data["problems"] else "")

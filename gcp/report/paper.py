@@ -1,7 +1,7 @@
-"""Records and published numbers in, the paper's tables 1 to 6 and Figures 1 to 3 in its own layout out.
+"""The paper's Tables 1 to 6 and Figures 1 to 3 in its own layout, from records and published numbers.
 
-A record says where it belongs (`paper.table` and `paper.level` of its configuration). Published numbers come from
-results/reference alone, each method on its own base accuracy; what is not there prints "-".
+A record states where it belongs (`paper.table` and `paper.level` of its configuration). Published numbers come only
+from results/reference, each method with its own base accuracy; what is missing there prints "-".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gcp.report.tables import MISSING
 
 
 class Layout(NamedTuple):
-    """One of the paper's tables: network and data, what its levels count, and targets that we had to choose."""
+    """One of the paper's tables: network and data, the cost that its levels count, and targets chosen by us."""
 
     network: str  # as in the published tables
     data: str
     cost: str  # "macs" or "params"
-    methods: tuple[str, ...]  # the paper's own rows of a level
+    methods: tuple[str, ...]  # the paper's own rows at each level
     chosen: tuple[float, ...] = ()  # fractions kept at the levels after the published ones
 
 
@@ -54,10 +54,10 @@ MEASURES = (
     Measure("Top-5 %", "top5"),
 )
 REDUCTIONS = ("Params reduction", "FLOPs reduction")
-QUOTED = [*REDUCTIONS, "Top-1 drop", "Top-5 drop"]  # the numbers by which a row of the paper is another paper's
+QUOTED = [*REDUCTIONS, "Top-1 drop", "Top-5 drop"]  # equal numbers mark a row of the paper as quoted from another
 ACCURACIES = ["Base top-1 %", "Base top-5 %", "Top-1 %", "Top-5 %", "Source"]
 COLUMNS = ["Level", "Method", *frame.titles(MEASURES), "Seeds", "Source", *(f"{title} text" for title in REDUCTIONS)]
-TITLES = {  # of the published files' columns
+TITLES = {  # columns of the published files -> titles
     "method": "Method",
     "params_reduction": "Params reduction text",
     "flops_reduction": "FLOPs reduction text",
@@ -71,7 +71,7 @@ TITLES = {  # of the published files' columns
 
 
 class Reference(NamedTuple):
-    """Published numbers: the paper's rows, other methods' (ours to place), and the networks of its Figure 1."""
+    """Published numbers: the paper's rows, other methods' rows (placed by us), and the networks of its Figure 1."""
 
     skeleton: pd.DataFrame
     published: pd.DataFrame
@@ -79,10 +79,10 @@ class Reference(NamedTuple):
 
 
 def write(runs: Sequence[Finished], reference: Path, output: Path, every: bool = False) -> list[Path]:
-    """Write the paper's tables and figures that the runs have something for (all six tables, if `every`).
+    """Write the paper's tables and figures for which the runs have data (all six tables if `every`); return the paths.
 
-    paper_table1.md, .tex, .csv and so on; paper_figure1 to paper_figure3 as .png and .svg. Returns the paths.
-    The same runs give the same bytes. UserError: a published table is missing.
+    Files: paper_table1.md, .tex, .csv and so on; paper_figure1 to paper_figure3 as .png and .svg. The same runs give
+    the same bytes. UserError: a published table is missing.
     """
     known, runs, paths = published(reference), frame.unique(runs), []
     for name, layout in TABLES.items():
@@ -106,17 +106,17 @@ def write(runs: Sequence[Finished], reference: Path, output: Path, every: bool =
 
 
 def write_table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference, stem: Path) -> list[Path]:
-    """One table: the paper's rows level by level, ours beside them, other published methods below."""
+    """Write one table: the paper's rows level by level, with ours beside them and other published methods below."""
     rows, n_unplaced = table(name, layout, runs, known)
     caption = _caption(name, layout, runs, n_unplaced)
     return tables.save(rows, tables.digits_of(MEASURES), caption, stem, f"tab:{name}", blocks="Level")
 
 
 def table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference) -> tuple[pd.DataFrame, int]:
-    """The rows of a table, and how many published ones have no place in it.
+    """The rows of a table, and how many published rows have no place in it.
 
-    "Params reduction text" and "FLOPs reduction text" are how the reductions print: a published one with the digits
-    that its source gave it.
+    "Params reduction text" and "FLOPs reduction text" are the reductions as printed; a published one keeps the digits
+    that its source gave.
     """
     blocks = levels(name, known)
     targets = {level: target for level, (target, _) in blocks.items()}
@@ -152,19 +152,22 @@ def table(name: str, layout: Layout, runs: Sequence[Finished], known: Reference)
 
 
 def published(folder: Path) -> Reference:
-    """The tables of results/reference. UserError: one is missing or is not as it came with the toolkit."""
+    """Read the tables of results/reference.
+
+    UserError: one is missing or is not as it came with the toolkit.
+    """
 
     def read(name: str, columns: str) -> pd.DataFrame:
         table = figure1.read_table(folder / name, {key: TITLES.get(key, key) for key in columns.split()})
         for title in REDUCTIONS:
-            if f"{title} text" in table:  # such as 1.39x; anything else is no number
+            if f"{title} text" in table:  # such as 1.39x; anything else is not a number
                 table[title] = pd.to_numeric(table[f"{title} text"].str.extract(r"^(.+)x$")[0])
                 table[f"{title} text"] = table[f"{title} text"].where(table[title].notna())
         return table
 
     numbers = "params_reduction flops_reduction top1_drop top5_drop"
     methods = read("published_reference.csv", f"method network dataset {numbers} source abs_top1 abs_top5 notes")
-    # A base is accuracy plus drop, else what the notes say.
+    # A base accuracy is accuracy plus drop, or else what the notes say.
     stated = methods.notes.str.extract(r"\bbase (\d\d\.\d+)(?:/(\d\d\.\d+))?").astype(float)
     for k, n in enumerate((1, 5)):
         methods[f"Base top-{n} %"] = (methods[f"Top-{n} %"] + methods[f"Top-{n} drop"]).fillna(stated[k])
@@ -188,10 +191,10 @@ def published(folder: Path) -> Reference:
 
 
 def levels(name: str, known: Reference) -> dict[int, tuple[float, pd.DataFrame]]:
-    """Level of a table -> (fraction kept, the paper's own rows there, in its order)."""
+    """The levels of a table, each as (fraction kept, the paper's own rows there, in its order)."""
     layout, rows = TABLES[name], known.skeleton[known.skeleton.table == int(name[-1])]
     own = pd.DataFrame({"Method": layout.methods, "Source": " ".join(rows.Source)})
-    rows = rows[~rows.row.str.contains("-")]  # of tables 5 and 6 only the kinds of rows are known, on one line
+    rows = rows[~rows.row.str.contains("-")]  # of Tables 5 and 6 only the kinds of rows are known, on one line
     is_last = rows.Method.str.startswith("GCP")
     blocks = [block for _, block in rows.groupby(is_last.cumsum() - is_last)]
     targets = [*rows.target_fraction_kept[is_last].dropna(), *layout.chosen]
@@ -203,15 +206,16 @@ def levels(name: str, known: Reference) -> dict[int, tuple[float, pd.DataFrame]]
 
 
 def place(run: Finished) -> tuple[str | None, int]:
-    """The table and level that a run says it belongs to."""
+    """The table and level to which a run says it belongs."""
     return run.record.config["paper"]["table"], run.record.config["paper"]["level"]
 
 
 def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -> pd.DataFrame:
-    """A row per level, scale and method (with every option that tells it from its neighbours): seeds are aggregated.
+    """A row per level, scale and method, aggregated over seeds.
 
-    A pruned network's drop is from its own dense one; on Caltech-256, where pruned networks are what the training
-    starts from, from the run of level 0 of the same scale and seed.
+    The method is named with every option that distinguishes it from its neighbours. A pruned network's drop is relative
+    to its own dense network; on Caltech-256, where training starts from pruned networks, it is relative to the run of
+    level 0 with the same scale and seed.
     """
     unpruned = {(run.record.scale, run.record.seed): run.record.stages.final for run in runs if place(run)[1] == 0}
     names = [_label(run, name, layout, targets) for run, (_, name) in zip(runs, frame.method_names(runs))]
@@ -235,7 +239,7 @@ def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -
 
 
 def _label(run: Finished, name: str, layout: Layout, targets: dict[int, float]) -> str:
-    """The method as its row is called, with the target where that is not the level's."""
+    """The method as its row is called, with the target if that differs from the level's."""
     level, target = place(run)[1], run.record.target
     if not METHODS.options[run.record.method].PRUNES:
         return layout.methods[-1] if level else name
@@ -243,7 +247,7 @@ def _label(run: Finished, name: str, layout: Layout, targets: dict[int, float]) 
 
 
 def _measured(final: Stage, base: Stage | None) -> dict[str, float]:
-    """A network's numbers in the paper's terms: reductions are old / new, accuracies percent, drops points."""
+    """A network's numbers in the paper's terms: reductions are old / new, accuracies in percent, drops in points."""
     nan = float("nan")
     numbers = {
         "params_reduction": base.params / final.params if base else nan,
@@ -279,7 +283,7 @@ def _caption(name: str, layout: Layout, runs: Sequence[Finished], n_unplaced: in
 
 
 def measured_points(runs: Sequence[Finished]) -> pd.DataFrame:
-    """Our networks as points of Figure 1: those tested on ImageNet's images and timed; seeds are joined."""
+    """Our networks as points of Figure 1: those tested on ImageNet's images and timed, aggregated over seeds."""
     runs = [
         run for run in runs if place(run)[0] not in (None, "table6") and run.record.data == "imagenet" and run.speeds
     ]

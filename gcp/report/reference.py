@@ -1,4 +1,4 @@
-"""Every key of a configuration as a Markdown page, from the schema that checks them."""
+"""Every key of a configuration as a Markdown page, generated from the schema that checks them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ This page is generated from the schema: `python scripts/docs.py`.
 
 
 def markdown() -> str:
-    """The page."""
+    """The whole page."""
     sections = [INTRODUCTION]
     for path, model in _sections("", Config):
         sections += _table(f"`{path}`" if path else "Top level", model, model.model_fields)
@@ -48,7 +48,7 @@ def _sections(path: str, model: Type[BaseModel]) -> Iterator[Tuple[str, Type[Bas
 
 
 def _table(title: str, model: Type[BaseModel], keys: Container[str]) -> List[str]:
-    """A section's keys that hold values, those of `keys`; nothing where it has none."""
+    """The table of a section's keys: those in `keys` that hold values; empty if there are none."""
     fields = {k: field for k, field in model.model_fields.items() if k in keys and not _is_section(field.annotation)}
     if not fields:
         return []

@@ -16,14 +16,14 @@ PER_DAY = 1000
 
 
 def page(parameters: Parameters, rows: Sequence[Row]) -> str:
-    """All tables and what they stand on."""
+    """All tables, and the sources of the numbers they are based on."""
     parts = (_amounts(parameters, rows), _plans(parameters, rows), _sizes(parameters, rows))
     more = (_loader(parameters, rows), _several_machines(parameters, rows), _per_day(parameters, rows))
     return "\n\n".join((*parts, *more, _sources(parameters.values))) + "\n"
 
 
 def frame(parameters: Parameters, rows: Sequence[Row]) -> pd.DataFrame:
-    """The simulated sweeps of all sizes, unformatted."""
+    """The simulated sweeps on clusters of all sizes, unformatted."""
     return pd.DataFrame([plan for n in SIZES for plan in plans(parameters, rows, n)], columns=Plan._fields)
 
 
@@ -32,7 +32,7 @@ def _table(lines: List[Dict[str, Any]], digits: Dict[str, Any]) -> str:
 
 
 def _hours(parameters: Parameters, rows: Sequence[Row]) -> float:
-    """GPU hours of the rows at one GPU a run, all seeds."""
+    """GPU hours of the rows with one GPU per run, over all seeds."""
     return sum(run.seconds for run in parameters.runs(rows, 1)) / 3600
 
 

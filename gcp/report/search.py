@@ -1,4 +1,4 @@
-"""Searches of options: how they went, which options mattered, and what they were worth at equally many images."""
+"""Searches of options: how they went, which options mattered, and what they gained at equally many images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gcp.report.frame import Measure, aggregate, in_order, unique
 from gcp.search.options import Range
 
 EQUAL_IMAGES = 0.02  # totals further apart than this (relative) are not an equal comparison
-FEWEST = 4  # finished trials, below which nothing can be said of which option mattered
+FEWEST = 4  # finished trials needed to tell which options mattered
 WORTH = (
     Measure("Top-1 difference (points)", "difference", "mean +- sd"),
     Measure("Images total", "images_total", "mean", 0),
@@ -23,9 +23,9 @@ WORTH = (
 
 
 def write(runs: Iterable[Finished], table: pd.DataFrame, output: Path) -> list[Path]:
-    """searches, search_importance and search_worth as tables, search_history as a figure; nothing without a search.
+    """Write searches, search_importance and search_worth as tables, and search_history as a figure; return the paths.
 
-    `table` is the frame of the runs.
+    Writes nothing if there was no search. `table` is the frame of the runs.
     """
     trials = trials_of(runs, table)
     if trials.empty:
@@ -52,7 +52,7 @@ def write(runs: Iterable[Finished], table: pd.DataFrame, output: Path) -> list[P
 
 
 def trials_of(runs: Iterable[Finished], table: pd.DataFrame) -> pd.DataFrame:
-    """A row per trial, by run and study in the order of the tables; `trial` counts from 1."""
+    """A row per trial, by run and study, in the order of the tables; `trial` counts from 1."""
     rows = []
     for label, target, run in _labelled(runs, table):
         for study in run.record.searches:
@@ -71,7 +71,7 @@ def _labelled(runs: Iterable[Finished], table: pd.DataFrame) -> list[tuple[str, 
 
 
 def history(trials: pd.DataFrame) -> pd.DataFrame:
-    """A row per study: how many trials came to what, and the best values."""
+    """A row per study: how many trials there were, failed and ended early, the first and best loss, the best values."""
     rows = []
     for (label, target, seed, study), own in trials.groupby(["label", "target", "seed", "study"], sort=False):
         best = own[own.is_best].iloc[0]
@@ -94,7 +94,7 @@ def history(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def importances(runs: Iterable[Finished], table: pd.DataFrame) -> pd.DataFrame:
-    """A row per study and parameter: what it was chosen from and its importance, mean over seeds; None: too few."""
+    """A row per study and parameter: its range, and its mean importance over seeds (NaN with too few trials)."""
     rows = []
     for label, target, run in _labelled(runs, table):
         for study in run.record.searches:
@@ -108,7 +108,7 @@ def importances(runs: Iterable[Finished], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def importance(study: SearchStudy) -> dict[str, float]:
-    """Percent of the variance of the loss that each parameter explains; empty where there are too few trials for it."""
+    """The percentage of the variance of the loss that each parameter explains; empty if there are too few trials."""
     import optuna
 
     from gcp.search.tuning import distribution
@@ -126,7 +126,7 @@ def importance(study: SearchStudy) -> dict[str, float]:
 
 
 def worth(table: pd.DataFrame) -> pd.DataFrame:
-    """Searched runs minus the same method's without a search, at the same setting, objective and target, by seed."""
+    """Searched runs minus the same method's runs without a search, at equal setting, objective, target and seed."""
     cells = ["setting", "objective", "target"]
     pruned = in_order(table[table.method != "Dense"])
     keys = [*cells, "method", "seed"]

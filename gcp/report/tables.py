@@ -1,6 +1,6 @@
-"""A frame in, Markdown, LaTeX and CSV files out; this is the only module that formats digits.
+"""From a frame to Markdown, LaTeX and CSV files; this is the only module that formats digits.
 
-One table row is one method at one target, its seeds aggregated. Missing values print "-".
+One table row is one method at one target, aggregated over seeds. Missing values print "-".
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from gcp.storage import read_json
 MISSING, NOISY = "-", "*"
 NOISE = f"{NOISY}: a timing was noisy (its passes differed widely, or others kept the machine busy)."
 EQUAL_COST = 0.02  # achieved costs further apart than this (relative) are not an equal comparison
-LINE = 120  # characters: what a terminal shows of a line
-NAME = 42  # and of a method's name in the short table
+LINE = 120  # characters in a line of a terminal
+NAME = 42  # characters of a method's name in the short table
 SCALES = {
     "paper": "Paper scale",
     "reduced": "REDUCED scale: less data or training than the paper's, so no reproduction of its numbers",
     "smoke": "SMOKE scale: these runs only show that the code works; their accuracies mean nothing",
 }
-Digits = Mapping[str, "int | None"]  # title of a column of numbers -> digits after the point; None: six that count
+Digits = Mapping[str, "int | None"]  # title of a numeric column -> decimals; None: six significant digits
 
-CELL = ["setting", "label", "objective", "target"]  # what seeds of one run share
+CELL = ["setting", "label", "objective", "target"]  # what all seeds of an experiment have in common
 MEASURES = (
     Measure("MACs kept %", "macs_kept"),
     Measure("Params kept %", "params_kept"),
@@ -73,7 +73,7 @@ SHORT = (
 
 
 def number(value: float | None, digits: int | None, sign: str = "") -> str:
-    """A number with thousands' commas and so many digits (None: six that count); `MISSING` for None and NaN."""
+    """A number with comma separators and `digits` decimals (None: six significant); `MISSING` for None and NaN."""
     if value is None or pd.isna(value):
         return MISSING
     if digits is None:
@@ -83,14 +83,14 @@ def number(value: float | None, digits: int | None, sign: str = "") -> str:
 
 
 def digits_of(measures: Iterable[Measure]) -> dict[str, int | None]:
-    """Title -> digits of the measures' columns, and of those that most tables have."""
+    """Title -> digits, for the columns of the measures and for those that most tables have."""
     return {"Target %": None, "Seeds": 0, **{m.title: m.digits for m in measures}}
 
 
 def formatted(table: pd.DataFrame, digits: Digits) -> pd.DataFrame:
-    """The table as strings; Data and Model are there only if there are several.
+    """The table as strings; Data and Model are included only if they have several values.
 
-    A deviation ("TITLE sd") and a mark of noise ("TITLE noisy") join the cell of TITLE; "TITLE text" replaces it.
+    A deviation ("TITLE sd") and a noise mark ("TITLE noisy") join the cell of TITLE; "TITLE text" replaces it.
     """
     printed = {}
     for title in table.columns:
@@ -111,7 +111,7 @@ def formatted(table: pd.DataFrame, digits: Digits) -> pd.DataFrame:
 
 
 def markdown(printed: pd.DataFrame, digits: Digits) -> str:
-    """A frame of strings as a Markdown table: numbers to the right, words to the left."""
+    """A frame of strings as a Markdown table: numbers aligned to the right, words to the left."""
     align = ["right" if title in digits else "left" for title in printed.columns]
     return printed.to_markdown(index=False, disable_numparse=True, colalign=align)
 
@@ -119,10 +119,10 @@ def markdown(printed: pd.DataFrame, digits: Digits) -> str:
 def save(
     table: pd.DataFrame, digits: Digits, caption: str, stem: Path, label: str, blocks: str | None = None
 ) -> list[Path]:
-    """Write a table as .md and .tex, its columns named in `digits` as numbers, and unformatted as .csv; returns paths.
+    """Write a table as .md and .tex, formatted, and as .csv, unformatted; return the paths.
 
-    Rows with the same text in the column `blocks` belong together: it is printed once, and in LaTeX a rule divides
-    them. An empty table is its caption.
+    The columns in `digits` are numbers. Consecutive rows with the same text in the column `blocks` belong together: it
+    is printed once, and in LaTeX a rule separates the blocks. Of an empty table, only the caption is written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".tex", ".csv")]  # with_suffix would cut "a-0.5"
     if table.empty:
@@ -149,7 +149,7 @@ def _latex(printed: pd.DataFrame, digits: Digits, caption: str, label: str, begi
         position="t",
         column_format="".join("r" if title in digits else "l" for title in printed.columns),
     ).replace("±", r"$\pm$")
-    # Only what is too wide for the page becomes smaller.
+    # Shrinks only tables that are too wide for the page.
     narrowed = "\\centering\n\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}"
     latex = latex.replace(r"\begin{tabular}", narrowed, 1)
     lines = latex.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}", 1).split("\n")
@@ -161,7 +161,10 @@ def _latex(printed: pd.DataFrame, digits: Digits, caption: str, label: str, begi
 
 @contextlib.contextmanager
 def writing(folder: Path, option: str) -> Iterator[None]:
-    """Make `folder` for what the block writes. UserError: something cannot be written; `option` names another place."""
+    """Make `folder` for what the block writes.
+
+    UserError: something cannot be written; the message suggests `option` to give another place.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -172,10 +175,10 @@ def writing(folder: Path, option: str) -> Iterator[None]:
 
 
 def embed(document: str | Path) -> None:
-    """Bring the tables in a Markdown document up to date with the files they come from, so that nobody types one.
+    """Update the tables in a Markdown document from the files they come from, so that nobody has to type one.
 
-    Between a line `<!-- begin PATH -->` (relative to the document) and the next `<!-- end -->` stands what is in PATH.
-    UserError: the document, or a PATH in it, cannot be read.
+    The text between a line `<!-- begin PATH -->` (relative to the document) and the next `<!-- end -->` becomes the
+    contents of PATH. UserError: the document, or a PATH in it, cannot be read or written.
     """
     document = Path(document)
 
@@ -206,17 +209,19 @@ def write(runs: pd.DataFrame, output: Path) -> list[Path]:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting, objective, target and method: seeds and, per measure, mean (or median) and sd.
+    """One row per setting, objective, target and method: the mean (or median) and deviation of each measure.
 
-    The dense network comes first in its setting; then by objective, falling target, GCP before others.
+    Measures are aggregated over seeds. The dense network comes first in its setting; the rest is ordered by objective
+    and falling target, GCP before others.
     """
     return _placed(aggregate(in_order(runs), CELL, MEASURES), {"Method": "label"}, MEASURES)
 
 
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
-    """GCP minus every other method (GCP for another objective, too) at the same setting, objective and target, by seed.
+    """GCP minus every other method at the same setting, objective and target, seed by seed.
 
-    Cost is the one that both were pruned for; its difference is relative: GCP's over the other's, minus one.
+    GCP for another objective counts as another method. Cost is the one that both were pruned for; its difference is
+    relative: GCP's over the other's, minus one.
     """
     place = ["setting", "objective", "target"]
     pruned = in_order(runs[runs.method != "Dense"])
@@ -228,7 +233,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     apart = pairs.cost / pairs.cost_other - 1
     pairs = pairs.assign(difference=pairs.top1 - pairs.top1_other, cost_difference=100 * apart)
     cells = [*place, "label", "label_other"]
-    # The seed furthest apart decides: a mean could hide two that differ in opposite directions.
+    # The seed with the largest difference decides: a mean could hide two that differ in opposite directions.
     furthest = apart.abs().groupby([pairs[key] for key in cells], sort=False).agg(lambda all_: all_.max(skipna=False))
     equal = [None if pd.isna(most) else "yes" if most <= EQUAL_COST else "NO" for most in furthest]
     table = _placed(aggregate(pairs, cells, COMPARED), {"Method": "label", "Other": "label_other"}, COMPARED)
@@ -237,7 +242,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _placed(table: pd.DataFrame, names: Mapping[str, str], measures: Sequence[Measure]) -> pd.DataFrame:
-    """What `aggregate` gave with its cells as a table's first columns, and the scale as the last."""
+    """What `aggregate` returned, with its cells as the table's first columns and the scale as the last."""
     first = {"Data": table.setting.str[0], "Model": table.setting.str[1]}
     first |= {title: table[key] for title, key in names.items()}
     first |= {"Objective": table.objective.map(cost_label), "Target %": 100.0 * table.target}
@@ -245,7 +250,7 @@ def _placed(table: pd.DataFrame, names: Mapping[str, str], measures: Sequence[Me
 
 
 def caption(runs: pd.DataFrame) -> str:
-    """What stands above the table of runs."""
+    """The caption of the table of runs."""
     evaluated = " or ".join(f"{n:,}" for n in sorted({int(n) for n in runs.n_eval.dropna()}))
     devices = "; ".join(sorted({device for device in runs.device if device}))
     n_values = runs[runs.method == "Dense"].groupby(["setting", "seed"]).top1.nunique()
@@ -284,7 +289,7 @@ def whose(runs: pd.DataFrame) -> str:
 
 
 def scale_sentences(scales: Iterable[str]) -> list[str]:
-    """What every caption says of the scales of its runs."""
+    """What every caption states about the scales of its runs."""
     return [SCALES.get(scale, f"Scale {scale}") + "." for scale in sorted(set(scales))]
 
 
@@ -292,10 +297,10 @@ def scale_sentences(scales: Iterable[str]) -> list[str]:
 
 
 def short(runs: pd.DataFrame, full: Path) -> str:
-    """Six columns of Markdown that fit a terminal's line, with the noise of the accuracies; `full` is the whole table.
+    """A Markdown table of six columns that fits a terminal's line, with the noise of the accuracies.
 
-    The noise is the standard deviation over seeds or, of a single seed, the standard error of an accuracy that was
-    counted on so many test images.
+    `full` is the path of the full table. The noise is the standard deviation over seeds or, for a single seed, the
+    standard error of an accuracy measured on that number of test images.
     """
     table, names, targets = aggregate(in_order(runs), CELL, SHORT), [], []
     options = [set(label.split(", ")[1:]) for label in runs.label[runs.method != "Dense"]]
@@ -332,7 +337,10 @@ def short(runs: pd.DataFrame, full: Path) -> str:
 
 
 def write_int8(rows: list[dict], stem: Path) -> list[Path]:
-    """The table of `experiment.quantize`'s rows: pruning and quantisation alone and together, first network first."""
+    """Write the table of `experiment.quantize`'s rows: pruning and quantisation, alone and together.
+
+    The first row's network is the one that the others are compared with. UserError: the table cannot be written.
+    """
     first = rows[0]
     at = first["float32"]
     table = pd.DataFrame(
@@ -372,9 +380,9 @@ FRONT = (
 
 
 def write_front(rows: list[dict], stem: Path) -> list[Path]:
-    """What a network is worth at several targets without training: rows of `compress.explore`, the network's own first.
+    """Write what a network achieves at several targets without training, from rows of `compress.explore`.
 
-    UserError: the table cannot be written.
+    The first row is the uncut network. UserError: the table cannot be written.
     """
     kept = {"Target %": [100 * row["target"] for row in rows]}
     percent = {m.title: [row[m.key] * (1 if m.key == "seconds" else 100) for row in rows] for m in FRONT}
@@ -388,9 +396,9 @@ def write_front(rows: list[dict], stem: Path) -> list[Path]:
 
 
 def write_without_training(rows: Iterable[BaseModel], folder: Path) -> list[Path]:
-    """A table per network: accuracy by criterion and by what was renewed after the cut, at each target.
+    """Write a table per network: accuracy by criterion and by what was renewed after the cut, at each target.
 
-    Rows are those of `without_training.measure`.
+    Rows are those of `without_training.measure`. UserError: a table cannot be written.
     """
     runs, paths = pd.DataFrame([row.model_dump() for row in rows]), []
     renewed = {(False, False): "nothing", (True, False): "statistics", (False, True): "weights", (True, True): "both"}
@@ -421,7 +429,11 @@ def write_without_training(rows: Iterable[BaseModel], folder: Path) -> list[Path
 
 
 def write_validations(folder: Path) -> list[Path]:
-    """A table of every latency model's validation (`*.validation.json`, as `latency.validate` gives) in a folder."""
+    """Write a table of the validations of all latency models in a folder, and return the paths.
+
+    They are the files `*.validation.json`, in the form of `latency.validate`. UserError: there are none, or one cannot
+    be read.
+    """
     found = [
         read_json(path, Validation, "make it anew with `latency.py validate`, or remove it")
         for path in sorted(folder.glob("*.validation.json"))
@@ -461,13 +473,13 @@ def write_validations(folder: Path) -> list[Path]:
 
 
 def setup_of(result: Validation, batch: bool = False) -> str:
-    """What measured latencies stand on: "mxnet on AMD EPYC, float32, 1 thread"; with the batch, if asked."""
+    """The conditions of measured latencies: "mxnet on AMD EPYC, float32, 1 thread"; with the batch if asked for."""
     setup, of_batch = result.setup, f", batch {result.setup.batch}" if batch else ""
     return f"{setup.runtime} on {result.hardware.cpu}, {setup.dtype}{of_batch}, {threads(setup.threads)}"
 
 
 def forecast(rows: Sequence[Any], measured: str | None = None) -> str:
-    """What experiments will take (rows of `experiment.estimate`) as Markdown, with a sum and what it stands on."""
+    """What experiments will take (rows of `experiment.estimate`) as Markdown, with a total and notes on its basis."""
     lines = [
         {
             "Experiment": row.name,
@@ -502,7 +514,7 @@ def forecast(rows: Sequence[Any], measured: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: "45 s", "12 min", "7.5 h", "31 days"."""
+    """Seconds in a suitable unit: "45 s", "12 min", "7.5 h", "31 days"."""
     for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 72)):
         if seconds < most * size:
             return f"{seconds / size:,.{0 if size < 3600 else 1}f} {unit}"

@@ -1,4 +1,4 @@
-"""Tables and figures of searches for widths: the front of a slimmable network's statistics, and how right gains are."""
+"""Tables and figures of width searches: the front of a slimmable network's statistics, and how well gains predict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREDICTORS = {
 
 
 def write(runs: Iterable[Finished], output: Path) -> List[Path]:
-    """A figure narrowing_<run> of every run of AOWS: how many widths it still drew."""
+    """Draw a figure narrowing_<run> for every run of AOWS: how many widths it still drew, over its training."""
     paths = []
     for run in runs:
         rows = [row for row in run.record.history if "alive" in row]
@@ -43,7 +43,10 @@ def write_front(
     network: str,
     prefix: Path,
 ) -> List[Path]:
-    """The table and the picture of the front; `uniform` widths are drawn beside it, `sizes` are those of 100 %."""
+    """Write the table and the figure of the front, and return the paths.
+
+    `uniform` widths are drawn for comparison; `sizes` are the widths that count as 100 %.
+    """
     name = rows[0]["cost"]
     table = pd.DataFrame(
         [
@@ -72,10 +75,10 @@ def write_front(
 
 
 def checks_of(rows: pd.DataFrame) -> List[Check]:
-    """Each predictor against the validation accuracy; MACs and parameters are the controls.
+    """Each predictor as a check against the validation accuracy; MACs and parameters are the controls.
 
-    What one training says of the mean of others (`first`) is the most that can be expected of any predictor. Beside:
-    rho with what the slimmable network says when it is cut, which gains are estimates of.
+    How well one training predicts the mean of others (`first`) is the most that can be expected of any predictor.
+    Further column: rho with the score of the slimmable network when it is cut, which gains estimate.
     """
     found = []
     for name in (name for name in PREDICTORS if name in rows):
@@ -89,7 +92,10 @@ def checks_of(rows: pd.DataFrame) -> List[Check]:
 
 
 def write_checks(rows: pd.DataFrame, prefix: Path) -> List[Path]:
-    """How well gains rank trained networks, and the networks themselves: `experiment.width_search.validate`'s rows."""
+    """Write tables of how well gains rank trained networks, and of the networks, with a figure; return the paths.
+
+    `rows` come from `experiment.width_search.validate`.
+    """
     spread = 100 * (rows.top1.max() - rows.top1.min())
     caption = (
         "Rank correlation of what a slimmable network's statistics predict with the validation accuracy of networks of "

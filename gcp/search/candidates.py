@@ -1,6 +1,6 @@
-"""Architectures that are trained for a while, each once: what a search by training is judged by, and others against.
+"""Candidates: architectures, each trained once for a while, by which searches choose and qualities are judged.
 
-All are trained alike from new weights, so that one file serves every search in the same space of data and recipe.
+All are trained alike from new weights, so that one file serves all searches with the same network, data and recipe.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class TrainingOptions(Options):
     """How every candidate is trained, from new weights."""
 
     epochs: float = Field(4.0, gt=0, le=10**4, description="epochs, above 0")
-    lr: float = Field(0.1, gt=0, le=1000, description="highest learning rate, above 0; a cosine to zero")
-    warmup: float = Field(0.1, ge=0, lt=1, description="the part of the training in which it rises")
+    lr: float = Field(0.1, gt=0, le=1000, description="highest learning rate, above 0; then a cosine to zero")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the training in which the learning rate rises")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(5e-4, ge=0, le=1000, description="weight decay, 0 or more")
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps, with `n_batches` batches an epoch."""
+        """The number of steps, with `n_batches` batches per epoch; at least 1."""
         return max(1, round(self.epochs * n_batches))
 
 
 class Candidate(Schema):
-    """An architecture that was trained: what differs from the network, and how good it is on validation images.
+    """A trained architecture: what differs from the network, and how good it is on validation images.
 
-    `loss`: None where the training diverged.
+    `loss` is None if the training diverged.
     """
 
     identity: Annotated[str, Field(min_length=16, max_length=16)]
@@ -70,8 +70,11 @@ class Candidate(Schema):
 
 @dataclass
 class Judged:
-    """What architectures are judged with. `images` counts what that takes, by purpose; `folder` is of all experiments
-    with the same data and network; `jobs` candidates are trained at once, in processes of their own."""
+    """What architectures are judged with.
+
+    `images` counts the images that this takes, by purpose; `folder` belongs to all experiments with the same data and
+    network; `jobs` candidates are trained at once, in processes of their own.
+    """
 
     space: Space
     data: Dataset
@@ -86,7 +89,7 @@ class Judged:
 
 
 def identity(space: Space, pattern: Dict[str, Any]) -> str:
-    """16 hex digits that two patterns share where they are one architecture: what a dropped block would be is none."""
+    """16 hex digits, equal if two patterns mean the same architecture: decisions about dropped blocks do not count."""
     net, widths = space.rewritten(pattern), space.widths(pattern)
     nodes = [(node.op, node.name, sorted(node.attrs.items())) for node in net.nodes if node.op != "null"]
     groups = [(group, widths[own]) for group, own in space.group_of(net).items()]
@@ -94,24 +97,24 @@ def identity(space: Space, pattern: Dict[str, Any]) -> str:
 
 
 def path_of(judged: Judged, options: TrainingOptions) -> Path:
-    """The file of all candidates of a recipe."""
+    """The file of all candidates that are trained by one recipe."""
     key = json.dumps([options.model_dump(), judged.batch, judged.augment, judged.seed])
     return judged.folder / f"candidates-{hashlib.sha256(key.encode()).hexdigest()[:8]}.jsonl"
 
 
 def read(path: Path) -> List[Candidate]:
-    """The candidates of a file. UserError: a line is none."""
+    """The candidates in a file. UserError: a line is not a candidate."""
     lines = enumerate(read_text(path).split("\n"), 1)
     return [parse_json(text, Candidate, f"{path}: line {n}", FIX) for n, text in lines if text.strip()]
 
 
 def lock_of(path: Path, name: str = "lines") -> str:
-    """The name of the lock of a candidate of a file, or of its lines."""
+    """The name of a lock of a file: that of its lines, or that of the candidate of this name."""
     return f".{path.stem}.{name}.lock"
 
 
 def _known(path: Path) -> Dict[str, Candidate]:
-    """The candidates of a file, if it is there, by identity."""
+    """The candidates in a file, by identity; none if the file does not exist."""
     with locked(path.parent, lock_of(path)):
         if not path.exists():
             return {}
@@ -125,10 +128,11 @@ def trained(
     options: TrainingOptions,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> List[Candidate]:
-    """The candidates of these patterns, trained where the file does not have them; each counts as trained here.
+    """The candidates of these patterns, trained if the file does not have them; the images of all are counted.
 
-    Killed, the same call goes on with what is missing. Several processes can train into one file: what another one is
-    training is waited for, after all else. UserError: the data cannot be sent to other processes.
+    After a kill, the same call continues with those that are missing. Several processes can train into one file:
+    candidates that another process is training are waited for, after all others. UserError: the data cannot be sent to
+    other processes.
     """
     path, space = path_of(judged, options), judged.space
     wanted = {identity(space, pattern): pattern for pattern in patterns}
@@ -153,7 +157,7 @@ def trained(
     others = missing()
     if wanted:
         progress(len(wanted) - len(others), len(wanted))
-    # One at a time, where it can be, leaves the rest to other processes in the meantime.
+    # Claiming one at a time, where possible, leaves the rest to other processes in the meantime.
     for some in [[name] for name in others] if judged.jobs == 1 else [others]:
         with contextlib.ExitStack() as claims:
             mine = set()
@@ -163,14 +167,14 @@ def trained(
                     mine.add(name)
             train([name for name in missing() if name in mine])
     for name in missing():
-        with locked(path.parent, lock_of(path, name)):  # until it is there, or whoever was training it has gone
+        with locked(path.parent, lock_of(path, name)):  # until it is there, or the process training it has ended
             train([name] if name in missing() else [])
     judged.images["candidates"] += sum(known[name].images for name in wanted)
     return [known[identity(space, pattern)] for pattern in patterns]
 
 
 def _all(tasks, how: tuple, jobs: int):
-    """(name, network, facts) of each task, in any order; in `jobs` processes where these are several."""
+    """Yield (name, network, facts) for each task, in any order; trains in `jobs` processes if that is more than one."""
     if jobs <= 1:
         for name, net in tasks:
             yield name, net, _train(net, *how)
@@ -194,7 +198,7 @@ def _all(tasks, how: tuple, jobs: int):
                 future.cancel()
 
 
-_how: tuple = ()  # of a process of a pool: what all its candidates have in common
+_how: tuple = ()  # in a process of a pool: what all its candidates have in common
 
 
 def _begin(threads: int, how: tuple) -> None:
@@ -203,7 +207,7 @@ def _begin(threads: int, how: tuple) -> None:
 
     from gcp import runtime
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one will end it
     runtime.use_threads(threads)
     _how = how
 
@@ -215,7 +219,7 @@ def _task(net: Network) -> Dict[str, Any]:
 def _train(
     net: Network, data: Dataset, task: str, options: TrainingOptions, batch: int, augment: str, seed: int
 ) -> Dict[str, Any]:
-    """Facts of a candidate. All start from the same random numbers and see the same batches."""
+    """The facts of a candidate after training. All start from the same seed and see the same batches."""
     from gcp.train import loop, schedules
     from gcp.train.losses import Objective
     from gcp.train.optimisers import SGD, DivergedError

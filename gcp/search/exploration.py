@@ -1,7 +1,7 @@
-"""Ways to find good architectures within budgets: exactly where quality adds up, by evolution, or at random.
+"""Solvers, which find good architectures within budgets: exactly if quality is additive, by evolution, or at random.
 
-All ask the same question and are compared by how many architectures they have looked at. What was asked before costs
-nothing, so a search that is repeated after a kill comes to the same end.
+All answer the same question and are compared by the number of architectures that they have evaluated. Repeating an
+evaluation costs nothing, so a search that is restarted after a kill ends with the same result.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gcp.search.solvers import Solver
 from gcp.search.space import Levels, Priced, Space
 
 CHUNK = 1024  # architectures that are drawn at once
-MOST_DRAWN = 400  # chunks, before it is said that budgets cannot be met
-SPREAD = 0.3  # of the levels of a random architecture about its own mean, as a part of all levels
+MOST_DRAWN = 400  # chunks, before budgets are reported as unattainable
+SPREAD = 0.3  # of a random architecture's levels about their mean: standard deviation, as a fraction of the range
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A budget: the sum of some costs is to be at most `most`, and at least the part `least` of it.
+    """A budget: the sum of some costs must be at most `most`, and at least the fraction `least` of that.
 
     `name` is what messages call it.
     """
@@ -36,20 +36,20 @@ class Limit:
     name: str
     costs: Tuple[Priced, ...]
     most: float
-    units: Tuple[float, ...]  # what each cost is multiplied by
+    units: Tuple[float, ...]  # the factor of each cost in the sum
     least: float = 0.0
 
     def __call__(self, levels: Levels) -> np.ndarray:
-        """The cost of each architecture over the limit: at most 1 where it is met."""
+        """The cost of each architecture divided by the limit, shape (architectures,): at most 1 if the limit is met."""
         return sum(unit * cost(levels) for unit, cost in zip(self.units, self.costs)) / self.most
 
 
 @dataclass
 class Question:
-    """What a solver is asked: `n` architectures of a space within all limits, the best by `score`.
+    """A solver's task: find the best architectures of a space by `score`, within all limits, with `n` evaluations.
 
-    `asked` keeps every score, in the order of asking, by levels as `Space.canonical` has them; `facts` is what a solver
-    says of itself.
+    `asked` keeps every score, in the order of evaluation, by levels in the form of `Space.canonical`; `facts` is what a
+    solver reports about itself.
     """
 
     space: Space
@@ -62,7 +62,7 @@ class Question:
     facts: Dict[str, Any] = field(default_factory=dict)
 
     def scores(self, levels: Levels) -> np.ndarray:
-        """The score of each; only those that are new are asked for."""
+        """The score of each architecture, shape (architectures,); only new ones are evaluated."""
         keys = [tuple(map(int, each)) for each in levels]
         new = list(dict.fromkeys(key for key in keys if key not in self.asked))
         if new:
@@ -71,7 +71,7 @@ class Question:
         return np.array([self.asked[key] for key in keys])
 
     def excess(self, levels: Levels) -> np.ndarray:
-        """By how much each is over its worst limit, or below its least, as a part of it; 0 where all are met."""
+        """By how much each architecture misses its worst limit, as a fraction of the limit; 0 where all are met."""
         over = np.zeros(len(levels))
         for limit in self.limits:
             used = limit(levels)
@@ -79,7 +79,7 @@ class Question:
         return np.where(over <= 1e-9, 0.0, over)
 
     def feasible(self, n: int) -> Levels:
-        """Different random architectures within all limits, n of them, or as many as are found. UserError: none."""
+        """Distinct random architectures within all limits: n, or as many as are found. UserError: none is found."""
         found: Dict[Tuple[int, ...], None] = {}
         nearest = np.inf, None
         for _ in range(MOST_DRAWN):
@@ -108,15 +108,15 @@ class Question:
         return UserError(f"{wrong}; allow more there, or give the space cheaper choices", "space.budget")
 
     def ranked(self, levels: Iterable[Tuple[int, ...]]) -> Levels:
-        """The best first, without those whose score is not finite."""
+        """The architectures, best first, without those whose score is not finite."""
         known = sorted((key for key in levels if np.isfinite(self.asked[key])), key=lambda key: -self.asked[key])
         return np.array(known).reshape(-1, len(self.space.sizes))
 
 
 def spread(space: Space, n: int, rng: np.random.Generator) -> Levels:
-    """Random architectures, half with all levels alike, half with levels about a mean of their own.
+    """Random architectures: half with all levels equally likely, half with levels around a random mean.
 
-    With many decisions the first half is all of about one cost; the second has cheap and dear ones.
+    With many decisions, those of the first half all cost about the same; the second half has cheap and expensive ones.
     """
     middle, last = rng.random((n, 1)), space.sizes - 1
     near = np.clip(middle + rng.normal(0, SPREAD, (n, len(last))), 0, 1)
@@ -130,30 +130,31 @@ SOLVERS: Registry[Solved] = Registry("solver")
 
 
 class RandomOptions(Options):
-    """Nothing can be chosen."""
+    """Random search has no options."""
 
 
 @SOLVERS.register("random", RandomOptions, label="Random search")
 def at_random(question: Question, options: RandomOptions) -> Levels:
-    """Random architectures within the limits: what every search has to beat."""
+    """Random architectures within the limits: the baseline for every search."""
     levels = question.feasible(question.n)
     question.scores(levels)
     return question.ranked(question.asked)
 
 
 class EvolutionOptions(Options):
-    """How architectures are bred."""
+    """How evolution proceeds."""
 
-    population: int = Field(32, ge=2, le=10**5, description="architectures that are alive at once")
-    tournament: int = Field(8, ge=1, le=10**5, description="of which, drawn at random, the best is a parent")
-    brood: int = Field(4, ge=1, le=10**4, description="children that are made, and trained, at once")
+    population: int = Field(32, ge=2, le=10**5, description="architectures in the population")
+    tournament: int = Field(8, ge=1, le=10**5, description="architectures drawn at random; the best becomes a parent")
+    brood: int = Field(4, ge=1, le=10**4, description="children that are made, and evaluated, at once")
 
 
 @SOLVERS.register("evolution", EvolutionOptions, label="Evolution")
 def evolution(question: Question, options: EvolutionOptions) -> Levels:
     """Ageing evolution (Real et al., "Regularized evolution for image classifier architecture search", AAAI 2019).
 
-    A child is a parent with one decision changed, that is within the limits and new; the oldest die.
+    A child is its parent with as few decisions changed as it takes to be new and within the limits; the oldest are
+    removed.
     """
     rng = question.rng
     alive = deque(map(tuple, question.feasible(min(options.population, question.n)).tolist()), options.population)
@@ -166,7 +167,7 @@ def evolution(question: Question, options: EvolutionOptions) -> Levels:
             if child is not None:
                 children[child] = None
         if not children:
-            break  # all of the neighbourhood is known
+            break  # nothing new can be found nearby
         question.scores(np.array(list(children)))
         alive.extend(children)
     return question.ranked(question.asked)
@@ -189,14 +190,14 @@ def _changed(question: Question, parent: Tuple[int, ...], taken: Dict[Tuple[int,
 
 
 class ParetoOptions(EvolutionOptions):
-    """And what beside quality is to be small."""
+    """The options of evolution, of which NSGA-II uses the population."""
 
 
 @SOLVERS.register("nsga2", ParetoOptions, label="NSGA-II")
 def nsga2(question: Question, options: ParetoOptions) -> Levels:
-    """The front of quality against every limited cost, by NSGA-II (Deb et al. 2002) as pymoo has it.
+    """The Pareto front of quality and every limited cost, by NSGA-II (Deb et al. 2002) as implemented in pymoo.
 
-    All architectures that were asked for come back, those of the front first. UserError: pymoo is not installed.
+    All evaluated architectures are returned, those on the front first. UserError: pymoo is not installed.
     """
     try:
         from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -233,19 +234,19 @@ def nsga2(question: Question, options: ParetoOptions) -> Levels:
 
 
 class ExactOptions(Options):
-    """How many solutions are wanted."""
+    """How many exact solutions are computed."""
 
     solutions: int = Field(
-        8, ge=1, le=1000, description="exact solutions, at this many limits a little below the limit"
+        8, ge=1, le=1000, description="exact solutions, each at a different limit between 90 and 100 % of the budget"
     )
 
 
 @SOLVERS.register("exact", ExactOptions, label="Exact elimination")
 def exact(question: Question, options: ExactOptions) -> Levels:
-    """The best sum of gains of single decisions, which are fitted to the scores of random architectures.
+    """The architectures with the largest sum of gains of decisions, fitted to the scores of random architectures.
 
-    Limits on sums go into the elimination one at a time, limits on maxima as what is impossible. UserError: two limits
-    on sums, or one on a sum of a maximum and something else, which elimination cannot take.
+    Elimination takes one limit on a sum; limits on maxima exclude choices. UserError: there are two limits on sums, or
+    one on a sum of a maximum and another cost, which elimination cannot handle.
     """
     sums = [limit for limit in question.limits if all(cost.is_sum for cost in limit.costs)]
     mixed = [limit for limit in question.limits if not limit.costs[0].is_sum and len(limit.costs) > 1]
@@ -273,7 +274,7 @@ def exact(question: Question, options: ExactOptions) -> Levels:
 
 
 def _limited(question: Question, sums: Sequence[Limit]) -> Cost:
-    """The summed cost over numbers of levels, infinite where a maximum is over its limit."""
+    """The summed cost as a function of level indices, infinite where a maximum exceeds its limit."""
     terms: List[Term] = []
     for limit in question.limits:
         for unit, cost in zip(limit.units, limit.costs):
@@ -284,7 +285,7 @@ def _limited(question: Question, sums: Sequence[Limit]) -> Cost:
 
 
 def check(space: Space, limits: Sequence[Limit]) -> None:
-    """UserError: a budget that not even the cheapest architecture meets, which is said."""
+    """Raise a UserError, with the lowest possible cost, if even the cheapest architecture exceeds a budget."""
     numbers = {name: range(len(values)) for name, values in space.decisions.items()}
     for limit in limits:
         lowest = sum(unit * Solver(numbers, cost.cost()).lowest for unit, cost in zip(limit.units, limit.costs))

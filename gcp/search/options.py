@@ -1,4 +1,4 @@
-"""The section `search` of a configuration: which options are chosen by trials, from what, and where trials are kept."""
+"""The section `search` of a configuration: which options are tried, with which values, and where trials are kept."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Choice = Union[bool, int, float, str, None]
 
 
 class Range(Options):
-    """What trials choose the value of a key from, under its dotted name: a range of numbers, or a list of choices."""
+    """The values that trials choose from for a key, under its dotted name: a range of numbers or a list of choices."""
 
     low: Optional[Number] = Field(None, description="lower end of a range")
     high: Optional[Number] = Field(None, description="upper end of a range, above low")
-    log: bool = Field(False, description="true: the logarithm is drawn evenly, for ranges of several powers of ten")
-    choices: Tuple[Choice, ...] = Field((), max_length=100, description="in place of a range: a list of values")
+    log: bool = Field(False, description="true: drawn uniformly on a log scale, for ranges of several powers of ten")
+    choices: Tuple[Choice, ...] = Field((), max_length=100, description="instead of a range: a list of values")
 
     _lists = field_validator("choices", mode="before")(listed)
 
     @property
     def is_range(self) -> bool:
-        """Whether there are ends, and not choices."""
+        """Whether this is a range, and not a list of choices."""
         return not self.choices
 
     @property
     def ends(self) -> Tuple[Choice, ...]:
-        """The values by which to see whether all are right: both ends, or every choice."""
+        """The values that are checked in place of all others: both ends of a range, or every choice."""
         return self.choices or (self.low, self.high)
 
     def holds(self, value: Any) -> bool:
@@ -54,18 +54,18 @@ class Range(Options):
 
 
 class Search(Options):
-    """Trials of values for options; that of the lowest validation loss after recovering is taken."""
+    """Trials of values for options; the one with the lowest validation loss after recovering or fine-tuning wins."""
 
-    # Where trials are kept decides no number.
+    # Where trials are kept does not affect results.
     UNCOUNTED: ClassVar[Set[str]] = {"storage"}
 
     trials: int = Field(
-        0, ge=0, le=10**4, description="trials of a run, or of each iteration (see scope); 0: nothing is searched"
+        0, ge=0, le=10**4, description="trials of a run, or of each iteration (see scope); 0: no search"
     )
     scope: Literal["iteration", "run"] = Field(
         "iteration",
         description="iteration: each of the method's iterations is tried with several values, all from the same "
-        "network, and the best goes on; run: pruning and fine-tuning are tried as a whole",
+        "network, and the best one is continued; run: pruning and fine-tuning are tried as a whole",
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
         "tpe",
@@ -74,38 +74,38 @@ class Search(Options):
     )
     pruner: Literal["none", "median", "halving"] = Field(
         "none",
-        description="which trials end early, by their validation loss after each epoch of recovering (scope: "
+        description="which trials are stopped early, by their validation loss after each epoch of recovering (scope: "
         "iteration) or fine-tuning (scope: run): none, those above the median, or by successive halving",
     )
     storage: Optional[str] = Field(
         None,
         min_length=1,
         repr=False,
-        description="a database that several machines share, such as postgresql://USER@HOST/DATABASE or "
+        description="a database that several machines can share, such as postgresql://USER@HOST/DATABASE or "
         "mysql://USER@HOST/DATABASE; null: a file in the run's folder",
     )
     parameters: Dict[str, Range] = Field(
-        {}, description="what is tried for which key, such as `prune.gcp.lam: {low: 0.01, high: 1.0, log: true}`"
+        {}, description="the values to try for each key, such as `prune.gcp.lam: {low: 0.01, high: 1.0, log: true}`"
     )
 
     @field_validator("parameters", mode="before")
     @classmethod
     def _flat(cls, value: Any) -> Any:
-        """Keys in sections, as `--set search.parameters.prune.gcp.lam=...` gives them, as dotted keys."""
+        """Turn nested keys, as `--set search.parameters.prune.gcp.lam=...` gives them, into dotted keys."""
         return dict(_dotted(value, "")) if isinstance(value, dict) else value
 
     @field_serializer("storage", when_used="json")
     def _without_password(self, value: Optional[str]) -> Optional[str]:
-        """What is written: configurations and records are no place for passwords."""
+        """The value that is written: configurations and records must not contain passwords."""
         return None if value is None else without_passwords(value)
 
     def __hash__(self) -> int:
-        """As of every section; a dictionary has none of its own."""
+        """A hash, as every section has one; its dictionary has none of its own."""
         return hash(tuple((key, tuple(of.items()) if isinstance(of, dict) else of) for key, of in self))
 
     @property
     def per_iteration(self) -> bool:
-        """Whether a method's iterations are searched, each by itself."""
+        """Whether each iteration of a method is searched by itself."""
         return self.trials > 0 and self.scope == "iteration"
 
     @property

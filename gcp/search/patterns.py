@@ -1,4 +1,4 @@
-"""A pattern: what a search has decided, as a file that can be read, edited, frozen in part, and used elsewhere."""
+"""Patterns: what a search has decided, as files that can be read, edited, frozen in part, and used elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Decided = Union[bool, int, float, Annotated[str, Field(max_length=100)]]
 
 
 class Pattern(Schema):
-    """Decisions by name, about a network with this input; `found` is what the search says of itself."""
+    """Decisions by name, for a network with this input; `found` is what the search reports about itself."""
 
     network: Name
     input: Tuple[Count, Count, Count]
@@ -36,7 +36,7 @@ class Pattern(Schema):
 
 
 def read(path: Path) -> Pattern:
-    """A file that `write` wrote, or a person. UserError: no such file, or a key that is missing or means nothing."""
+    """Read a pattern, as written by `write` or by a person. UserError: no such file, or a key is missing or unknown."""
     values = read_yaml(path, FIX)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; {FIX}", "pattern.format")
@@ -49,8 +49,10 @@ def read(path: Path) -> Pattern:
 
 
 def of(space: Space, decisions: Dict[str, Any], found: Optional[Dict[str, Any]] = None) -> Pattern:
-    """A pattern of what differs from the network, without what is about blocks that are left out. A multiplier becomes
-    the widths that follow from it."""
+    """A pattern of the decisions that differ from the network's own, without those about dropped blocks.
+
+    A multiplier is replaced by the widths that follow from it.
+    """
     net, left = space.net, set(space.group_of(space.rewritten(decisions)).values())
     widths = {f"width:{group}": n for group, n in space.widths(decisions).items() if group in left}
     own = {**dict(space.structure(decisions)), **{key: n for key, n in widths.items() if n != space.own[key]}}
@@ -58,16 +60,16 @@ def of(space: Space, decisions: Dict[str, Any], found: Optional[Dict[str, Any]] 
 
 
 def write(path: Path, pattern: Pattern) -> None:
-    """Write a pattern as YAML, whole or not at all. UserError where it cannot be written."""
+    """Write a pattern as YAML, whole or not at all. UserError: it cannot be written."""
     values = pattern.model_dump(exclude_none=True)
     values["input"] = list(values["input"])
     write_text(path, HEAD + yaml.safe_dump(values, sort_keys=False))
 
 
 def transferred(pattern: Pattern, space: Space, other: Space) -> Pattern:
-    """The pattern of another network, by parts of widths; `space` is of the network that the pattern is about.
+    """The pattern for another network, at the same fractions of its widths; `space` is that of the pattern's network.
 
-    What the other network does not have is left out. UserError: it has nothing of what the pattern names.
+    Decisions that the other network does not have are left out. UserError: it has none of those in the pattern.
     """
     decisions: Dict[str, Any] = {}
     for name, value in space.resolved(pattern.decisions).items():
@@ -81,6 +83,6 @@ def transferred(pattern: Pattern, space: Space, other: Space) -> Pattern:
 
 
 def changes(space: Space, pattern: Pattern) -> List[Tuple[str, Any, Any]]:
-    """(decision, the network's own value, the pattern's) of each that differs, in the order of the network."""
+    """(decision, the network's own value, the pattern's value) for each that differs, in the order of the network."""
     values = space.resolved(pattern.decisions)
     return [(name, own, values[name]) for name, own in space.own.items() if name in values and values[name] != own]

@@ -1,7 +1,7 @@
-"""How good an architecture is: by training it, by a supernet, or by what can be said without training.
+"""Qualities, which measure how good an architecture is: by training it, with a supernet, or without any training.
 
-A quality is asked for many architectures at once and gives a number each, larger for better. `images` of a `Judged`
-says what it has cost.
+A quality scores many architectures at once and gives one number each, larger is better. The `images` of a `Judged`
+count what it has cost.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from gcp.seeds import Stream
 
 Scores = Callable[[Levels], np.ndarray]
 QUALITIES: Registry[Callable[[Judged, Any], Scores]] = Registry("quality")
-# Facts of an entry. `label`: in tables. `is_cheap`: thousands can be asked for. `is_control`: what others must beat.
+# Facts of an entry. `label`: its name in tables. `is_cheap`: can score thousands. `is_control`: others must beat it.
 
-REFERENCES = 1000  # random architectures in whose spread scores without training are counted
+REFERENCES = 1000  # random architectures whose standard deviation is the unit of zero-shot scores
 
 
 class SupernetOptions(Options):
-    """How the supernet is trained, and what architectures are compared by."""
+    """How the supernet is trained, and how architectures are compared by it."""
 
     epochs: float = Field(10.0, gt=0, le=10**4, description="epochs, above 0")
-    lr: float = Field(0.015, gt=0, le=1000, description="highest learning rate, above 0; a cosine to zero")
+    lr: float = Field(0.015, gt=0, le=1000, description="highest learning rate, above 0; then a cosine to zero")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
     wd: float = Field(5e-5, ge=0, le=1000, description="weight decay, 0 or more")
-    hold: int = Field(8, ge=1, le=10**4, description="steps that the same architecture is trained for")
-    images: int = Field(1024, ge=1, le=10**6, description="validation images that architectures are compared by")
+    hold: int = Field(8, ge=1, le=10**4, description="consecutive steps that train the same architecture")
+    images: int = Field(1024, ge=1, le=10**6, description="validation images that architectures are compared on")
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps, with `n_batches` batches an epoch."""
+        """The number of steps, with `n_batches` batches per epoch; at least 1."""
         return max(1, round(self.epochs * n_batches))
 
 
 @QUALITIES.register("trained", TrainingOptions, label="Trained for a while", is_cheap=False, is_control=False)
 def by_training(judged: Judged, options: TrainingOptions) -> Scores:
-    """Minus the validation loss after a short training from new weights ("multi-shot"): the larger accuracy, but finer.
+    """Minus the validation loss after a short training from new weights ("multi-shot"): finer-grained than accuracy.
 
-    One that diverged is minus infinity.
+    It is minus infinity for an architecture whose training diverged.
     """
 
     def score(levels: Levels) -> np.ndarray:
@@ -62,7 +62,7 @@ def by_training(judged: Judged, options: TrainingOptions) -> Scores:
 
 @QUALITIES.register("supernet", SupernetOptions, label="Supernet", is_cheap=False, is_control=False)
 def by_supernet(judged: Judged, options: SupernetOptions) -> Scores:
-    """Minus the validation loss with a supernet's weights and statistics of the batches ("single-shot").
+    """Minus the validation loss with a supernet's weights and batch statistics ("single-shot").
 
     The supernet is trained once for all experiments with the same data, space and options.
     """
@@ -87,7 +87,7 @@ def by_supernet(judged: Judged, options: SupernetOptions) -> Scores:
 
 
 def _supernet(judged: Judged, options: SupernetOptions) -> Any:
-    """The trained store of weights."""
+    """The store of the trained supernet's weights."""
     from gcp.backend.files import load_arrays, save_arrays
     from gcp.search.supernet import VALUE, SupernetStep
     from gcp.storage import locked
@@ -134,7 +134,7 @@ def by_entropy(judged: Judged, options: Options) -> Scores:
 
 @QUALITIES.register("zero_shot", Options, label="Trainability and entropy", is_cheap=True, is_control=False)
 def by_both(judged: Judged, options: Options) -> Scores:
-    """The sum of trainability and entropy, each in units of its spread among random architectures."""
+    """The sum of trainability and entropy, each divided by its standard deviation over random architectures."""
     parts = [QUALITIES[name](judged, options) for name in ("trainability", "entropy")]
     rng = np.random.default_rng(Stream.ARCHITECTURES.seed(judged.seed, 3))
     spreads = [float(part(judged.space.random(REFERENCES, rng)).std()) for part in parts]
@@ -155,15 +155,15 @@ def by_params(judged: Judged, options: Options) -> Scores:
 
 @QUALITIES.register("depth", Options, label="Fewest layers", is_cheap=True, is_control=True)
 def by_depth(judged: Judged, options: Options) -> Scores:
-    """Minus the number of conv and dense layers: a control, as networks with fewer learn faster in a short training."""
+    """Minus the number of conv and dense layers: a control, since fewer layers learn faster in a short training."""
     return judged.space.price(lambda net: Cost([Term(each.groups, lambda *_: -1.0, each.name) for each in layers(net)]))
 
 
 def additive(space: Any, levels: Levels, scores: np.ndarray, ridge: float = 1.0) -> Tuple[Dict[str, np.ndarray], float]:
     """Gains of each level of each decision by least squares on some architectures' scores, and the fit's R squared.
 
-    What an exact solver needs of a quality that is no sum: ridge regression on which levels were chosen, without those
-    architectures whose score is not finite.
+    It approximates a quality that is not a sum by one, for exact solvers: ridge regression on the chosen levels,
+    without architectures whose score is not finite.
     """
     known = np.isfinite(scores)
     levels, scores = levels[known], scores[known]

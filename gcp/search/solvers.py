@@ -1,11 +1,13 @@
-"""Widths of most value under a budget: exact minimisation of sums over few groups each, and a bound where it stops.
+"""Widths of largest value within a budget: exact minimisation of sums of local terms, with a bound if it stops early.
 
-Residual ties make the graph of a network's cost no chain, but one of small tree width: a stage's width meets the inner
-widths of its blocks one by one. So variable elimination (Bertele & Brioschi, "Nonserial Dynamic Programming", 1972) is
-exact and fast; on a chain it is Viterbi's algorithm, as in Berman et al., "AOWS", CVPR 2020, section 3.3.
+Each term depends on few groups. Because of residual ties, their graph is no chain, but it has small treewidth: a
+stage's width meets the inner widths of its blocks one by one. So variable elimination (Bertele & Brioschi, "Nonserial
+Dynamic Programming", 1972) is exact and fast; on a chain it is the Viterbi algorithm, as in Berman et al., "AOWS", CVPR
+2020, section 3.3.
 
-The budget is a Lagrange multiplier, whose best value leaves a duality gap: solutions between two corners of the convex
-hull are never those of a multiplier. What elimination says of every partial choice bounds a search for them.
+The budget becomes a Lagrange multiplier, whose best value leaves a duality gap: solutions between two corners of the
+convex hull are optimal for no multiplier. Branch and bound finds them, with elimination's tables as bounds on every
+partial choice.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from gcp.errors import UserError
 from gcp.graph.network import Widths
 
 MAX_ENTRIES = 2 * 10**7  # of the largest table of an elimination: 160 MB
-MAX_NODES = 20_000  # partial choices that the search for what lies between two multipliers looks at
-ROUNDING = 1e-9  # relative: what sums of floats may differ by
+MAX_NODES = 20_000  # partial choices that branch and bound between two multipliers may visit
+ROUNDING = 1e-9  # the relative rounding error to allow for in sums of floats
 
-Gains = Mapping[str, np.ndarray]  # of each group, a value for each of its levels
-Factor = Tuple[Tuple[str, ...], np.ndarray]  # names, and a value for every choice of their levels
+Gains = Mapping[str, np.ndarray]  # for each group, a value for each of its levels
+Factor = Tuple[Tuple[str, ...], np.ndarray]  # names of groups, and a value for every choice of their levels
 Tables = Tuple[Dict[str, np.ndarray], float]  # see `_Eliminated.tables`
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Widths, their value and cost, and the `bound`: no widths within the budget are worth more."""
+    """Widths, their value and cost, and an upper `bound` on the value of any widths within the budget."""
 
     widths: Widths
     value: float
@@ -41,20 +43,20 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How much more any widths within the budget could be worth, as a fraction of the bound; 0: no widths are."""
+        """How much more widths within the budget could be worth, as a fraction of the bound; 0: these are optimal."""
         more = self.bound - self.value
         return more / max(abs(self.bound), 1e-300) if more > _tolerance(self.bound) else 0.0
 
 
 def _tolerance(value: float) -> float:
-    """What a sum of floats near this value may be off by."""
+    """The rounding error that a sum of floats near this value may have."""
     return ROUNDING * max(1.0, abs(value))
 
 
 class Solver:
-    """Widths among `levels` under a cost, whose terms are evaluated once for all gains and limits that are asked about.
+    """Finds widths among `levels` under a cost, whose terms are evaluated once for all gains and limits.
 
-    UserError: the cost ties too many groups to one another for exact elimination.
+    UserError: the cost couples too many groups with one another for exact elimination.
     """
 
     def __init__(self, levels: Mapping[str, Sequence[int]], cost: Cost) -> None:
@@ -64,14 +66,14 @@ class Solver:
 
     @property
     def lowest(self) -> float:
-        """The least cost that any widths have."""
+        """The lowest cost of any widths."""
         if self.cost.is_sum:
             return self._whole.tables({}, 1.0)[1]
         values = np.unique(np.concatenate([v.ravel() for _, v in self._parts]))
         return float(next(v for v in values if np.isfinite(self._within(v).tables({}, 1.0)[1])))
 
     def solve(self, gains: Gains, limit: float, max_nodes: int = MAX_NODES) -> Solution:
-        """The widths of largest summed gain whose cost is at most `limit`. UserError: no widths cost as little."""
+        """The widths of largest summed gain whose cost is at most `limit`. UserError: no widths cost that little."""
         problem, losses = self._problem(limit), _losses(gains)
         choice, bound = _search(problem, losses, self._ceiling(limit), max_nodes)
         widths = {name: int(self.levels[name][k]) for name, k in choice.items()}
@@ -79,20 +81,20 @@ class Solver:
         return Solution(widths, value, self.cost(widths), max(value, -bound))
 
     def marginals(self, gains: Gains, limit: float, temperature: float) -> Dict[str, np.ndarray]:
-        """Per group, how likely each level is where widths have probability exp((gain - price * cost) / temperature).
+        """Per group, each level's probability if widths are weighted by exp((gain - price * cost) / temperature).
 
-        The price is that at which the best widths meet the limit. The sums over all widths go along the same
-        elimination as their minimum does; on a chain they are the forward-backward algorithm (AOWS, section 3.4).
-        UserError as `solve`.
+        The price is the one at which the best widths meet the limit. Sums over all widths are computed by the same
+        elimination as their minimum; on a chain, this is the forward-backward algorithm (AOWS, section 3.4). UserError:
+        as in `solve`.
         """
         problem, losses = self._problem(limit), _losses(gains)
         price = _priced(problem, losses, self._ceiling(limit)).price if self.cost.is_sum else 1.0
         return problem.marginals(losses, price, temperature)
 
     def front(self, gains: Gains, n: int) -> List[Solution]:
-        """Widths of most value at up to `n` limits, evenly spaced by ratio, from the lowest cost on.
+        """The widths of largest value at up to `n` limits, geometrically spaced from the lowest cost upwards.
 
-        None costs as much as another or more without being worth more.
+        Widths that cost as much as others or more without being worth more are left out.
         """
         top = self.solve(gains, np.inf)
         limits = np.geomspace(self.lowest, max(top.cost, self.lowest), n)
@@ -108,7 +110,7 @@ class Solver:
         return limit * (1 + ROUNDING) if self.cost.is_sum else None
 
     def _within(self, limit: float) -> _Eliminated:
-        """Of a maximum, which is within the limit where each of its terms is: what is not costs infinitely much."""
+        """The problem for a cost that is a maximum: terms above the limit become infinite."""
         return _Eliminated(self.levels, [(names, np.where(v > limit, np.inf, 0.0)) for names, v in self._parts])
 
     def _problem(self, limit: float) -> _Eliminated:
@@ -125,7 +127,7 @@ def _losses(gains: Gains) -> Dict[str, np.ndarray]:
 
 
 def _cost_factors(levels: Mapping[str, Sequence[int]], cost: Cost) -> List[Factor]:
-    """The terms of a cost as tables over the levels of their groups; terms of the same groups are joined."""
+    """The terms of a cost as tables over the levels of their groups; terms of the same groups are merged."""
     tables: Dict[Tuple[str, ...], np.ndarray] = {}
     for term in cost.terms:
         names = tuple(sorted(term.names))
@@ -141,10 +143,10 @@ def _cost_factors(levels: Mapping[str, Sequence[int]], cost: Cost) -> List[Facto
 
 
 class _Eliminated:
-    """An order of elimination for a cost's graph, and tables along it: `tables(unary, weight)`.
+    """An elimination order for a cost's graph, and the tables that elimination makes: `tables(unary, weight)`.
 
-    `unary[name]`: a value per level. The table of a variable is over its levels and those of the variables that are
-    eliminated later and meet it: the least sum of everything that hangs on it.
+    `unary[name]`: a value per level. A variable's table is over its own levels and those of its neighbours that are
+    eliminated later: the least sum of all terms that depend on it or on what was eliminated into it.
     """
 
     def __init__(self, levels: Mapping[str, Sequence[int]], parts: Sequence[Factor]) -> None:
@@ -158,10 +160,10 @@ class _Eliminated:
         weight: float,
         join: Callable[[np.ndarray], np.ndarray] = lambda table: table.min(axis=0),
     ) -> Tables:
-        """A table per variable with axes (itself, *later), and the least sum of all.
+        """A table per variable, with axes (itself, *later), and the least sum of all terms.
 
-        `weight` multiplies the cost: 0 leaves it out where it is finite. `join` makes one value of those of a
-        variable's levels, the least by default.
+        `weight` multiplies the cost; 0 ignores it where it is finite. `join` reduces a table over its variable's
+        levels, by default to their minimum.
         """
         waiting: List[Factor] = [(names, _weighted(values, weight)) for names, values in self.parts]
         waiting += [((name,), values) for name, values in unary.items()]
@@ -178,35 +180,35 @@ class _Eliminated:
         return found, sum(float(values) for _, values in waiting)
 
     def choice(self, tables: Tables) -> Dict[str, int]:
-        """Levels of the least sum."""
+        """The levels with the least sum, by variable."""
         chosen: Dict[str, int] = {}
         for name in reversed(self.order):
             chosen[name] = int(np.argmin(self.row(tables, name, chosen)))
         return chosen
 
     def marginals(self, unary: Mapping[str, np.ndarray], weight: float, temperature: float) -> Dict[str, np.ndarray]:
-        """Per variable, the probability of each level where choices have probability exp(-sum / temperature).
+        """Per variable, the probability of each level if choices are weighted by exp(-sum / temperature).
 
-        The elimination's tables give each variable's levels where those that meet it later are given; from the last one
-        back, these are known.
+        The elimination's tables give the distribution of each variable given its later neighbours; going backwards from
+        the last variable, the distribution of these is known.
         """
 
         def join(table: np.ndarray) -> np.ndarray:
             return -temperature * logsumexp(-table / temperature, axis=0)
 
         tables, _ = self.tables(unary, weight, join)
-        of_scope: Dict[str, np.ndarray] = {}  # probabilities of (itself, *later)
+        of_scope: Dict[str, np.ndarray] = {}  # joint probabilities of (itself, *later)
         found = {}
         for name in reversed(self.order):
             given = join(tables[name])
-            with np.errstate(invalid="ignore"):  # where nothing is possible, neither are those that are given
+            with np.errstate(invalid="ignore"):  # where no level is possible, the condition is impossible as well
                 own = np.where(np.isfinite(given), np.exp((given - tables[name]) / temperature), 0.0)
             of_scope[name] = own * self._of_later(name, of_scope)
             found[name] = of_scope[name].sum(axis=tuple(range(1, own.ndim)))
         return {name: found[name] / found[name].sum() for name in self.sizes}
 
     def _of_later(self, name: str, of_scope: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Joint probabilities of those that meet a variable later: the first of them meets all others."""
+        """Joint probabilities of a variable's later neighbours: the first of them is a neighbour of all others."""
         later = self.later[name]
         if not later:
             return np.ones(())
@@ -217,31 +219,31 @@ class _Eliminated:
         return np.transpose(joint, [left.index(each) for each in later])
 
     def row(self, tables: Tables, name: str, chosen: Mapping[str, int]) -> np.ndarray:
-        """Of a variable's table, a value per level where those eliminated later are chosen."""
+        """A variable's table where the levels of later variables are chosen: a value per level."""
         return tables[0][name][(slice(None), *(chosen[each] for each in self.later[name]))]
 
     def total(self, unary: Mapping[str, np.ndarray], chosen: Mapping[str, int], weight: float) -> float:
-        """The sum at a choice."""
+        """The sum of all terms at a choice."""
         cost = sum(float(values[tuple(chosen[name] for name in names)]) for names, values in self.parts)
         return sum(float(values[chosen[name]]) for name, values in unary.items()) + (weight * cost if weight else 0.0)
 
 
 def _weighted(values: np.ndarray, weight: float) -> np.ndarray:
-    """The values times the weight; what is impossible stays so."""
+    """The values times the weight; what is impossible stays infinite."""
     return np.multiply(values, weight, out=np.full(values.shape, np.inf), where=np.isfinite(values))
 
 
 def _spread(values: np.ndarray, names: Sequence[str], scope: Sequence[str]) -> np.ndarray:
-    """Values over `names` as an array that broadcasts over `scope`."""
+    """Values over `names`, reshaped so that they broadcast over `scope`."""
     axes = [names.index(name) for name in scope if name in names]
     shape = [values.shape[names.index(name)] if name in names else 1 for name in scope]
     return np.transpose(values, axes).reshape(shape)
 
 
 def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tuple[List[str], Dict[str, Tuple]]:
-    """An order of elimination: next is what ties the fewest pairs anew, then the smallest table.
+    """A min-fill elimination order: next is the variable that adds the fewest edges, then that with the smallest table.
 
-    Also, per variable, those that it meets among the later ones. UserError: a table would be too large.
+    Also returns, per variable, its neighbours among the later ones. UserError: a table would be too large.
     """
     near: Dict[str, set] = {name: set() for name in sizes}
     for names in scopes:
@@ -273,7 +275,7 @@ def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tu
 
 @dataclass(frozen=True)
 class _Priced:
-    """The multiplier at which the dual is largest, a choice within the limit, and the tables of both."""
+    """The multiplier that maximises the dual, a choice within the limit, and tables of the priced sum and the cost."""
 
     price: float
     choice: Dict[str, int]
@@ -282,8 +284,11 @@ class _Priced:
 
 
 def _priced(problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float]) -> _Priced:
-    """By secants between a choice that is too dear and one that is not: each is a corner of the convex hull, so that
-    there are few. The multiplier is 0 where the best of all choices is within the limit, or where there is none."""
+    """Maximise the dual by secants between a choice that is too expensive and one that is not.
+
+    Each of the two is a corner of the convex hull, so there are few steps. The multiplier is 0 if the best of all
+    choices is within the limit, or if there is no limit.
+    """
     tables, cheap_tables = problem.tables(losses, 0.0), problem.tables({}, 1.0)
     dear = problem.choice(tables)
     dear_at = problem.total(losses, dear, 0.0), problem.total({}, dear, 1.0)
@@ -309,10 +314,10 @@ def _priced(problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optio
 def _search(
     problem: _Eliminated, losses: Mapping[str, np.ndarray], limit: Optional[float], max_nodes: int
 ) -> Tuple[Dict[str, int], float]:
-    """The choice of least loss within the limit, if there is one, and a lower bound of it.
+    """The choice of least loss within the limit, if there is a limit, and a lower bound on its loss.
 
-    First that of the best multiplier, then what no multiplier gives, depth first: of a partial choice the tables say
-    the least loss plus priced cost, and the least cost, of whatever completes it.
+    It starts from the choice at the best multiplier and then searches, depth first, those that no multiplier gives: for
+    a partial choice, the tables give the least loss plus priced cost, and the least cost, of any completion.
     """
     at = _priced(problem, losses, limit)
     if at.price == 0:
@@ -324,7 +329,7 @@ def _search(
 def _filled(
     problem: _Eliminated, losses: Mapping[str, np.ndarray], choice: Dict[str, int], limit: float
 ) -> Tuple[Dict[str, int], float]:
-    """A choice within the limit, made better one group at a time for as long as that is possible."""
+    """A choice within the limit, improved one group at a time for as long as possible, and its loss."""
     choice = dict(choice)
     of = {name: [part for part in problem.parts if name in part[0]] for name in problem.sizes}
 
@@ -361,15 +366,15 @@ def _between(
     best: Tuple[Dict[str, int], float],
     max_nodes: int,
 ) -> Tuple[Dict[str, int], float]:
-    """The best choice within the limit by branch and bound from `best`, and a lower bound of its loss.
+    """The best choice within the limit by branch and bound from `best`, and a lower bound on its loss.
 
-    Of every choice within the limit the loss is at least its priced sum less `price * limit`; the tables give that sum
-    for the best completion of a partial choice, and its least cost. Branches of the smallest sum come first. After
-    `max_nodes` what is still open bounds the loss.
+    The loss of every choice within the limit is at least its priced sum minus `price * limit`; the tables give that sum
+    for the best completion of a partial choice, and the least cost of any. Branches with the smallest sum come first.
+    After `max_nodes` nodes, the branches that are still open bound the loss.
     """
     names, offset = problem.order[::-1], price * limit
     found, upper = best
-    # levels of the first names, bound of the loss, least cost
+    # levels of the first names, bound on the loss, least cost
     stack: List[Tuple[Dict[str, int], float, float]] = [({}, tables[1] - offset, cheap[1])]
     n_nodes, open_bound = 0, np.inf
     while stack:
@@ -390,6 +395,6 @@ def _between(
         row, of_cost = (problem.row(of, name, chosen) for of in (tables, cheap))
         bounds, costs = bound + (row - row.min()), cost + (of_cost - of_cost.min())
         good = np.flatnonzero((costs <= limit) & (bounds < upper - tolerance))
-        for k in good[np.argsort(-bounds[good], kind="stable")]:  # the most promising is looked at next
+        for k in good[np.argsort(-bounds[good], kind="stable")]:  # the most promising is visited next
             stack.append(({**chosen, name: int(k)}, float(bounds[k]), float(costs[k])))
     return found, min(upper, open_bound)

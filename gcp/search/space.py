@@ -1,16 +1,16 @@
-"""Which architectures a search chooses among: widths, blocks, kernels and depth as decisions, and what each costs.
+"""The architectures that a search chooses among: widths, blocks, kernels and depth as decisions, and their costs.
 
-"Curated" widths are the few that suit a device: multiples of what it takes at once. A decision is named by its kind and
-by what it is about:
+"Curated" widths are the few that suit a device: multiples of its granularity. A decision is named by its kind and by
+what it is about:
 
-    multiplier                    one part of the own width, for all groups that have no decision of their own
-    width:GROUP                   channels of a group
-    block:DEPTHWISE               plain | fused | full: what stands in an inverted bottleneck's place (`graph.rewrites`)
+    multiplier                    one fraction of the original width, for all groups without a decision of their own
+    width:GROUP                   the number of channels of a group
+    block:DEPTHWISE               plain | fused | full: what replaces an inverted bottleneck (`graph.rewrites`)
     kernel:LAYER                  the size of a convolution's kernel
     drop:ADDITION                 whether a residual block is left out
 
-An architecture is a level of each decision. What it costs is the network's own cost, plus what each decision changes:
-the parts of a cost that a rewriting takes away or brings are found once, so that pricing builds no network.
+An architecture is one level for each decision. Its cost is the network's own cost plus what each decision changes: the
+parts of a cost that a rewrite removes or adds are found once, so that pricing builds no network.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ from gcp.options import Options, listed
 
 MULTIPLIER = "multiplier"
 BLOCKS = {"fused": rewrites.fuse_expand, "full": rewrites.depthwise_to_full}
-MAX_TOGETHER = 4096  # choices of decisions that change the same part of a cost: each needs a network
+MAX_TOGETHER = 4096  # combinations of decisions that change the same part of a cost: each needs a network
 CHUNK = 4096  # random architectures that are drawn and priced at once
-KEPT_NETWORKS = 256  # rewritten networks that are kept
+KEPT_NETWORKS = 256  # rewritten networks that are cached
 
 Value = Any  # of a decision: channels, a multiplier, a kind of block, a kernel's size, or whether a block is left out
-Levels = np.ndarray  # (architectures, decisions): a number of a level each
+Levels = np.ndarray  # shape (architectures, decisions): indices of levels
 Scope = Tuple[str, ...]
 
 
 class SpaceOptions(Options):
-    """What can be decided. A key of a mapping names layers or groups, with `*`, `?` and `[...]` as wildcards."""
+    """What can be decided. Keys of mappings name layers or groups, with `*`, `?` and `[...]` as wildcards."""
 
     FILES: ClassVar[Set[str]] = {"start_from"}
 
     multipliers: Tuple[float, ...] = Field(
-        (), description="parts of the own width, one of which all groups have that widths does not name"
+        (), description="fractions of the original width: one is chosen for all groups that widths does not name"
     )
     widths: Dict[str, Tuple[float, ...]] = Field(
-        {}, description="by groups, such as {'*': [0.25, 0.5, 1.0]}: parts of the own width, rounded to prune.round_to"
+        {}, description="by group, such as {'*': [0.25, 0.5, 1.0]}: fractions of its width, rounded to prune.round_to"
     )
     blocks: Dict[str, Tuple[str, ...]] = Field(
-        {}, description="by depthwise layers, such as {'*': [plain, fused]}: plain, fused, full"
+        {}, description="by depthwise layer, such as {'*': [plain, fused]}: some of plain, fused, full"
     )
-    kernels: Dict[str, Tuple[int, ...]] = Field({}, description="by convolutions: odd sizes of their kernels")
-    drop: Tuple[str, ...] = Field((), description="residual blocks that can be left out, by their additions: ['*']")
+    kernels: Dict[str, Tuple[int, ...]] = Field({}, description="by convolution: odd kernel sizes")
+    drop: Tuple[str, ...] = Field((), description="residual blocks that can be left out, by their additions, as ['*']")
     start_from: Optional[str] = Field(
-        None, min_length=1, description="a pattern file, whose values the decisions have that are frozen"
+        None, min_length=1, description="a pattern file, with the values of decisions that are not searched"
     )
-    freeze: Tuple[str, ...] = Field((), description="decisions that stay as they are, such as ['width:*', 'block:*1*']")
+    freeze: Tuple[str, ...] = Field((), description="decisions that are not searched, such as ['width:*', 'block:*1*']")
 
     _lists = field_validator("multipliers", "drop", "freeze", mode="before")(listed)
 
@@ -107,7 +107,7 @@ class SpaceOptions(Options):
 
 
 class Priced:
-    """A cost as tables over decisions: their sum, or the largest of them; `unit` as of the cost that it is of."""
+    """A cost as tables over decisions: the cost is their sum, or the largest of them."""
 
     def __init__(self, decisions: Mapping[str, Tuple[Value, ...]], tables: Mapping[Scope, np.ndarray], is_sum: bool):
         self.decisions, self.tables, self.is_sum = decisions, tables, is_sum
@@ -122,7 +122,7 @@ class Priced:
         return total
 
     def cost(self) -> Cost:
-        """The same for solvers, over numbers of levels."""
+        """The same cost for solvers, as a function of level indices."""
 
         def term(scope: Scope, table: np.ndarray) -> Term:
             return Term(scope, lambda *levels: float(table[levels]))
@@ -131,7 +131,7 @@ class Priced:
 
 
 class _Part(NamedTuple):
-    """A part of a cost as a table over decisions, which two networks can have in common."""
+    """A part of a cost as a table over decisions, hashable, so that parts that two networks share can be found."""
 
     place: str
     scope: Scope
@@ -144,10 +144,10 @@ class _Part(NamedTuple):
 
 
 class Space:
-    """The architectures that can be chosen, from a network's own.
+    """The architectures that can be made from a network.
 
-    `decisions`: by name, what can be chosen, its values; `fixed`: what cannot. UserError: a name that nothing of the
-    network has; a choice that a layer does not have.
+    `decisions`: by name, the possible values of what can be decided; `fixed`: the value of what cannot. UserError: a
+    name matches nothing in the network, or a layer does not have a choice.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Space:
     # ---- what can be decided -----------------------------------------------------------------------------------------
 
     def _own(self, options: SpaceOptions) -> Dict[str, Value]:
-        """Every decision that there could be about the network, with what the network itself has."""
+        """Every decision that is possible for the network, with the network's own value."""
         net = self.net
         convolutions = [i for i, node in enumerate(net.nodes) if node.op == "Convolution"]
         found: Dict[str, Value] = {MULTIPLIER: 1.0}
@@ -184,7 +184,7 @@ class Space:
         return found
 
     def _declared(self, options: SpaceOptions) -> Dict[str, Tuple[Value, ...]]:
-        """What the options leave to be chosen; what has one value only is none of it."""
+        """The decisions that the options leave open; those with a single value are left out."""
         found: Dict[str, Tuple[Value, ...]] = {}
         if options.multipliers:
             found[MULTIPLIER] = tuple(sorted(set(options.multipliers)))
@@ -210,7 +210,7 @@ class Space:
 
     def _sizes(self, name: str, sizes: Sequence[int]) -> Tuple[int, ...]:
         for size in sizes:
-            rewrites.resize_kernel(self.net, self._node(name), size)  # raises where it cannot be
+            rewrites.resize_kernel(self.net, self._node(name), size)  # raises an error if it is impossible
         return tuple(sorted(set(sizes)))
 
     def _named(self, kind: str, wanted: str, what: str) -> List[str]:
@@ -224,15 +224,19 @@ class Space:
         return layer if layer in self.net.index else layer + "_fwd"
 
     def rounded(self, part: float, n: int) -> int:
-        """A part of a group of n channels: the nearest multiple, one at least; the group itself where that is all."""
+        """A fraction of n channels, rounded to the nearest multiple of `round_to`.
+
+        It is at least one multiple, or n if that is less; a fraction of 1 is n itself.
+        """
         if part == 1:
             return n
         return max(min(n, self.round_to), math.floor(part * n / self.round_to + 0.5) * self.round_to)
 
     def resolved(self, pattern: Mapping[str, Value]) -> Dict[str, Value]:
-        """A pattern's values by whole names; a part of a width is a number with a point.
+        """A pattern's values by full names, without wildcards; a float stands for a fraction of a width.
 
-        Later ones of the same name count. UserError: it names what is not there, or a value that cannot be.
+        Where several entries match a name, the last one counts. UserError: one matches nothing, or has an invalid
+        value.
         """
         found: Dict[str, Value] = {}
         for wanted, value in pattern.items():
@@ -242,7 +246,7 @@ class Space:
         return found
 
     def _valid(self, name: str, value: Value) -> Value:
-        """A value of a decision, in channels where it is a part of a width. UserError: it is none."""
+        """A decision's value, with a fraction of a width converted to channels. UserError: it is invalid."""
         kind, own = name.partition(":")[0], self.own[name]
         should = {
             "width": "a number of channels, or a part of them such as 0.5",
@@ -268,26 +272,28 @@ class Space:
 
     @property
     def names(self) -> Tuple[str, ...]:
-        """The decisions, in the order of levels."""
+        """The names of the decisions, in the order of the columns of levels."""
         return tuple(self.decisions)
 
     @property
     def sizes(self) -> np.ndarray:
-        """How many levels each has."""
+        """The number of levels of each decision, shape (decisions,)."""
         return np.array([len(values) for values in self.decisions.values()])
 
     @property
     def n_architectures(self) -> int:
-        """How many ways there are to decide."""
+        """The number of combinations of decisions."""
         return math.prod(map(len, self.decisions.values()))
 
     def random(self, n: int, rng: np.random.Generator) -> Levels:
-        """Architectures, every level of a decision alike."""
+        """n random architectures, with all levels of a decision equally likely."""
         return rng.integers(0, self.sizes, (n, len(self.sizes)))
 
     def canonical(self, levels: Levels) -> Levels:
-        """The same architectures; what would be decided about blocks that are left out is at its first level, so that
-        no architecture is there twice."""
+        """The same architectures, with decisions about dropped blocks at their first level.
+
+        So no architecture has two representations.
+        """
         found = np.array(levels)
         for k, inside in self._inside.items():
             found[np.ix_(np.flatnonzero(self._is_gone(found, k)), inside)] = 0
@@ -295,7 +301,7 @@ class Space:
 
     @cached_property
     def _inside(self) -> Dict[str, np.ndarray]:
-        """For each block that can be, or is, left out: the numbers of the decisions about nothing but it."""
+        """For each block that can be, or is, dropped: the indices of the decisions that are only about this block."""
         found = {}
         for name in self.own:
             if name.startswith("drop:") and (name in self.decisions or self.fixed.get(name)):
@@ -312,7 +318,7 @@ class Space:
         return found
 
     def _is_gone(self, levels: Levels, name: str) -> np.ndarray:
-        """Whether each architecture is without a block."""
+        """Whether each architecture has dropped a block, shape (architectures,)."""
         if name not in self.decisions:
             return np.ones(len(levels), bool)
         values = np.array(self.decisions[name])
@@ -323,7 +329,7 @@ class Space:
     ) -> Levels:
         """The first n random architectures whose cost is in [low, high].
 
-        UserError: of `most` random ones there are fewer, with the range of costs that there is.
+        UserError, with the range of costs that occur: there are fewer among `most` random architectures.
         """
         found, lowest, highest = np.empty((0, len(self.sizes)), np.int64), np.inf, -np.inf
         for _ in range(-(-most // CHUNK)):
@@ -340,11 +346,11 @@ class Space:
         )
 
     def pattern(self, levels: Sequence[int]) -> Dict[str, Value]:
-        """The values of one architecture, with what is fixed."""
+        """The values of all decisions of one architecture, including the fixed ones."""
         return {**self.fixed, **{name: of[k] for k, (name, of) in zip(levels, self.decisions.items())}}
 
     def levels(self, pattern: Mapping[str, Value]) -> np.ndarray:
-        """The levels nearest to a pattern's values; those of the network itself where it says nothing."""
+        """The levels nearest to a pattern's values, or to the network's own values where the pattern has none."""
         known = {**self.own, **self.resolved(pattern)}
 
         def nearest(values: Tuple[Value, ...], value: Value) -> int:
@@ -357,20 +363,19 @@ class Space:
         return np.array([nearest(values, known[name]) for name, values in self.decisions.items()])
 
     def widths(self, pattern: Mapping[str, Value]) -> Widths:
-        """Channels of every group of the network itself."""
+        """The width of every group of the network itself, in channels, as a pattern decides it."""
         of_all = pattern.get(MULTIPLIER, 1.0)
         return {g: pattern.get(f"width:{g}", self.rounded(of_all, n)) for g, n in self.net.widths.items()}
 
     def rewritten(self, pattern: Mapping[str, Value]) -> Network:
-        """The network with a pattern's blocks, kernels and depth, at its own widths and with its weights as far as
-        they go."""
+        """The network with a pattern's blocks, kernels and depth, at its own widths; weights are kept if possible."""
         return self._structured(self.structure(pattern))
 
     def structure(self, pattern: Mapping[str, Value]) -> Tuple[Tuple[str, Value], ...]:
-        """What of a pattern's blocks, kernels and depth differs from the network; of what is left out, nothing else."""
+        """A pattern's blocks, kernels and depth that differ from the network's, except inside dropped blocks."""
         apart = [(name, value) for name, value in sorted(pattern.items()) if value != self.own[name]]
         dropped = tuple(each for each in apart if each[0].startswith("drop:"))
-        left = self._structured(dropped).index  # what a block that has gone would be is no matter
+        left = self._structured(dropped).index  # decisions about dropped blocks do not matter
         others = (each for each in apart if each[0].startswith(("block:", "kernel:")) and self._node(each[0]) in left)
         return (*dropped, *others)
 
@@ -387,16 +392,16 @@ class Space:
         return net
 
     def group_of(self, net: Network) -> Dict[str, str]:
-        """By each group of a rewritten network, the network's own that its width is decided with."""
+        """For each group of a rewritten network, the original group whose decision determines its width."""
         owner = {layer: group.name for group in self.net.groups for layer in (*group.producers, *group.depthwise)}
         return {group.name: owner[group.producers[0]] for group in net.groups}
 
     def network(self, pattern: Mapping[str, Value]) -> Network:
-        """The architecture of a pattern, with made-up weights."""
+        """The architecture of a pattern, with placeholder weights."""
         return self.at_widths(pattern, self.widths(pattern))
 
     def at_widths(self, pattern: Mapping[str, Value], widths: Widths) -> Network:
-        """A pattern's blocks, kernels and depth at any widths of the network's own groups, with made-up weights."""
+        """A pattern's blocks, kernels and depth at any widths of the network's own groups, with placeholder weights."""
         net = self.rewritten(pattern)
         return resized(net, {group: widths[own] for group, own in self.group_of(net).items()})
 
@@ -404,7 +409,7 @@ class Space:
 
     @cached_property
     def _axes(self) -> Dict[str, Tuple[Optional[str], Tuple[int, ...]]]:
-        """Of each group, the decision that its width follows from, and the width at each of its levels."""
+        """For each group, the decision that determines its width (None: it is fixed), and its width at each level."""
         found = {}
         for group, n in self.net.widths.items():
             own = f"width:{group}"
@@ -417,7 +422,7 @@ class Space:
         return found
 
     def _parts(self, net: Network, cost: Cost) -> Counter:
-        """The parts of a rewritten network's cost."""
+        """The parts of a rewritten network's cost, and how often each occurs."""
         own, found = self.group_of(net), Counter()
         for term in cost.parts:
             axes = [self._axes[own[group]] for group in term.names]
@@ -431,7 +436,7 @@ class Space:
         return found
 
     def price(self, cost_of: Callable[[Network], Cost]) -> Priced:
-        """A cost of all architectures, as tables. UserError: too many decisions change the same part of it."""
+        """A cost of all architectures, as tables. UserError: too many decisions change the same part of the cost."""
         fixed = {name: value for name, value in self.fixed.items() if name.partition(":")[0] in _ORDER}
         sites = {n: of for n, of in self.decisions.items() if n.partition(":")[0] in _ORDER}
         usual = {n: self.own[n] if self.own[n] in of else of[0] for n, of in sites.items()}
@@ -445,7 +450,7 @@ class Space:
 
         base = at({})
         cost = cost_of(self.rewritten({**fixed, **usual}))
-        gone: Dict[_Part, set] = {}  # what of the base is changed, and by which decisions
+        gone: Dict[_Part, set] = {}  # the parts of the base that are changed, and by which decisions
         for name, values in sites.items():
             for value in values:
                 if value != usual[name]:
@@ -469,7 +474,7 @@ class Space:
                 wrong = f"{len(cluster)} decisions ({names}, ...) change the same part of a cost"
                 raise UserError(f"{wrong}; let fewer of them be decided", "space.together")
             others = Counter({part: n for part, n in base.items() if not gone.get(part, set()) & set(cluster)})
-            counts: Dict[_Part, np.ndarray] = {}  # how often each choice of the cluster has a part, the others' apart
+            counts: Dict[_Part, np.ndarray] = {}  # how often each choice of the cluster has each part of its own
             shape = tuple(len(sites[name]) for name in cluster)
             for index in np.ndindex(*shape):
                 now = at({name: sites[name][k] for name, k in zip(cluster, index)})
@@ -484,7 +489,7 @@ class Space:
 
 
 class SampledSpace(Sampled):
-    """Networks of a space for a latency model: blocks, kernels and depth at random, at any widths."""
+    """Networks of a space for fitting a latency model: random blocks, kernels and depth, at any widths."""
 
     def __init__(self, space: Space) -> None:
         super().__init__(space.net)
@@ -492,7 +497,7 @@ class SampledSpace(Sampled):
         self._layers = lru_cache(maxsize=KEPT_NETWORKS)(self._own_layers)
 
     def draw(self, rng: np.random.Generator) -> Dict[str, Any]:
-        """What differs from the network; every choice of a decision alike."""
+        """Random decisions, all values equally likely; only those that differ from the network are returned."""
         pattern = self._space.pattern(self._space.random(1, rng)[0])
         return {k: v for k, v in pattern.items() if k.partition(":")[0] in _ORDER and v != self._space.own[k]}
 
@@ -517,7 +522,7 @@ class SampledSpace(Sampled):
         return tuple(replace(each, inputs=renamed(each.inputs), outputs=renamed(each.outputs)) for each in layers(net))
 
 
-_ORDER = ("drop", "kernel", "block")  # in which a structure is rewritten
+_ORDER = ("drop", "kernel", "block")  # in which the decisions of a structure are applied
 
 
 def _is_wild(wanted: str) -> bool:
@@ -525,7 +530,7 @@ def _is_wild(wanted: str) -> bool:
 
 
 def _matching(wanted: str, names: Iterable[str], wrong: str) -> List[str]:
-    """Those of the names that a name with wildcards means. UserError: none."""
+    """The names that a name with wildcards matches, or the exact name alone. UserError: there are none."""
     names = list(names)
     found = [name for name in names if name == wanted] or [name for name in names if fnmatchcase(name, wanted)]
     if not found:
@@ -536,7 +541,7 @@ def _matching(wanted: str, names: Iterable[str], wrong: str) -> List[str]:
 
 
 def _joined(sites: Iterable[str], together: Iterable[set]) -> List[Tuple[str, ...]]:
-    """The sites in clusters: those of a set are in one."""
+    """The sites in clusters, such that sites of the same set are in the same cluster."""
     cluster = {name: {name} for name in sites}
     for names in together:
         whole = set().union(*(cluster[name] for name in names))

@@ -1,4 +1,4 @@
-"""What each width of each group is worth, from a slimmable training: the files that hold it, and how it is estimated.
+"""What each width of each group is worth, according to a slimmable training: the files of statistics, and estimators.
 
 Gains are additive over the groups, as in Berman et al., "AOWS", CVPR 2020, section 3.3, in units of the training loss.
 """
@@ -24,18 +24,18 @@ from gcp.storage import parse_json, read_text, write_text
 if TYPE_CHECKING:  # configurations, which name estimators, are read before MXNet is imported
     from gcp.train.slimmable import Drawn
 
-Gains = Dict[str, np.ndarray]  # of each group, a value for each of its levels
+Gains = Dict[str, np.ndarray]  # for each group, a value for each of its levels
 FIX = "train again with `search.py train`, or name a file that it wrote"
-SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)  # tried weights of the penalty on bends, chosen on drawn widths left out
+SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)  # weights of the curvature penalty to try, chosen on held-out drawn widths
 FOLDS = 4
-PERIODS = 4  # of a training, in each of which losses may change for other reasons than widths at a rate of their own
+PERIODS = 4  # of a training; in each, losses may drift at a rate of their own for reasons other than widths
 
 Level = Annotated[int, Field(ge=0, le=10**4)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
 class Header(Schema):
-    """The first line: the network whose widths `sizes` are those of 100 %, what it was trained on, and the grid."""
+    """The first line: the network with its widths at 100 % (`sizes`), what it was trained on, the grid of levels."""
 
     format: Literal["gcp width statistics 1"] = "gcp width statistics 1"
     network: Name
@@ -57,7 +57,7 @@ class Header(Schema):
 
 
 class Line(Schema):
-    """Steps in a row that trained the same widths: how many, numbers of levels, mean difference of losses."""
+    """Consecutive steps that trained the same widths: their number, the level indices, the mean loss difference."""
 
     n: Count
     levels: List[Level]
@@ -65,14 +65,14 @@ class Line(Schema):
 
 
 class Statistics(Schema):
-    """A file of them."""
+    """The contents of a file of statistics."""
 
     header: Header
     lines: List[Line]
 
     @property
     def drawn(self) -> Drawn:
-        """A row for each step again."""
+        """The lines, expanded to one row per step."""
         from gcp.train.slimmable import Drawn
 
         counts = [line.n for line in self.lines]
@@ -81,12 +81,12 @@ class Statistics(Schema):
 
 
 def path_of(prefix: Path) -> Path:
-    """The file beside the slimmable network that is saved under this prefix."""
+    """The file of statistics beside the slimmable network that is saved under this prefix."""
     return Path(f"{prefix}.statistics.jsonl")
 
 
 def write(path: Path, header: Header, drawn: Drawn) -> None:
-    """Write a file whole or not at all."""
+    """Write a file of statistics, whole or not at all."""
     lines = [header.model_dump_json()]
     new = np.r_[True, (drawn.levels[1:] != drawn.levels[:-1]).any(1)] if len(drawn.levels) else np.zeros(0, bool)
     starts = np.flatnonzero(new)
@@ -97,7 +97,7 @@ def write(path: Path, header: Header, drawn: Drawn) -> None:
 
 
 def read(path: Path) -> Statistics:
-    """A file that `write` wrote. UserError: no such file, or not one of these."""
+    """Read a file that `write` wrote. UserError: there is no such file, or it is of another kind."""
     first, *rest = read_text(path, FIX).split("\n")
     header = parse_json(first, Header, f"{path}: line 1: no header of width statistics", FIX)
     lines = [parse_json(text, Line, f"{path}: line {n}", FIX) for n, text in enumerate(rest, 2) if text.strip()]
@@ -112,14 +112,14 @@ def read(path: Path) -> Statistics:
 
 # ---- estimates -------------------------------------------------------------------------------------------------------
 
-# A function (drawn, levels) -> gains. `drawn` are the steps that count.
+# A function (drawn, levels) -> gains, where `drawn` holds the steps to use.
 ESTIMATORS: Registry[Callable[["Drawn", Mapping[str, Sequence[int]]], Gains]] = Registry("estimator")
 
 
 def gains_of(drawn: Drawn, levels: Mapping[str, Sequence[int]], estimator: str, window: float, n: int = 0) -> Gains:
-    """Gains from the last part `window` of the first n steps (of all by default) and whatever came after these.
+    """Gains from the last fraction `window` of the first n steps (all by default), and from all steps after these.
 
-    UserError: an estimator of that name is not there.
+    UserError: there is no estimator of that name.
     """
     n = n or len(drawn.levels)
     first = n - max(1, round(window * n))
@@ -129,9 +129,9 @@ def gains_of(drawn: Drawn, levels: Mapping[str, Sequence[int]], estimator: str, 
 
 @ESTIMATORS.register("means")
 def marginal_means(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
-    """The paper's: of each width, minus the mean difference of all steps that had it, divided among the groups.
+    """The paper's estimate: minus the mean difference of all steps that had a width, divided by the number of groups.
 
-    Of a width that no step had, what lies between its neighbours.
+    Widths that no step had are interpolated linearly between their neighbours.
     """
     gains = {}
     for g, (name, of) in enumerate(levels.items()):
@@ -144,18 +144,18 @@ def marginal_means(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
 
 @ESTIMATORS.register("least_squares")
 def least_squares(drawn: Drawn, levels: Mapping[str, Sequence[int]]) -> Gains:
-    """Additive gains that explain all differences at once, so that the other groups' widths are no noise.
+    """Additive gains that explain all differences jointly, so that the other groups' widths are not noise.
 
-    A group's gain never falls as it widens, and rises ever less; bends are as small as drawn widths that were left out
-    want them to be. The narrowest width has gain 0. Differences fall as the training goes on, and widths may be drawn
-    narrower and narrower, so there is a constant that changes with time, linearly between `PERIODS` + 1 points.
+    A group's gain never falls as it widens and is concave, and as smooth as held-out drawn widths call for. The
+    narrowest width has gain 0. Differences fall as the training goes on, and widths may be drawn narrower and narrower,
+    so there is a constant that changes with time, linearly between `PERIODS` + 1 points.
     """
     time = np.arange(len(drawn.levels)) * PERIODS / max(1, len(drawn.levels) - 1)
     rows, which = np.unique(np.column_stack([time.astype(int), drawn.levels]), axis=0, return_inverse=True)
     counts = np.bincount(which.ravel())
     wanted, time = (np.bincount(which.ravel(), of) / counts for of in (-drawn.differences, time))
     sizes = [len(of) for of in levels.values()]
-    # Concave and rising: a sum of min(level, k) with weights that are not negative. And constants of either sign.
+    # Concave and rising: a sum of min(level, k) with non-negative weights. The constants can have either sign.
     bends = [np.minimum(rows[:, [g + 1]], np.arange(1, size)) for g, size in enumerate(sizes)]
     constants = np.maximum(0, 1 - np.abs(time[:, None] - np.arange(PERIODS + 1)))
     matrix = np.hstack([*bends, constants, -constants]).astype(np.float64)
@@ -184,9 +184,9 @@ def _gram(matrix: np.ndarray, wanted: np.ndarray, counts: np.ndarray, which: np.
 
 
 def _not_negative(grams: Sequence[Tuple[np.ndarray, ...]], smooth: float) -> np.ndarray:
-    """The non-negative solution of the summed normal equations with the penalty, by the root of their matrix.
+    """The non-negative solution of the summed, penalised normal equations, by the Cholesky factor of their matrix.
 
-    The last unknowns, the constants, have no penalty.
+    The last unknowns, the constants, are not penalised.
     """
     square, right, n = (sum(parts) for parts in zip(*grams))
     penalty = np.full(len(right), n * smooth)

@@ -1,8 +1,8 @@
-"""A supernet: the weights of all architectures of a space at once, of which each step trains one.
+"""A supernet: shared weights of all architectures of a space, of which each step trains one.
 
 Guo et al., "Single path one-shot neural architecture search with uniform sampling", ECCV 2020. Widths share weights as
-in slimmable training: a narrow layer has the first channels of the widest. What a rewriting computes otherwise (a
-fused convolution, a larger kernel) has weights of its own. Running statistics mean nothing here: architectures are
+in slimmable training: a narrow layer has the first channels of the widest. Layers that a rewrite changes (a fused
+convolution, a larger kernel) have weights of their own. Running statistics are meaningless here: architectures are
 compared by batch statistics.
 """
 
@@ -28,7 +28,7 @@ VALUE, MOMENTUM = "value:", "momentum:"  # prefixes of the parts of a state
 
 
 class Store:
-    """Arrays of the widest architectures. Two rewritings share an array if its kernel and its kind are the same."""
+    """Arrays of the widest architectures. Rewritten networks share an array if its kernel and its kind are the same."""
 
     def __init__(self, space: Space, seed: int) -> None:
         self._space, self._seed = space, seed
@@ -44,7 +44,7 @@ class Store:
         self._wide = wide
 
     def network(self, pattern: Mapping[str, Any]) -> Tuple[Network, Dict[str, Tuple[str, tuple]]]:
-        """An architecture with its present weights, and where each of its arrays is in the store."""
+        """An architecture with its current weights, and where each of its arrays is in the store (key, index)."""
         net = self._space.rewritten(pattern)
         wide, widths, own = self._wide(net), self._space.widths(pattern), self._space.group_of(net)
         small, kept = cut(wide, {group: range(widths[own[group]]) for group in wide.widths})
@@ -59,13 +59,13 @@ class Store:
 
 
 def _kernel(value: np.ndarray) -> str:
-    """What tells arrays of one name apart in different rewritings: sizes that widths do not decide."""
+    """What distinguishes arrays of the same name in different rewrites: kernel size, and whether it is depthwise."""
     is_depthwise = value.ndim > 2 and value.shape[1] == 1
     return "x".join(map(str, value.shape[2:])) + (" depthwise" if is_depthwise else "")
 
 
 class SupernetStep:
-    """Trains one random architecture after the other, each for `hold` steps, on the store's weights. See `Step`."""
+    """Trains one random architecture after another, each for `hold` steps, on the store's weights. See `Step`."""
 
     def __init__(self, space: Space, task: Task, options: Any, seed: int) -> None:
         self._space, self._task, self._options, self._seed = space, task, options, seed
@@ -100,7 +100,7 @@ class SupernetStep:
         return SGD(block, self._options.momentum, self._options.wd)
 
     def synchronise(self) -> None:
-        """What the present architecture has learnt goes back into the store."""
+        """Write what the current architecture has learnt back into the store."""
         if self._own is None:
             return
         net = self._own.network()
@@ -126,13 +126,13 @@ class SupernetStep:
         self._momenta = {k[len(MOMENTUM) :]: np.array(v) for k, v in state.items() if k.startswith(MOMENTUM)}
 
     def network(self) -> Network:
-        """The network itself, as far as the store has it."""
+        """The network with the space's fixed decisions, and with weights from the store."""
         self.synchronise()
         return self.store.network(self._space.fixed)[0]
 
 
 class _Part(OrdinaryStep):
-    """A step of a network that lives for some batches."""
+    """A step for a network that is trained for a few batches only."""
 
     tries_fused = False
-    width = 1  # no idle channels: arrays are as the store has them
+    width = 1  # no idle channels: arrays are laid out as in the store

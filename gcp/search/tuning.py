@@ -1,10 +1,10 @@
-"""Trials of a method's options: which values, in which order, by whom, and what came of each.
+"""Trials of a method's options: which values, in which order, by which process, and with what results.
 
-A study of so many trials is kept in a database: SQLite in the run's folder, or a server that several processes share.
-Trial n's values follow from the seed, n and what the finished trials came to, and every change of the database is one
-transaction. So a search that is killed at any moment goes on where it was, and what a single process finds does not
-depend on whether it was. A process claims a trial before it runs it, by a lock that the server lifts when the process
-ends, however it ends: no trial is run by two, and one whose process was killed is run by another.
+The trials of a study are kept in a database: SQLite in the run's folder, or a server that several processes share. The
+values of trial n depend only on the seed, n and the results of the finished trials, and every change to the database is
+one transaction. So a search that is killed at any moment continues where it was, and what a single process finds does
+not depend on whether it was killed. A process claims a trial before running it, by a lock that the server releases when
+the process ends, however it ends: no trial is run by two processes, and one whose process was killed is run by another.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from gcp.search.options import Range, Search
 from gcp.seeds import Stream, hash_seed
 
 FILE = "trials.db"  # in the run's folder
-POLL_S = 2.0  # between looks at trials that other processes run
-CONNECT_S = 10  # for a server to answer
+POLL_S = 2.0  # seconds between checks of the trials that other processes run
+CONNECT_S = 10  # seconds that a server has to answer
 LOCK_POLL_S = 0.1
-MOST_FIRST = 10  # trials that are drawn at random, before a sampler goes by those that are finished
-TABLES = "gcp search, tables"  # the lock of who makes them
-WHY = 300  # characters of what a failed trial says
+MOST_FIRST = 10  # maximum number of random trials before a sampler uses the finished ones
+TABLES = "gcp search, tables"  # the name of the lock under which tables are created
+WHY = 300  # characters kept of a failed trial's message
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-# A lock belongs to its connection. The first statement has the server notice within a minute that a machine is gone.
+# A lock belongs to its connection. The first statement makes PostgreSQL notice within a minute that a machine is gone,
+# and keeps MySQL from closing an idle connection.
 LOCKS = {
     "postgresql": (
         "SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false), "
@@ -57,9 +58,9 @@ Values = Dict[str, Any]
 
 @dataclass
 class Trial:
-    """One trial, which is to a method what a run is: a folder and a log of its own.
+    """One trial, which to a method looks like a run, with a folder and a log of its own.
 
-    `images` is for the images that it takes, by purpose.
+    `images` counts the images that it uses, by purpose.
     """
 
     number: int
@@ -67,9 +68,9 @@ class Trial:
     path: Path
     name: str
     images: Counter = field(default_factory=Counter)
-    report: Optional[Callable[[int, Optional[float]], None]] = None  # (step, validation loss), where it can end early
+    report: Optional[Callable[[int, Optional[float]], None]] = None  # of (step, validation loss), if it can end early
     write: Callable[..., None] = lambda event, **values: None
-    shared: Optional[Path] = None  # of the run
+    shared: Optional[Path] = None  # the run's, that of its dense network
 
     def log(self, event: str, **values: Any) -> None:
         """Add an event to the run's log, under the trial's name."""
@@ -77,16 +78,16 @@ class Trial:
         self.write(event, **{**values, **said})
 
 
-# What is tried for given values: any result, and its validation loss.
+# Runs a trial with its values: any result, and its validation loss.
 Attempt = Callable[[Trial], Tuple[T, float]]
 
 
 @dataclass(frozen=True)
 class Tuner:
-    """Searches options, from `space` by option, the configuration's own values (`first`) before all others.
+    """Searches the options in `space`, starting with the configuration's own values (`first`).
 
-    `folder` is the run's, `shared` that of its dense network. `log` gets a line for each trial. `seconds` are those of
-    this process's trials so far.
+    `folder` is the run's, `shared` that of its dense network. `log` gets a line for each trial. `seconds` are the
+    durations of this process's trials so far.
     """
 
     search: Search
@@ -99,12 +100,12 @@ class Tuner:
     seconds: List[float] = field(default_factory=list)
 
     def best(self, attempt: Attempt, iteration: int = 0, later: int = 0) -> Tuple[T, Trial, Dict[str, Any]]:
-        """What `attempt` gives for the best values, their trial, and all trials as a record has them.
+        """The result of `attempt` for the best values, their trial, and all trials as a record lists them.
 
-        `iteration` counts from 1 where a method's iterations are searched; `later` are trials of iterations to come.
-        `attempt` keeps what it computes in the trial's folder: for the best trial it is called once more, to read it.
-        It fails by a DivergedError, by values that do not fit one another or by too little memory, which ends the trial
-        and not the search. UserError: every trial failed, or the storage cannot be used.
+        `iteration` counts from 1 where a method's iterations are searched; `later` is the number of trials in later
+        iterations. `attempt` keeps what it computes in the trial's folder: for the best trial it is called once more,
+        to read it back. A DivergedError, values that do not fit together or a lack of memory end the trial but not the
+        search. UserError: every trial failed, or the storage cannot be used.
         """
         from gcp.train.distributed import process_group
 
@@ -159,14 +160,14 @@ class Tuner:
 
 
 def check(search: Search) -> None:
-    """UserError: the server that is to keep the trials cannot be reached, or lacks its driver."""
+    """Raise a UserError if the server that is to keep the trials cannot be reached, or its driver is missing."""
     if search.trials and search.storage is not None:
         with _Database(server(search.storage)).held(TABLES):
             pass
 
 
 def server(storage: str) -> sqlalchemy.URL:
-    """A server's URL, with the driver that the project installs. UserError: it is none."""
+    """A server's URL, with the driver that the project installs. UserError: it is not a database's URL."""
     try:
         url = sqlalchemy.make_url(storage)
         return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
@@ -177,7 +178,7 @@ def server(storage: str) -> sqlalchemy.URL:
 
 
 def distribution(tried: Range) -> BaseDistribution:
-    """A range or choices in Optuna's terms."""
+    """A range or choices as an Optuna distribution."""
     if tried.choices:
         return CategoricalDistribution(tried.choices)
     kind = IntDistribution if isinstance(tried.low, int) and isinstance(tried.high, int) else FloatDistribution
@@ -185,7 +186,7 @@ def distribution(tried: Range) -> BaseDistribution:
 
 
 def suggest(search: Search, space: Mapping[str, Range], first: Values, seed: int, trials: List) -> Values:
-    """The values of the next trial, given all that are there: the first are the configuration's own, if they can be."""
+    """The next trial's values, given all existing ones; the first has the configuration's own, if these are allowed."""
     number = len(trials)
     if search.sampler == "grid":
         grid = itertools.product(*(tried.choices for tried in space.values()))
@@ -209,7 +210,7 @@ def suggest(search: Search, space: Mapping[str, Range], first: Values, seed: int
 
 
 def _tried(attempt: Attempt, trial: Trial, world_size: int) -> Tuple[str, Optional[float], Optional[str]]:
-    """How a trial ended, its value if it has one, and why it has none."""
+    """Run a trial: how it ended, its value if it has one, and why it failed if it did."""
     from gcp.train.optimisers import DivergedError
 
     try:
@@ -219,7 +220,7 @@ def _tried(attempt: Attempt, trial: Trial, world_size: int) -> Tuple[str, Option
     except (DivergedError, ValidationError) as error:
         why = str(error)
     except Exception as error:
-        # Of several ranks one alone may be out of memory; the others would wait for it.
+        # With several ranks, a single one may be out of memory; the others would wait for it.
         if world_size > 1 or not is_out_of_memory(error):
             raise
         why = f"not enough memory: {error}"
@@ -239,7 +240,7 @@ def _by_value(row: Dict[str, Any]) -> Tuple[float, int]:
 
 
 def _remove_others(folder: Path, best: Optional[int]) -> None:
-    """Remove what finished trials have left that are not the best so far: networks can be large."""
+    """Remove the folders of finished trials except that of the best so far, since networks can be large."""
     for path in folder.glob("trial-*"):
         if best is None or path.name != f"trial-{best:04d}":
             shutil.rmtree(path)
@@ -250,7 +251,7 @@ def _remove_others(folder: Path, best: Optional[int]) -> None:
 
 @dataclass(frozen=True)
 class _Database:
-    """A server's, or a file in a run's folder, which one process has to itself since the folder is locked."""
+    """A database on a server, or a file in a run's folder, which is locked and so belongs to one process."""
 
     url: Optional[sqlalchemy.URL] = None
     file: Path = Path(FILE)
@@ -262,12 +263,12 @@ class _Database:
 
     @property
     def place(self) -> str:
-        """What messages call it."""
+        """The name by which messages refer to the database."""
         return str(self.file) if self.url is None else without_passwords(self.text)
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
-        """Turn what a database says into a UserError that holds no password."""
+        """Turn a database's errors into a UserError that contains no password."""
         try:
             yield
         except (
@@ -292,8 +293,8 @@ class _Database:
             raise UserError(f"search.storage: {wrong}; {fix}", "search.storage") from None
 
     def storage(self) -> optuna.storages.RDBStorage:
-        """The tables of trials, made if they are not there."""
-        if self.url is None:  # a path in a URL would have to be quoted, which not all that reads it undoes
+        """Optuna's storage, with tables that are created if they do not exist."""
+        if self.url is None:  # a path in a URL would have to be quoted, which not every reader undoes
             text, how = "sqlite:///trials.db", {"creator": lambda: sqlite3.connect(self.file, timeout=60)}
         else:
             text, how = self.text, {"connect_args": {"connect_timeout": CONNECT_S}, "pool_pre_ping": True}
@@ -301,7 +302,7 @@ class _Database:
             return optuna.storages.RDBStorage(text, engine_kwargs=how)
 
     def lock(self, name: str) -> Optional[Callable[[], None]]:
-        """Take a server's lock: what gives it back, or None where another process has it."""
+        """Take a server's lock: a function that releases it, or None if another process holds it."""
         if self.url is None:
             return lambda: None
         kind = self.url.get_backend_name()
@@ -310,7 +311,7 @@ class _Database:
         key = int.from_bytes(digest[:8], "big", signed=True) if kind == "postgresql" else digest.hex()[:32]
         engine = sqlalchemy.create_engine(
             self.url,
-            poolclass=sqlalchemy.pool.NullPool,  # closing a connection shall end it
+            poolclass=sqlalchemy.pool.NullPool,  # so that closing a connection ends it
             isolation_level="AUTOCOMMIT",
             connect_args={"connect_timeout": CONNECT_S},
         )
@@ -322,7 +323,7 @@ class _Database:
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Hold a lock that others hold for moments only."""
+        """Hold a lock, waiting for it if need be: others hold it only for moments."""
         with self.using():
             while (release := self.lock(name)) is None:
                 time.sleep(LOCK_POLL_S)
@@ -343,17 +344,17 @@ class _Study:
         self._release: Callable[[], None] = lambda: None
 
     def claim(self) -> Optional[Dict[str, Any]]:
-        """Number and values of a trial that is this process's to run; None: all are finished.
+        """The number and values of a trial that this process has claimed; None: all are finished.
 
-        While there is none to run, but others run some, this waits.
+        It waits while there is no trial to claim but others are still running some.
         """
         search, space, is_waiting = self._tuner.search, self._tuner.space, False
         while True:
             with self._database.using(), self._database.held(self._study.study_name):
                 trials = self._trials()
-                for trial in trials:  # those of processes that were killed
+                for trial in trials:  # first those of processes that were killed
                     if trial.state == TrialState.RUNNING and self._take(trial):
-                        # It may have ended since it was looked at, and its lock been given back for that.
+                        # It may have ended, and its lock been released, since the trials were read.
                         if not self._trials()[trial.number].state.is_finished():
                             return {"trial": trial.number, "values": self._values(trial)}
                         self.release()
@@ -380,21 +381,21 @@ class _Study:
         return release is not None
 
     def release(self) -> None:
-        """Give back the claimed trial, if there is one."""
+        """Release the claimed trial's lock, if there is one."""
         self._release()
         self._release = lambda: None
 
     def should_end(self, step: int, value: float) -> bool:
-        """Whether the claimed trial, which has come to this value after so many steps, is to end."""
+        """Report the claimed trial's value after this many steps, and return whether it should end early."""
         with self._database.using():
             if step not in self._trials()[self._claimed.number].intermediate_values:
                 self._claimed.report(value, step)
             return self._claimed.should_prune()
 
     def tell(self, state: str, value: Optional[float], n_images: int, why: Optional[str]) -> None:
-        """The claimed trial has ended."""
+        """Record that the claimed trial has ended, and release it."""
         with self._database.using():
-            # Finished by another where a connection was lost, and the lock with it.
+            # Another process may have finished it, if the connection was lost and the lock with it.
             if not self._trials()[self._claimed.number].state.is_finished():
                 self._claimed.set_user_attr("images", n_images)
                 if why is not None:
@@ -404,11 +405,11 @@ class _Study:
 
     @property
     def best_number(self) -> Optional[int]:
-        """The best trial so far."""
+        """The number of the best trial so far, if there is one."""
         return min((row for row in self.rows() if row["value"] is not None), key=_by_value, default={}).get("trial")
 
     def rows(self) -> List[Dict[str, Any]]:
-        """The trials that have ended, as a record has them."""
+        """The finished trials, as a record lists them."""
         names = {state: name for name, state in self.STATES.items()}
         with self._database.using():
             trials = self._trials()
@@ -426,7 +427,7 @@ class _Study:
         ]
 
     def progress(self, trial: Trial, later: int) -> str:
-        """Which trial of how many begins, the best so far, and about how long all will take."""
+        """A line that says which trial of how many begins, the best so far, and about how much time is left."""
         with self._database.using():
             trials = self._trials()
         n, chosen = self._tuner.search.trials, ", ".join(f"{key}={_short(of)}" for key, of in trial.values.items())
@@ -451,7 +452,7 @@ class _Study:
 
 @contextlib.contextmanager
 def _opened(database: _Database, name: str, tuner: Tuner, seed: int) -> Iterator[_Study]:
-    """The study of this name, made if it is not there. UserError: it is another configuration's."""
+    """Open the study of this name, or create it. UserError: it belongs to another configuration."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with contextlib.ExitStack() as stack:
         with database.using():
@@ -465,7 +466,7 @@ def _opened(database: _Database, name: str, tuner: Tuner, seed: int) -> Iterator
                 known, about = study.user_attrs.get("about"), _about(tuner)
                 if known is None:
                     study.set_user_attr("about", about)
-            # A file in the folder of a run has studies of that run only.
+            # A file in a run's folder holds studies of that run only.
             others = optuna.get_all_study_names(storage) if database.url is None else []
             others = [other for other in others if not other.startswith(f"{tuner.folder.name}, ")]
         if others or known not in (None, about):
@@ -478,7 +479,7 @@ def _opened(database: _Database, name: str, tuner: Tuner, seed: int) -> Iterator
 
 
 def _about(tuner: Tuner) -> Dict[str, Any]:
-    """What two processes have to agree on to share a study; the run's name holds the configuration's fingerprint."""
+    """What two processes must agree on to share a study; the run's name contains the configuration's fingerprint."""
     keys = {"trials", "sampler", "pruner", "scope"}
     space = {key: tried.model_dump(mode="json") for key, tried in tuner.space.items()}
     first = {key: tuner.first.get(key) for key in space}

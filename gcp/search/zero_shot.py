@@ -1,8 +1,8 @@
-"""What an architecture promises before anything is trained: no labels, no images.
+"""Zero-shot scores: what an architecture promises before any training, without labels and without images.
 
-Both are sums over places of the network, written as costs, so that a space prices them for all its architectures at
-once (`Space.price`). How well they rank trained networks is for `search.py validate` to say: parameters and
-multiply-accumulates rank about as well (Krishnakumar et al., "NAS-Bench-Suite-Zero", NeurIPS 2022).
+Entropy and trainability are sums over places in the network, written as costs, so that a space computes them for all
+its architectures at once (`Space.price`). `search.py validate` measures how well they rank trained networks: parameters
+and multiply-accumulates rank about as well (Krishnakumar et al., "NAS-Bench-Suite-Zero", NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gcp.graph.channels import Tensor, has_weight
 from gcp.graph.network import Network, Node
 from gcp.graph.surgery import redrawn, resized
 
-SAMPLES = 2048  # images times positions of the output, at least, that a segment's Jacobian is estimated with
+SAMPLES = 2048  # minimum number of images times output positions for estimating a segment's Jacobian
 EPSILON = 1e-6
 
 
 def entropy(net: Network) -> Cost:
-    """The differential entropy of the last features, up to a factor that widths do not change: the sum over conv and
-    dense layers of log(kernel positions x input channels that an output reads).
+    """The differential entropy of the last features, up to a factor that does not depend on widths.
 
-    Shen et al., "DeepMAD", CVPR 2023, section 3.2, proposition 2, for one scale.
+    It is the sum over conv and dense layers of log(kernel positions x input channels that an output reads): Shen et
+    al., "DeepMAD", CVPR 2023, section 3.2, proposition 2, for one scale.
     """
 
     def term(layer: Layer) -> Term:
@@ -40,7 +40,7 @@ def entropy(net: Network) -> Cost:
 
 
 class Segment(NamedTuple):
-    """Nodes between two tensors through which everything goes: what it reads, what it makes, and the nodes."""
+    """The nodes between two tensors through which all data pass, with these tensors: its source and its result."""
 
     source: Tensor
     result: Tensor
@@ -48,7 +48,7 @@ class Segment(NamedTuple):
 
 
 def segments(net: Network) -> List[Segment]:
-    """The shortest parts of a network, in order, that each have a layer with weights: a residual block is one."""
+    """The shortest parts of a network, in order, that each have a layer with weights; a residual block is one part."""
     last: Dict[Tensor, int] = {}
     for i, node in enumerate(net.nodes):
         for tensor in node.inputs:
@@ -70,12 +70,12 @@ def segments(net: Network) -> List[Segment]:
 
 
 def source_of(net: Network, i: int) -> Tensor:
-    """The one tensor that a layer reads beside its arrays."""
+    """The one tensor that a layer reads besides its arrays."""
     return next(tensor for tensor in net.nodes[i].inputs if not net.is_array(tensor[0]))
 
 
 def alone(net: Network, segment: Segment) -> Network:
-    """A segment as a network whose input is what it reads."""
+    """A segment as a network of its own, whose input is the segment's source."""
     nodes, shapes = [Node("null", "data", {})], [(net.shapes[segment.source[0]][segment.source[1]],)]
     at, arrays = {segment.source: (0, 0)}, {}
     for i in segment.nodes:
@@ -93,13 +93,13 @@ def alone(net: Network, segment: Segment) -> Network:
 
 
 def trainability(net: Network, known: Dict[tuple, float]) -> Cost:
-    """How close the Jacobian of each segment is to an isometry, summed: 0 at best.
+    """How close the Jacobian of each segment is to an isometry, summed over the segments; 0 at best.
 
     Lee & Ham, "AZ-NAS", CVPR 2024, section 3.2: with Gaussian inputs, new weights and random signs as the gradient of
-    the output, 2 - s - 1/s of the largest singular value s of the mean product of both gradients. Different here: each
-    segment has Gaussian input of its own, which makes the score a sum over the network's places; the authors' is a mean
-    over blocks, so that what a block costs them does not depend on how many there are.
-    `known` keeps what was computed, for other architectures in which the same segment is.
+    the output, it is 2 - s - 1/s, where s is the largest singular value of the mean product of input and output
+    gradients. There is one difference: each segment has a Gaussian input of its own, which makes the score a sum over
+    places in the network; the authors average over blocks, so that their score does not grow with the number of blocks.
+    `known` caches what was computed, for other architectures that contain the same segment.
     """
 
     def term(segment: Segment) -> Term:
@@ -122,7 +122,7 @@ def trainability(net: Network, known: Dict[tuple, float]) -> Cost:
 
 
 def _groups(net: Network, segment: Segment) -> Tuple[str, ...]:
-    """The groups that a segment's channels are of."""
+    """The groups to which a segment's channels belong."""
     calls, labels = net.structure.calls, []
     made = ((i, o) for i in segment.nodes for o in range(len(net.shapes[i])))
     for i, o in (segment.source, *made):
@@ -132,7 +132,7 @@ def _groups(net: Network, segment: Segment) -> Tuple[str, ...]:
 
 
 def isometry(net: Network, seed: int = 0) -> float:
-    """2 - s - 1/s for a network's Jacobian, s as in `trainability`: 0 where it keeps the length of gradients."""
+    """2 - s - 1/s for a network's Jacobian, with s as in `trainability`; 0 if it preserves the length of gradients."""
     from gcp.backend.blocks import to_block
     from gcp.backend.engine import autograd, mx
     from gcp.train.distributed import device
@@ -155,7 +155,7 @@ def isometry(net: Network, seed: int = 0) -> float:
 def mean_product(of_input: np.ndarray, of_output: np.ndarray) -> np.ndarray:
     """The mean over images and positions of the outer product of two gradients (n, channels, height, width).
 
-    Where the output is smaller, the input's neighbouring positions count as further channels.
+    If the output is smaller, neighbouring positions of the input count as further channels.
     """
     n, c, h, w = of_input.shape
     tall, wide = of_output.shape[2:] if of_output.ndim == 4 else (1, 1)

@@ -1,4 +1,4 @@
-"""Auxiliary classifiers inside a network, as further outputs of its graph, and what is trained or chosen by them."""
+"""Auxiliary classifiers inside a network, as additional outputs of its graph, and the objectives that use them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from gcp.train.distributed import device, process_group
 from gcp.train.losses import Objective
 from gcp.train.tasks import Task
 
-PREFIX = "auxiliary"  # of the names of all nodes and arrays of classifiers
+PREFIX = "auxiliary"  # begins the names of all nodes and arrays of classifiers
 
 
 def places(net: Network, n: int) -> List[int]:
-    """Positions of n nodes for classifiers to read, evenly spread: additions, or where there are none, ReLUs.
+    """Positions of n evenly spaced nodes for classifiers to read: additions or, if there are none, activations.
 
-    Fewer where there are not as many; none at the very end, where the network's own classifier reads.
+    There are fewer if the network has too few. The last one is left out, since the network's own classifier reads
+    there.
     """
     found = [i for i, node in enumerate(net.nodes) if operator(node.op).is_addition and len(node.inputs) == 2]
     if not found:
@@ -35,10 +36,10 @@ def places(net: Network, n: int) -> List[int]:
 
 
 def with_classifiers(net: Network, at: Sequence[int], seed: int) -> Network:
-    """The network with a classifier behind each of these nodes: batch norm, ReLU, average pooling, dense layer.
+    """The network with a classifier after each of these nodes: batch norm, ReLU, average pooling, dense layer.
 
-    Its outputs are the network's own, then those of the classifiers in order (Zhuang et al., NeurIPS 2018, section
-    3.2).
+    Its outputs are the network's own, followed by those of the classifiers in order (Zhuang et al., NeurIPS 2018,
+    section 3.2).
     """
     rng, arrays, outputs = np.random.default_rng(seed), dict(net.arrays), []
 
@@ -72,7 +73,7 @@ def with_classifiers(net: Network, at: Sequence[int], seed: int) -> Network:
 
 
 def without_classifiers(net: Network) -> Network:
-    """The network without the classifiers that `with_classifiers` gave it."""
+    """The network without the classifiers that `with_classifiers` added."""
     own = [i for i, node in enumerate(net.nodes) if not node.name.startswith(PREFIX)]
     at = {i: k for k, i in enumerate(own)}
     nodes = tuple(replace(net.nodes[i], inputs=tuple((at[j], o) for j, o in net.nodes[i].inputs)) for i in own)
@@ -83,7 +84,7 @@ def without_classifiers(net: Network) -> Network:
 
 @dataclass(frozen=True)
 class SummedObjective(Objective):
-    """The task's loss of every output, added up."""
+    """The sum of the task's losses over all outputs."""
 
     def __call__(self, block, x: mx.nd.NDArray, y: mx.nd.NDArray, seed: int, step: int) -> mx.nd.NDArray:
         """See `Objective`."""
@@ -92,12 +93,12 @@ class SummedObjective(Objective):
 
 
 class Chooser:
-    """The joint loss of some layers' outputs and of a classifier's, as a function of the layers' weights.
+    """The joint loss of some layers' outputs and of a classifier's output, as a function of the layers' weights.
 
-    `variances`: what the outputs of each layer vary by. The classifier is output `classifier` of the network; its loss
-    counts `lam` times. Batch norm uses its running statistics, and nothing is dropped out. Weights are trained by Adam:
-    how steep the loss is differs by orders of magnitude from layer to layer. Gradients and losses are means over the
-    ranks' parts of a batch. Zhuang et al., NeurIPS 2018, eq. 6.
+    `variances`: the variance of each layer's target outputs, by which its squared error is divided. The classifier is
+    output `classifier` of the network; its loss is weighted by `lam`. Batch norm uses its running statistics, and
+    dropout is off. The weights are trained by Adam, since the steepness of the loss differs by orders of magnitude
+    between layers. Gradients and losses are means over the ranks' parts of a batch. Zhuang et al., NeurIPS 2018, eq. 6.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Chooser:
         lr: float,
     ) -> None:
         self._names = [net.weight(net.nodes[i].name) for i, _ in layers]
-        told = replace(net, outputs=(net.outputs[classifier], *layers))  # nothing behind them is computed
+        told = replace(net, outputs=(net.outputs[classifier], *layers))  # nodes after these are not computed
         self._block = to_block(told, device(), frozen_statistics=True, trainable=set(self._names))
         self._params = [self._block.collect_params()[name] for name in self._names]
         self._average = process_group().averager([p.grad() for p in self._params])
@@ -119,7 +120,7 @@ class Chooser:
         self._variances, self._lam, self._task = variances, lam, task
 
     def loss(self, x: mx.nd.NDArray, y: mx.nd.NDArray, wanted: Sequence[np.ndarray]) -> mx.nd.NDArray:
-        """The joint loss of a batch of which the layers should say `wanted`; gradients are in the weights' arrays."""
+        """The joint loss of a batch, with target outputs `wanted` of the layers; sets the gradients of the weights."""
         with autograd.record(train_mode=False):
             output, *found = self._block(x)
             total = self._lam * self._task.loss(output, y, 0.0).mean()
@@ -130,19 +131,19 @@ class Chooser:
         return total
 
     def gradients(self) -> List[np.ndarray]:
-        """Of every layer's weights, at the last batch."""
+        """The gradients with respect to each layer's weights, from the last batch."""
         return [p.grad().asnumpy() for p in self._params]
 
     def step(self, masks: Mapping[str, np.ndarray]) -> None:
-        """Move the weights whose mask is 1 by the gradients of the last batch."""
+        """Update the weights whose mask is 1 with the gradients of the last batch."""
         for k, (name, p) in enumerate(zip(self._names, self._params)):
             self._update(k, p.grad() * mx.nd.array(masks[name], device()), p.data())
 
     def weights(self) -> Dict[str, np.ndarray]:
-        """By name."""
+        """The layers' weights, by name."""
         return {name: p.data().asnumpy() for name, p in zip(self._names, self._params)}
 
     def put(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Other values for the weights."""
+        """Replace the layers' weights by these, given by name."""
         for name, p in zip(self._names, self._params):
             p.set_data(mx.nd.array(weights[name], device()))

@@ -16,10 +16,11 @@ ANEW = "remove it, and what it stands for is computed again"
 
 
 def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:
-    """The network and the facts of `compute`, saved under `prefix`; where they are saved already, read back.
+    """Run `compute` once and save its network and facts under `prefix`; if they are saved already, read them back.
 
-    `compute` gets the path of a checkpoint that it may use; the checkpoint is deleted once the result is saved. Of
-    several ranks, rank 0 has the files and says whether they are there; if not, all compute, and rank 0's facts count.
+    `compute` gets the path of a checkpoint that it may use; the checkpoint is deleted once the result is saved. With
+    several ranks, the files are on rank 0, which decides whether they exist; if not, all ranks compute, and rank 0's
+    facts are used.
     """
     facts_path, checkpoint, group = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint"), process_group()
     if group.broadcast_file(facts_path):
@@ -35,7 +36,7 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
 
 
 def same_network(make: Callable[[], Network]) -> Network:
-    """The network that `make` gives on rank 0; the other ranks need not have the files that it comes from."""
+    """The network that `make` returns on rank 0; the other ranks need not have the files it is made from."""
     group = process_group()
     if group.world_size == 1:
         return make()

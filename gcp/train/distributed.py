@@ -1,9 +1,10 @@
 """The process group of a job: all-reduce, broadcast, equality checks, and the device of each rank.
 
-Every rank runs the same program on its part of each batch, and makes the same updates from the same sums; rank 0
-alone decides what a clock or a file decides, and its folder is the job's. The sums go through MXNet's KVStore
-`dist_sync`. Its servers run an optimiser, as is its default; ours assigns: a push and a pull are then an all-reduce.
-`scripts/launch.py` starts the processes and tells each its rank in the environment; a single process sends nothing.
+Every rank runs the same program on its part of each batch and makes the same updates from the same sums. Whatever
+depends on a clock or a file is decided by rank 0 alone, whose folder is the job's. The sums go through MXNet's KVStore
+`dist_sync`. Its servers run an optimiser by default; ours only assigns, so that a push followed by a pull is an
+all-reduce. `scripts/launch.py` starts the processes and passes each its rank in the environment; a single process sends
+nothing.
 """
 
 from __future__ import annotations
@@ -24,40 +25,40 @@ from gcp.backend.engine import mx
 from gcp.errors import UserError
 from gcp.train.launch import job
 
-CHUNK = 2**19  # numbers in a message: below MXNET_KVSTORE_BIGARRAY_BOUND, so that no server has half of one
-BLOCK = 8  # chunks of a file that travel at once; a file shall not decide how much memory the servers need
-STAMPS = 1024  # sums are numbered modulo this; times the world size it has to be a whole number in float32
+CHUNK = 2**19  # numbers per message: below MXNET_KVSTORE_BIGARRAY_BOUND, so that no message is split between servers
+BLOCK = 8  # chunks of a file sent at once, so that the size of a file does not determine the servers' memory
+STAMPS = 1024  # sums are numbered modulo this; its product with the world size must be exact in float32
 
 
 class UnequalError(UserError):
-    """The ranks no longer agree. Not a mistake of the user's: the job can resume from its last checkpoint."""
+    """The ranks no longer agree. This is not the user's mistake: the job can resume from its last checkpoint."""
 
     exit_status = 1
 
 
 @mx.optimizer.register
 class Assign(mx.optimizer.Optimizer):
-    """On the servers: the stored value becomes the sum of what the ranks pushed.
+    """The servers' optimiser, which replaces the stored value by the sum of what the ranks pushed.
 
-    Without any optimiser servers copy the sum by themselves, which is the mode (`update_on_kvstore=False`) in which
+    Without any optimiser, servers copy the sum themselves, but that is the mode (`update_on_kvstore=False`) in which
     ranks were seen to diverge. MXNet sends this object to the servers of the job, which import this module for it.
     """
 
     def create_state(self, index, weight) -> None:
-        """None is needed."""
+        """No state is needed."""
 
     def update(self, index, weight, grad, state) -> None:
-        """Take the sum as it is."""
+        """Store the sum unchanged."""
         weight[:] = grad
 
 
 def device() -> mx.Context:
-    """This process's first GPU if its MXNet has one, else the CPU. `config.use_gpu` says which GPU is the first."""
+    """This process's first GPU if its MXNet has one, else the CPU. `config.use_gpu` determines which GPU is first."""
     return mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
 
 
 def check_gpus(gpus: Sequence[int]) -> None:
-    """UserError: GPUs are asked for, and this MXNet sees none."""
+    """Raise a UserError if GPUs are requested and this MXNet sees none."""
     if gpus and not mx.context.num_gpus():
         raise UserError(
             f"gpus: {list(gpus)} are asked for, and this MXNet sees none; install the build of MXNet for "
@@ -72,7 +73,7 @@ def process_group() -> ProcessGroup | SingleProcess:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """SHA-256 of names and values."""
+    """The SHA-256 digest of the arrays' names and values."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
         sha.update(name.encode())
@@ -81,17 +82,17 @@ def digest(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 class SingleProcess:
-    """A group of one: sums are what they are, and nothing is sent. Its methods are those of `ProcessGroup`."""
+    """A group of one process, with the methods of `ProcessGroup`: sums are the values themselves, nothing is sent."""
 
     rank, world_size = 0, 1
     part = (0, 1)
 
     def all_reducer(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """Nothing is to be done."""
+        """A function that does nothing."""
         return lambda: None
 
     def averager(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
-        """Nothing is to be done."""
+        """A function that does nothing."""
         return lambda: None
 
     def all_reduce_floats(self, values: Sequence[float]) -> np.ndarray:
@@ -103,11 +104,11 @@ class SingleProcess:
         return decide()
 
     def broadcast_file(self, path: Path) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return path.exists()
 
     def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
-        """Nothing can differ."""
+        """Do nothing: there are no other ranks to differ from."""
 
     @contextlib.contextmanager
     def output(self, folder: str) -> Iterator[str]:
@@ -116,18 +117,18 @@ class SingleProcess:
 
 
 class ProcessGroup:
-    """`world_size` processes in step, this one of number `rank`. All have to make the same calls in the same order.
+    """`world_size` processes in step, of which this is number `rank`; all must make the same calls in the same order.
 
-    Everything travels in messages of `CHUNK` numbers, whatever it is: the servers then need no more memory than the
-    largest sum, however many networks of other sizes a job trains. The buffers of the messages are the same for all
-    sums: KVStore keeps pushes and pulls of one buffer in order, those of one key it does not.
+    Everything is sent in messages of `CHUNK` numbers, so that the servers need no more memory than the largest sum,
+    however many networks of other sizes a job trains. All sums use the same message buffers: KVStore keeps pushes and
+    pulls of the same buffer in order, but not those of the same key.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self.part = (rank, world_size)
         self._store = mx.kv.create("dist_sync")
-        # A rank that fails has to end at once, not to wait at its exit for ranks that wait for it.
+        # A rank that fails must exit at once instead of waiting for ranks that are waiting for it.
         mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
         atexit.register(self._leave)
         if self._store.num_workers != world_size:
@@ -146,17 +147,17 @@ class ProcessGroup:
     def all_reducer(self, arrays: Sequence[mx.nd.NDArray]) -> Callable[[], None]:
         """A function that replaces each of these float32 or float16 arrays by its sum over all ranks.
 
-        The sum over three ranks or more depends, in its last bits, on which came first; it is the same on all.
+        With three or more ranks, the last bits of a sum depend on the order of arrival; they are the same on all ranks.
         """
         if not arrays:
             return lambda: None
         own = [a if a.dtype == np.float32 else mx.nd.zeros(a.shape, self._device) for a in arrays]
         cast = [(a, o) for a, o in zip(arrays, own) if a is not o]
-        size = CHUNK - 1  # and the number of the sum
+        size = CHUNK - 1  # the last entry of a message is the number of the sum
         n_all = sum(a.size for a in own)
         self._make_chunks(-(-n_all // size))
         chunks = self._chunks[: -(-n_all // size)]
-        pairs, at = [], 0  # a piece of an array, its place in a message
+        pairs, at = [], 0  # pairs of a piece of an array and its place in a message
         for flat in (a.reshape(-1) for a in own):
             start = 0
             while start < flat.size:
@@ -172,7 +173,7 @@ class ProcessGroup:
             for array, copy in cast:
                 array.copyto(copy)
             rest[:] = 0
-            for piece, place in pairs:  # joining and splitting operators take 30 times as long as copies
+            for piece, place in pairs:  # operators that join and split arrays take 30 times as long as copies
                 piece.copyto(place)
             for end in ends:
                 end[:] = self._n_sums % STAMPS
@@ -203,12 +204,12 @@ class ProcessGroup:
         return self._gathered(np.asarray(values, np.float64)).sum(0)
 
     def broadcast(self, decide: Callable[[], Any]) -> Any:
-        """What `decide` returns on rank 0, as plain JSON; the other ranks wait for it, and do not call `decide`."""
+        """What `decide` returns on rank 0, sent as JSON; the other ranks wait for it and do not call `decide`."""
         text = json.dumps(decide()).encode() if self.rank == 0 else None
         return json.loads(self._broadcast_bytes(text))
 
     def broadcast_file(self, path: Path) -> bool:
-        """Copy rank 0's file at `path` to the `path` of every rank, in its own folder; False if there is none."""
+        """Copy rank 0's file at `path` to every rank, at the rank's own `path`; False if rank 0 has no such file."""
         there = self.broadcast(path.exists)
         if there:
             content = self._broadcast_bytes(path.read_bytes() if self.rank == 0 else None)
@@ -218,9 +219,9 @@ class ProcessGroup:
         return there
 
     def check(self, where: str, arrays: Optional[Callable[[], Mapping[str, np.ndarray]]] = None) -> None:
-        """UnequalError, saying `where`, if any sum since the last check was not the sum of the same step of all.
+        """Raise an UnequalError, naming `where`, if any sum since the last check mixed steps or missed a rank.
 
-        With `arrays`, also if they are not equal to rank 0's, bit by bit.
+        With `arrays`, also raise it if the arrays of any rank are not bit-identical to rank 0's.
         """
         for stamps, expected in self._stamps:
             if (stamps.asnumpy() != expected).any():
@@ -241,7 +242,7 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def output(self, folder: str) -> Iterator[str]:
-        """The folder that this rank writes to: for all but rank 0 a temporary one."""
+        """The folder that this rank writes to: `folder` on rank 0, a temporary one on the others."""
         if self.rank == 0:
             yield folder
         else:
@@ -249,7 +250,7 @@ class ProcessGroup:
                 yield temporary
 
     def _leave(self) -> None:
-        """Free the store while its threads can still be joined; at the interpreter's end they would abort it."""
+        """Free the store while its threads can still be joined; at interpreter exit they would abort the process."""
         del self._store
 
     def _make_chunks(self, n: int) -> None:
@@ -258,13 +259,13 @@ class ProcessGroup:
             self._store.init(key, self._chunks[-1])
 
     def _gathered(self, values: np.ndarray) -> np.ndarray:
-        """Every rank's float64 values, shape (world_size, len(values)), bit by bit."""
+        """Every rank's float64 values, bit by bit, shape (world_size, len(values))."""
         words = np.zeros((self.world_size, 4 * len(values)), np.float32)
         words[self.rank] = values.view(np.uint16)
         return self._summed(words).astype(np.uint16).view(np.float64)
 
     def _broadcast_bytes(self, content: Optional[bytes]) -> bytes:
-        """Rank 0's bytes."""
+        """Rank 0's bytes, on every rank."""
         size = int(self._gathered(np.array([len(content or b"")], np.float64))[0, 0])
         words = np.zeros(-(-size // 2), np.float32)
         if content is not None:
@@ -274,7 +275,7 @@ class ProcessGroup:
         return b"".join(part.astype(np.uint16).tobytes() for part in parts)[:size]
 
     def _summed(self, words: np.ndarray) -> np.ndarray:
-        """Sum over the ranks of whole numbers below 2^16 of which all ranks but one have zeros."""
+        """The sum over the ranks of whole numbers below 2^16, each of which is zero on all ranks but one."""
         array = mx.nd.array(words, self._device)
         self.all_reducer([array])()
         return array.asnumpy()

@@ -1,8 +1,9 @@
-"""Commands that must not outlive whoever started them, however that one ends: on this machine, or another by ssh.
+"""Commands that must not outlive the process that started them, however it ends: on this machine, or over ssh.
 
-Between the two is a guard, `python -m gcp.train.guard COMMAND ...`. When its standard input closes, for whatever reason
-and over whatever connection, it ends the command's process group, SIGKILL after SIGTERM. What the command puts into its
-temporary folder goes with it. The guard exits with the command's code, 128 + n for signal n.
+Each runs under a guard, `python -m gcp.train.guard COMMAND ...`. When the guard's standard input closes, for whatever
+reason and over whatever connection, it sends SIGTERM to the command's process group and then, if need be, SIGKILL to
+the command. The command's temporary folder is removed with it. The guard exits with the command's code, or with 128 + n
+if the command was ended by signal n.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from typing import Any, Sequence
 
 from gcp.command import GUARDED
 
-GRACE_S = 5.0  # from SIGTERM to SIGKILL
-END_S = 10.0  # for a guard to be gone after its input has been closed
+GRACE_S = 5.0  # seconds from SIGTERM to SIGKILL
+END_S = 10.0  # seconds that a guard has to exit once its input is closed
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """The command under a guard, which wants a pipe as its standard input."""
+    """The command line that runs a command under a guard, which needs a pipe as its standard input."""
     return [sys.executable, "-m", "gcp.train.guard", *command]
 
 
 def start(command: Sequence[str], **how: Any) -> subprocess.Popen:
-    """Start a guarded command in a session of its own, so that Ctrl-C comes to this process alone."""
+    """Start a guarded command in a session of its own, so that Ctrl-C reaches this process alone."""
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **how)
 
 
@@ -48,7 +49,7 @@ def end(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def call(command: Sequence[str]) -> int:
-    """Run a command that ends with this process; its exit code."""
+    """Run a command that ends when this process does, and return its exit code."""
     process = start(guarded(command))
     try:
         return process.wait()
@@ -57,11 +58,11 @@ def call(command: Sequence[str]) -> int:
 
 
 def run(command: Sequence[str]) -> int:
-    """What the guard does: run the command in this process's group, which becomes one of its own; its exit code."""
+    """Act as the guard: run the command in a process group that this process leads, and return its exit code."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # a handler, as the command would inherit SIG_IGN
+        signal.signal(number, lambda *_: None)  # a handler, since the command would inherit SIG_IGN
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TMPDIR": folder, GUARDED: "1"}
         try:

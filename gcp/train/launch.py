@@ -1,8 +1,8 @@
 """Starting and watching the processes of a job: a scheduler, servers and workers, here or on other machines over ssh.
 
-A dead worker leaves the others waiting for ever: so one process watches them all, ends the whole group when one ends
-badly, and starts it again; the workers resume from the last checkpoint of rank 0. MXNet's own launcher does not run on
-Python 3.9 and younger. Also here: what the environment tells a worker about itself.
+When a worker dies, the others wait forever. So one process watches them all, ends the whole group when one of them
+fails, and restarts it; the workers resume from the last checkpoint of rank 0. MXNet's own launcher does not run on
+Python 3.9 and later. This module also reads what the environment tells a worker about itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gcp.errors import UserError
 from gcp.train import guard
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=15"
-SERVE = [sys.executable, "-c", "import mxnet"]  # which does not return in a scheduler or server
-FINAL = (0, UserError.exit_status, 130, 143)  # exit codes after which there is no point in starting again
+SERVE = [sys.executable, "-c", "import mxnet"]  # an import that does not return in a scheduler or server
+FINAL = (0, UserError.exit_status, 130, 143)  # exit codes after which there is no point in restarting
 SILENT = -1
-# What a process on another machine takes over from this one's environment.
+# Prefixes of the environment variables that are passed on to processes on other machines.
 PASSED = ("DMLC_", "MXNET_", "PS_", "OMP_", "PYTHONPATH")
 
 
@@ -40,14 +40,14 @@ class Job:
 
 
 def job() -> Job:
-    """What the environment says; a process by itself if it says nothing."""
+    """This process's `Job`, as the environment describes it; a job of one process if the environment does not."""
     if "GCP_RANK" not in os.environ:
         return Job()
     return Job(*(int(os.environ[name]) for name in ("GCP_RANK", "DMLC_NUM_WORKER", "GCP_LOCAL_RANK", "GCP_LOCAL_N")))
 
 
 class Member:
-    """One process of a job, under a guard, and the last lines that it printed where they are not shown."""
+    """One process of a job, under a guard, with the last lines of its output if that is not shown."""
 
     def __init__(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], host: Optional[str], ssh: str
@@ -63,7 +63,7 @@ class Member:
         self.tail: deque[str] = deque(maxlen=20)
 
     def start(self, shown: bool, observed: bool) -> None:
-        """Start it. `shown`: it has this process's output; `observed`: `spoke_at` says when it last wrote there."""
+        """Start the process. `shown`: print its output; `observed`: record in `spoke_at` when it last printed any."""
         pipe = subprocess.PIPE if observed else None
         out, err = (pipe, pipe) if shown else (subprocess.PIPE, subprocess.STDOUT)
         self.process = guard.start(self.command, env=self.environment, stdout=out, stderr=err)
@@ -82,13 +82,13 @@ class Member:
 
     def _pass_on(self, pipe, target) -> None:
         with pipe:
-            while content := os.read(pipe.fileno(), 65536):  # not by lines: a progress bar has none
+            while content := os.read(pipe.fileno(), 65536):  # not line by line: a progress bar prints no line ends
                 self.spoke_at = time.monotonic()
                 target.write(content.decode(errors="replace"))
                 target.flush()
 
     def last_words(self) -> list[str]:
-        """The last lines of a process that has ended."""
+        """The last lines of output of a process that has ended."""
         for reader in self._readers:
             reader.join(1.0)
         return list(self.tail)
@@ -102,12 +102,12 @@ def supervise(
     restarts: int = 3,
     timeout_s: Optional[float] = None,
 ) -> int:
-    """Run a command as `per_host` workers on this machine, or on each of `hosts`; its exit code.
+    """Run a command as `per_host` workers on this machine, or on each of `hosts`, and return its exit code.
 
-    When a worker, a server or the scheduler ends badly, or rank 0 says nothing for `timeout_s`, all are ended and
-    started again, up to `restarts` times; not after a user's mistake (2) or a signal. Rank 0 has the terminal; of
-    another one that fails, the last lines are shown. The hosts need this working directory, this Python and the data at
-    the same paths; the run's folder is only on rank 0's, which is the first.
+    When a worker, a server or the scheduler fails, or rank 0 prints nothing for `timeout_s` seconds, all are ended and
+    restarted, up to `restarts` times, except after a user's mistake (exit code 2) or a signal. Rank 0 has the terminal;
+    if another process fails, its last lines are shown. The hosts need this working directory, this Python and the data
+    at the same paths; the run's folder exists only on the host of rank 0, which is the first.
     """
     command = [sys.executable, *command] if command[0].endswith(".py") else list(command)
     for left in range(restarts, -1, -1):
@@ -156,7 +156,7 @@ def _members(command: Sequence[str], per_host: int, hosts: Sequence[str], ssh: s
 
 
 def _attempt(members: list[Member], timeout_s: Optional[float]) -> tuple[int, str, list[str]]:
-    """Start everything, wait for the end, end what is left: exit code (or SILENT), whose, its last lines if unseen."""
+    """Start all members, wait, end what is left: the exit code (or SILENT), whose it is, its last lines if unseen."""
     workers = [m for m in members if m.environment["DMLC_ROLE"] == "worker"]
     started: list[Member] = []
 
@@ -174,7 +174,7 @@ def _attempt(members: list[Member], timeout_s: Optional[float]) -> tuple[int, st
             if timeout_s is not None and time.monotonic() - workers[0].spoke_at > timeout_s:
                 return SILENT, workers[0].name, []
             time.sleep(0.05)
-        time.sleep(0.5)  # what is wrong for all soon ends all, and rank 0 has shown it already
+        time.sleep(0.5)  # an error common to all soon ends all of them, and rank 0 has already shown it
         first = failed()
         return first.process.returncode or 1, first.name, first.last_words()
     finally:
@@ -182,9 +182,9 @@ def _attempt(members: list[Member], timeout_s: Optional[float]) -> tuple[int, st
 
 
 def address(hosts: Sequence[str]) -> str:
-    """The address of this machine that all the hosts can reach: none of its loopback's, if one of them is another.
+    """The address at which all hosts can reach this machine; not a loopback address if any host is another machine.
 
-    UserError: a host's name is not known, or there is only a loopback address for what may be other machines.
+    UserError: a host's name is unknown, or there is only a loopback address for hosts that may be other machines.
     """
     names = [host.rpartition("@")[2] for host in hosts]
     found = [_address_towards(name) for name in names]

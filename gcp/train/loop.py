@@ -1,4 +1,4 @@
-"""The one training loop: dense training, GCP's steps and fine-tuning differ in their `Step` alone."""
+"""The only training loop: dense training, GCP's steps and fine-tuning differ only in their `Step`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gcp.train.optimisers import DivergedError, all_finite
 from gcp.train.schedules import Schedule
 from gcp.train.steps import Step
 
-FLUSH = 25  # steps between looks at the loss; each look waits for the device
+FLUSH = 25  # steps between reads of the loss, each of which waits for the device
 CHECKPOINT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Training images as a sequence of batches without end: batch i follows from the seed and i alone."""
+    """Training images as an endless sequence of batches: batch i depends only on the seed and i."""
 
     split: object  # a `gcp.data.base.Split`
     size: int
@@ -35,11 +35,11 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Number of batches in a pass over the images."""
+        """The number of batches in one pass over the images."""
         return self.split.n_batches(self.size)
 
     def since(self, first: int) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray]]:
-        """Images and labels of batch `first` and those after it, on the device; of several ranks, this rank's part."""
+        """Images and labels from batch `first` on, on the device; with several ranks, this rank's part of each."""
         epoch, skip = divmod(first, self.per_epoch)
         while True:
             how = dict(seed=(self.seed, epoch), augment=self.augment, part=process_group().part, first=skip)
@@ -57,16 +57,16 @@ def fit(
     checkpoint: Optional[Path] = None,
     log: Optional[Callable[..., None]] = None,
 ) -> float:
-    """Make the schedule's steps on the batches; returns the mean training loss of the last epoch.
+    """Make the schedule's steps on the batches and return the mean training loss of the last epoch.
 
-    The trained network is `step.network()`, and it is the step that knows what is trained, and how. What a step
-    draws and its batch follow from seeds and its number alone, and `checkpoint` (written every minute; to be deleted
-    by the caller once the result is saved) holds the step's whole state, so a killed run resumes to the same bits.
-    `log` gets the facts of each epoch, and of a last part of one, before any checkpoint that is further: a resumed run
-    can log an epoch again but leaves none out. `name` is what messages and the progress bar call the training.
-    Several ranks each take their part of every batch; every `FLUSH` steps and at the end of each epoch they agree on
-    running statistics, before anybody reads them, and at the end of an epoch their states must be equal bit by bit.
-    Raises DivergedError, naming the step, when the loss or the state stops being finite; the last checkpoint stays.
+    The trained network is `step.network()`; the step determines what is trained, and how. A step's random draws and its
+    batch depend only on seeds and on its number, and `checkpoint` (written every minute; to be deleted by the caller
+    once the result is saved) holds the step's whole state, so a killed run resumes bit-identically. `log` receives the
+    facts of each epoch, and of a final partial epoch, before any checkpoint beyond it is written: a resumed run can log
+    an epoch again but omits none. `name` is what messages and the progress bar call the training. With several ranks,
+    each takes its part of every batch; every `FLUSH` steps and at the end of each epoch they average their running
+    statistics, before anything reads them, and at the end of an epoch their states must be bit-identical. Raises
+    DivergedError, naming the step, when the loss or the state is no longer finite; the last checkpoint is kept.
     """
     group, n_steps, per_epoch = process_group(), schedule.n_steps, batches.per_epoch
     done, losses = 0, []
@@ -124,7 +124,7 @@ def fit(
 
 
 def _finite_losses(pending: List[mx.nd.NDArray], done: int, name: str, n_steps: int) -> List[float]:
-    """The mean losses of the last steps, over all ranks. DivergedError: one is not finite."""
+    """The losses of the last steps, averaged over all ranks. DivergedError: one is not finite."""
     values = mx.nd.concat(*pending, dim=0)
     process_group().averager([values])()
     values = values.asnumpy().astype(np.float64)

@@ -1,4 +1,4 @@
-"""The loss of a training step: a task's loss with label smoothing and mixup, and a teacher beside the labels."""
+"""The loss of a training step: a task's loss with label smoothing, mixup and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gcp.train.tasks import CLASSIFICATION, Task
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network that another learns from: its part of the loss in (0, 1], and the temperature above 0."""
+    """A network that another one is distilled from, its weight in the loss, in (0, 1], and the temperature, above 0."""
 
     net: Network
     weight: float = 0.5
@@ -26,18 +26,18 @@ class Teacher:
 
     @cached_property
     def block(self) -> gluon.SymbolBlock:
-        """The network to predict with."""
+        """The network as a block that predicts."""
         return to_block(self.net, device(), trainable=set())
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training step minimises: the task's loss with smoothed labels, images mixed, a teacher beside the labels.
+    """What a training step minimises: the task's loss, with label smoothing, mixup and distillation.
 
-    Mixup is of Zhang et al. 2018 as GluonCV trains its networks with: one `lam` a step, from Beta(alpha, alpha), for
-    the whole batch; an image is mixed with its neighbour (0 with 1, 2 with 3, ...), which are a random pair, so that
-    a batch divided among devices is mixed as one. With a teacher (Hinton et al. 2015) the loss is
-    `(1 - w) loss + w distilled loss`; the teacher predicts on the mixed images.
+    Mixup is that of Zhang et al. 2018 as used to train GluonCV's networks: one `lam` per step, from Beta(alpha, alpha),
+    for the whole batch. Each image is mixed with its neighbour (0 with 1, 2 with 3, ...), which makes random pairs, so
+    that a batch divided among devices is mixed like a whole one. With a teacher (Hinton et al. 2015), which predicts on
+    the mixed images, the loss is `(1 - w) loss + w distilled loss`.
     """
 
     task: Task = CLASSIFICATION
@@ -46,7 +46,7 @@ class Objective:
     teacher: Optional[Teacher] = None
 
     def __call__(self, block, x: mx.nd.NDArray, y: mx.nd.NDArray, seed: int, step: int) -> mx.nd.NDArray:
-        """The loss per image, shape (batch,), recorded; what is drawn depends on the seed and the step alone."""
+        """The loss per image, shape (batch,), recorded by autograd; draws depend only on the seed and the step."""
         lam, other = mixup_share(self.mixup, seed, step), None
         if lam < 1:
             partner = neighbours(len(x), x.context)
@@ -64,10 +64,10 @@ class Objective:
 
 
 def mixup_share(alpha: float, seed: int, step: int) -> float:
-    """The weight of a step's images against their partners', from Beta(alpha, alpha); 1 without mixup."""
+    """The weight of a step's images relative to their partners, from Beta(alpha, alpha); 1 without mixup."""
     return float(mixup_generator(seed, step).beta(alpha, alpha)) if alpha else 1.0
 
 
 def neighbours(n: int, ctx: mx.Context) -> mx.nd.NDArray:
-    """Partners in a batch of n: 1, 0, 3, 2, ...; the last of an odd number is its own."""
+    """The mixup partners in a batch of n images: 1, 0, 3, 2, ...; if n is odd, the last is its own partner."""
     return mx.nd.array(np.minimum(np.arange(n) ^ 1, n - 1), ctx, dtype="int32")

@@ -1,4 +1,4 @@
-"""Updates from gradients: SGD in float32 and in mixed precision."""
+"""Optimisers, which update parameters from gradients: SGD in float32 and in mixed precision."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.train.distributed import device
 
-FINITE_ARRAYS = 200  # as many as `multi_all_finite` has room for
+FINITE_ARRAYS = 200  # the most that `multi_all_finite` has room for
 
 
 class DivergedError(UserError):
-    """The loss was no longer a finite number, after `steps` steps of a training.
+    """A training has diverged: after `steps` steps, the loss was no longer finite.
 
-    `images` is what a method had taken by then, if that is more than one training.
+    `images` is the number of images that a method had used by then, if that is more than one training's.
     """
 
     steps, images = 0, 0
@@ -30,20 +30,21 @@ class Optimiser(Protocol):
         """Update the parameters from their gradients, which are sums over `batch` images."""
 
     def gradients(self) -> List[mx.nd.NDArray]:
-        """The arrays that `step` reads the gradients from; of several ranks, they are summed over all in place."""
+        """The arrays that `step` reads gradients from; with several ranks, they are summed over the ranks in place."""
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """All that the next step depends on besides the parameters' values."""
+        """Everything that the next step depends on, besides the parameters' values."""
 
     def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
 
 
 class SGD:
-    """SGD with momentum, or Nesterov's; weight decay on weights only, not on scales, shifts, biases (He et al. 2019).
+    """SGD with momentum, plain or Nesterov; weight decay on weights only, not scales, shifts, biases (He et al. 2019).
 
-    One `sgd_mom_update` per array instead of Gluon's aggregated `multi_sgd_mom_update`, which took 3.5 times as
-    long on a CPU (28 ms of a 104 ms step of ResNet-18 at 32 px, batch 64).
+    It makes one `sgd_mom_update` per array instead of Gluon's aggregated `multi_sgd_mom_update`, which took 3.5 times
+    as long on a CPU (28 ms of a 104 ms step of ResNet-18 at 32 px, batch 64). `only` names the arrays to update, by
+    default all that are trainable.
     """
 
     UPDATES = {False: mx.nd.sgd_mom_update, True: mx.nd.nag_mom_update}
@@ -60,7 +61,7 @@ class SGD:
         self._velocity = {k: mx.nd.zeros(p.shape, p.list_ctx()[0]) for k, p in self._params.items()}
 
     def step(self, lr: float, batch: int) -> None:
-        """One update of every array."""
+        """Update every array once."""
         for name, p in self._params.items():
             w = p.data()
             self._update(
@@ -75,24 +76,24 @@ class SGD:
             )
 
     def gradients(self) -> List[mx.nd.NDArray]:
-        """Each parameter's own."""
+        """Each parameter's own gradient array."""
         return [p.grad() for p in self._params.values()]
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """The velocities."""
+        """The velocities, by parameter name."""
         return self._velocity
 
     def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
-        """Take over velocities."""
+        """Restore the velocities."""
         for name, value in self._velocity.items():
             value[:] = state[name]
 
 
 class MixedSGD(SGD):
-    """`SGD` on a block of dtype float16: updates float32 masters of its arrays (Micikevicius et al. 2018).
+    """`SGD` on a float16 block, which updates float32 master copies of its arrays (Micikevicius et al. 2018).
 
-    Gradients come multiplied by `loss_scale`, so that small ones are not lost below float16's range. A step whose
-    gradients have overflowed is left out and halves the scale; GROWTH steps without that double it.
+    Gradients arrive multiplied by `loss_scale`, so that small ones are not lost below float16's range. A step whose
+    gradients have overflowed is skipped and halves the scale; `GROWTH` steps in a row without overflow double it.
     """
 
     GROWTH = 2000
@@ -106,12 +107,15 @@ class MixedSGD(SGD):
         self.loss_scale, self._n_good = 128.0, 0
 
     def take(self, net: Network) -> None:
-        """Take over the network's own values: the block's are rounded."""
+        """Set the masters to the network's own values, since the block's are rounded."""
         for name, value in self.masters.items():
             value[:] = net.arrays[name]
 
     def step(self, lr: float, batch: int) -> None:
-        """One update of every array, or none. Waits for the gradients: whether they are finite decides what follows."""
+        """Update every array, or skip the step if a gradient is not finite; to know which, it waits for the gradients.
+
+        DivergedError: gradients overflow even at the smallest loss scale.
+        """
         if not all_finite([p.grad() for p in self._params.values()]):
             self.loss_scale, self._n_good = self.loss_scale / 2, 0
             if self.loss_scale < self.LEAST:
@@ -132,11 +136,11 @@ class MixedSGD(SGD):
             self.loss_scale, self._n_good = self.loss_scale * 2, 0
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """Velocities and the loss scale; the masters are the network's own values."""
+        """The velocities and the loss scale; the masters are saved as the network's own values."""
         return {**super().state(), "loss scale": mx.nd.array([self.loss_scale, self._n_good])}
 
     def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         super().restore(state)
         scale, n_good = state["loss scale"].asnumpy()
         self.loss_scale, self._n_good = float(scale), int(n_good)
@@ -148,18 +152,18 @@ def is_half(p) -> bool:
 
 
 def all_finite(arrays: Sequence[mx.nd.NDArray]) -> bool:
-    """Whether no array holds NaN or an infinity; waits for them."""
-    by_dtype: Dict[np.dtype, List[mx.nd.NDArray]] = {}  # MXNet looks at arrays of one dtype together
+    """Whether no array contains NaN or infinity; waits for the arrays to be computed."""
+    by_dtype: Dict[np.dtype, List[mx.nd.NDArray]] = {}  # MXNet checks arrays of one dtype together
     for a in arrays:
         by_dtype.setdefault(np.dtype(a.dtype), []).append(a)
-    # MXNet's operator keeps 200 pointers and writes the others beyond its end: ResNet-50 has more arrays than that.
+    # MXNet's operator has room for 200 pointers and writes any others out of bounds; ResNet-50 has more arrays.
     parts = [same[i : i + FINITE_ARRAYS] for same in by_dtype.values() for i in range(0, len(same), FINITE_ARRAYS)]
     found = [mx.nd.multi_all_finite(*part, num_arrays=len(part)) for part in parts]
     return bool(mx.nd.concat(*found, dim=0).asnumpy().all())
 
 
 def check_dtype(dtype: str) -> None:
-    """UserError where the device cannot train in it."""
+    """Raise a UserError if the device cannot train in this dtype."""
     if dtype == "float16" and device().device_type == "cpu":
         raise UserError(
             "dtype: float16 needs a GPU, and there is none here (for CPUs MXNet has no convolution and no "

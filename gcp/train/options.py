@@ -12,45 +12,45 @@ from gcp.options import Options, listed
 
 
 class Recipe(Options):
-    """How all weights are trained: SGD, the learning rate warmed up linearly, then a cosine to zero or steps down."""
+    """How all weights are trained: SGD, with linear learning-rate warm-up, then a cosine to zero or steps down."""
 
     FILES: ClassVar[Set[str]] = {"teacher"}
 
     epochs: int = Field(ge=0, le=10**5, description="passes over the training images, 0 or more")
     lr: float = Field(0.1, gt=0, le=1000, description="highest learning rate, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="in [0, 1)")
-    nesterov: bool = Field(False, description="true: Nesterov's momentum, GluonCV's `nag`")
+    nesterov: bool = Field(False, description="true: Nesterov momentum (GluonCV's `nag`)")
     wd: float = Field(1e-4, ge=0, le=1000, description="weight decay, 0 or more")
     warmup_epochs: float = Field(0.0, ge=0, le=10**5, description="epochs of linear warm-up, 0 or more")
     schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="the learning rate after warm-up: half a cosine to zero, or steps down"
+        "cosine", description="the learning rate after warm-up: a half cosine down to zero, or steps down"
     )
     step_epochs: Tuple[Annotated[int, Field(ge=1, le=10**5)], ...] = Field(
-        (), description="schedule step: a list of the epochs after which the rate falls, such as [30, 60, 90]"
+        (), description="schedule step: a list of the epochs after which the rate is reduced, such as [30, 60, 90]"
     )
-    step_factor: float = Field(0.1, gt=0, lt=1, description="schedule step: what the rate is multiplied by, in (0, 1)")
+    step_factor: float = Field(0.1, gt=0, lt=1, description="schedule step: the factor of each reduction, in (0, 1)")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="in [0, 1)")
     mixup: float = Field(
-        0.0, ge=0, le=1000, description="alpha of the Beta distribution that images are mixed by; 0: not mixed"
+        0.0, ge=0, le=1000, description="alpha of the Beta distribution of the mixing weights; 0: no mixup"
     )
     dtype: Literal["float32", "float16"] = Field(
-        "float32", description="what the network computes in; float16, on a GPU, updates float32 masters"
+        "float32", description="the dtype of computation; float16 needs a GPU and updates float32 master weights"
     )
     teacher: Optional[str] = Field(
         None,
         min_length=1,
-        description="the network to learn from: an ONNX file, the prefix of a saved one, a GluonCV name (with its "
-        "published weights), or for finetune `dense`, the experiment's own",
+        description="the network to distil from: an ONNX file, the prefix of a saved network, a GluonCV name (with its "
+        "published weights) or, for finetune, `dense`: the experiment's own dense network",
     )
-    teacher_weight: float = Field(0.5, gt=0, le=1, description="the teacher's part of the loss, in (0, 1]")
+    teacher_weight: float = Field(0.5, gt=0, le=1, description="weight of the teacher's part of the loss, in (0, 1]")
     teacher_temperature: float = Field(
-        1.0, gt=0, le=1000, description="what both networks' outputs are divided by to compare them, above 0"
+        1.0, gt=0, le=1000, description="what both networks' outputs are divided by before they are compared, above 0"
     )
 
     _lists = field_validator("step_epochs", mode="before")(listed)
 
     def is_file(self, key: str) -> bool:
-        """A teacher may also be a GluonCV name, or `dense`."""
+        """Whether the teacher is a file: it may also be a GluonCV name, or `dense`."""
         return self.teacher is not None and ("/" in self.teacher or is_onnx(self.teacher))
 
     @property
@@ -94,19 +94,19 @@ class Train(Recipe):
 
 
 class Finetune(Recipe):
-    """Training of the pruned network: the keys of `train`, and epochs to make up for what others saw."""
+    """Training of the pruned network: the keys of `train`, and those that make comparisons between methods fair."""
 
     epochs: int = Field(0, ge=0, le=10**5, description="passes over the training images, 0 or more")
     extra_epochs: int = Field(
-        0, ge=0, le=10**5, description="epochs on top of `epochs`, for a comparison at equal images"
+        0, ge=0, le=10**5, description="epochs in addition to `epochs`, for comparisons at equal numbers of images"
     )
     includes_pruning: bool = Field(
         False,
-        description="true: the images that pruning took come off the epochs, in whole batches, so that every method "
-        "sees the same number in all",
+        description="true: the images that pruning used are deducted from the epochs, in whole batches, so that every "
+        "method sees the same number in total",
     )
     from_scratch: bool = Field(
-        False, description="true: the pruned network's widths with new random weights, to see what inherited ones bring"
+        False, description="true: train the pruned network from new weights, to see what inherited ones are worth"
     )
 
     @property

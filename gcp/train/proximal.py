@@ -1,4 +1,4 @@
-"""Proximal gradient: the regularise step of GCP (eq. 6) on scales, shifts and the output layer; network slimming's."""
+"""Proximal gradient: GCP's regularise step (eq. 6), on scales, shifts and the output layer, and network slimming's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gcp.train import optimisers
 class ProximalSGD:
     """Proximal gradient on scales and masks (eq. 6), plain SGD on everything else that is trainable.
 
-    After each momentum step, `gamma <- sign(gamma) max(|gamma| - lr lam c_g, 0)`; `penalties` has the groups' lam c_g.
-    A tied group has one mask m for its norms, `gamma_p = m gamma^_p`, `beta_p = m beta^_p`; m takes gamma's place in
-    the penalty. It starts at the root of the summed squared scales, so that m^2 is the group's score where the readers
-    have unit norm, and masks and scales are in the same units. All scales are one flat vector, all shifts another, all
-    masks a third: a step costs some 30 small operators whatever the depth of the network.
+    After each momentum step, `gamma <- sign(gamma) max(|gamma| - lr lam c_g, 0)`; `penalties` maps each group to lam
+    c_g. The norms of a tied group share a mask m, `gamma_p = m gamma^_p`, `beta_p = m beta^_p`, which replaces gamma in
+    the penalty. m starts at the square root of the summed squared scales, so that m^2 is the group's score where the
+    consumers' weights have unit norm, and masks and scales have the same units. All scales form one flat vector, all
+    shifts another and all masks a third, so that a step takes some 30 small operators whatever the network's depth.
     """
 
     def __init__(self, net: Network, block, penalties: Mapping[str, float], momentum: float) -> None:
@@ -36,8 +36,8 @@ class ProximalSGD:
         if self._betas:  # none where every norm is a gate
             self._outer["beta"] = _joined_gradients(self._betas)
 
-        # Each entry of the flat vectors names its mask; slot 0 is a constant 1 for units that one entry alone scales.
-        # Entries of no unit (-1) find the last of both tables: slot 0, no penalty.
+        # Each entry of the flat vectors has the slot of its mask; slot 0 is a constant 1, for units with one entry.
+        # Entries that belong to no unit (-1) index the last element of both tables: slot 0, no penalty.
         units = [net.structure.units_of(net.index[n]) for n in scales]
         penalty = np.repeat([penalties[g.name] for g in net.groups], [g.size for g in net.groups])
         of = np.concatenate(units)
@@ -69,7 +69,7 @@ class ProximalSGD:
                 v.attach_grad()
 
     def step(self, lr: float, batch: int) -> None:
-        """One proximal-gradient update of scales, shifts and masks, one SGD update of the rest."""
+        """Make one proximal-gradient update of scales, shifts and masks, and one SGD update of the rest."""
         outer = self._outer
         if self._tied:  # the chain rule through gamma = m gamma^, beta = m beta^
             with autograd.record():
@@ -98,11 +98,11 @@ class ProximalSGD:
         self._rest.step(lr, batch)
 
     def gradients(self) -> List[mx.nd.NDArray]:
-        """One flat array of all scales' gradients, one of all shifts', and those of the rest."""
+        """One flat array of the gradients of all scales, one of those of all shifts, and the arrays of the rest."""
         return [*self._outer.values(), *self._rest.gradients()]
 
     def _write(self) -> None:
-        """Put scales and shifts, masks multiplied in, back into the block's parameters."""
+        """Write scales and shifts, multiplied by their masks, back into the block's parameters."""
         for key in self._outer:
             value, (starts, outputs) = self._vectors[key], self._written[key]
             if self._tied:
@@ -113,7 +113,7 @@ class ProximalSGD:
                 mx.nd._internal._split_v2(value, indices=starts, axis=0, out=outputs)
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """Vectors, their velocities and the velocities of the rest."""
+        """The flat vectors, their velocities and the velocities of the rest."""
         return {
             **{f"value:{k}": v for k, v in self._vectors.items()},
             **{f"velocity:{k}": v for k, v in self._velocity.items()},
@@ -121,7 +121,7 @@ class ProximalSGD:
         }
 
     def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         for k in self._vectors:
             self._vectors[k][:] = state[f"value:{k}"]
             self._velocity[k][:] = state[f"velocity:{k}"]
@@ -129,9 +129,9 @@ class ProximalSGD:
 
 
 class SparseSGD(optimisers.SGD):
-    """SGD on all weights, and a soft threshold of `lr * penalty` on the scales of batch norm after each step.
+    """SGD on all weights, and soft thresholding of the scales of batch norm by `lr * penalty` after each step.
 
-    Each scale counts by itself (Liu et al., ICCV 2017, eq. 1), also where an addition ties its channel to others.
+    Each scale is penalised by itself (Liu et al., ICCV 2017, eq. 1), even where an addition ties its channel to others.
     """
 
     def __init__(self, net: Network, block, penalty: float, momentum: float, wd: float) -> None:
@@ -140,7 +140,7 @@ class SparseSGD(optimisers.SGD):
         self._penalty, self._scales = penalty, [p for name, p in self._params.items() if name in names]
 
     def step(self, lr: float, batch: int) -> None:
-        """One update of every array, then the threshold."""
+        """Update every array once, then threshold the scales."""
         super().step(lr, batch)
         for p in self._scales:
             value = p.data()
@@ -148,17 +148,17 @@ class SparseSGD(optimisers.SGD):
 
 
 def _flat_views(params) -> Tuple[Tuple[int, ...], List[mx.nd.NDArray]]:
-    """Where each parameter starts in their flat vector, and each one's memory as a vector."""
+    """The offset of each parameter in the flat vector of all of them, and a flat view of each one's memory."""
     starts = np.cumsum([0] + [int(np.prod(p.shape)) for p in params[:-1]])
     return tuple(starts.tolist()), [p.data().reshape(-1) for p in params]
 
 
 def _joined_gradients(params) -> mx.nd.NDArray:
-    """One flat vector that backward writes the gradients of all `params` into, in place of their own arrays.
+    """One flat vector into which the backward pass writes the gradients of all `params`, instead of their own arrays.
 
-    To be called before the block's first backward, which binds a static graph to the arrays it finds. Joining them in
-    each step took 4.5 of 176 ms (ResNet-50, 64 px, batch 16). `p.data().grad` is a part of it; `p.grad()` is the array
-    of before, which nothing writes any more.
+    It must be called before the block's first backward pass, which binds a static graph to the arrays that it finds.
+    Joining the gradients in each step took 4.5 of 176 ms (ResNet-50, 64 px, batch 16). `p.data().grad` is then a view
+    of the vector; `p.grad()` is still the previous array, which is no longer written.
     """
     sizes = [int(np.prod(p.shape)) for p in params]
     flat = mx.nd.zeros(sum(sizes), params[0].list_ctx()[0])

@@ -1,9 +1,9 @@
-"""Least squares after a cut: layers get the weights that best say what they said before, from what is left.
+"""Least-squares reconstruction after pruning: each layer's weights are fitted to its outputs before the cut.
 
-One layer at a time, from the image to the outputs, each from the pruned network's own inputs, so that it also makes up
-for what the layers before it could not (He, Zhang & Sun, "Channel Pruning for Accelerating Very Deep Neural
-Networks", ICCV 2017, eq. 5 without its choice of channels; Luo, Wu & Lin, "ThiNet", ICCV 2017, eq. 7). No labels and
-no gradients are needed.
+Layers are fitted one at a time, from the image to the outputs, each on its inputs in the pruned network, so that it
+also makes up for errors that the layers before it could not correct (He, Zhang & Sun, "Channel Pruning for Accelerating
+Very Deep Neural Networks", ICCV 2017, eq. 5 without its choice of channels; Luo, Wu & Lin, "ThiNet", ICCV 2017, eq. 7).
+No labels and no gradients are needed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from gcp.train.loop import Batches
 
 Moments = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see `Sums.moments`
 
-POSITIONS = 10  # of a layer's outputs per image; neighbours say nearly the same
-MEMORY = 10**6  # bytes per image of the whole network's outputs that are held at a time
-RIDGE = 0.01  # what pulls weights back to those before, over the mean variance of the inputs
+POSITIONS = 10  # of a layer's outputs sampled per image; neighbouring ones are nearly redundant
+MEMORY = 10**6  # bytes per image of the unpruned network's outputs that are held at a time
+RIDGE = 0.01  # the ridge penalty towards the previous weights, relative to the mean variance of the inputs
 
 
 def reconstruct(net: Network, small: Network, keep: Mapping[str, Sequence[int]], batches: Batches, n: int) -> Network:
-    """The pruned network with the weights of its convs and dense layers fitted to the outputs of `net`, the whole one.
+    """The pruned network `small` with its convs and dense layers fitted to their outputs in `net`, the unpruned one.
 
-    `keep` are the units that are left, as `shrink` takes them; `n` batches of images are looked at, at `POSITIONS`
-    random places of each image. The running mean of a norm that alone reads a layer takes up the mean of what is
-    left over, as a bias does. Transposed, deformable and three-dimensional convs, and arrays that several layers share,
-    stay as they are.
+    `keep` holds the kept units, as `shrink` takes them; `n` batches of images are used, at `POSITIONS` random positions
+    of each image. The mean residual is added to a layer's bias or, if it has none, absorbed by the running mean of a
+    batch norm that alone reads the layer. Transposed, deformable and three-dimensional convs, and arrays that several
+    layers share, are left unchanged.
     """
     images = [x for x, _ in islice(batches.since(0), n)]
     calls = {call.node.name: call for call in net.structure.calls.values()}
@@ -62,7 +62,7 @@ def reconstruct(net: Network, small: Network, keep: Mapping[str, Sequence[int]],
 
 
 def can_be_fitted(net: Network, call: Call) -> bool:
-    """Whether it is a conv of two dimensions or a dense layer with arrays of its own, and does not read the image."""
+    """Whether this is a two-dimensional conv or dense layer with arrays of its own that does not read the image."""
     if call.node.op not in ("Convolution", "FullyConnected") or call.shares or call.node.inputs[0][0] == net.data:
         return False
     dense = call.node.op == "FullyConnected"
@@ -70,16 +70,16 @@ def can_be_fitted(net: Network, call: Call) -> bool:
 
 
 def kept_outputs(net: Network, call: Call, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Which outputs of a layer of the whole network are left."""
+    """The indices of the outputs of a layer of the unpruned network that are kept."""
     alive, n = alive_units(net, keep), call.out_shapes[0][1]
     labels = call.outs[0].labels if call.outs[0] is not None else np.full(n, -1)
     return np.flatnonzero((labels < 0) | alive[labels])
 
 
 class Layer:
-    """A conv or dense layer of a pruned network: which of its outputs are looked at, and its new arrays.
+    """A conv or dense layer of a pruned network: which of its outputs are sampled, and its fitted arrays.
 
-    `kept`: which outputs of the same layer of the whole network are left.
+    `kept`: the indices of the kept outputs of the same layer of the unpruned network.
     """
 
     def __init__(self, small: Network, i: int, kept: np.ndarray, seed: int) -> None:
@@ -91,25 +91,25 @@ class Layer:
 
     @property
     def n_bytes(self) -> int:
-        """Of what is kept of the outputs for an image."""
+        """Bytes per image that the sampled outputs take."""
         return 4 * len(self.kept) * min(POSITIONS, int(np.prod(self._places, dtype=int)))
 
     def _at(self, n: int, number: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images, rows and columns (images, places): other places in every image, each at most once."""
+        """Indices of images (images, 1), rows and columns (images, positions); drawn per image without repetition."""
         height, width = self._places
         order = np.random.default_rng((self._seed, self.i, number)).random((n, height * width))
         rows, columns = np.divmod(np.argsort(order, axis=1)[:, :POSITIONS], width)
         return np.arange(n)[:, None], rows, columns
 
     def sampled(self, y: np.ndarray, number: int) -> np.ndarray:
-        """Some of the outputs of a batch, (samples, outputs)."""
+        """The outputs of a batch at the sampled positions, shape (samples, outputs)."""
         if not self._places:
             return y
         image, rows, columns = self._at(len(y), number)
         return np.ascontiguousarray(y.transpose(0, 2, 3, 1)[image, rows, columns].reshape(-1, y.shape[1]))
 
     def read(self, x: np.ndarray, number: int) -> np.ndarray:
-        """What the layer reads for these outputs, (samples, inputs x taps)."""
+        """The inputs from which the sampled outputs are computed, shape (samples, inputs x taps)."""
         if not self._places:
             return x.reshape(len(x), -1)
         literal = self.call.node.literal
@@ -122,21 +122,21 @@ class Layer:
         return read.transpose(0, 1, 4, 2, 3).reshape(read.shape[0] * read.shape[1], -1)
 
     def weights(self, net: Network) -> np.ndarray:
-        """The layer's weights in `net`, (groups, inputs x taps, outputs), float64."""
+        """The layer's weights in `net`, float64, shape (groups, inputs x taps, outputs)."""
         weight = net.arrays[net.weight(self.name)]
         groups = int(self.call.node.literal("num_group", 1)) if weight.ndim == 4 else 1
         return weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2).astype(np.float64)
 
     def norm(self, net: Network) -> Optional[str]:
-        """The batch norm whose running mean stands for the bias that the layer does not have."""
+        """The batch norm whose running mean can absorb a constant in place of a missing bias; None if there is none."""
         return norm_behind(net, net.index[self.name]) if net.bias(self.name) is None else None
 
     def fitted(
         self, whole: Network, small: Network, weights: np.ndarray, left: np.ndarray, groups: Any = slice(None)
     ) -> Dict[str, np.ndarray]:
-        """The arrays that change in `small`, by name: its weights, as `weights` has them, and what takes up `left`.
+        """The arrays of `small` that change, by name: the layer's new `weights`, and what absorbs the residual `left`.
 
-        `groups`: which conv groups are left, an index.
+        `groups`: an index of the conv groups that are kept.
         """
 
         def of(outputs: np.ndarray) -> np.ndarray:
@@ -152,27 +152,27 @@ class Layer:
 
 
 def _mean(net: Network, norm: str) -> str:
-    """The name of a norm's running mean."""
+    """The name of a batch norm's running mean."""
     return net.nodes[net.nodes[net.index[norm]].inputs[3][0]].name
 
 
 def norm_behind(net: Network, i: int) -> Optional[str]:
-    """The batch norm that alone reads node i."""
+    """The batch norm that alone reads node i; None if there is none."""
     readers = net.readers[i, 0]
     return net.nodes[readers[0]].name if len(readers) == 1 and is_norm(net, readers[0]) else None
 
 
 class Shortcut(NamedTuple):
-    """What a layer that ends a residual branch is added to, and the factors from its outputs to the sum."""
+    """The tensor to which the last layer of a residual branch is added, and the factors from its outputs to the sum."""
 
     tensor: Tensor
     scale: np.ndarray
 
 
 def shortcut_of(net: Network, name: str) -> Optional[Shortcut]:
-    """The shortcut that an addition adds to a layer's outputs, directly or behind a batch norm; None: there is none.
+    """The shortcut that is added to a layer's outputs, directly or after a batch norm; None if there is none.
 
-    Also none where something else reads these outputs, which would take the correction for its own.
+    It is also None if anything else reads these outputs, since that would receive the correction as well.
     """
     i, norm = net.index[name], norm_behind(net, net.index[name])
     end = i if norm is None else net.index[norm]
@@ -190,14 +190,14 @@ def shortcut_of(net: Network, name: str) -> Optional[Shortcut]:
 
 
 def tensors_of(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArray], List[np.ndarray]]:
-    """Tensors of the network as a function of the images."""
+    """A function from a batch of images to these tensors of the network."""
     inside = to_symbol(net).get_internals()
     known = set(inside.list_outputs())
     names = [(f"{net.nodes[i].name}_output", o) for i, o in tensors]
     symbols = [inside[name if name in known else f"{name}{o}"] for name, o in names]
     params = to_block(net, device(), trainable=set()).collect_params()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
+        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known at the first call
         block = gluon.SymbolBlock(mx.sym.Group(symbols), mx.sym.var("data"), params=params)
     block.hybridize(static_alloc=True, static_shape=True)
 
@@ -209,10 +209,10 @@ def tensors_of(net: Network, tensors: Sequence[Tensor]) -> Callable[[mx.nd.NDArr
 
 
 class Sums:
-    """Normal equations of what a layer of `net` should say on what it reads, per group; summed over the ranks.
+    """Normal equations for a layer's target outputs given its inputs, per conv group, summed over the ranks.
 
-    Of a ridge regression of what is left over, around the weights that the layer has in `net`. With an intercept where
-    something can take it up.
+    They are those of a ridge regression of the residual, around the weights that the layer has in `net`, with an
+    intercept if an array can absorb it.
     """
 
     def __init__(self, layer: Layer, net: Network) -> None:
@@ -225,7 +225,7 @@ class Sums:
         self._sums += [np.zeros((groups, n_in)), np.zeros((groups, n_out))]
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Samples: what is read (n, inputs x taps), and what should come out (n, outputs)."""
+        """Add samples: the layer's inputs (n, inputs x taps) and its target outputs (n, outputs)."""
         groups, self._moments = len(self.before), None
         y = y if self._bias is None else y - self._bias
         x, y = (a.reshape(len(a), groups, -1).swapaxes(0, 1).astype(np.float64) for a in (x, y))
@@ -235,30 +235,30 @@ class Sums:
             total += more
 
     def moments(self) -> Moments:
-        """Means over all samples: x x', x r', x and r, with r what the present weights leave over.
+        """Means over all samples of x x', x r', x and r, where r is the residual of the current weights.
 
-        The first two are about their means where there is an intercept. They are kept until samples are added.
+        With an intercept, the first two are central moments. The result is cached until samples are added.
         """
         if self._moments is None:
             reduce = process_group().all_reduce_floats
             (n,) = reduce([self._n])
             xx, xr, x, r = (reduce(of.ravel()).reshape(of.shape) / n for of in self._sums)
             if self._centred:
-                for k, row in np.ndindex(x.shape):  # by rows, for there may be no room for two such matrices
+                for k, row in np.ndindex(x.shape):  # row by row, since there may not be memory for two such matrices
                     xx[k, row] -= x[k, row] * x[k]
                 xr -= x[:, :, None] * r[:, None, :]
             self._moments = xx, xr, x, r
         return self._moments
 
     def solved(self, rows: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
-        """The weights (groups, inputs x taps, outputs), and what stays over on average (outputs,).
+        """The fitted weights, shape (groups, inputs x taps, outputs), and the mean residual, shape (outputs,).
 
-        `rows`: which of the inputs x taps are left, of a layer of one group; all by default.
+        `rows`: the indices of the inputs x taps that are kept, the same in every conv group; all by default.
         """
         (xx, xr, x, r), before = self.moments(), self.before
         if rows is not None:
             gone = np.setdiff1d(np.arange(before.shape[1]), rows)
-            # What the inputs that go said is left over as well.
+            # The contributions of the removed inputs are part of the residual, too.
             xr = xr[:, rows] + xx[:, rows[:, None], gone] @ before[:, gone]
             r = r + np.einsum("gi,gio->go", x[:, gone], before[:, gone])
             xx, x, before = xx[:, rows[:, None], rows], x[:, rows], before[:, rows]
@@ -273,12 +273,12 @@ class Sums:
 
 
 def _solved(square: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution of equations with a positive definite matrix, which is overwritten.
+    """The solution of linear equations with a positive definite matrix, which is overwritten.
 
-    Not a number where the network's outputs are none.
+    It is NaN where the matrix is not finite, because the network's outputs are not.
     """
     if not np.isfinite(square.sum()):
         return np.full(right.shape, np.nan)
-    # Of a symmetric matrix the transpose is the same, and laid out as LAPACK wants it: it is not copied.
+    # The transpose of a symmetric matrix is the same matrix in the layout that LAPACK expects, so it is not copied.
     factor = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
     return linalg.cho_solve(factor, right, check_finite=False)

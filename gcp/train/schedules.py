@@ -1,4 +1,4 @@
-"""Learning rates by step."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training is, in steps, and the learning rate of each of them, counted from 0."""
+    """The length of a training in steps, and the learning rate of each step, counted from 0."""
 
     n_steps: int
     rate: Callable[[int], float]
@@ -25,7 +25,7 @@ def constant(lr: float, n_steps: int) -> Schedule:
 
 
 def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Schedule:
-    """Linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017, no restarts)."""
+    """Linear warm-up, then a half cosine down to zero (Loshchilov & Hutter 2017, without restarts)."""
 
     def after(i: int) -> float:
         return lr * 0.5 * (1 + math.cos(math.pi * (i - n_warmup) / max(1, n_steps - n_warmup)))
@@ -34,7 +34,7 @@ def cosine(lr: float, n_steps: int, n_warmup: int = 0) -> Schedule:
 
 
 def steps(lr: float, n_steps: int, at: Sequence[int], factor: float, n_warmup: int = 0) -> Schedule:
-    """Linear warm-up, then `lr`, multiplied by `factor` from each step of `at` on."""
+    """Linear warm-up, then `lr`, which is multiplied by `factor` at each of the steps `at`."""
     return _warmed_up(lr, n_steps, n_warmup, lambda i: lr * factor ** sum(i >= step for step in at))
 
 

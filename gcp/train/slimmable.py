@@ -1,11 +1,11 @@
-"""Slimmable training: one network with shared weights, of which the first channels of every layer are a narrow one.
+"""Slimmable training: one network with shared weights, in which each layer's first channels form narrower networks.
 
-Yu & Huang, "Universally slimmable networks and improved training techniques", ICCV 2019; Berman et al., "AOWS",
-CVPR 2020, section 3.2. Each step trains the widest network on the labels, and the narrowest and one of random widths on
-what the widest says. Different here: widths are drawn per batch, and the network is cut to them. The authors draw them
-per image and silence channels, which costs three steps of the widest network; their batch norms see images of all
-widths at once, and behind a depthwise convolution a silenced channel is still a constant. And the widest network is
-trained on a part of each batch; on the rest the narrow ones learn from the labels.
+Yu & Huang, "Universally slimmable networks and improved training techniques", ICCV 2019; Berman et al., "AOWS", CVPR
+2020, section 3.2. Each step trains the widest network on the labels, and the narrowest and one of random widths on the
+widest one's outputs. There are two differences. Widths are drawn per batch, and the network is cut to them; the authors
+draw them per image and silence channels, which costs three steps of the widest network, lets batch norms see images of
+all widths at once, and leaves silenced channels constant after a depthwise convolution. And the widest network is
+trained on only a part of each batch; on the rest, the narrow ones learn from the labels.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from gcp.train.optimisers import SGD, Optimiser
 from gcp.train.steps import OrdinaryStep, seed_dropout
 from gcp.train.tasks import Task
 
-HISTORY = "history"  # the name of a part of a state
+HISTORY = "history"  # the key of one part of a state
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Widths that were trained, a row for each step, and what they lost to the widest network.
+    """Widths that were trained, a row for each step, and their excess loss over the widest network.
 
-    `levels`: numbers of the levels, shape (steps, groups). `differences`: shape (steps,), the loss against the labels
-    minus that of the widest network on the same images.
+    `levels`: indices of levels, shape (steps, groups). `differences`: shape (steps,), the loss on the labels minus that
+    of the widest network on the same images.
     """
 
     levels: np.ndarray
     differences: np.ndarray
 
 
-# Of each group, the probabilities of its levels, given the number of the step and all that was drawn before it.
-# None: all levels alike.
+# For each group, the probabilities of its levels, given the number of the step and all that was drawn before it.
+# None: all levels are equally likely.
 Policy = Callable[[int, Drawn], Optional[Mapping[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a slimmable step trains. `levels[group]`: its widths, rising; the last is the network's.
+    """What a slimmable step trains. `levels[group]`: the group's widths, ascending; the last is the network's own.
 
-    New widths are drawn every `hold` steps, since a block has to be built for them. `policy` is asked anew every
-    `renew` steps, a multiple of `hold`. The widest network is trained on the part `share` of each batch.
+    New widths are drawn every `hold` steps, since a block has to be built for them. `policy` is called every `renew`
+    steps, a multiple of `hold`. The widest network is trained on the fraction `share` of each batch.
     """
 
     levels: Mapping[str, Sequence[int]]
@@ -61,10 +61,10 @@ class Sampling:
 
 
 class SlimmableStep:
-    """Trains a network of the largest widths so that its first channels are networks of all smaller ones.
+    """Trains a network of the largest widths so that its first channels form networks of all smaller widths.
 
-    `optimiser` makes one for a block, of all weights. Gradients of the three networks add up, each as the sum over the
-    whole batch. See `Step`.
+    `optimiser` makes an optimiser of all weights for a block. The gradients of the three networks are added, each
+    scaled to a sum over the whole batch. See `Step`.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class SlimmableStep:
         self._net, self._task, self._sampling, self._seed = net, task, sampling, seed
         self._widest = _Widest(net, _KeptOutput(task), optimiser, seed)
         self._narrowest = self._cut({g: of[0] for g, of in sampling.levels.items()})
-        self._held: Tuple[int, Optional[_Narrow]] = -1, None  # the step from which on it is used, and the network
-        self._history: List[np.ndarray] = []  # per step: numbers of the levels, and the difference
+        self._held: Tuple[int, Optional[_Narrow]] = -1, None  # the first step that uses the network, and the network
+        self._history: List[np.ndarray] = []  # per step: the level indices and the loss difference
         self._pending: List[Tuple[np.ndarray, mx.nd.NDArray]] = []
         self._probabilities: Tuple[int, Optional[Mapping[str, np.ndarray]]] = -1, None
 
     def __call__(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, lr: float) -> mx.nd.NDArray:
-        """See `Step`. The loss is that of the random widths, against what they learn from."""
+        """See `Step`. The loss is that of the network of random widths, against its training targets."""
         chosen, n = self.choice(i), max(1, round(self._sampling.share * len(x)))
         self._widest.weight = len(x) / n
         reference = self._widest.backward(x[:n], y[:n], i, self._seed).mean()
@@ -95,26 +95,26 @@ class SlimmableStep:
         return loss
 
     def choice(self, i: int) -> np.ndarray:
-        """Numbers of the levels of step i, per group."""
+        """The level index of each group at step i, shape (groups,)."""
         first = i // self._sampling.hold * self._sampling.hold
         p, rng = self._policy(first), slimmable_generator(self._seed, first)
         return np.array([rng.choice(len(of), p=None if p is None else p[g]) for g, of in self._sampling.levels.items()])
 
     def _policy(self, i: int) -> Optional[Mapping[str, np.ndarray]]:
-        """The probabilities at step i: they follow from what was drawn up to the last multiple of `renew`."""
+        """The levels' probabilities at step i, which depend on what was drawn before the last multiple of `renew`."""
         at = i // self._sampling.renew * self._sampling.renew
         if self._probabilities[0] != at:
             self._probabilities = at, self._sampling.policy(at, self.drawn(at))
         return self._probabilities[1]
 
     def drawn(self, n: Optional[int] = None) -> Drawn:
-        """What the first n steps drew, all steps by default."""
+        """What the first n steps have drawn; all steps by default."""
         self._settle()
         rows = np.array(self._history[:n], np.float32).reshape(-1, len(self._sampling.levels) + 1)
         return Drawn(rows[:, :-1].astype(np.int64), rows[:, -1].astype(np.float64))
 
     def _settle(self) -> None:
-        """Differences that devices have computed become part of the history, as means over the ranks."""
+        """Move the loss differences that devices have computed into the history, averaged over the ranks."""
         if self._pending:
             group, found = process_group(), [float(of.asscalar()) for _, of in self._pending]
             found = group.all_reduce_floats(found) / group.world_size
@@ -122,11 +122,11 @@ class SlimmableStep:
             self._pending.clear()
 
     def _narrow(self, i: int, chosen: np.ndarray) -> "_Narrow":
-        """The network of these levels, with the present values."""
+        """The network at these levels, with the current weights."""
         first = i // self._sampling.hold * self._sampling.hold
         if self._held[0] != first:
             widths = {g: of[k] for k, (g, of) in zip(chosen, self._sampling.levels.items())}
-            self._held = -1, None  # its memory goes before the next one's comes
+            self._held = -1, None  # free its memory before the next one is allocated
             self._held = first, self._cut(widths)
         self._held[1].load_first()
         return self._held[1]
@@ -135,7 +135,7 @@ class SlimmableStep:
         return _Narrow(self._widest, self._net, widths, self._task)
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
-        """The widest network's prediction for images (n, 3, H, W)."""
+        """The widest network's predictions for images of shape (n, 3, H, W)."""
         return self._widest.outputs(x)
 
     def synchronise(self) -> None:
@@ -144,9 +144,9 @@ class SlimmableStep:
         self._widest.synchronise()
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """That of the widest network's step, and what was drawn."""
+        """The state of the widest network's step, and what was drawn."""
         self._settle()
-        empty = np.zeros(len(self._sampling.levels) + 1, np.float32)  # MXNet has no arrays without rows
+        empty = np.zeros(len(self._sampling.levels) + 1, np.float32)  # MXNet has no empty arrays
         return {**self._widest.state(), HISTORY: mx.nd.array(np.stack([empty, *self._history]), device())}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -162,7 +162,7 @@ class SlimmableStep:
 
 
 class _KeptOutput:
-    """An objective: the task's loss; the output stays for others to learn from."""
+    """An objective: the task's loss. It keeps the output, for other networks to learn from."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.output = task, None
@@ -176,9 +176,9 @@ class _KeptOutput:
 
 
 class _Taught:
-    """An objective: the loss against what another network said of the first images, and against the others' labels.
+    """An objective: the loss against another network's outputs on the first images, and against labels on the others.
 
-    The output stays, to be compared.
+    It keeps the output, for comparison.
     """
 
     def __init__(self, task: Task) -> None:
@@ -197,7 +197,7 @@ class _Taught:
 
 
 class _Widest(OrdinaryStep):
-    """The network that all others are cut from; its gradients count `weight` times."""
+    """The step of the network that all others are cut from; its gradients are multiplied by `weight`."""
 
     weight = 1.0
 
@@ -206,9 +206,9 @@ class _Widest(OrdinaryStep):
 
 
 class _Narrow(OrdinaryStep):
-    """The first channels of another step's network: takes over its values, and adds to its gradients."""
+    """A step of the first channels of another step's network, which loads its values and adds to its gradients."""
 
-    tries_fused = False  # what that is worth, two more blocks for a few batches cost
+    tries_fused = False  # building two more blocks for a few batches costs as much as fusing saves
 
     def __init__(self, widest: OrdinaryStep, net: Network, widths: Widths, task: Task) -> None:
         small, kept = cut(net, {g: range(n) for g, n in widths.items()})
@@ -222,33 +222,33 @@ class _Narrow(OrdinaryStep):
                 self._pairs.append(_Pair(name, widest, of, self, places))
 
     def load_first(self) -> None:
-        """Take over the first channels' present values."""
-        mx.nd.waitall()  # for what is still computed with the values that pairs write over
+        """Load the current values of the first channels."""
+        mx.nd.waitall()  # for operators that still use the values that the pairs overwrite
         for pair in self._pairs:
             pair.load()
 
     def add_gradients(self) -> None:
-        """Add what the last backward pass found to the gradients of the first channels."""
+        """Add the gradients of the last backward pass to those of the widest network's first channels."""
         mx.nd.waitall()
         for pair in self._pairs:
             pair.add()
 
 
 def _all_indices(step: OrdinaryStep, net: Network, name: str) -> List[np.ndarray]:
-    """Per axis of an array of a network, where its values are in the step's block, which has idle channels too."""
+    """Per axis of a network's array, the indices of its values in the step's block, which also has idle channels."""
     places = step._places.get(name)
     return [np.arange(n) for n in net.arrays[name].shape] if places is None else [of.reshape(-1) for of in places]
 
 
 class _Pair:
-    """An array of the widest network and a narrow one's, and which entries are the same, by axis.
+    """An array of the widest network, that of a narrow one, and the indices of the entries that they share, per axis.
 
-    Nothing may be computed with either while one of them is written to. In the processor's memory, numpy does that: two
-    operators for each of a hundred arrays took as long as half an ordinary step. A step can build its block anew, with
-    new arrays.
+    No operator may use either array while one of them is written to. In CPU memory, numpy does the writing: two
+    operators for each of a hundred arrays took as long as half an ordinary step. The arrays are looked up at every
+    call, since a step can rebuild its block with new ones.
     """
 
-    has_memory: Optional[bool] = None  # whether numpy can do it; None: where the device is the processor
+    has_memory: Optional[bool] = None  # whether numpy can write to the arrays; None: if the device is the CPU
 
     def __init__(
         self, name: str, widest: OrdinaryStep, of: List[np.ndarray], narrow: OrdinaryStep, places: List[np.ndarray]
@@ -258,11 +258,11 @@ class _Pair:
             self.has_memory = device().device_type == "cpu"
         self._is_block = all(np.array_equal(index, np.arange(len(index))) for index in (*of, *places))
         self._begin, self._end = (0,) * len(of), tuple(map(len, of))
-        first = tuple(map(slice, self._end))  # of both, which numpy copies faster than by indices
+        first = tuple(map(slice, self._end))  # of both arrays; numpy copies slices faster than indexed entries
         self._of, self._places = (first, first) if self._is_block else (np.ix_(*of), np.ix_(*places))
 
     def load(self) -> None:
-        """The narrow array takes over the values."""
+        """Copy the shared values into the narrow array."""
         wide, small = (step._params[self._name].data() for step in (self._widest, self._narrow))
         if self.has_memory:
             memory(small)[self._places] = memory(wide)[self._of]
@@ -272,7 +272,7 @@ class _Pair:
             _put(small, self._places, wide, self._of)
 
     def add(self) -> None:
-        """The wide array's gradient grows by the narrow one's."""
+        """Add the narrow array's gradient to the wide one's."""
         wide, small = (step._params[self._name].grad() for step in (self._widest, self._narrow))
         if self.has_memory:
             memory(wide)[self._of] += memory(small)[self._places]
@@ -292,16 +292,16 @@ class _Pair:
 
 
 def _put(into: mx.nd.NDArray, at: tuple, source: mx.nd.NDArray, where: tuple, beside: Optional[mx.nd.NDArray] = None):
-    """Entries of one array become those of another, plus those that `beside` has at their place."""
+    """Set entries of one array to those of another, plus the entries of `beside` at the same places, if given."""
     value = into.asnumpy()
     value[at] = source.asnumpy()[where] + (0 if beside is None else beside.asnumpy()[at])
     into[:] = mx.nd.array(value, device())
 
 
 def loss_by_batch_statistics(net: Network, task: Task, batches: Sequence[Tuple[np.ndarray, np.ndarray]]) -> float:
-    """The mean loss of batches of images and labels; batch norms take their statistics from each batch, as in training.
+    """The mean loss over batches of images and labels; batch norms use each batch's own statistics, as in training.
 
-    Running statistics mean nothing in a network that was cut out of a slimmable one.
+    Running statistics are meaningless in a network that was cut out of a slimmable one.
     """
     block, total, n = to_block(net, device(), trainable=set()), 0.0, 0
     for k, (x, y) in enumerate(batches):

@@ -1,4 +1,4 @@
-"""Batch-norm running statistics from training images, without training: what a network needs after a cut."""
+"""Batch-norm running statistics recomputed from training images, without training, as a network needs after a cut."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gcp.train.steps import seed_dropout
 
 
 def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Network:
-    """The network with running means and variances taken from its first `n_batches` batches.
+    """The network with running means and variances computed from the first `n_batches` batches.
 
-    Each batch norm normalises by the batch, as in training; means and variances are those of all images together
-    (the variance within batches and that of their means), in place of a moving average that would be many steps behind
-    (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3). Only the forward pass is needed: every norm
-    gives out its batch's mean and variance. Several ranks each take their part of every batch. DivergedError: they are
-    not finite.
+    Each batch norm normalises by the batch, as in training; means and variances are those of all images together (the
+    variance within batches plus that of the batch means), instead of a moving average, which would lag many steps
+    behind (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3). Only the forward pass is needed: every
+    norm outputs its batch's mean and variance. With several ranks, each takes its part of every batch. DivergedError:
+    the statistics are not finite.
     """
     norms = [n for i, n in enumerate(net.nodes) if is_norm(net, i)]
     if not norms or n_batches == 0:
@@ -36,7 +36,7 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
     outputs = [inside[f"{n.name}_{what}"] for n in norms for what in ("mean", "var")]
     params = to_block(net, device(), trainable=set()).collect_params()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known when it comes
+        warnings.simplefilter("ignore")  # "input type is not inferred": the input's type is known at the first call
         block = gluon.SymbolBlock(mx.sym.Group(outputs), mx.sym.var("data"), params=params)
     block.hybridize(static_alloc=True, static_shape=True)
     sums: List[np.ndarray] = []
@@ -45,7 +45,7 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
         with autograd.train_mode():
             found = [a.asnumpy().astype(np.float64) for a in block(x)]
         for k, norm in enumerate(norms):
-            mean, inverse_deviation = found[2 * k : 2 * k + 2]  # MXNet says "var", and gives 1 / sqrt(var + eps)
+            mean, inverse_deviation = found[2 * k : 2 * k + 2]  # MXNet's output "var" is 1 / sqrt(var + eps)
             if not (np.isfinite(mean).all() and (inverse_deviation > 0).all()):
                 wrong = f"what batch norm '{norm.name}' is given is no longer finite"
                 raise DivergedError(f"statistics after a cut: {wrong}; give a smaller prune.gcp.lr or penalty")
@@ -56,7 +56,7 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
 
 
 def _averages(net: Network, norms, sums: List[np.ndarray], n_batches: int) -> Dict[str, np.ndarray]:
-    """The running statistics by name, from sums of means and of mean squares over the batches."""
+    """The running statistics by name, from sums over the batches of means and mean squares."""
     group = process_group()
     flat = group.all_reduce_floats(np.concatenate(sums)) / (n_batches * group.world_size)
     means = np.split(flat, np.cumsum([len(s) for s in sums])[:-1])

@@ -1,8 +1,8 @@
-"""What one batch does: a step owns the block, its loss and its optimiser; the loop in `loop.py` knows none of them.
+"""Training steps on one batch: a step owns the block, its loss and its optimiser, of which `loop.py` knows nothing.
 
-Ordinary training, training in mixed precision and GCP's proximal gradient are each a step. A step outlives the loop:
-its block also predicts (`outputs`) and gives gradients without an update (`backward`), so that a network that is
-trained, evaluated and scored is built and hybridized once.
+Ordinary training, mixed-precision training and GCP's proximal gradient each have a step. A step outlives the loop: its
+block also predicts (`outputs`) and computes gradients without an update (`backward`), so that a network that is
+trained, evaluated and scored is built and hybridized only once.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from gcp.train.optimisers import SGD, MixedSGD, Optimiser
 from gcp.train.proximal import ProximalSGD
 from gcp.train.tasks import TASKS
 
-NET, OPTIMISER, WIDTH = "net:", "opt:", "width"  # prefixes of two parts of a state, and a third
+NET, OPTIMISER, WIDTH = "net:", "opt:", "width"  # the prefixes of two parts of a state, and the key of a third
 
 
 class Step(Protocol):
-    """One batch's worth of training. All that it draws at random follows from its seed and the step's number."""
+    """One batch's worth of training. All its random draws depend only on its seed and the step's number."""
 
     def __call__(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, lr: float) -> mx.nd.NDArray:
-        """Make step number i on a batch (of several ranks: on this rank's part); returns the loss per image."""
+        """Make step number i on a batch (with several ranks: on this rank's part) and return the loss per image."""
 
     def synchronise(self) -> None:
-        """Of several ranks: make equal what their own parts of the batches have moved apart, running statistics."""
+        """With several ranks, average what differs after their own parts of the batches: running statistics."""
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """All that the next step depends on, and all of `network`, by name. The arrays are live, not copies."""
+        """Everything that the next step and `network` depend on, by name. The arrays are live, not copies."""
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` gave, as numpy arrays."""
+        """Restore what `state` returned, given as numpy arrays."""
 
     def network(self) -> Network:
-        """The network with its present values."""
+        """The network with its current values."""
 
 
 class OrdinaryStep:
-    """Forward, loss, backward, sum of the gradients over the ranks, update.
+    """A forward pass, the loss, a backward pass, the sum of the gradients over the ranks, and an update.
 
-    The block computes `wide`: `net` with idle channels that fill its groups up to the `kernel_width` (see `padded`).
-    An odd number of channels takes its kernels longer than the next multiple: an ordinary step of ResNet-18 at 32 px,
-    batch 64, cut to half of its channels at random, took 81 ms as it was and 46 ms filled up to multiples of 16.
-    `optimiser` makes one for the block. `trainable` names the arrays that it may update, all by default;
-    with `frozen_statistics` batch norm uses its running statistics, and leaves them as they are.
+    The block computes `wide`: `net` with idle channels that pad its groups to multiples of `kernel_width` (see
+    `padded`). Kernels take longer for other numbers of channels than for the next multiple: an ordinary step of
+    ResNet-18 at 32 px, batch 64, cut to a random half of its channels, took 81 ms as it was and 46 ms padded to
+    multiples of 16. `optimiser` makes an optimiser for the block. `trainable` names the arrays that it may update, all
+    by default; with `frozen_statistics`, batch norm uses its running statistics and leaves them unchanged.
     """
 
     dtype = "float32"
-    width: Optional[int] = None  # multiple that groups are filled up to; None: the device's `kernel_width`
-    tries_fused = True  # whether fused norms are tried where it is not known that they train: see `backward`
+    width: Optional[int] = None  # the multiple that groups are padded to; None: the device's `kernel_width`
+    tries_fused = True  # whether to try fused norms where it is unknown if they train correctly: see `backward`
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class OrdinaryStep:
         self._params = dict(self.block.collect_params().items())
         self.optimiser = self._make_optimiser(self.block)
         self._all_reduce = group.all_reducer(self.optimiser.gradients())
-        # Frozen statistics are equal on all ranks, and stay so.
+        # Frozen statistics are equal on all ranks and stay equal.
         moving = [] if self._frozen_statistics else sorted(auxiliary(net))
         self.synchronise = group.averager([self._params[k].data() for k in moving])
 
@@ -94,16 +94,16 @@ class OrdinaryStep:
         return loss
 
     def update(self, lr: float, n: int) -> None:
-        """Move the parameters by their gradients, which are sums over n images of this rank."""
+        """Update the parameters with their gradients, which are sums over n images of this rank."""
         self._all_reduce()
         self.optimiser.step(lr, n * process_group().world_size)
 
     def backward(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, seed: int) -> mx.nd.NDArray:
-        """The loss per image; the gradients of its sum are in the parameters' arrays. Draws follow from seed and i.
+        """The loss per image; the gradients of its sum are left in the parameters. Draws depend only on seed and i.
 
-        Whether oneDNN has a backward for batch norm and relu as one operator depends on the widths and on the kernels
-        that it picks for the machine, and next to grouped convs it has one that gives other gradients. So the first
-        batch is tried on a block without as well; where the gradients differ, the step goes on with that one.
+        Whether oneDNN has a backward pass for batch norm fused with ReLU depends on the widths and on the kernels that
+        it picks for the machine, and next to grouped convs it has one that gives different gradients. So the first
+        batch is also run on a block without fusion; if the gradients differ, the step continues with that block.
         """
         if self._is_tried:
             return self._backward(x, y, i, seed)
@@ -119,14 +119,14 @@ class OrdinaryStep:
         return self._again(state, x, y, i, seed, fused=True) if is_right else loss
 
     def _again(self, state: Mapping[str, np.ndarray], x, y, i: int, seed: int, fused: bool) -> mx.nd.NDArray:
-        """`_backward` on a new block in this state."""
+        """Run `_backward` on a new block, restored to this state."""
         self._build(fused)
-        gc.collect()  # the old block is full of cycles, and holds the memory of a whole step
+        gc.collect()  # the old block is full of reference cycles, and holds the memory of a whole step
         self.restore(state)
         return self._backward(x, y, i, seed)
 
     def _gradients(self) -> List[np.ndarray]:
-        mx.nd.waitall()  # an operator's error comes out here
+        mx.nd.waitall()  # operators run asynchronously: their errors are raised here
         return [p.data().grad.asnumpy() for p in self._params.values() if p.grad_req != "null"]
 
     def _backward(self, x: mx.nd.NDArray, y: mx.nd.NDArray, i: int, seed: int) -> mx.nd.NDArray:
@@ -139,11 +139,11 @@ class OrdinaryStep:
         return None
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
-        """The block's prediction for images (n, 3, H, W)."""
+        """The block's predictions for images of shape (n, 3, H, W)."""
         return self.block(mx.nd.array(x, device())).asnumpy()
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """Parameters, running statistics and the optimiser's state."""
+        """Parameters, running statistics, the optimiser's state and the width that groups are padded to."""
         return {
             **{NET + k: p.data() for k, p in self._params.items()},
             **{OPTIMISER + k: v for k, v in self.optimiser.state().items()},
@@ -152,7 +152,7 @@ class OrdinaryStep:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Step`."""
-        if int(state[WIDTH][0]) != self.width:  # of a machine with other kernels
+        if int(state[WIDTH][0]) != self.width:  # saved on a machine with other kernels
             self.width = int(state[WIDTH][0])
             self.wide, self._places = padded(self._net, self.width)
             self._build(fused=False)
@@ -160,7 +160,7 @@ class OrdinaryStep:
         self.optimiser.restore({k: mx.nd.array(v, device(), v.dtype) for k, v in _part(state, OPTIMISER).items()})
 
     def load(self, net: Network) -> None:
-        """Take over the values of a network of the same graph; the optimiser's state stays as it is."""
+        """Load the values of a network with the same graph; the optimiser's state stays as it is."""
         self._set(padded(net, self.width)[0].arrays)
 
     def _set(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -172,12 +172,12 @@ class OrdinaryStep:
         return self._own(from_block(self.wide, self.block).arrays)
 
     def _own(self, arrays: Mapping[str, np.ndarray]) -> Network:
-        """The network with the values that its own channels have among those of `wide`."""
+        """The network with the values of its own channels, without idle ones, taken from those of `wide`."""
         return self._net.with_arrays({k: v[self._places[k]] if k in self._places else v for k, v in arrays.items()})
 
 
 class MixedStep(OrdinaryStep):
-    """A step computed in float16 (on a GPU), with masters of the weights and a loss scale (see `MixedSGD`)."""
+    """A step computed in float16 (on a GPU), with float32 master weights and a loss scale (see `MixedSGD`)."""
 
     dtype = "float16"
     optimiser: MixedSGD
@@ -190,7 +190,7 @@ class MixedStep(OrdinaryStep):
         return mx.nd.full(loss.shape, self.optimiser.loss_scale, loss.context)
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
-        """As an ordinary step's, with the masters in place of their rounded copies."""
+        """The state of an ordinary step, with the masters in place of their rounded copies."""
         return {**super().state(), **{NET + k: v for k, v in self.optimiser.masters.items()}}
 
     def _set(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -204,9 +204,9 @@ class MixedStep(OrdinaryStep):
 
 
 class ProximalStep(OrdinaryStep):
-    """GCP's regularise step (eq. 6): statistics frozen, proximal gradient on scales, shifts and the output layer.
+    """GCP's regularise step (eq. 6): frozen statistics, proximal gradient on scales, shifts and the output layer.
 
-    `penalties` are lambda times c_g, per group.
+    `penalties`: lambda times c_g, per group.
     """
 
     def __init__(
@@ -219,9 +219,9 @@ class ProximalStep(OrdinaryStep):
 
 
 def seed_dropout(net: Network, seed: int, i: int) -> None:
-    """Have what dropout drops in batch i follow from the seed and i, so that a resumed run agrees.
+    """Seed dropout in batch i from the seed, i and the rank alone, so that a resumed run draws the same.
 
-    Dropout is the only user of MXNet's generator, which is left alone where there is none.
+    Only dropout uses MXNet's random generator, which is left alone in networks without dropout.
     """
     if any(n.op == "Dropout" for n in net.nodes):
         group = process_group()
@@ -229,12 +229,12 @@ def seed_dropout(net: Network, seed: int, i: int) -> None:
 
 
 def scoring_step(net: Network, task: str) -> OrdinaryStep:
-    """A step to take the gradients of scales and shifts from, with frozen statistics."""
+    """A step for computing the gradients of scales and shifts, with frozen statistics."""
     return OrdinaryStep(net, Objective(TASKS[task]), SGD, trainable=scale_arrays(net), frozen_statistics=True)
 
 
 def random_step(net: Network, batch: int, lr: float = 0.1) -> Callable[[], None]:
-    """A function that makes an ordinary step on all weights, on the same random images each time, to be timed."""
+    """A function to be timed, which makes an ordinary step on all weights, on the same random images each time."""
     step = OrdinaryStep(net, Objective(), lambda block: SGD(block, 0.9, 1e-4))
     x, y = step.objective.task.random_batch(net.input_shape, net.n_classes, batch)
     return lambda: step(x, y, 0, lr)
@@ -245,12 +245,12 @@ def _part(state: Mapping[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]
 
 
 def _alike(found: List[np.ndarray], right: List[np.ndarray]) -> bool:
-    """Whether gradients differ by rounding only; what is not finite decides nothing."""
-    least = 1e-3 * max(map(np.linalg.norm, right), default=0)  # below, all can be rounding: a shift ahead of a norm
+    """Whether gradients differ by rounding only; values that are not finite never count as different."""
+    least = 1e-3 * max(map(np.linalg.norm, right), default=0)  # below, all may be rounding: a shift before a norm
     return not any(np.linalg.norm(a - b) > 1e-3 * max(np.linalg.norm(b), least) for a, b in zip(found, right))
 
 
-# Whether a network of these widths has a fused backward: GCP's next step on them need not try again.
+# Whether fused norms train correctly at these widths, so that GCP's next step at them need not try again.
 _TRIED: Dict[tuple, bool] = {}
 
 
@@ -259,9 +259,9 @@ def _widths(net: Network) -> tuple:
 
 
 def _aligned(net: Network) -> bool:
-    """Whether all kernels lay out channels in blocks of 16: AVX-512, and every conv's width is a multiple of it.
+    """Whether all kernels lay out channels in blocks of 16: with AVX-512, if every conv's width is a multiple of 16.
 
-    Grouped convs have kernels of their own, depthwise ones apart.
+    Grouped convs, except depthwise ones, have other kernels, so there it is False.
     """
     return has_avx512() and all(
         net.shapes[i][0][1] % 16 == 0 and int(n.literal("num_group", 1)) in (1, net.shapes[i][0][1])
@@ -271,5 +271,5 @@ def _aligned(net: Network) -> bool:
 
 
 def kernel_width() -> int:
-    """Number of channels that the kernels of this process's device work on at once; 1 where it was not measured."""
+    """The number of channels that the kernels of this process's device work on at once; 1 where not measured."""
     return 16 if device().device_type == "cpu" and has_avx512() else 1

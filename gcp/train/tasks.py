@@ -1,4 +1,4 @@
-"""What networks are trained for: a task is a loss, metrics and how they are measured on a split."""
+"""What networks are trained for: a task is a loss, its metrics, and how they are measured on a split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = Union[Network, Callable[[np.ndarray], np.ndarray]]
 class Task(Protocol):
     """A loss and its metrics. A new task is one such class, registered by name in `TASKS`."""
 
-    metric: str  # the metric, larger is better, that stands for the quality of a network
+    metric: str  # the metric by which networks are compared; larger is better
 
     def loss(self, output: mx.nd.NDArray, labels: mx.nd.NDArray, smoothing: float = 0.0) -> mx.nd.NDArray:
         """The loss per image, shape (batch,)."""
@@ -33,17 +33,17 @@ class Task(Protocol):
         """The metrics of a model on a split: plain numbers by name, among them `loss` and `n_eval`."""
 
     def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-        """Images of this shape and labels, drawn at random, for steps that are timed."""
+        """Random images of this shape and random labels, for timing steps."""
 
     def labelled(self, data: Dataset, net: Network) -> Dataset:
-        """The data with labels, where `net`, the network that an experiment starts from, is to give them."""
+        """The data with labels, taken from `net`, the network that an experiment starts from, if need be."""
 
 
 TASKS: Registry[Task] = Registry("task")
 
 
 class Classification:
-    """One label an image: cross entropy, top-1 and top-5 accuracy."""
+    """One label per image: cross entropy, top-1 and top-5 accuracy."""
 
     metric = "top1"
 
@@ -62,14 +62,15 @@ class Classification:
     def evaluate(self, model: Model, split, batch: int = 100) -> dict:
         """Top-1 and top-5 accuracy (fractions), mean cross entropy and the number of images of a split.
 
-        `model` is a network, or any function from images (n, 3, H, W) to logits (n, classes). Correct and seen images
-        are summed and divided once, for the last batch is short; several ranks each take a part of every batch.
+        `model` is a network, or any function from images (n, 3, H, W) to logits (n, classes). Correct and evaluated
+        images are each summed and divided once, since the last batch can be short; with several ranks, each takes a
+        part of every batch. The loss is None if it is not finite.
         """
         group = process_group()
         outputs = predictor(model) if isinstance(model, Network) else model
-        sums = np.zeros(4)  # images, those right at first and within the first five, summed cross entropy
+        sums = np.zeros(4)  # images, those correct at top 1 and within the top 5, summed cross entropy
         for x, y, n in split.batches(batch * group.world_size, part=group.part):
-            if n:  # a part of a short batch can hold filling only
+            if n:  # a rank's part of a short batch can be padding only
                 sums += self._sums(outputs(x)[:n].astype(np.float64), y[:n])
         seen, top1, top5, loss = group.all_reduce_floats(sums).tolist()
         return {
@@ -84,28 +85,28 @@ class Classification:
         top = output.max(1, keepdims=True)
         log_z = top[:, 0] + np.log(np.exp(output - top).sum(1))
         of_label = output[np.arange(len(y)), y]
-        # An image counts as right when fewer than k classes score above its label; ties go by class number, as argmax.
+        # An image is correct if fewer than k classes score above its label; ties go by class index, as in argmax.
         above = (output > of_label[:, None]).sum(1) + (
             (output == of_label[:, None]) & (np.arange(output.shape[1]) < y[:, None])
         ).sum(1)
         return len(y), (above < 1).sum(), (above < 5).sum(), (log_z - of_label).sum()
 
     def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-        """Normal images and uniform labels, the same at every call."""
+        """Normally distributed images and uniformly distributed labels, the same at every call."""
         rng, ctx = np.random.default_rng(0), device()
         x = mx.nd.array(rng.standard_normal((size, *shape)), ctx)
         return x, mx.nd.array(rng.integers(0, n_classes, size), ctx)
 
     def labelled(self, data: Dataset, net: Network) -> Dataset:
-        """The data have labels."""
+        """The data unchanged, since they have labels."""
         return data
 
 
 class Agreement(Classification):
-    """Without labels: what the network that an experiment starts from says of an image counts as right."""
+    """Without labels: the prediction of the network that an experiment starts from counts as correct."""
 
     def labelled(self, data: Dataset, net: Network) -> Dataset:
-        """Every image with the class that the network finds likeliest."""
+        """The data with every image labelled by the class that the network finds most likely."""
         outputs = predictor(net)
 
         def split(own: Split) -> Split:
