@@ -1,4 +1,4 @@
-"""Benchmark: GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
+"""Benchmark GCP's steps and schedule against GluonCV's ordinary training, as ratios on random data."""
 
 import os
 import sys
@@ -9,25 +9,25 @@ from gcp import errors, runtime
 
 
 def run(argv: list) -> None:
-    """Parse, measure, print a Markdown table."""
+    """Parse the arguments, measure, and print a Markdown table."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="some of resnet18-32, resnet50-64, resnet50-224, small-images, recipe, widths, schedule, describe, "
-        "selection, layerwise, slimmable, solver, architectures, memory, planner, borders, loader",
+        help="measure only some of resnet18-32, resnet50-64, resnet50-224, small-images, recipe, widths, schedule, "
+        "describe, selection, layerwise, slimmable, solver, architectures, memory, planner, borders, loader",
     )
     parser.add_argument(
-        "--repeats", type=command_line.whole(1, 10**5), default=11, help="rounds of steps, of which the median counts"
+        "--repeats", type=command_line.whole(1, 10**5), default=11, help="rounds of steps; the median is reported"
     )
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="write all figures there, and the table beside it as .md; with --only, renew these alone",
+        help="write all results to this file, and the table beside it as .md; with --only, update only those results",
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny network in every place: does it run?")
+    parser.add_argument("--quick", action="store_true", help="use a tiny network everywhere, to check that it runs")
     args = parser.parse_args(argv)
     runtime.use_threads(0)
     from gcp import benchmark, storage  # imports MXNet, which reads the number of threads as it loads

@@ -1,7 +1,7 @@
-"""This toolkit beside Torch-Pruning: time and memory of a cut, and what is left of a trained network right after it.
+"""Compare this toolkit with Torch-Pruning: time and memory of a cut, and a network's accuracy right after it.
 
-Needs the environment that scripts/peers.sh makes. Every cut is timed in a process of its own, the two in turns. The
-networks of the second part are those of configs/without_training, which are trained where they are not there.
+Needs the environment that scripts/peers.sh creates. Every cut is timed in a process of its own, alternating between the
+two. The accuracies are of a network of configs/without_training, which is trained if missing.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import numpy as np
 from gcp import command as command_line
 from gcp import errors, runtime
 
-NETWORK, SIDE = "resnet101", 224  # as torchvision names it; ours is the same network, resnet101_v1b
-RATIOS = (0.3, 0.5)  # of the channels of every layer that Torch-Pruning removes; ours goes to the same MACs
+NETWORK, SIDE = "resnet101", 224  # torchvision's name; our resnet101_v1b is the same network
+RATIOS = (0.3, 0.5)  # fractions of every layer's channels that Torch-Pruning removes; ours prunes to the same MACs
 
 
 def run(argv: list[str]) -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, and write the results."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--repeats", type=command_line.positive(int), default=7, help="processes of each, for the time")
+    parser.add_argument("--repeats", type=command_line.positive(int), default=7, help="timed processes of each toolkit")
     parser.add_argument("--seeds", type=command_line.seeds, default=[0, 1, 2], metavar="0,1,2")
-    parser.add_argument("--config", default="configs/without_training/resnet18_v1b.yaml", help="the trained network's")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for that config")
-    parser.add_argument("--out", metavar="STEM", default="results/beside_torch_pruning", help="STEM.json and .md")
-    parser.add_argument("--cut", choices=list(CUTS), help="make one cut, print its seconds and MiB, and stop")
+    parser.add_argument(
+        "--config", default="configs/without_training/resnet18_v1b.yaml", help="configuration of the trained network"
+    )
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of that config"
+    )
+    parser.add_argument("--out", metavar="STEM", default="results/beside_torch_pruning", help="write STEM.json and .md")
+    parser.add_argument("--cut", choices=list(CUTS), help="make a single cut, print its seconds and MiB, and exit")
     args = parser.parse_args(argv)
     try:
         import torch_pruning  # noqa: F401
@@ -68,7 +72,7 @@ def _versions() -> dict:
 
 
 def _ours():
-    """What makes the cut: groups, L1 scores, removal of half of every group."""
+    """A function that makes the cut: find the groups, score channels by L1 norm, remove half of every group."""
     from gcp.backend.zoo import from_gluoncv
     from gcp.graph.surgery import shrink
     from gcp.methods.criteria import CRITERIA
@@ -83,7 +87,7 @@ def _ours():
 
 
 def _theirs():
-    """The same by Torch-Pruning: its dependency graph, its L1 importance, a ratio of a half."""
+    """The same by Torch-Pruning: its dependency graph, its L1 importance, and a pruning ratio of 0.5."""
     import torch
     import torch_pruning as tp
     import torchvision
@@ -102,7 +106,7 @@ CUTS = {"ours": _ours, "theirs": _theirs}
 
 
 def _measured(prepare) -> dict:
-    """Seconds of a cut, and MiB that the process grew by in it at most."""
+    """Seconds of a cut, and by how many MiB the peak memory of the process grew in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cut = prepare()
@@ -117,7 +121,7 @@ def _measured(prepare) -> dict:
 
 
 def _accuracies(path: str, overrides: list[str], seed: int) -> list[dict]:
-    """Per ratio, test accuracy of the trained network, of theirs and of ours at the MACs of theirs."""
+    """For each ratio, the test accuracy of the dense network, of Torch-Pruning's, and of ours at the MACs of theirs."""
     import tempfile
 
     import onnx2torch
@@ -170,7 +174,7 @@ def _accuracies(path: str, overrides: list[str], seed: int) -> list[dict]:
 
 
 def _table(found: dict) -> str:
-    """Both parts in Markdown."""
+    """Both parts of the comparison as Markdown tables."""
     cuts = {
         key: {name: [one[key] for one in each] for name, each in found["cuts"].items()} for key in ("seconds", "mib")
     }

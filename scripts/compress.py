@@ -1,7 +1,7 @@
-"""Make one network smaller and faster: prune, train, evaluate, time, and write it as ONNX and as MXNet's own files.
+"""Make one network smaller and faster: prune, train, evaluate and time it, and write it as ONNX and MXNet files.
 
-With --explore nothing is pruned for good: it shows what the network is worth at 90, 80, ... 30 % of its cost without
-any training, so that a target can be chosen.
+With --explore no network is written: the accuracy at 90, 80, ... 30 % of the cost without any training is shown, so
+that a target can be chosen.
 """
 
 from __future__ import annotations
@@ -12,48 +12,52 @@ from gcp import command as command_line
 from gcp import errors, runtime
 from gcp.data import datasets
 
-FEW_MS = 10  # milliseconds, below which a pass on several threads says little about the network
+FEW_MS = 10  # milliseconds; a pass on several threads that takes less says little about the network
 EXPLORED = [round(0.1 * tenths, 1) for tenths in range(9, 2, -1)]
 
 
 def run(argv: list[str]) -> None:
-    """Parse, compress or explore, print."""
+    """Parse the arguments, compress or explore, and print the results."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "network", help="ONNX file, path prefix of a saved network, or a GluonCV name with --pretrained"
+        "network", help="an ONNX file, the path prefix of a saved network, or a GluonCV name with --pretrained"
     )
     parser.add_argument(
-        "--data", required=True, help="folder of class folders, or with train/ and test/; or a data set"
+        "--data", required=True, help="a folder of class folders, or with train/ and test/; or the name of a data set"
     )
-    parser.add_argument("--root", help="where the files of a data set that is named are")
-    parser.add_argument("--unlabelled", action="store_true", help="DATA holds images only, in no classes")
-    parser.add_argument("--target", type=command_line.positive(float, 1), default=0.5, help="part of the cost to keep")
+    parser.add_argument("--root", help="folder with the files of the data set that --data names")
+    parser.add_argument("--unlabelled", action="store_true", help="DATA holds images only, without classes")
+    parser.add_argument(
+        "--target", type=command_line.positive(float, 1), default=0.5, help="fraction of the cost to keep"
+    )
     parser.add_argument("--cost", choices=["macs", "params", "latency"], default="macs")
     parser.add_argument(
         "--round-to",
         type=command_line.whole(1, 65536),
         metavar="N",
-        help="every width stays a multiple of this (default: 8; for latency, what this machine likes)",
+        help="every width is a multiple of this (default: 8; for latency, the granularity found on this machine)",
     )
     parser.add_argument(
         "--epochs",
         type=command_line.natural,
-        help="of training; 0: none, which takes seconds to minutes (default: as many as take the time of five of the "
-        "network as it is)",
+        help="epochs of training; 0: no training, which takes seconds to minutes (default: as many as take the time of "
+        "five epochs of the original network)",
     )
-    parser.add_argument("--lr", type=command_line.positive(float), default=0.01, help="highest rate of fine-tuning")
-    parser.add_argument("--augment", choices=["none", "crop", "crop_flip", "imagenet"], default="crop_flip")
-    parser.add_argument("--batch", type=command_line.batch, default=64, help="images in a training batch")
-    parser.add_argument("--n-train", type=command_line.positive(int), help="use this many training images only")
-    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
-    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
-    parser.add_argument("--threads", type=command_line.threads, default=0)
     parser.add_argument(
-        "--timed-batch", type=command_line.batch, default=1, metavar="N", help="images in a timed batch"
+        "--lr", type=command_line.positive(float), default=0.01, help="highest learning rate of fine-tuning"
     )
+    parser.add_argument("--augment", choices=["none", "crop", "crop_flip", "imagenet"], default="crop_flip")
+    parser.add_argument("--batch", type=command_line.batch, default=64, help="images per training batch")
+    parser.add_argument("--n-train", type=command_line.positive(int), help="use only this many training images")
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
+    parser.add_argument("--threads", type=command_line.threads, default=0)
+    parser.add_argument("--timed-batch", type=command_line.batch, default=1, metavar="N", help="images per timed batch")
     parser.add_argument("--seed", type=command_line.natural, default=0)
-    parser.add_argument("--out", metavar="PREFIX", help="default: compressed/NETWORK")
-    parser.add_argument("--explore", action="store_true", help="show what targets cost, without training")
+    parser.add_argument("--out", metavar="PREFIX", help="prefix of the files written (default: compressed/NETWORK)")
+    parser.add_argument("--explore", action="store_true", help="show the accuracy at several targets without training")
     args = parser.parse_args(argv)
     runtime.use_threads(args.threads)
     from gcp.experiment import compress
@@ -80,7 +84,7 @@ def run(argv: list[str]) -> None:
 
 
 def _data(args) -> datasets.Data:
-    """The data that are named: a data set, or a folder."""
+    """The data that the arguments name: a data set, or a folder of images."""
     from gcp.backend import zoo
     from gcp.experiment import measure
 
@@ -99,7 +103,7 @@ def _data(args) -> datasets.Data:
 
 
 def _print(job, finished) -> None:
-    """Six lines."""
+    """Print six lines: accuracy and costs before and after, and the files."""
     record, speed = finished.record, finished.speeds.throughput
     dense, small = record.stages.dense, record.stages.final
     accuracy = "agreement" if job.data.name == "images" else "top-1"
@@ -126,7 +130,7 @@ def _print(job, finished) -> None:
 
 
 def _explore(job) -> None:
-    """A table and a picture."""
+    """Write a table and a picture of the accuracy at several targets, and print the table."""
     from gcp.experiment import compress
     from gcp.report import figures, tables
 

@@ -1,6 +1,6 @@
-"""Convert a network: from ONNX or a PyTorch ResNet's checkpoint to MXNet's files, and from these to ONNX or PyTorch.
+"""Convert a network from ONNX or a PyTorch ResNet's checkpoint to MXNet's files, and from these to ONNX or PyTorch.
 
-`--check` runs both forms on the same random images.
+`--check` runs both versions on the same random images and compares their outputs.
 """
 
 import json
@@ -9,24 +9,30 @@ from gcp import command as command_line
 
 
 def run(argv: list) -> None:
-    """Parse, convert, print JSON."""
+    """Parse the arguments, convert, and print JSON."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
         "source",
         metavar="IN",
-        help="a file .onnx, .safetensors, .pth or .pt, the path prefix of a saved network, or a GluonCV name with "
+        help="an .onnx, .safetensors, .pth or .pt file, the path prefix of a saved network, or a GluonCV name with "
         "--pretrained",
     )
     parser.add_argument(
         "target",
         metavar="OUT",
-        help="a file .onnx, .pt2 (PyTorch's program), .safetensors, .pth or .pt (its state dict), or the path prefix "
-        "of a saved network",
+        help="an .onnx, .pt2 (exported PyTorch program), .safetensors, .pth or .pt file (PyTorch state dict), or the "
+        "path prefix of a saved network",
     )
-    parser.add_argument("--check", action="store_true", help="compare both; more than 1e-4 of the largest output fails")
-    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
-    parser.add_argument("--network", metavar="NAME", help="the GluonCV ResNet that a checkpoint is of; default: found")
-    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    parser.add_argument(
+        "--check", action="store_true", help="compare outputs; differing by more than 1e-4 of the largest is an error"
+    )
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
+    )
+    parser.add_argument(
+        "--network", metavar="NAME", help="the GluonCV ResNet that a checkpoint belongs to (default: detected)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     args = parser.parse_args(argv)
     from gcp.backend.convert import convert
     from gcp.backend.torch_files import is_checkpoint

@@ -1,8 +1,9 @@
-"""Which of torchvision's and timm's networks can be taken from PyTorch, pruned, and given back.
+"""Test which networks of torchvision and timm can be imported from PyTorch, pruned, and exported back.
 
-Each is made by PyTorch with random weights, written as ONNX, read here and compared with PyTorch's outputs; 30 % of
-every group of its channels are silenced, and removed, and the two compared; what is left is written as ONNX again,
-and compared in onnxruntime and, by onnx2torch, in PyTorch. Needs the environment that scripts/peers.sh makes.
+PyTorch creates each network with random weights and exports it to ONNX; it is imported here, and its outputs are
+compared with PyTorch's. Silencing 30 % of every channel group is compared with removing them. A pruned network is then
+exported to ONNX again, and compared in onnxruntime and, through onnx2torch, in PyTorch. Needs the environment that
+scripts/peers.sh creates.
 """
 
 import gc
@@ -38,7 +39,7 @@ resnet50d resnetblur50 resnetrs50 resnetv2_50 resnetv2_50x1_bit rexnet_100 selec
 skresnet18 spnasnet_100 starnet_s1 tf_efficientnet_b0 tf_mobilenetv3_small_minimal_100 tinynet_e tresnet_m vovnet39a
 xception41
 """.split()
-SIDES = {  # start of a name -> side of its images, where 64 pixels are too few
+SIDES = {  # start of a name -> side of its images in pixels, where 64 are too few
     "timm:bat": 256,
     "timm:botnet": 256,
     "timm:inception": 299,
@@ -57,15 +58,15 @@ TOLERANCE = 1e-4  # of the largest output
 
 
 class Differs(Exception):
-    """A step ran, and its result is not what it should be."""
+    """A step ran, but its result is not what it should be."""
 
 
 def run(argv: list) -> None:
-    """Parse, try the networks, print and write the table."""
+    """Parse the arguments, try the networks, print and write the table."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--only", help="a part of the names to try; the page is then left as it is")
-    parser.add_argument("--results", type=Path, help="file for what was found; networks in it are not tried again")
-    parser.add_argument("--write", type=Path, help="put the table between the markers of this page")
+    parser.add_argument("--only", help="try only names that contain this; the page is then left unchanged")
+    parser.add_argument("--results", type=Path, help="file for the results; networks in it are not tried again")
+    parser.add_argument("--write", type=Path, help="write the table between the markers of this page")
     args = parser.parse_args(argv)
     try:
         import onnx2torch  # noqa: F401
@@ -91,7 +92,7 @@ def run(argv: list) -> None:
 
 
 def tried(name: str) -> Dict[str, str]:
-    """What came of each step: the largest difference over the largest output, or what went wrong there."""
+    """The result of each step: "yes", the largest difference over the largest output, or what went wrong."""
     import numpy as np
     import torch
 
@@ -105,14 +106,14 @@ def tried(name: str) -> Dict[str, str]:
     found: Dict[str, str] = {}
 
     def step(what: str, function: Callable[[], object]) -> Optional[object]:
-        """Run a step, unless one before it failed."""
+        """Run a step, unless an earlier one failed."""
         if not all(map(ok, found.values())):
             return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 result = function()
-        except Exception as error:  # PyTorch's exporter raises whatever it meets
+        except Exception as error:  # PyTorch's exporter can raise anything
             said = " ".join(str(error).replace(f"{folder}/", "").split())[:300]
             found[what] = said if isinstance(error, (UserError, Differs)) else f"{type(error).__name__}: {said}"
             return None
@@ -144,7 +145,7 @@ def tried(name: str) -> Dict[str, str]:
             rng = np.random.default_rng(0)
             keep = {g.name: np.sort(rng.permutation(g.size)[: max(1, int(trials.KEPT * g.size))]) for g in net.groups}
             net = shrink(net, keep)
-            export.to_onnx(net, small)  # which compares in onnxruntime
+            export.to_onnx(net, small)  # which also compares the outputs in onnxruntime
             return predict(net, images)
 
         expected = step("onnxruntime", again)
@@ -155,7 +156,7 @@ def tried(name: str) -> Dict[str, str]:
 
 
 def written(name: str, path: Path, side: int) -> object:
-    """PyTorch's network with random weights, written as ONNX with its batch norms kept."""
+    """PyTorch's network with random weights, which is exported to ONNX with its batch norms kept."""
     import timm
     import torch
     import torchvision
@@ -167,12 +168,12 @@ def written(name: str, path: Path, side: int) -> object:
     else:
         more = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(short, num_classes=10, **more)
-    with torch.no_grad():  # no norm or scale alike, none at zero: every branch counts
+    with torch.no_grad():  # no norms or scales are equal and none is zero, so every branch counts
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if key.endswith("running_var"):
                 value.uniform_(0.5, 1.5)
             elif value.ndim == 1 and key.endswith("weight") or key.endswith(("gamma", "layer_scale")):
-                value.uniform_(0.4, 1.0)  # more, and the deepest networks amplify rounding
+                value.uniform_(0.4, 1.0)  # with more, the deepest networks amplify rounding
             elif key.endswith(("bias", "running_mean")):
                 value.normal_(0, 0.3)
     model.eval()
@@ -190,7 +191,7 @@ def written(name: str, path: Path, side: int) -> object:
 
 
 def table(found: Dict[str, Dict[str, str]]) -> str:
-    """Counts of every step, and what went wrong."""
+    """Markdown tables of how many networks pass each step, and of what went wrong."""
     rows = ["| step | torchvision | timm | all |", "|---|---|---|---|"]
     said = {
         "exported": "PyTorch's exporter writes it",
@@ -212,7 +213,7 @@ def table(found: Dict[str, Dict[str, str]]) -> str:
 
 
 def ok(said: str) -> bool:
-    """Whether a step worked: what is kept of it is a difference, or that it did."""
+    """Whether a step worked, that is, whether its result is "yes" or a difference."""
     return said == "yes" or re.fullmatch(r"\de[-+]\d+", said) is not None
 
 

@@ -1,4 +1,4 @@
-"""Describe a network: parameters, multiply-accumulates, channel groups and what one channel of each costs."""
+"""Describe a network: parameters, multiply-accumulates, channel groups and the cost of one channel of each."""
 
 import json
 import sys
@@ -9,12 +9,16 @@ from gcp.errors import UserError
 
 
 def run(argv: list) -> None:
-    """Parse, open the network, print."""
+    """Parse the arguments, open the network, and print its description."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("network", help="a GluonCV name, an ONNX file, or the path prefix of a saved network")
-    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
-    parser.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
-    parser.add_argument("--strict", action="store_true", help="an operator that is not known is an error")
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
+    )
+    parser.add_argument(
+        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
+    )
+    parser.add_argument("--strict", action="store_true", help="treat unknown operators as errors")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from gcp.backend.zoo import open_network

@@ -1,5 +1,5 @@
-"""Bring the generated pages up to date: docs/config.md from the schema, the tables that README and docs embed, and
-results/page.html from the records that are kept."""
+"""Update the generated pages: docs/config.md from the schema, the tables that README and docs embed, and
+results/page.html from the committed records."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ from pathlib import Path
 from gcp import command
 
 REPO = Path(__file__).resolve().parents[1]
-NOT_KEPT = ("demo", "smoke", "runs")  # below results: see .gitignore
+NOT_KEPT = ("demo", "smoke", "runs")  # folders of results that are not committed: see .gitignore
 
 
 def run(argv: list) -> None:
-    """Parse, write, say what changed."""
+    """Parse the arguments, write the pages, and print which ones changed."""
     command.Parser(description=__doc__).parse_args(argv)
     from gcp import storage
     from gcp.report import reference, tables
@@ -28,11 +28,11 @@ def run(argv: list) -> None:
 
 
 def renew(path: Path) -> None:
-    """The page of all records that are kept, where it shows others: it also says when it was made."""
+    """Write the page of all committed records again if anything on it has changed, except the time it was made."""
     from gcp import storage
     from gcp.report import page
 
-    os.chdir(REPO)  # paths on the page are those of a checkout
+    os.chdir(REPO)  # paths on the page are relative to the checkout
     data = page.contents(Path("results"), Path("results") / "reference", NOT_KEPT)
     if not path.exists() or page.page({**data, "made": page.made(path)}) != path.read_text(encoding="utf-8"):
         storage.write_text(path, page.page(data))

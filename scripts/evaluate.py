@@ -7,15 +7,17 @@ from gcp.data import datasets
 
 
 def run(argv: list) -> None:
-    """Parse, load, evaluate, print JSON."""
+    """Parse the arguments, load the network, evaluate it, and print JSON."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "network", help="an ONNX file, path prefix of a saved network, or a GluonCV name with --pretrained"
+        "network", help="an ONNX file, the path prefix of a saved network, or a GluonCV name with --pretrained"
     )
     parser.add_argument("--data", required=True, help="digits, fashion_mnist, folder, imagenet or caltech256")
-    parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
-    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    parser.add_argument("--root", help="folder with the data set's files")
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)
     from gcp.backend import files, zoo

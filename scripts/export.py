@@ -1,6 +1,6 @@
-"""Export networks: as ONNX files, or with int8 arithmetic, whose accuracy and speed are measured.
+"""Export networks as ONNX files, or quantized to int8, whose accuracy and speed are measured.
 
-With several networks, the first (the dense one, say) is what the others' speeds are compared with.
+With several networks, speeds are relative to the first (such as the dense one).
 """
 
 import json
@@ -12,42 +12,46 @@ from gcp.data import datasets
 
 
 def run(argv: list) -> None:
-    """Parse, load, export, print JSON."""
+    """Parse the arguments, load the networks, export them, and print JSON."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "network", nargs="+", help="an ONNX file, path prefix of a saved network, or a GluonCV name with --pretrained"
+        "network",
+        nargs="+",
+        help="an ONNX file, the path prefix of a saved network, or a GluonCV name with --pretrained",
     )
     parser.add_argument(
         "--onnx",
         metavar="FILE",
-        help="write this ONNX file (of several networks, one each with the "
-        "network's folder before the suffix); checked against MXNet",
+        help="write this ONNX file, checked against MXNet (for several networks, one file each, with the name of the "
+        "network's folder before the suffix)",
     )
     parser.add_argument(
         "--int8",
         metavar="PREFIX",
-        help="write PREFIX-symbol.json and -0000.params (of several networks, PREFIX-FOLDER-...); needs --data",
+        help="write PREFIX-symbol.json and -0000.params (for several networks, PREFIX-FOLDER-...); needs --data",
     )
-    parser.add_argument("--table", metavar="STEM", help="write the comparison of int8 as STEM.md, .tex and .csv")
+    parser.add_argument("--table", metavar="STEM", help="write the int8 comparison as STEM.md, .tex and .csv")
     parser.add_argument(
         "--data",
         help="digits, fashion_mnist, folder, imagenet or caltech256; int8 is calibrated on its training images",
     )
-    parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the network's own")
-    parser.add_argument("--pretrained", action="store_true", help="GluonCV's published weights")
+    parser.add_argument("--root", help="folder with the data set's files")
+    parser.add_argument(
+        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     parser.add_argument(
         "--calibration",
         type=command_line.positive(int),
         default=2000,
         metavar="N",
-        help="training images for int8's ranges",
+        help="training images from which int8 ranges are calibrated",
     )
     parser.add_argument("--batch", type=command_line.batch, default=64)
     parser.add_argument(
-        "--repeats", type=command_line.whole(1, 10**5), default=20, help="timed batches, of which the median counts"
+        "--repeats", type=command_line.whole(1, 10**5), default=20, help="timed batches; the median is reported"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the printed JSON to this file, too")
+    parser.add_argument("--json", metavar="FILE", help="also write the printed JSON to this file")
     args = parser.parse_args(argv)
     if not args.onnx and not args.int8:
         raise errors.UserError("nothing to do: give --onnx FILE, --int8 PREFIX or both")
@@ -85,7 +89,7 @@ def run(argv: list) -> None:
 
 
 def _named(stem: str, network: str, n_networks: int) -> str:
-    """Where one of several networks goes: saved ones are all called `final`, their folders are not."""
+    """The stem for one of several networks, named after its folder: saved networks are all called `final`."""
     return stem if n_networks == 1 else f"{stem}-{Path(network).parent.name or network}"
 
 

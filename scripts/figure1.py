@@ -1,4 +1,4 @@
-"""The paper's Figure 1: redrawn from the published data, and its networks timed on this machine."""
+"""Redraw the paper's Figure 1 from the published data and, with --measure, time its networks on this machine."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list[str]) -> None:
-    """Parse, measure if asked to, draw."""
+    """Parse the arguments, measure if asked to, and draw."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="time what DIR/measured.json does not hold yet; without, only draw what is there",
+        help="time the networks that DIR/measured.json does not hold yet; otherwise only draw what is there",
     )
     parser.add_argument(
-        "--batch", type=command_line.batch, help="images in a forward pass (default: the published data's)"
+        "--batch", type=command_line.batch, help="images per forward pass (default: as in the published data)"
     )
     parser.add_argument(
-        "--threads", type=command_line.threads, help="default: OMP_NUM_THREADS, or one per physical core"
+        "--threads", type=command_line.threads, help="CPU threads (default: OMP_NUM_THREADS, or one per physical core)"
     )
     parser.add_argument(
         "--repeats",
         type=command_line.whole(1, 10**5),
-        help="forward passes, at least, of which the median counts (default 5)",
+        help="minimum number of forward passes; the median is reported (default 5)",
     )
     parser.add_argument(
         "--only",
@@ -40,7 +40,9 @@ def run(argv: list[str]) -> None:
         metavar="NAME",
         help="published networks to time (default: PruneNets, their bases, ResNet-34, MobileNets)",
     )
-    parser.add_argument("--out", default="results/figure1", metavar="DIR", help="default: results/figure1")
+    parser.add_argument(
+        "--out", default="results/figure1", metavar="DIR", help="output folder (default: results/figure1)"
+    )
     args = parser.parse_args(argv)
     idle = [f"--{key}" for key in ("batch", "threads", "repeats", "only") if getattr(args, key) is not None]
     if idle and not args.measure:
@@ -75,16 +77,16 @@ def measure(args: argparse.Namespace, networks, path: Path) -> dict:
     def warn(text: str) -> None:
         tqdm.write(f"warning: {text}", file=sys.stderr)
 
-    # One network a call, not all in turn: the activations of a deep network's batch fill much of a small memory.
+    # One network per call, not all alternately: a deep network's activations for a batch fill much of a small memory.
     def time_one(name: str) -> dict:
         net = open_network(name, figure1.INPUT)
         net = resized(net, net.widths)
         (row,) = clock.measure([net], setup, args.repeats or 5, warn=warn)
-        gc.collect()  # a block is full of cycles, and holds its memory
+        gc.collect()  # blocks contain reference cycles, which keep their memory alive
         return {**row, "macs": int(macs(net)(net.widths)), "params": int(params(net)(net.widths))}
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Shares of work, not numbers of networks: the slowest takes as long as many of the others together.
+    # Progress counts work, not networks: the slowest takes as long as many of the others together.
     look = {"bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}", "smoothing": 0}
     with tqdm(total=1.0, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 20, **look) as bar:
 

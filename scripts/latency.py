@@ -1,4 +1,4 @@
-"""Latency: measure networks on this machine, sample random widths, fit a per-layer model, validate it, predict."""
+"""Measure latencies on this machine, sample random widths, fit a per-layer model, validate it, and predict with it."""
 
 import argparse
 import json
@@ -10,101 +10,110 @@ from gcp import errors, runtime
 
 
 def run(argv: list) -> None:
-    """Parse and call the verb."""
+    """Parse the arguments and call the verb's function."""
     parser = command_line.Parser(description=__doc__)
     verb = command_line.verbs(parser)
 
     sub = verb("measure", measure, "time networks in turn (A B A B) on this machine")
     add_network(sub, many=True)
     add_setup(sub)
-    sub.add_argument("--json", metavar="FILE", help="write the measurement there")
+    sub.add_argument("--json", metavar="FILE", help="write the measurement to this file")
 
     sub = verb("sample", sample, "time networks of random widths, appending to FILE until it holds N")
     add_network(sub)
     add_setup(sub)
-    sub.add_argument("--out", required=True, metavar="FILE", help="JSON lines; an existing file is continued")
+    sub.add_argument("--out", required=True, metavar="FILE", help="JSON-lines file; an existing one is continued")
     sub.add_argument(
-        "--n", type=command_line.positive(int), default=250, help="networks in the file at the end (default 250)"
+        "--n", type=command_line.positive(int), default=250, help="total number of networks in the file (default 250)"
     )
     sub.add_argument("--seed", type=command_line.natural, default=0)
     add_space(sub)
 
     sub = verb("fit", fit, "fit a model to samples")
-    sub.add_argument("samples", metavar="SAMPLES", help="a file that `sample` wrote")
-    sub.add_argument("--out", required=True, metavar="MODEL", help="the model (JSON)")
-    sub.add_argument("--skip-bad", action="store_true", help="leave out lines that are no whole measurement")
+    sub.add_argument("samples", metavar="SAMPLES", help="a file written by `sample`")
+    sub.add_argument("--out", required=True, metavar="MODEL", help="write the model to this file (JSON)")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out lines that are not complete measurements")
 
     sub = verb("validate", validate, "time networks that the model was not fitted to, and compare")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument(
-        "--held-out", required=True, metavar="FILE", help="JSON lines of what is timed; an existing file is continued"
+        "--held-out", required=True, metavar="FILE", help="JSON-lines file of the timings; an existing one is continued"
     )
     sub.add_argument(
-        "--n", type=command_line.positive(int), default=40, help="networks in that file at the end (default 40)"
+        "--n", type=command_line.positive(int), default=40, help="total number of networks in that file (default 40)"
     )
     sub.add_argument(
-        "--layers", metavar="FILE", help="also time every layer by itself, into this file, as the usual alternative"
+        "--layers", metavar="FILE", help="also time every layer by itself, the usual alternative, and write this file"
     )
     sub.add_argument(
         "--again",
         metavar="FILE",
-        help="also time these networks once more, into this file: the limit, "
-        "since no model can predict better than a measurement repeats itself",
+        help="also time these networks a second time, and write this file: the noise floor, since no model can predict "
+        "better than a measurement repeats itself",
     )
-    sub.add_argument("--out", metavar="PREFIX", help="PREFIX.validation.json, .png, .svg")
+    sub.add_argument("--out", metavar="PREFIX", help="write PREFIX.validation.json, .png and .svg")
     add_space(sub)
     sub.add_argument("--repeats", type=command_line.whole(1, 10**5), default=7)
     sub.add_argument(
-        "--seed", type=command_line.natural, default=1, help="another than that of the samples (default 1)"
+        "--seed", type=command_line.natural, default=1, help="a seed other than that of the samples (default 1)"
     )
 
     sub = verb("predict", predict, "a network's latency by a model, without running it")
     sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("network", nargs="+", help="GluonCV name, ONNX file or path prefix of a saved network")
+    sub.add_argument("network", nargs="+", help="a GluonCV name, an ONNX file or the path prefix of a saved network")
 
     sub = verb("table", table, "a table of all validations in a folder")
-    sub.add_argument("folder", metavar="FOLDER", help="holds *.validation.json")
+    sub.add_argument("folder", metavar="FOLDER", help="folder with *.validation.json files")
     args = parser.parse_args(argv)
     args.function(args)
 
 
 def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
-    """The network and its shape."""
+    """Add the arguments for a network, its input shape and its number of classes."""
     sub.add_argument(
-        "network", nargs="+" if many else None, help="GluonCV name, ONNX file or path prefix of a saved network"
+        "network",
+        nargs="+" if many else None,
+        help="a GluonCV name, an ONNX file or the path prefix of a saved network",
     )
-    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+    sub.add_argument(
+        "--input",
+        type=command_line.shape,
+        metavar="C,H,W",
+        help="input shape (default: that of the saved network, or 3,224,224)",
+    )
+    sub.add_argument(
+        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
+    )
 
 
 def add_space(sub: argparse.ArgumentParser) -> None:
-    """A configuration whose blocks are drawn too."""
+    """Add the option for a configuration whose blocks are drawn as well."""
     sub.add_argument(
         "--space",
         metavar="CONFIG",
-        help="a configuration of method architecture, whose blocks, kernels and depth are drawn too",
+        help="a configuration of method architecture, whose blocks, kernels and depth are drawn as well",
     )
 
 
 def add_setup(sub: argparse.ArgumentParser) -> None:
-    """What a latency depends on besides the network."""
-    sub.add_argument("--runtime", default="mxnet", help="mxnet (default), mxnet-int8, onnxruntime")
+    """Add the options for what a latency depends on besides the network."""
+    sub.add_argument("--runtime", default="mxnet", help="mxnet (default), mxnet-int8 or onnxruntime")
     sub.add_argument("--device", default="cpu", help="cpu (default), gpu(0), ...")
-    sub.add_argument("--dtype", help="default: the runtime's own")
-    sub.add_argument("--batch", type=command_line.batch, default=1, help="images in a forward pass (default 1)")
+    sub.add_argument("--dtype", help="data type (default: the runtime's own)")
+    sub.add_argument("--batch", type=command_line.batch, default=1, help="images per forward pass (default 1)")
     sub.add_argument(
-        "--threads", type=command_line.threads, default=0, help="default: OMP_NUM_THREADS, or one per physical core"
+        "--threads",
+        type=command_line.threads,
+        default=0,
+        help="CPU threads (default: OMP_NUM_THREADS, or one per physical core)",
     )
     sub.add_argument(
-        "--repeats",
-        type=command_line.whole(1, 10**5),
-        default=7,
-        help="forward passes, at least, of which the median counts",
+        "--repeats", type=command_line.whole(1, 10**5), default=7, help="minimum number of forward passes (default 7)"
     )
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Time networks in turn."""
+    """Time networks alternately, and print their latencies."""
     runtime.use_threads(args.threads)
     from gcp import storage
     from gcp.backend import clock
@@ -139,7 +148,7 @@ def sample(args: argparse.Namespace) -> None:
     from gcp.graph.surgery import resized
 
     net, setup = open_network(args.network, args.input, args.classes), _setup(args)
-    net = resized(net, net.widths)  # made-up weights: int8 would find no range in zeros
+    net = resized(net, net.widths)  # made-up weights: with zeros, int8 would find no range
     sampled = _sampled(net, args.space)
     measured, here = clock.against_reference(net, setup, args.repeats, _warn), clock.hardware(args.device)
     with runtime.progress_bar(f"{net.name}, {setup}") as progress:
@@ -224,7 +233,7 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Write the table of validations."""
+    """Write the table of all validations."""
     from gcp.report import tables
 
     for path in tables.write_validations(Path(args.folder)):
@@ -250,7 +259,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def _network_of(subject):
-    """The network that samples or a model are about, with made-up weights. UserError: its widths are others."""
+    """The network of samples or a model, with made-up weights. UserError: its groups differ from those in the file."""
     from gcp.backend.zoo import from_gluoncv
     from gcp.graph.surgery import resized
 
@@ -261,7 +270,7 @@ def _network_of(subject):
 
 
 def _sampled(net, path=None):
-    """Which networks are sampled: of a configuration's space, if there is one; decisions of samples need none."""
+    """The space to sample from: that of a configuration, if given; reading the decisions of samples needs none."""
     from gcp.experiment import config
     from gcp.methods.architecture import space_of
     from gcp.search.space import SampledSpace, Space, SpaceOptions

@@ -1,6 +1,6 @@
-"""Methods beside one another: tables and figures of the records below folders, such as those in results/comparison.
+"""Compare methods: tables and figures of the records below folders, such as those in results/comparison.
 
-Of runs of several seeds at several targets: accuracies, paired differences to a baseline, mean ranks, costs.
+For runs with several seeds and targets: accuracies, paired differences from a baseline, mean ranks, and costs.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from gcp.report import leaderboard, tables
 
 
 def run(argv: list[str]) -> None:
-    """Parse, read the records, write."""
+    """Parse the arguments, read the records, write tables and figures."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "results", nargs="+", metavar="RESULTS", help="a folder that holds finished runs, at any depth; one per network"
+        "results", nargs="+", metavar="RESULTS", help="a folder with finished runs at any depth; one folder per network"
     )
     parser.add_argument("--baseline", default="uniform-l1", help="the configuration that others are compared with")
     parser.add_argument(
         "--time",
         type=command_line.threads,
         metavar="THREADS",
-        help="first time the networks of runs of so many threads that have not been timed, on this machine",
+        help="before reporting, time on this machine the untimed networks of runs with this many threads",
     )
     parser.add_argument(
         "--latency-model",
         metavar="MODEL",
-        help="a model that `latency.py fit` wrote: where in the networks time goes, by output size",
+        help="a model written by `latency.py fit`, to show where in the networks time is spent, by output size",
     )
-    parser.add_argument("--output", metavar="DIR", help="where tables and figures go (default: RESULTS/report)")
+    parser.add_argument("--output", metavar="DIR", help="folder for tables and figures (default: RESULTS/report)")
     arguments = parser.parse_args(argv)
     if len(arguments.results) > 1 and arguments.output is None:
         raise UserError("--output DIR: say where the tables of several folders go")

@@ -1,6 +1,6 @@
-"""Prepare data sets: ImageNet from its archives or class folders of your own as RecordIO, Caltech-256, smoke sets.
+"""Prepare data sets: ImageNet's archives or your own class folders as RecordIO, Caltech-256, or the smoke sets.
 
-A killed run goes on when the same command is given again. docs/data.md says what is written.
+A killed run resumes when the same command is given again. docs/data.md describes what is written.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from gcp import errors
 
 
 def run(argv: list) -> None:
-    """Parse, call the verb, print what was done as JSON."""
+    """Parse the arguments, call the verb's function, and print what was done as JSON."""
     parser = command_line.Parser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=command_line.Parser)
 
@@ -33,13 +33,13 @@ def run(argv: list) -> None:
         sub.add_argument(f"--expect-{what}", help=subset, **count)
 
     sub = verb(folder, "class folders train/ and val/ (or test/) to .rec files")
-    sub.add_argument("--root", required=True, metavar="DIR", help="holds train/ and val/ or test/", **path)
+    sub.add_argument("--root", required=True, metavar="DIR", help="folder with train/ and val/ or test/", **path)
     add_encoding(sub)
 
     sub = verb(caltech256, "unpack Caltech-256")
     sub.add_argument("--tar", required=True, metavar="FILE", help="256_ObjectCategories.tar", **path)
-    sub.add_argument("--out", required=True, metavar="DIR", help="256_ObjectCategories goes there", **path)
-    sub.add_argument("--expect-images", default=30607, help="for a subset (default 30607)", **count)
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder for 256_ObjectCategories", **path)
+    sub.add_argument("--expect-images", default=30607, help="number of images of a subset (default 30607)", **count)
 
     verb(smoke, "draw the tiny image sets of configs/smoke.yaml that are not there yet")
 
@@ -48,14 +48,14 @@ def run(argv: list) -> None:
 
 
 def add_encoding(sub: argparse.ArgumentParser) -> None:
-    """Where the .rec files go, and what is in them."""
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the .rec files and classes.txt go there")
+    """Add the options for where .rec files are written and how their images are encoded."""
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .rec files and classes.txt")
     positive = command_line.positive(int)
     most = "make short sides at most this (default 480)"
     sub.add_argument("--resize", type=positive, default=480, metavar="N", help=most)
     made = "of the JPEGs that are made (default 95)"
     sub.add_argument("--quality", type=positive, default=95, metavar="Q", help=made)
-    sub.add_argument("--raw", action="store_true", help="keep the files' own bytes instead")
+    sub.add_argument("--raw", action="store_true", help="keep the original bytes of the image files instead")
     skip = "skip: leave it out, and say so"
     sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help=skip)
     workers = {"type": command_line.natural, "default": 0, "metavar": "N"}
@@ -63,7 +63,7 @@ def add_encoding(sub: argparse.ArgumentParser) -> None:
 
 
 def encoding(args: argparse.Namespace):
-    """The parsed `archives.Encoding`."""
+    """The `prepare.Encoding` that the arguments give. UserError: the quality is out of range."""
     from gcp.data import prepare
 
     if args.quality > 100:
@@ -72,7 +72,7 @@ def encoding(args: argparse.Namespace):
 
 
 def imagenet(args: argparse.Namespace) -> dict:
-    """ImageNet's archives to RecordIO."""
+    """Convert ImageNet's archives to RecordIO."""
     from gcp.data import prepare
 
     given = {what: getattr(args, f"expect_{what}") for what in ("classes", "train", "val")}
@@ -89,21 +89,21 @@ def imagenet(args: argparse.Namespace) -> dict:
 
 
 def folder(args: argparse.Namespace) -> dict:
-    """Class folders to RecordIO."""
+    """Convert class folders to RecordIO."""
     from gcp.data import prepare
 
     return prepare.prepare_folder(args.root, args.out, encoding(args), args.on_bad_image == "skip", args.workers)
 
 
 def caltech256(args: argparse.Namespace) -> dict:
-    """Caltech-256 unpacked."""
+    """Unpack Caltech-256."""
     from gcp.data import prepare
 
     return prepare.unpack_caltech(args.tar, args.out, args.expect_images)
 
 
 def smoke(args: argparse.Namespace) -> dict:
-    """The sets of configs/smoke.yaml."""
+    """Draw the image sets of configs/smoke.yaml that do not exist yet."""
     from gcp.data import smoke
 
     return {"drawn": [str(folder) for folder in smoke.draw_missing()]}

@@ -1,7 +1,7 @@
-"""Tables and figures of the records below a results folder: `python scripts/report.py results/demo`.
+"""Write tables and figures of the records below a results folder: `python scripts/report.py results/demo`.
 
-Records of the paper's experiments (configs/imagenet, configs/caltech256, also small ones) also give the paper's tables.
-With --html all of it is one page for a browser, and with --watch such a page that is live while experiments run.
+Records of the paper's experiments (configs/imagenet, configs/caltech256, also small versions) also give the paper's
+tables. --html writes everything as one page for a browser; --watch serves such a page, live while experiments run.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 def run(argv: list[str]) -> None:
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("results", metavar="RESULTS", help="folder that holds finished runs, at any depth")
+    parser.add_argument("results", metavar="RESULTS", help="folder with finished runs at any depth")
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="where the tables and figures go (default: RESULTS/report, or RESULTS/report_validation)",
+        help="folder for the tables and figures (default: RESULTS/report, or RESULTS/report_validation)",
     )
     parser.add_argument(
-        "--paper", action="store_true", help="all of the paper's tables 1 to 6, those without a record too"
+        "--paper", action="store_true", help="all of the paper's tables 1 to 6, including those without a record"
     )
     parser.add_argument(
-        "--validation", action="store_true", help="accuracies on the validation images, which settings are chosen by"
+        "--validation", action="store_true", help="accuracies on the validation images, by which settings are chosen"
     )
     parser.add_argument("--html", metavar="PAGE", help="write one page that needs no other file, and no tables")
     parser.add_argument(
-        "--watch", action="store_true", help="serve that page to this machine, renewed while runs go on"
+        "--watch", action="store_true", help="serve that page on this machine, updated while runs continue"
     )
-    parser.add_argument("--port", type=command_line.whole(0, 65535), help="of --watch (default: 8765; 0: any)")
+    parser.add_argument(
+        "--port", type=command_line.whole(0, 65535), help="port of --watch (default: 8765; 0: any free one)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.html or arguments.watch:
         others = [word for word in ("output", "paper", "validation") if getattr(arguments, word)]
@@ -68,7 +70,7 @@ def run(argv: list[str]) -> None:
 
 
 def write_page(folder: Path, path: Path) -> None:
-    """One HTML file of all records below a folder; what cannot be read is said here, too."""
+    """Write one HTML file of all records below a folder; warnings on stderr name those that cannot be read."""
     data = page.contents(folder, REFERENCE)
     for problem in data["problems"]:
         print(f"warning: {problem}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Run every experiment of a folder of configs (or one config), each at every seed, then write the report.
+"""Run every experiment of a folder of configs (or one config) at every seed, then write the report.
 
-Finished runs are not run again, a dense network is trained once for all that share it; run again to resume.
-Throughput is measured at the end, one run after another, when nothing else is running. With --on the runs are computed
-on other machines, see docs/scale.md. With --dry-run nothing is run: what it would take is printed.
+Finished runs are not run again, and a dense network is trained once for all runs that share it; run again to resume.
+Throughput is measured at the end, one run after another, when nothing else is running. With --on, runs are computed on
+other machines (see docs/scale.md). With --dry-run, nothing is run: what it would take is printed.
 """
 
 import argparse
@@ -19,43 +19,47 @@ SCRIPTS = Path(__file__).resolve().parent
 
 
 def run(argv: list) -> None:
-    """Parse, check every config, run them, measure speed, report."""
+    """Parse the arguments, check every config, run them, measure speeds, and write the report."""
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", help="a YAML file, or a folder of them (files that start with _ are bases only)")
-    parser.add_argument("--seeds", type=command_line.seeds, metavar="0,1,2", help="default: each config's own seed")
+    parser.add_argument("configs", help="a YAML file, or a folder of them (files named _* are only bases for others)")
+    parser.add_argument(
+        "--seeds", type=command_line.seeds, metavar="0,1,2", help="seeds to run each config at (default: its own)"
+    )
     parser.add_argument(
         "--overlay",
         action="append",
         default=[],
         metavar="FILE",
-        help="laid over every config; configs/smoke.yaml makes small versions",
+        help="a YAML file laid over every config; configs/smoke.yaml makes small versions",
     )
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys of every config"
+    )
     parser.add_argument(
         "--jobs",
         type=command_line.whole(1, 256),
-        help="with --on local: experiments at once, `threads` threads each (default 1)",
+        help="with --on local: experiments that run at once, each with its own `threads` (default 1)",
     )
     parser.add_argument(
-        "--on", default="local", metavar="ENGINE", help="where: local, dask://HOST:PORT or slurm (default local)"
+        "--on", default="local", metavar="ENGINE", help="where to run: local, dask://HOST:PORT or slurm (default local)"
     )
     parser.add_argument(
         "--collect",
         action="store_true",
-        help="with --on dask://...: the workers share no folder with this machine; finished runs are fetched from them",
+        help="with --on dask://...: fetch finished runs from the workers, which share no folder with this machine",
     )
     parser.add_argument(
         "--cancel",
         action="store_true",
-        help="with --on: end what an interrupted sweep of these left running or waiting",
+        help="with --on: end what an interrupted sweep of these configs left running or waiting",
     )
-    parser.add_argument("--report", help="folder of the tables and figures; default: OUTPUT/report")
+    parser.add_argument("--report", help="folder for the tables and figures (default: OUTPUT/report)")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="run nothing; print, without needing the data: targets, costs, images, time here",
+        help="run nothing; print targets, costs, images and the time on this machine, without needing the data",
     )
-    parser.add_argument("--no-benchmark", action="store_true", help="with --dry-run: time no training steps")
+    parser.add_argument("--no-benchmark", action="store_true", help="with --dry-run: do not time training steps")
     args = parser.parse_args(argv)
     if args.no_benchmark and not args.dry_run:
         raise errors.UserError("--no-benchmark only matters with --dry-run")

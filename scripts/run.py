@@ -5,19 +5,28 @@ from gcp.experiment import start
 
 
 def run(argv: list) -> None:
-    """Parse, run, print the record's path and its main numbers."""
+    """Parse the arguments, run, print the record's path and its main numbers."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("config", help="a YAML file, such as those in configs/")
     parser.add_argument(
-        "--overlay", action="append", default=[], metavar="FILE", help="laid over CONFIG, e.g. configs/smoke.yaml"
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a YAML file laid over the config, e.g. configs/smoke.yaml",
     )
     parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. prune.target=0.2"
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change single keys, e.g. prune.target=0.2",
     )
     parser.add_argument(
         "--untimed",
         action="store_true",
-        help="leave throughput out; run again without this when nothing else runs, to fill it in",
+        help="do not measure throughput; to add it, run again without this option when nothing else is running",
     )
     args = parser.parse_args(argv)
     start.start([__file__, *argv], args.config, args.set, args.overlay, not args.untimed)

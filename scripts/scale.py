@@ -1,6 +1,6 @@
-"""What a full reproduction of the paper's tables takes on many GPUs: simulated, from numbers that each name a source.
+"""Simulate what a full reproduction of the paper's tables takes on many GPUs, from numbers that each name a source.
 
-Nothing is trained, and no data are needed. The page goes into docs/scale.md by scripts/docs.py.
+Nothing is trained, and no data are needed. scripts/docs.py embeds the page in docs/scale.md.
 """
 
 from pathlib import Path
@@ -12,14 +12,18 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def run(argv: list) -> None:
-    """Parse, count, simulate, write, print."""
+    """Parse the arguments, count images, simulate, write and print the page."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--parameters", default=str(REPO / "configs" / "scale.yaml"), help="YAML: numbers and sources")
-    parser.add_argument("--output", default=str(REPO / "results" / "forecast"), help="folder of scale.md and scale.csv")
+    parser.add_argument(
+        "--parameters", default=str(REPO / "configs" / "scale.yaml"), help="YAML file: numbers and sources"
+    )
+    parser.add_argument(
+        "--output", default=str(REPO / "results" / "forecast"), help="folder for scale.md and scale.csv"
+    )
     args = parser.parse_args(argv)
     values = storage.read_yaml(args.parameters)
     runtime.use_threads(0)
-    from gcp.experiment import schedule  # with what it counts by, it imports MXNet, which reads the threads
+    from gcp.experiment import schedule  # its imports load MXNet, which reads the number of threads then
     from gcp.report import scale
 
     rows = [row for table in values["tables"] for row in counted(REPO / "configs" / table)]
@@ -32,7 +36,7 @@ def run(argv: list) -> None:
 
 
 def counted(folder: Path) -> list:
-    """A table's rows: what each will compute, and the row of another table that it starts from."""
+    """The rows of a table: what each computes, and the row of another table that it starts from, if any."""
     from gcp.cost.analytic import macs
     from gcp.experiment import config, estimate, schedule
 

@@ -1,4 +1,4 @@
-"""Other widths and other blocks: train a slimmable network, solve for bounds, draw the front, check gains, rewrite."""
+"""Search widths and blocks: train a slimmable network, solve for bounds, draw fronts, validate, rewrite networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gcp.search import statistics
 
 
 def run(argv: list[str]) -> None:
-    """Parse and call the verb."""
+    """Parse the arguments and call the verb's function."""
     parser = command_line.Parser(description=__doc__)
     verb = command_line.verbs(parser)
 
@@ -28,39 +28,49 @@ def run(argv: list[str]) -> None:
         nargs="+",
         required=True,
         metavar="B",
-        help="0.4 (a part of the network's latency, or of its MACs without a latency model), macs:0.4, params:0.4, "
-        "latency:0.4, 3ms",
+        help="bounds such as 0.4 (a fraction of the network's latency, or of its MACs without a latency model), "
+        "macs:0.4, params:0.4, latency:0.4 or 3ms",
     )
-    sub.add_argument("--out", metavar="FILE", help="also write the widths there (JSON)")
+    sub.add_argument("--out", metavar="FILE", help="also write the widths to this file (JSON)")
 
     sub = verb("front", front, "the best widths at every bound, as a table and a picture")
     add_statistics(sub, many=True)
     sub.add_argument(
-        "--points", type=command_line.whole(2, 1000), default=25, help="bounds that are tried (default 25)"
+        "--points", type=command_line.whole(2, 1000), default=25, help="number of bounds to try (default 25)"
     )
-    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg")
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="write PREFIX.md, .csv, .tex, .png and .svg")
 
     sub = verb("validate", validate, "train random networks, and see whether the gains, or qualities, rank them")
     add_config(sub)
-    sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="networks (default 20)")
+    sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="number of networks (default 20)")
     sub.add_argument(
         "--trainings",
         type=command_line.whole(1, 100),
-        help="of widths: trainings of each network, to see how well one ranks them as another does (default 1)",
+        help="for widths: trainings per network, to see how well their rankings agree (default 1)",
     )
     sub.add_argument(
-        "--macs", type=command_line.positive(float, 10), default=0.25, help="their part of the MACs (default 0.25)"
+        "--macs",
+        type=command_line.positive(float, 10),
+        default=0.25,
+        help="the networks' fraction of the MACs (default 0.25)",
     )
     sub.add_argument(
         "--tolerance",
         type=command_line.positive(float, 1),
-        help="of a space of architectures: how far MACs may be from that (default 0.025)",
+        help="for a space of architectures: allowed relative deviation from --macs (default 0.025)",
     )
     sub.add_argument(
-        "--quality", nargs="+", default=None, metavar="Q", help="of a space: which are asked (default: all but trained)"
+        "--quality",
+        nargs="+",
+        default=None,
+        metavar="Q",
+        help="for a space of architectures: qualities to validate (default: all but trained)",
     )
     sub.add_argument(
-        "--out", required=True, metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg; PREFIX.networks.*"
+        "--out",
+        required=True,
+        metavar="PREFIX",
+        help="write PREFIX.md, .csv, .tex, .png and .svg, and PREFIX.networks.*",
     )
 
     sub = verb("space", space, "what a configuration of method architecture lets be decided, and what that costs")
@@ -68,27 +78,29 @@ def run(argv: list[str]) -> None:
 
     sub = verb("explain", explain, "what a pattern decides, and what each decision saves and costs")
     sub.add_argument(
-        "pattern", metavar="PATTERN", help="a pattern.yaml, such as a finished search leaves in its folder"
+        "pattern", metavar="PATTERN", help="a pattern.yaml, such as the one in the folder of a finished search"
     )
-    sub.add_argument("--latency-model", metavar="MODEL", help="a model that `latency.py fit` wrote")
-    sub.add_argument("--out", metavar="PREFIX", help="PREFIX.md, .csv, .tex, .png, .svg")
+    sub.add_argument("--latency-model", metavar="MODEL", help="a model written by `latency.py fit`")
+    sub.add_argument("--out", metavar="PREFIX", help="write PREFIX.md, .csv, .tex, .png and .svg")
 
     sub = verb("transfer", transfer, "the pattern of another network, input size or number of classes")
     sub.add_argument("pattern", metavar="PATTERN")
     add_network(sub)
-    sub.add_argument("--round-to", type=command_line.whole(1, 65536), default=8, help="widths' multiple (default 8)")
-    sub.add_argument("--out", required=True, metavar="FILE", help="the other pattern")
+    sub.add_argument(
+        "--round-to", type=command_line.whole(1, 65536), default=8, help="every width is a multiple of this (default 8)"
+    )
+    sub.add_argument("--out", required=True, metavar="FILE", help="write the other network's pattern to this file")
 
     sub = verb("landscape", landscape, "a cost along a line of widths, every width and curated ones, as a picture")
     add_network(sub)
     add_cost(sub)
     sub.add_argument(
-        "--multiple", type=command_line.whole(1, 4096), help="of curated widths (default: the granularity)"
+        "--multiple", type=command_line.whole(1, 4096), help="multiple of curated widths (default: the granularity)"
     )
     sub.add_argument(
-        "--points", type=command_line.whole(3, 10**4), default=400, help="widths on the line (default 400)"
+        "--points", type=command_line.whole(3, 10**4), default=400, help="points on the line (default 400)"
     )
-    sub.add_argument("--out", required=True, metavar="PREFIX", help="PREFIX.png, .svg")
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="write PREFIX.png and .svg")
 
     sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without any, say which there are")
     add_network(sub)
@@ -98,41 +110,62 @@ def run(argv: list[str]) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="depthwise layers to join with expansions",
+        help="depthwise layers to fuse with their 1x1 expansions",
     )
-    sub.add_argument("--full", action="extend", nargs="+", default=[], metavar="NAME", help="depthwise layers to fill")
     sub.add_argument(
-        "--drop", action="extend", nargs="+", default=[], metavar="NAME", help="blocks, by their additions"
+        "--full",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="depthwise layers to replace by ordinary convolutions",
     )
-    sub.add_argument("--out", metavar="PREFIX", help="where the rewritten network is saved")
+    sub.add_argument(
+        "--drop",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="residual blocks to leave out, named by their additions",
+    )
+    sub.add_argument("--out", metavar="PREFIX", help="prefix under which the rewritten network is saved")
     args = parser.parse_args(argv)
     args.function(args)
 
 
 def add_config(sub: argparse.ArgumentParser) -> None:
-    """A configuration, and what is laid over it."""
+    """Add the arguments for a configuration, overlays and overrides."""
     sub.add_argument("config", metavar="CONFIG")
     sub.add_argument("--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over it")
     sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys")
 
 
 def add_network(sub: argparse.ArgumentParser) -> None:
-    """A network and its shape."""
-    sub.add_argument("network", metavar="NETWORK", help="GluonCV name, ONNX file or path prefix of a saved network")
-    sub.add_argument("--input", type=command_line.shape, metavar="C,H,W", help="default: the saved one's, or 3,224,224")
-    sub.add_argument("--classes", type=command_line.positive(int), help="default: the network's own")
+    """Add the arguments for a network, its input shape and its number of classes."""
+    sub.add_argument(
+        "network", metavar="NETWORK", help="a GluonCV name, an ONNX file or the path prefix of a saved network"
+    )
+    sub.add_argument(
+        "--input",
+        type=command_line.shape,
+        metavar="C,H,W",
+        help="input shape (default: that of the saved network, or 3,224,224)",
+    )
+    sub.add_argument(
+        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
+    )
 
 
 def add_cost(sub: argparse.ArgumentParser) -> None:
-    """A cost that needs a file."""
+    """Add the options for a cost that is defined by a file."""
     of = sub.add_mutually_exclusive_group(required=True)
-    of.add_argument("--latency-model", metavar="MODEL", help="a model that `latency.py fit` wrote")
-    of.add_argument("--device", metavar="FILE", help="a YAML file that describes a device: see configs/device.yaml")
+    of.add_argument("--latency-model", metavar="MODEL", help="a model written by `latency.py fit`")
+    of.add_argument("--device", metavar="FILE", help="a YAML file that describes a device, see configs/device.yaml")
 
 
 def add_statistics(sub: argparse.ArgumentParser, many: bool = False) -> None:
-    """A file of statistics, how gains follow from it, and what predicts latencies."""
-    sub.add_argument("statistics", metavar="STATISTICS", help="a file that `train` wrote")
+    """Add the arguments for a file of statistics, how gains are estimated from it, and latency models."""
+    sub.add_argument("statistics", metavar="STATISTICS", help="a file written by `train`")
     text = "a model that `latency.py fit` wrote"
     if many:
         text += "; several, for several devices"
@@ -142,12 +175,12 @@ def add_statistics(sub: argparse.ArgumentParser, many: bool = False) -> None:
         "--window",
         type=command_line.positive(float, 1),
         default=0.5,
-        help="the last part of the steps, from which gains are estimated (default 0.5)",
+        help="the last fraction of the steps, from which gains are estimated (default 0.5)",
     )
 
 
 def train(args: argparse.Namespace) -> None:
-    """Print where the statistics are."""
+    """Train the slimmable network if it does not exist, and print the path of its statistics."""
     cfg = _config(args)
     from gcp.experiment import width_search
 
@@ -155,7 +188,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def solve(args: argparse.Namespace) -> None:
-    """Print a line for each bound and one for its widths."""
+    """Print, for each bound, a line with costs and gain and a line with the widths."""
     runtime.use_threads(1)
     from gcp.experiment import width_search
 
@@ -194,7 +227,7 @@ def front(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> None:
-    """Train what is missing, then write the networks and the correlations."""
+    """Train the networks that are missing, then write all of them and the rank correlations."""
     cfg = _config(args)
     is_space = cfg.prune.method == "architecture"
     for name in ("trainings",) if is_space else ("tolerance", "quality"):
@@ -219,7 +252,7 @@ def _validate_qualities(cfg: config.Config, args: argparse.Namespace) -> None:
 
     asked = args.quality or [name for name in QUALITIES if name != "trained"]
     for name in asked:
-        QUALITIES[name]  # raises where there is none of this name, before anything is trained
+        QUALITIES[name]  # raises if the name is unknown, before anything is trained
     with runtime.progress_bar(f"{cfg.name}, random architectures", "net") as progress:
         rows = architecture_search.validate(cfg, args.n, args.macs, asked, args.tolerance or 0.025, progress)
     _write_checks(lambda out: report.write_checks(rows, asked, out), args)
@@ -271,7 +304,7 @@ def explain(args: argparse.Namespace) -> None:
 
 
 def transfer(args: argparse.Namespace) -> None:
-    """Write the pattern of another network."""
+    """Transfer a pattern to another network, and write it."""
     runtime.use_threads(1)
     from gcp.experiment import architecture_search
     from gcp.search import patterns
@@ -282,7 +315,7 @@ def transfer(args: argparse.Namespace) -> None:
 
 
 def landscape(args: argparse.Namespace) -> None:
-    """Draw the cost of widths on a line, and print how many local minima there are."""
+    """Draw a cost along a line of widths, and print how many local minima it has."""
     runtime.use_threads(1)
     from gcp.backend.zoo import open_network
     from gcp.cost.base import COSTS, local_minima
@@ -319,7 +352,7 @@ def rewrite(args: argparse.Namespace) -> None:
         (rewrites.drop_block, args.drop),
     ):
         for name in names:
-            # Layers are called as GluonCV calls them; their nodes have a suffix.
+            # Layers may be named as in GluonCV; the names of their nodes have a suffix.
             other = function(other, name if name in other.index or name + "_fwd" not in other.index else name + "_fwd")
     if other is net:
         for option, found in (("--fuse", rewrites.expansions(net)), ("--drop", rewrites.droppable(net))):

@@ -1,6 +1,7 @@
-"""Check the seven PruneNets that the paper's authors released against what was published of them, and our groups.
+"""Check the seven PruneNets that the paper's authors released against the published numbers and our channel groups.
 
-Parameters, MACs and widths need no weights and no images. With both, accuracy is checked against GluonCV's table.
+Checking parameters, MACs and widths needs no weights and no images. With both, accuracy is checked against GluonCV's
+table.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 
 def run(argv: list) -> None:
-    """Parse, check, print a table; exit with 1 if anything disagrees."""
+    """Parse the arguments, check, print a table; exit with 1 if anything disagrees."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--weights", action="store_true", help="GluonCV's published weights, for accuracies")
-    parser.add_argument("--imagenet", metavar="ROOT", help="ImageNet, as data.root of a config: its validation images")
+    parser.add_argument(
+        "--weights", action="store_true", help="also check accuracies, with GluonCV's published weights"
+    )
+    parser.add_argument(
+        "--imagenet", metavar="ROOT", help="ImageNet, as data.root of a config; its validation images are used"
+    )
     parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)
     if args.weights != bool(args.imagenet):
@@ -27,7 +32,7 @@ def run(argv: list) -> None:
     runtime.use_threads(0)
     from gcp.experiment import (
         measure,
-        released,  # import MXNet, which reads the number of threads as it loads
+        released,  # imports MXNet, which reads the number of threads as it loads
     )
     from gcp.report import tables
 

@@ -1,4 +1,4 @@
-"""What pruning without training is worth: trains small networks, cuts them in many ways, and writes tables of it."""
+"""Measure pruning without training: train small networks, cut them in many ways, and write tables of the results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ TARGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 
 
 def run(argv: list[str]) -> None:
-    """Parse, measure what is missing, write the tables."""
+    """Parse the arguments, measure what is missing, and write the tables."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument(
-        "configs", nargs="?", default="configs/without_training", help="folder of configurations, or one"
+        "configs", nargs="?", default="configs/without_training", help="a folder of configurations, or a single one"
     )
     parser.add_argument("--seeds", type=command_line.seeds, default=[0, 1, 2], metavar="0,1,2")
-    parser.add_argument("--overlay", action="append", default=[], metavar="FILE", help="laid over every config")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument(
+        "--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over every config"
+    )
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys of every config"
+    )
     args = parser.parse_args(argv)
     loaded = [cfg for _, _, cfg in config.load_all(args.configs, args.set, args.seeds, args.overlay)]
     runtime.use_threads(loaded[0].threads)

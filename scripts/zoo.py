@@ -1,7 +1,7 @@
-"""Cut every network of the zoo at random, and compare channels removed with channels silenced, family by family.
+"""Prune every network of the zoo at random, and compare removing channels with silencing them, family by family.
 
-Per family: networks that can be pruned of all, the share of their channels that can go, and the largest difference
-(of all outputs, over the largest) between the network with 30 % of every group silenced and with them removed.
+Per family: how many networks can be pruned, the mean share of their channels that can be removed, and the largest
+output difference (over the largest output) between silencing and removing a random 30 % of every group.
 """
 
 import sys
@@ -18,14 +18,14 @@ START, END = "<!-- zoo -->", "<!-- end of zoo -->"
 
 
 def run(argv: list) -> None:
-    """Parse, try the networks, print and write the table."""
+    """Parse the arguments, try the networks, print and write the table."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--family", help="one family only, such as resnet; the page is then left as it is")
+    parser.add_argument("--family", help="try only this family, such as resnet; the page is then left unchanged")
     parser.add_argument(
         "--compare", type=int, metavar="N", help="compare the N smallest of each family (default: all; 0: none)"
     )
-    parser.add_argument("--results", type=Path, help="file for what was found; networks in it are not tried again")
-    parser.add_argument("--write", type=Path, help="put the table between the markers of this page")
+    parser.add_argument("--results", type=Path, help="file for the results; networks in it are not tried again")
+    parser.add_argument("--write", type=Path, help="write the table between the markers of this page")
     args = parser.parse_args(argv)
     from gcp.backend import zoo
     from gcp.experiment.zoo import Trial, task, tried

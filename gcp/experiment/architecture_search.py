@@ -1,5 +1,5 @@
-"""What can be asked of an architecture search beside running it: its space, how right its qualities are, what a pattern
-means, and the pattern of another network."""
+"""Tools around an architecture search: describe its space, validate its qualities, explain a pattern, and transfer a
+pattern to another network."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from gcp.search.space import Priced, Space, SpaceOptions
 from gcp.seeds import Stream
 
 COUNTED = {"macs": macs, "params": params, "memory": peak_memory}  # costs that need no file
-DRAWN = 10_000  # random architectures by which it is said what can be reached
+DRAWN = 10_000  # random architectures from which the reachable fraction is estimated
 
 
 def check_method(cfg: Config) -> None:
-    """UserError: the configuration has no space of architectures."""
+    """Raise UserError if the method of the configuration has no space of architectures."""
     if cfg.prune.method != "architecture":
         wrong = f"'{cfg.prune.method}' has no space of architectures; give a configuration of method architecture"
         raise UserError(f"prune.method: {wrong}", "search.method")
@@ -47,20 +47,20 @@ def check_method(cfg: Config) -> None:
 
 @dataclass(frozen=True)
 class Described:
-    """A space: its decisions, how many architectures there are, the range of each cost as parts of the network's own,
-    and which part of random architectures is within all budgets."""
+    """A space: its free and fixed decisions, the number of architectures, the range of each cost in the cost's own
+    units, and the fraction of random architectures that are within all budgets."""
 
     network: str
     decisions: Dict[str, Tuple[Any, ...]]
     fixed: Dict[str, Any]
     n_architectures: int
-    ranges: Dict[str, Tuple[float, float, float]]  # lowest, highest, the network's own in the cost's units
+    ranges: Dict[str, Tuple[float, float, float]]  # the lowest, the highest, and the network's own
     reachable: float
     budgets: Tuple[str, ...]
 
 
 def described(cfg: Config) -> Described:
-    """What a configuration lets be decided. UserError: a budget that nothing meets, with how near the nearest comes."""
+    """Describe the space of a configuration. UserError: no architecture meets all budgets; says how close one comes."""
     check_method(cfg)
     start = open_network(cfg.model.name, cfg.data.input, cfg.data.known_size()[0], seed=cfg.seed)
     budget = budget_of(cfg, start, latency_model(cfg, start))
@@ -98,15 +98,16 @@ def _ends(space: Space, cost: Priced) -> Tuple[float, float]:
     return lowest, -Solver(numbers, turned.cost()).lowest
 
 
-# ---- how right qualities are -----------------------------------------------------------------------------------------
+# ---- validating qualities --------------------------------------------------------------------------------------------
 
 
 def validate(
     cfg: Config, n: int, part: float, qualities: Sequence[str], tolerance: float, progress: Callable[[int, int], None]
 ) -> pd.DataFrame:
-    """Random architectures of one part of the MACs, each trained as candidates are, and what every quality says.
+    """Train `n` random architectures of about equal MACs, as candidates are trained, and score them by `qualities`.
 
-    A row per network; each is trained once and read back by the next call.
+    The MACs are the fraction `part` of the network's, up to a relative `tolerance`. Returns a row per architecture:
+    validation top-1 (a fraction) and loss, costs, seconds, and the scores. Each is trained once and read back later.
     """
     check_method(cfg)
     data = load_data(cfg.data, cfg.seed)
@@ -133,16 +134,16 @@ def validate(
 
 @dataclass(frozen=True)
 class Explained:
-    """A pattern: what it decides, and for each decision what costs would be without it, as parts of the pattern's."""
+    """A pattern, its costs, and for each of its decisions the costs without it, as fractions of the pattern's."""
 
     pattern: Pattern
     space: Space
-    costs: Dict[str, Tuple[float, float]]  # of the network itself, and of the pattern
-    rows: List[Dict[str, Any]]  # decision, own, value, and per cost: that without this decision, over the pattern's
+    costs: Dict[str, Tuple[float, float]]  # of the original network, and of the pattern
+    rows: List[Dict[str, Any]]  # decision, own, value; per cost, the cost without the decision over the pattern's
 
 
 def explained(path: Path, model: Optional[Path] = None) -> Explained:
-    """What a pattern file means. UserError: it names what its network does not have; a model of another network."""
+    """Explain a pattern file. UserError: it names what its network does not have, or `model` is of another network."""
     pattern = patterns.read(path)
     net = open_network(pattern.network, pattern.input, pattern.classes, seed=0)
     space = Space(net, SpaceOptions())
@@ -167,7 +168,8 @@ def explained(path: Path, model: Optional[Path] = None) -> Explained:
 def transfer(
     path: Path, network: str, shape: Optional[Sequence[int]], classes: Optional[int], round_to: int
 ) -> Pattern:
-    """A pattern for another network, input size or data set: blocks as they are, widths as parts of the groups' own."""
+    """Transfer a pattern to another network, input size or number of classes: blocks are kept as they are, and widths
+    as fractions of each group's own. UserError: the other network has none of the layers that the pattern names."""
     pattern = patterns.read(path)
     net = open_network(pattern.network, pattern.input, pattern.classes, seed=0)
     other = open_network(network, shape or pattern.input, classes or pattern.classes, seed=0)

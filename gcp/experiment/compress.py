@@ -1,6 +1,6 @@
-"""One network made smaller, for whoever wants the network and not an experiment: one experiment with defaults.
+"""Compress one network, for users who want the network rather than an experiment: a single experiment with defaults.
 
-The experiment's folder lies beside the result, so that a run that was killed resumes like any other.
+The experiment's folder lies beside the result, so that a killed run can be resumed like any other.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from gcp.methods.base import METHODS, Problem
 from gcp.options import explained
 from gcp.train.tasks import TASKS
 
-DENSE_EPOCHS = 5  # of the dense network: what training takes by default, in its time
+DENSE_EPOCHS = 5  # of the dense network: by default, training takes as long as these
 MOST_EPOCHS = 50
-PRUNING_EPOCHS = 1.0  # of the epochs, what GCP's iterations get; all the others are fine-tuning
-FITTED_IMAGES = 512  # for statistics, and without training for weights
-# By accuracies on validation images of ResNet-18 and MobileNet 0.5 on Fashion-MNIST, at 70 to 10 % of the MACs.
+PRUNING_EPOCHS = 1.0  # at most so many of the epochs go into GCP's iterations; the rest are fine-tuning
+FITTED_IMAGES = 512  # for recomputing statistics or, without training, for fitting weights
+# Chosen by the validation accuracy of ResNet-18 and MobileNet 0.5 on Fashion-MNIST, at 70 to 10 % of the MACs.
 ONE_SHOT = {"criterion": "taylor", "allocation": "uniform"}
-SAMPLED_NETWORKS = 100  # for a latency model
+SAMPLED_NETWORKS = 100  # timed to fit a latency model
 
 Bar = Callable[[str], ContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is wanted: a network and data in, `target` of a cost to keep, and the prefix of what comes out.
+    """A compression job: the network and the data, the fraction `target` of a cost to keep, and the output prefix.
 
-    `data` names a data set and its options; `epochs` is None for the default, 0 for no training at all;
-    `round_to` None for 8, or what a latency model found; `timed_batch` images at a time are what latencies are of.
-    `bar(name)` shows the progress of timing networks.
+    `data` names a data set and its options. `epochs` is None for the default, 0 for no training at all. `round_to` is
+    None for 8 or, where the cost is latency, for the granularity that the latency model found. Latencies are those of
+    batches of `timed_batch` images. `bar(name)` shows progress while networks are timed.
     """
 
     network: str
@@ -67,20 +67,21 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Of the experiment."""
+        """The folder of the experiment."""
         return Path(f"{self.out}-run")
 
     @property
     def n_epochs(self) -> int:
-        """An epoch of the smaller network takes about `target` of the dense one's time, so there are more."""
+        """The number of epochs, by default as many as take the time of `DENSE_EPOCHS` dense ones, up to `MOST_EPOCHS`:
+        an epoch of the smaller network takes about `target` of a dense one's time."""
         return min(MOST_EPOCHS, round(DENSE_EPOCHS / self.target)) if self.epochs is None else self.epochs
 
 
 def compress(job: Job) -> Finished:
     """Prune, train, evaluate and time; writes `<out>.onnx` and the saved network `<out>-symbol.json`, `-0000.params`.
 
-    UserError: the network or the data are not there or do not fit, or the target cannot be reached. What is finished
-    is not computed again.
+    Finished steps are not computed again. UserError: the network or the data are missing or do not match, or the target
+    cannot be reached.
     """
     cfg = configuration(job, _latency_model(job) if job.cost == "latency" else None)
     try:
@@ -88,7 +89,7 @@ def compress(job: Job) -> Finished:
     except UserError as error:
         if "prune.target" not in str(error):
             raise
-        # The words of a configuration, which whoever runs a script has not seen.
+        # The message names keys of a configuration, which users of the script have not seen.
         words = str(error).replace("prune.target", "--target").replace("prune.round_to", "--round-to")
         raise UserError(words, error.key) from error
     n_classes = cfg.data.known_size()[0]
@@ -105,7 +106,7 @@ def compress(job: Job) -> Finished:
 
 
 def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
-    """The job as an experiment. UserError: a value is out of its range."""
+    """The job as an experiment. UserError: a value is out of range, or the numbers of classes differ."""
     with_weights(job.network, job.pretrained)
     n_outputs = open_network(job.network, job.data.input, pretrained=job.pretrained).n_classes
     n_classes = job.data.known_size()[0]
@@ -120,7 +121,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
         "target": job.target,
         "gcp": {"regularise_epochs": per_phase or 1.0, "recover_epochs": per_phase},
         "one_shot": ONE_SHOT,
-        # Weights that say what they said before go with the statistics of all training images, which they had before.
+        # Fitted weights reproduce their previous outputs, so the statistics of all training images remain right.
         "statistics_images": FITTED_IMAGES if job.n_epochs else 0,
         "reconstruction_images": 0 if job.n_epochs else FITTED_IMAGES,
         **({} if latency_model is None else {"latency_model": str(latency_model), "round_to": "auto"}),
@@ -148,7 +149,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
 
 
 def _latency_model(job: Job) -> Path:
-    """A model of the network's latency for a batch on this machine, from networks of random widths that are timed."""
+    """The file of a latency model for this machine and batch; if missing, fitted to timed networks of random widths."""
     net = open_network(job.network, job.data.input, job.data.known_size()[0], job.pretrained)
     samples, model = (job.folder / f"latency-batch{job.timed_batch}{ending}" for ending in (".jsonl", ".json"))
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -167,10 +168,11 @@ def _latency_model(job: Job) -> Path:
 
 
 def explore(job: Job, targets: Sequence[float]) -> Iterator[Dict[str, Any]]:
-    """What the network is worth at each target without any training: a row for itself, then one for each target.
+    """Accuracy and costs at each target without any training: yields a row for the network itself, then one per target.
 
-    With statistics recomputed (`top1_statistics`), or weights by least squares (`top1_fitted`); both on the
-    validation images, since a target is chosen by them. A target that cannot be reached ends it.
+    `top1_statistics` is the accuracy with recomputed statistics, `top1_fitted` with weights fitted by least squares.
+    Both are fractions of the validation images, since they serve to choose a target. Ends at the first target that
+    cannot be reached.
     """
     cfg = configuration(replace(job, epochs=0, target=1.0), _latency_model(job) if job.cost == "latency" else None)
     data = load_data(cfg.data, cfg.seed)

@@ -1,7 +1,7 @@
 """Experiment configurations: a YAML file in, a frozen, fully checked `Config` out.
 
 A file may build on another (`base: other.yaml`), and the command line may set single keys (`--set a.b=c`).
-Whatever is wrong with them ends in one `UserError` line: the place, the key, the value, what would be right.
+Any mistake in them is reported as one `UserError` line: the place, the key, the value, and what would be valid.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from gcp.search.options import Range, Search
 from gcp.storage import parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
 
-SCHEMA = 2  # of fingerprints: raised when a default or the meaning of a key changes
+SCHEMA = 2  # version of the fingerprints: incremented when a default or the meaning of a key changes
 
 
 def _names(registry: Registry) -> Any:
@@ -61,26 +61,26 @@ Costs = _names(COSTS)
 
 
 class Model(Options):
-    """Which network to start from."""
+    """The network to start from."""
 
     FILES: ClassVar[Set[str]] = {"name"}
 
     name: str = Field(
         min_length=1,
-        description="a GluonCV name, the path of an ONNX file, or the path prefix of a saved network; after a GluonCV "
-        "name may come a part of its width, as in `resnet18_v1b@0.5`",
+        description="a GluonCV name, the path of an ONNX file, or the path prefix of a saved network; a GluonCV name "
+        "may be followed by a fraction of its width, as in `resnet18_v1b@0.5`",
     )
     pretrained: bool = Field(False, description="true: start from GluonCV's published weights")
     weights: Optional[str] = Field(
         None,
         min_length=1,
-        description="with pretrained: the file of GluonCV's published weights, where there is no network to fetch it",
+        description="with pretrained: the file of GluonCV's published weights, for machines that cannot download it",
     )
     new_head: bool = Field(
-        False, description="true: a saved network gets a new output layer, of as many classes as the data have"
+        False, description="true: give a saved network a new output layer with as many classes as the data have"
     )
 
-    # Where the file lies decides nothing: its hash has to be the published one.
+    # Where the file lies does not affect results: its hash has to be the published one.
     UNCOUNTED: ClassVar[Set[str]] = {"weights"}
 
     @property
@@ -90,12 +90,12 @@ class Model(Options):
         return is_path or os.path.isfile(self.name + "-symbol.json")
 
     def is_file(self, key: str) -> bool:
-        """A GluonCV name is no file."""
+        """Whether `name` is a file: a GluonCV name is not."""
         return self.is_saved
 
     @property
     def is_pattern(self) -> bool:
-        """Whether `name` is a pattern that no saved network fits yet."""
+        """Whether `name` is a pattern that no saved network matches yet."""
         return self.is_saved and ("*" in self.name or "{seed}" in self.name)
 
     def mistakes(self) -> Iterator[str]:
@@ -113,48 +113,54 @@ class Model(Options):
             yield f"new_head: true goes with a saved network, but {named}; set model.new_head to false"
 
 
-TARGETS = ("target", "target_ms", "target_images_per_second")  # ways to say the same thing
+TARGETS = ("target", "target_ms", "target_images_per_second")  # alternative ways to give the target
 
 
 class _Prune(Options):
-    """Which channels go, and how. Every method's own options are in a section of its name; one's are those in use."""
+    """Which channels are removed, and how. Every method has a section of options; only the chosen method's are used."""
 
     method: _names(METHODS) = Field("none", description="the pruning method")
-    objective: Costs = Field("macs", description="the cost that a channel is weighed against, and the target is about")
-    budget: Optional[Costs] = Field(None, description="the cost that the target is about, if not the objective")
+    objective: Costs = Field(
+        "macs", description="the cost that a channel's importance is weighed against, and that the target applies to"
+    )
+    budget: Optional[Costs] = Field(None, description="the cost that the target applies to, if not the objective")
     target: float = Field(1.0, gt=0, le=1, description="the fraction of the cost to keep, in (0, 1]")
     target_ms: Optional[float] = Field(
-        None, gt=0, le=1e6, description="in place of target, for latency: milliseconds for a batch"
+        None, gt=0, le=1e6, description="instead of target, for latency: milliseconds per batch"
     )
     target_images_per_second: Optional[float] = Field(
-        None, gt=0, le=1e9, description="in place of target, for latency: throughput"
+        None, gt=0, le=1e9, description="instead of target, for latency: throughput in images per second"
     )
-    latency_model: Optional[str] = Field(None, min_length=1, description="a model that `scripts/latency.py fit` wrote")
-    device: Optional[str] = Field(None, min_length=1, description="the YAML file of a device that need not exist yet")
+    latency_model: Optional[str] = Field(
+        None, min_length=1, description="the file of a latency model, written by `scripts/latency.py fit`"
+    )
+    device: Optional[str] = Field(
+        None, min_length=1, description="a YAML file that describes a device, which need not exist yet"
+    )
     round_to: Optional[int] = Field(
         8,
         ge=1,
         le=65536,
-        description="every final width is a multiple of this, 1 or more; auto: the model's granularity",
+        description="every final width is a multiple of this, 1 or more; auto: the latency model's granularity",
     )
     statistics_images: int = Field(
         512,
         ge=0,
         le=10**9,
-        description="training images that batch norm's running statistics are recomputed from after every cut, in "
-        "whole batches; 0: they stay those of before the cut",
+        description="training images from which batch norm's running statistics are recomputed after every cut, in "
+        "whole batches; 0: the statistics from before the cut are kept",
     )
     reconstruction_images: int = Field(
         0,
         ge=0,
         le=10**6,
-        description="training images that the weights of every layer are fitted to by least squares after a cut, in "
-        "whole batches; 0: they stay as they are",
+        description="training images on which every layer's weights are fitted by least squares to its previous "
+        "outputs after a cut, in whole batches; 0: the weights are left as they are",
     )
     moved: Literal["mean", "silenced"] = Field(
         "mean",
-        description="what moves on from a dropped channel into what reads it: the mean of its output, taken as "
-        "normal behind its batch norm, or what it puts out once its scale is zero",
+        description="the constant that replaces a removed channel in the layers that read it; mean: the mean of its "
+        "output, assumed to be normally distributed after its batch norm; silenced: its output once its scale is zero",
     )
 
     FILES: ClassVar[Set[str]] = {"latency_model", "device"}
@@ -166,12 +172,12 @@ class _Prune(Options):
 
     @property
     def counted(self) -> str:
-        """The cost that the target is about."""
+        """The cost that the target applies to."""
         return self.budget or self.objective
 
     @property
     def is_timed(self) -> bool:
-        """Whether the target is about a cost that a clock tells."""
+        """Whether the target applies to a cost that is measured with a clock."""
         return getattr(COSTS[self.counted], "is_timed", False)
 
     @property
@@ -207,49 +213,52 @@ Prune = create_model(
     __base__=_Prune,
     **{name: (kind, Field(default=kind(), description=f"options of {name}")) for name, kind in METHODS.options.items()},
 )
+Prune.__doc__ = _Prune.__doc__  # the class that `create_model` makes has none
 
 
 class Throughput(Options):
     """How inference speed is measured."""
 
-    batch: int = Field(64, ge=1, le=65536, description="images in a batch")
-    repeats: int = Field(20, ge=1, le=10**5, description="timed batches, of which the median counts")
+    batch: int = Field(64, ge=1, le=65536, description="images per batch")
+    repeats: int = Field(20, ge=1, le=10**5, description="minimum number of timed batches; the median is reported")
 
 
 class Paper(Options):
-    """Which row of the paper's tables an experiment stands in. It decides no number and is in no fingerprint."""
+    """The row of the paper's tables that an experiment belongs to. It affects neither results nor fingerprints."""
 
     table: Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]] = Field(
         None, description="one of the paper's tables 1 to 6, or its Figure 1"
     )
     level: int = Field(
-        0, ge=0, le=100, description="the table's block of rows, 1 for the lightest cut; 0: what others compare with"
+        0, ge=0, le=100, description="the table's block of rows, 1 for the lightest pruning; 0: rows to compare with"
     )
-    chosen: bool = Field(False, description="true: the level's target is not published; we chose it")
+    chosen: bool = Field(False, description="true: this level's target was not published but chosen for this project")
     starts_from: Optional[str] = Field(
-        None, min_length=1, description="the configuration whose final network model.name is"
+        None, min_length=1, description="the configuration whose final network model.name refers to"
     )
 
 
 class Config(Options):
-    """One experiment: everything that decides its numbers, and where they go."""
+    """One experiment: everything that determines its results, and where they are written."""
 
     UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper", "throughput"}
 
-    name: str = Field(description="letters, digits and . _ + - only: it names the run's folder")
+    name: str = Field(description="part of the run folder's name: letters, digits and . _ + - only")
     scale: Literal["paper", "reduced", "smoke"] = Field(
-        description="how near the experiment is to the paper's: paper, reduced or smoke"
+        description="how close the experiment is to the paper's: paper, reduced or smoke"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="0 or more")
-    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: one per physical core")
+    seed: int = Field(0, ge=0, lt=2**31, description="the random seed, 0 or more")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one per physical core")
     workers: Optional[int] = Field(
-        None, ge=1, le=1024, description="processes that share every batch; by default one for each of gpus"
+        None, ge=1, le=1024, description="processes that share each batch; by default one per GPU of gpus, else one"
     )
     gpus: Tuple[Annotated[int, Field(ge=0, le=1023)], ...] = Field(
-        (), description="a list of GPU numbers, such as [0, 1]; empty: the first if there is one, else the CPU"
+        (), description="a list of GPU numbers, such as [0, 1]; empty: the first GPU if there is one, else the CPU"
     )
-    output: str = Field("results/runs", min_length=1, description="the folder in which run folders are made")
-    tensorboard: bool = Field(False, description="true: training's curves also as TensorBoard events, beside log.jsonl")
+    output: str = Field("results/runs", min_length=1, description="the folder in which run folders are created")
+    tensorboard: bool = Field(
+        False, description="true: also write training curves as TensorBoard events, beside log.jsonl"
+    )
     model: Model = Field(description="at least model.name")
     data: SerializeAsAny[Data] = Field(description="at least data.name")
     train: Train = Field(description="at least train.epochs")
@@ -270,7 +279,7 @@ class Config(Options):
 
     @property
     def n_workers(self) -> int:
-        """The number of processes that share every batch: it decides what batch norm sees."""
+        """The number of processes that share each batch. Batch norm normalises each process's part separately."""
         return self.workers or max(1, len(self.gpus))
 
     def mistakes(self) -> Iterator[str]:
@@ -289,7 +298,7 @@ class Config(Options):
         yield from self._search_mistakes()
 
     def _search_mistakes(self) -> Iterator[str]:
-        """What is wrong with parameters of the search, given all that they are about."""
+        """Mistakes in the search's parameters, given the sections that they refer to."""
         known, method, scope = self.searchable(), self.prune.method, self.search.scope
         lams = getattr(self.prune.options, "lam", None)
         if self.search.per_iteration and isinstance(lams, tuple) and len(lams) > 1:
@@ -319,9 +328,10 @@ class Config(Options):
                         yield f"{place}: {shown(value)} does not fit: {explained(error)}"
 
     def searchable(self) -> Dict[str, Optional[type]]:
-        """The keys that trials can choose, and the kind of number that each holds, if it does.
+        """The keys whose values trials can choose, with int or float for a key that holds numbers, else None.
 
-        All trials start from one dense network and are compared at one budget, so neither's keys are among them.
+        All trials start from the same dense network and are compared at the same budget, so the keys of these two are
+        not included.
         """
         own, section = type(self.prune.options).model_fields, f"prune.{self.prune.method}."
         if self.search.scope == "iteration":
@@ -334,7 +344,7 @@ class Config(Options):
         return {name: _number(field.annotation) for name, field in keys.items()}
 
     def search_space(self) -> Dict[str, Range]:
-        """What the search's parameters are tried from; a range of a key that holds any number has no whole ends."""
+        """The range or choices that each parameter of the search is drawn from; ranges of float keys get float ends."""
         known, space = self.searchable(), dict(self.search.parameters)
         for name, tried in space.items():
             if tried.is_range and known[name] is float:
@@ -342,12 +352,12 @@ class Config(Options):
         return space
 
     def values(self, names: Iterable[str]) -> Dict[str, Any]:
-        """The values at dotted keys; of a list that a trial gives a single value for, the first."""
+        """The values at dotted keys; for a list, which a trial sets to a single value, the first item."""
         found = {name: operator.attrgetter(name)(self) for name in names}
         return {name: value[0] if isinstance(value, tuple) and value else value for name, value in found.items()}
 
     def with_values(self, values: Dict[str, Any]) -> Config:
-        """The configuration with a trial's values. ValidationError: they do not fit."""
+        """The configuration with a trial's values, by dotted key. ValidationError: a value is not valid."""
         parts: Dict[str, Dict[str, Any]] = {"prune": {}, "finetune": {}}
         for name, value in values.items():
             section, _, key = name.partition(".")
@@ -355,10 +365,10 @@ class Config(Options):
         return self.model_copy(update={key: changed(getattr(self, key), of) for key, of in parts.items() if of})
 
     def fingerprint(self) -> str:
-        """12 hex digits that change with everything that decides a number.
+        """12 hex digits that change with everything that determines results.
 
-        That is: every key that is not at its default, but for names, places and other methods' options, and the
-        contents of the files that the configuration names. UserError: one of these is not there.
+        They cover every key that is not at its default, except names, locations and the options of other methods, and
+        the contents of the files that the configuration names. UserError: one of these files is missing.
         """
         others = {name: True for name in METHODS if name != self.prune.method}
         unused = {} if self.search.trials else {"search": True}
@@ -367,7 +377,7 @@ class Config(Options):
     def dense_fingerprint(self, contents: bool = True) -> str:
         """12 hex digits that two experiments share when they start from the same trained dense network.
 
-        Without `contents`, files that are not there yet count by their names.
+        Without `contents`, files are represented by their names, since they may not exist yet.
         """
         apart = {"name", "output", "prune", "finetune", "search", "throughput"}
         return self._hash(dict.fromkeys(apart, True), contents)
@@ -380,7 +390,7 @@ class Config(Options):
 
 
 def _number(annotation: Any) -> Optional[type]:
-    """The kind of number that a key of this type holds, be it in a list or beside nothing; None: it holds none."""
+    """The type of number, int or float, that a key of this type holds, also in a list or an Optional; None: neither."""
     if annotation in (int, float):
         return annotation
     of = {_number(part) for part in get_args(annotation)} - {None}
@@ -388,7 +398,7 @@ def _number(annotation: Any) -> Optional[type]:
 
 
 def _counted(section: Options, values: Dict[str, Any], contents: bool, place: str = "") -> Dict[str, Any]:
-    """A dumped section without the keys that decide no number, and with the contents of files in place of names."""
+    """A dumped section without the keys that affect no result, and with hashes of files' contents instead of names."""
     found = {}
     for key, value in values.items():
         own = getattr(section, key)
@@ -407,15 +417,15 @@ def _counted(section: Options, values: Dict[str, Any], contents: bool, place: st
 
 
 def load(path: str | os.PathLike, overrides: Sequence[str] = (), overlays: Sequence[str | os.PathLike] = ()) -> Config:
-    """Read a configuration file, its chain of `base:` files under it, overlays and `a.b=c` overrides over it.
+    """Read a configuration file on top of its chain of `base:` files, and apply overlays and `a.b=c` overrides to it.
 
-    An overlay is a file of the same form. Its section `moved` names folders and what stands in for each: paths of the
-    configuration that begin with the one begin with the other instead.
+    An overlay is a file of the same form. Its section `moved` maps folders to replacements: a path in the configuration
+    that begins with such a folder begins with the replacement instead.
 
-    `name` defaults to the file's stem, and an overlay's `suffix` is added to it. A relative `base` starts from the file
-    that says it; `data.root`, `model.name` and `output` from the working directory. `{seed}` and `*` in `model.name`
-    (a finished run's folder ends in its seed and fingerprint) are filled in, if there is such a run. UserError:
-    whatever is wrong with them.
+    `name` defaults to the file's stem, and an overlay's `suffix` is appended to it. A relative `base` is relative to
+    the file that contains it; `data.root`, `model.name` and `output` are relative to the working directory. `{seed}`
+    and `*` in `model.name` (a finished run's folder ends in its seed and fingerprint) are filled in if such a run
+    exists. UserError: any mistake in the files or overrides.
     """
     path = Path(path)
     layers, named = [("defaults", {"name": path.stem}), *_read_chain(path, ())], []
@@ -432,12 +442,15 @@ def load(path: str | os.PathLike, overrides: Sequence[str] = (), overlays: Seque
     try:
         return _with_start(Config.model_validate(values))
     except ValidationError as error:
-        # A misspelt key comes with the report that the right one is missing: the misspelling explains both.
+        # A misspelt required key is also reported as missing: the misspelling explains both.
         raise _explained(min(error.errors(), key=lambda e: e["type"] == "missing"), layers, str(path)) from None
 
 
 def _with_start(cfg: Config) -> Config:
-    """The configuration with the one saved network that a pattern in `model.name` means; as it is, if none is there."""
+    """The configuration with a pattern in `model.name` replaced by the saved network that matches it, if there is one.
+
+    UserError: several saved networks match.
+    """
     if not cfg.model.is_pattern:
         return cfg
     found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
@@ -457,10 +470,11 @@ def load_all(
     seeds: Optional[Sequence[int]] = None,
     overlays: Sequence[str | os.PathLike] = (),
 ) -> list[tuple[Path, list[str], Config]]:
-    """Every experiment of a file or folder, at every seed (default: its own): file, overrides, configuration.
+    """Every experiment of a file or folder at every seed (default: its own), as (file, overrides, configuration).
 
-    In a folder, files whose names start with `_` are bases for others and no experiments. Seeds vary slowest,
-    so that a killed reproduction has whole seeds. UserError: no such path, none in it, a faulty one.
+    In a folder, files whose names start with `_` are bases for others, not experiments. Seeds vary slowest, so that an
+    interrupted reproduction has finished whole seeds. UserError: there is no such path, it holds no configuration, or
+    one is invalid.
     """
     path = Path(path)
     if not path.exists():
@@ -473,7 +487,7 @@ def load_all(
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
-    """The file at `path` as a layer, preceded by those of its bases; `above` are the files that led here."""
+    """The layer of the file at `path`, preceded by those of its bases; `above` are the files that led here."""
     here = Path(os.path.realpath(path))
     if here in above:
         circle = " -> ".join(p.name for p in (*above, here))
@@ -494,7 +508,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
 
 
 def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
-    """An overlay's moved folders, what it adds to names, and its layers without them."""
+    """An overlay's moved folders, the suffix that it appends to names, and its layers without these two."""
     layers = _read_chain(path, ())
     moved, suffix = {}, ""
     for source, layer in layers:
@@ -510,7 +524,7 @@ def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
 
 
 def _moved(value: Any, folders: Dict[str, str]) -> Any:
-    """`value` with the paths in it that begin with one of the folders moved to what stands in for it."""
+    """`value` with every path in it that begins with one of the folders moved to that folder's replacement."""
     if isinstance(value, dict):
         return {key: _moved(item, folders) for key, item in value.items()}
     for old, new in folders.items() if isinstance(value, str) else ():
@@ -539,7 +553,7 @@ def _said(override: str) -> str:
 
 
 def _merged(under: Any, over: Any) -> Any:
-    """`over` laid on `under`: sections merge key by key, else `over` counts; one kind of target replaces another."""
+    """`under` updated by `over`: sections merge key by key, other values are replaced, as is another kind of target."""
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
     replaced = set(TARGETS) if any(over.get(key) is not None for key in TARGETS) else set()
@@ -569,7 +583,7 @@ def _explained(error: Any, layers: list[_Layer], path: str) -> UserError:
 
 
 def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) -> str:
-    """Where the value at `keys` was written last; an item of a list counts as written with the list."""
+    """The source that last set the value at `keys`; an item of a list counts as set with the whole list."""
     named = [key for key in keys if isinstance(key, str)]
     for source, layer in reversed(layers if named else ()):
         with contextlib.suppress(KeyError, TypeError):  # not in this layer
@@ -579,10 +593,10 @@ def _source(layers: list[_Layer], keys: tuple[Union[str, int], ...], path: str) 
 
 
 def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
-    """The known fields of the section at `keys`; none where there is no such section."""
+    """The known fields of the section at `keys`; empty if there is no such section."""
     section: Any = Config
     for key in keys:
-        if get_origin(section) is dict:  # of sections, under names that are no keys
+        if get_origin(section) is dict:  # of sections, under names that are not keys
             section = get_args(section)[1]
             continue
         field = section.model_fields.get(key)
@@ -591,7 +605,7 @@ def _fields(keys: tuple[Union[str, int], ...]) -> dict[str, Any]:
             return {}
     if get_origin(section) is dict:
         return {}
-    if section is Data:  # what any of the data sets takes
+    if section is Data:  # the keys that any of the data sets takes
         return {key: field for name in DATASETS for key, field in DATASETS.options[name].model_fields.items()}
     return section.model_fields
 
@@ -603,7 +617,7 @@ def _hint(keys: tuple[Union[str, int], ...]) -> str:
 
 
 def _nearest(keys: tuple[Union[str, int], ...]) -> str:
-    """What may have been meant: a key of the same section, else of another, else all the section's keys."""
+    """A hint at what was meant: a similar key of the same section, else of another, else all keys of the section."""
     prefix, siblings = "".join(f"{key}." for key in keys[:-1]), list(_fields(keys[:-1]))
     own = {name: prefix + name for name in siblings}
     others = {name: f"{key}.{name}" for key in reversed(Config.model_fields) for name in _fields((key,))}

@@ -1,6 +1,6 @@
-"""What experiments will take, without their data: targets and whether they can be reached, costs, images, time here.
+"""Forecast what experiments take, without their data: targets and whether they can be reached, costs, images, time.
 
-Configurations in; a row each, and a Markdown table, out. Nothing is trained but a few steps on random images, to see
+Takes configurations and returns a row for each. Nothing is trained except for a few steps on random images, to measure
 how fast this machine is.
 """
 
@@ -29,16 +29,17 @@ from gcp.methods.uniform import uniform_widths
 from gcp.train.distributed import device
 from gcp.train.steps import random_step
 
-# Pixels of a timed batch at most: 8 images of 224 px on a CPU, 64 on a GPU. A batch of a few small images would time
-# what every step costs whatever it computes: MobileNetV2 takes images of 32 px less than half as fast by 8 as by 128.
+# Maximum pixels of a timed batch: 8 images of 224 px on a CPU, 64 on a GPU. A batch of a few small images would mostly
+# time a step's fixed overhead: MobileNetV2 processes 32 px images less than half as fast in batches of 8 as of 128.
 BENCHMARK_PIXELS = {"cpu": 8 * 224**2, "gpu": 64 * 224**2}
 N_STEPS = 3
 
-Speed = Callable[[Network, int], float]  # a network and its configured batch -> images per second of a training step
+Speed = Callable[[Network, int], float]  # network, configured batch -> images per second of a training step
 
 
 class Row(NamedTuple):
-    """One experiment. Costs are those of the uniform network at the target (of the network itself, if none is cut)."""
+    """One experiment. Costs are those of the uniformly pruned network at the target or, if nothing is pruned, of the
+    network itself."""
 
     name: str
     seed: int
@@ -47,14 +48,14 @@ class Row(NamedTuple):
     chosen: bool
     objective: str
     target: Optional[float]  # None: nothing is pruned
-    lowest: Optional[float]  # what the cost can be brought down to, as a fraction
+    lowest: Optional[float]  # the lowest cost that can be reached, as a fraction
     params: int
     macs: int
-    images_dense: int  # 0 where the network is pretrained, or an experiment before this one trains it
+    images_dense: int  # 0 if the network is pretrained, or trained by an earlier experiment
     images_prune: int
     images_finetune: int
     seconds: Optional[float]
-    stand_in: bool  # the network to start from is not there yet: uniform widths stand in for its own
+    stand_in: bool  # the network to start from does not exist yet: uniform widths stand in for its own
 
     @property
     def is_reachable(self) -> bool:
@@ -63,14 +64,14 @@ class Row(NamedTuple):
 
     @property
     def images(self) -> int:
-        """Images to train on, in all."""
+        """The total number of images of all phases."""
         return self.images_dense + self.images_prune + self.images_finetune
 
 
 def sizes(cfg: Config) -> Tuple[int, int]:
-    """(classes, training images) of the configured data set: counted where it is there, else known.
+    """(classes, training images without validation) of the configured data set: counted if present, else as known.
 
-    UserError: it is neither there nor known.
+    UserError: the data set is missing and its size is not known.
     """
     n_classes, n = cfg.data.known_size()
     n = min(n, cfg.data.n_train or n)
@@ -78,10 +79,10 @@ def sizes(cfg: Config) -> Tuple[int, int]:
 
 
 def start_network(cfg: Config, n_classes: int, overlays: Sequence[str] = ()) -> Tuple[Network, Widths, bool]:
-    """The network that pruning starts from, without its weights; its widths; whether they stand in for others.
+    """The network that pruning starts from, whose weights do not matter; its widths; whether these are a stand-in.
 
-    A saved network that is not there yet has the shape of the configuration that makes it (`paper.starts_from`, under
-    the same `overlays`), pruned uniformly. UserError: there is no such network, or no saying what it will look like.
+    A saved network that does not exist yet has the shape of the configuration that makes it (`paper.starts_from`, with
+    the same `overlays`), pruned uniformly. UserError: there is no such network, or no configuration that makes it.
     """
     model = cfg.model
     if not model.is_saved or (not model.is_pattern and is_saved(model.name)):
@@ -98,25 +99,25 @@ def start_network(cfg: Config, n_classes: int, overlays: Sequence[str] = ()) -> 
     return _opened(whole.name, cfg.data.input, n_classes), widths, True
 
 
-_opened = lru_cache(maxsize=8)(open_network)  # GluonCV networks without their weights: the rows of a table share one
+_opened = lru_cache(maxsize=8)(open_network)  # GluonCV networks without weights, shared by the rows of a table
 
 
 def budget_of(cfg: Config, net: Network) -> Budget:
-    """The configured budget. A latency model is read as it is: on another machine the estimate is the same."""
+    """The configured budget. A latency model is not checked against this machine: estimates are the same on any."""
     return plan.budget_of(cfg, net, latency.load(Path(cfg.prune.latency_model)) if cfg.prune.latency_model else None)
 
 
 def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequence[str] = ()) -> List[Row]:
-    """A row for each configuration; with a `speed`, how long it will take. UserError: a network or data are unknown.
+    """A row for each configuration, with the seconds that it takes if `speed` is given.
 
-    `overlays`: what the configurations were loaded with.
+    `overlays` are those that the configurations were loaded with. UserError: a network or data set is unknown.
     """
     rows, trained = [], set()
     for cfg in cfgs:
         n_classes, n_train = sizes(cfg)
         net, widths, stand_in = start_network(cfg, n_classes, overlays)
         budget, is_cut, batch = budget_of(cfg, net), cfg.prune.options.PRUNES, cfg.data.batch
-        # The smallest widths there are, where the target cannot be reached.
+        # If the target cannot be reached, these are the smallest possible widths.
         small = uniform_widths(net.widths, budget) if is_cut and budget.target < 1 else widths
         per_epoch, pruning = -(-n_train // batch) * batch, plan.images_to_prune(cfg, n_train)
         dense = (cfg.output, cfg.dense_fingerprint(contents=False))
@@ -133,7 +134,7 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequen
         seconds = None
         if speed is not None:
             whole, after = (speed(resized(net, w), batch) if sum(images) else 1.0 for w in (widths, small))
-            # While it is pruned it is as fast as the mean of what it was and what it becomes, nearly.
+            # While it is pruned, an image takes about the mean of the times before and after.
             seconds = images[0] / whole + images[1] * (1 / whole + 1 / after) / 2 + images[2] / after
         place = cfg.name, cfg.seed, cfg.paper.table, cfg.paper.level, cfg.paper.chosen, cfg.prune.counted
         targets = (budget.target, budget.lowest(widths)) if is_cut else (None, None)
@@ -143,7 +144,7 @@ def forecast(cfgs: List[Config], speed: Optional[Speed] = None, overlays: Sequen
 
 
 class Stopwatch:
-    """Images per second of training steps on this machine, each network timed once. `measured` says how."""
+    """Measures images per second of training steps on this machine, once per network. `measured` describes how."""
 
     def __init__(self, show: Callable[[str], None] = lambda text: None) -> None:
         self._seen: Dict[tuple, float] = {}
@@ -152,7 +153,8 @@ class Stopwatch:
         self.batches = set()
 
     def __call__(self, net: Network, batch: int) -> float:
-        """Median of `N_STEPS` steps on all weights, after one, on random images; float32."""
+        """Images per second, by the median time of `N_STEPS` steps after a first one, on all weights and random float32
+        images."""
         _, height, width = net.input_shape
         batch = max(1, min(batch, BENCHMARK_PIXELS[self.device] // (height * width)))
         key = (net.name, net.input_shape, net.n_classes, tuple(net.widths.items()), batch)
@@ -165,14 +167,14 @@ class Stopwatch:
                 step()
                 mx.nd.waitall()
             del step
-            gc.collect()  # a block is full of cycles, and holds its memory
+            gc.collect()  # blocks contain reference cycles, which keep their memory alive
             self._seen[key] = batch / float(np.median(np.diff(ended)[1:]))
             self.batches.add(batch)
         return self._seen[key]
 
     @property
     def measured(self) -> str:
-        """What the speeds stand on."""
+        """How the speeds were measured, in words."""
         batches = " or ".join(map(str, sorted(self.batches)))
         return (
             f"one {self.device.upper()}, float32, batch {batches}, random images: the median of {N_STEPS} steps of "

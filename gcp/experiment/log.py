@@ -1,4 +1,4 @@
-"""A run's log: events as JSON lines, each once, and the curves among them as TensorBoard events beside it."""
+"""A run's log: events as JSON lines, each written once, and training curves as TensorBoard events beside it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gcp.storage import drop_torn_line, now, parse_json, plain, read_text, writi
 
 
 class Log:
-    """A JSON-lines file that events are added to, each once: a run that goes on comes by its old events again.
+    """A JSON-lines file that each event is appended to only once, since a resumed run produces its old events again.
 
-    With `tensorboard` the curves among them are TensorBoard events too, in a folder beside it.
+    With `tensorboard`, training curves are also written as TensorBoard events, in a folder beside the file.
     """
 
-    # What tells an event of this name from another: seconds and images per second differ each time.
+    # The keys that identify an event of this name: seconds and images per second differ each time.
     IDENTITY = {"epoch": ("stage", "epoch"), "stage": ("stage",)}
     CURVES = ("training_loss", "lr", "images_per_second", "validation_top1", "validation_loss")
 
@@ -26,7 +26,7 @@ class Log:
         drop_torn_line(path)
         try:
             events = read_log(path) if path.exists() else []
-        except UserError:  # damaged by somebody: nothing depends on it, it is only added to
+        except UserError:  # a damaged file: nothing depends on its events, new ones are only appended
             events = []
         self._path, self._said = path, {self._key(event) for event in events}
         self._board, self._tensorboard = None, tensorboard
@@ -38,7 +38,7 @@ class Log:
         self.close()
 
     def add(self, event: str, **values: Any) -> None:
-        """Append a line: the event, the time (UTC), the values; "nan" and "inf" as strings. Not if it is there."""
+        """Append a line with the event, the time (UTC) and the values (NaN and inf as strings), unless it is there."""
         said = json.loads(json.dumps(plain({"event": event, **values}, finite=False), allow_nan=False))
         key = self._key(said)
         if key in self._said:
@@ -48,11 +48,11 @@ class Log:
         with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": now(), **said}) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # a checkpoint that comes after it is synced too: no power cut loses only this
+            os.fsync(file.fileno())  # later checkpoints are synced too: a power cut cannot lose this line alone
         self._said.add(key)
 
     def close(self) -> None:
-        """Finish the TensorBoard events."""
+        """Close the file of TensorBoard events."""
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -65,7 +65,7 @@ class Log:
         return json.dumps([event.get("event"), {name: event[name] for name in names}])
 
     def _draw(self, event: dict) -> None:
-        """The event's curves as scalars, on the disk before the line is: TensorBoard bears a point given twice."""
+        """Write the event's curves as scalars, before its line is written: TensorBoard tolerates a repeated point."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -83,7 +83,7 @@ class Log:
 
 
 def check_tensorboard() -> None:
-    """UserError where TensorBoard's package is not installed."""
+    """Raise UserError if the TensorBoard package is not installed."""
     try:
         import tensorboard.summary.writer.event_file_writer  # noqa: F401
     except ImportError as error:
@@ -92,5 +92,5 @@ def check_tensorboard() -> None:
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:
-    """The events of a run's `log.jsonl`, oldest first; a torn last line is left out."""
+    """The events of a run's `log.jsonl`, oldest first; an incomplete last line is left out."""
     return [parse_json(line, Dict[str, Any], str(path)) for line in read_text(path).split("\n")[:-1]]

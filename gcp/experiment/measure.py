@@ -1,4 +1,4 @@
-"""What networks are worth once they are there: accuracy, cost and speed, of finished runs and of saved networks."""
+"""Measure accuracy, cost and speed of networks: those of finished runs, and saved ones."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gcp.train.tasks import TASKS
 
 
 def measure_speed(cfg: Config) -> record.Finished:
-    """Time a finished run's dense and final network, in turns, into `speed.json` beside its record.
+    """Time a finished run's dense and final network alternately, and write `speed.json` beside its record.
 
-    Not measured again where the file says it for the configured batch.
+    Nothing is measured if the file already has a measurement at the configured batch size.
     """
     with record.open_run(cfg) as folder:
         speeds = record.read_speeds(folder.path)
@@ -42,9 +42,9 @@ def measure_speed(cfg: Config) -> record.Finished:
 
 
 def _networks(cfg: Config, folder: record.Run) -> List[Network]:
-    """The dense and the final network of a finished run; none where neither files nor the record say what they are.
+    """The dense and the final network of a finished run; empty if neither files nor the record define them.
 
-    Records travel without their networks. How long these take depends on their widths, which the record has.
+    Records are often kept without their networks. For timing, the widths in the record are enough.
     """
     prefixes = (dense_prefix(cfg), folder.path / FINAL)
     if all(is_saved(str(prefix)) for prefix in prefixes):
@@ -59,10 +59,10 @@ def _networks(cfg: Config, folder: record.Run) -> List[Network]:
 
 
 def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
-    """Time the networks of all finished runs below a folder that have not been timed, one after another.
+    """Time the networks of all finished runs below a folder that have not been timed, one run after another.
 
-    Those of another number of threads than this process has are left out, and so are those that were moved. What cannot
-    be timed here, such as a latency that is another processor's, is named on stderr.
+    Runs with another number of threads than this process has are left out, and so are runs that were moved. Runs that
+    cannot be timed here, such as those with a latency model of another processor, are reported on stderr.
     """
     todo = []
     for run in record.load_records(Path(folder)):
@@ -79,8 +79,9 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
 
 
 def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str, Dict[str, Share]]:
-    """What a latency model says of the widths of finished runs, by fingerprint: shares of the layers whose outputs have
-    so many positions, such as "16x16", from the image to the output. UserError: no run is of the model's network."""
+    """Where the networks of finished runs spend their time, by a latency model: per fingerprint and per output size,
+    such as "16x16", from the image to the output, the `Share` of the layers with outputs of this size, as fractions of
+    the whole original network. UserError: no run is of the model's network."""
     net = open_network(model.network, model.input, model.classes)
     sides = {layer_name(node.name): net.shapes[i][0][2:] for i, node in enumerate(net.nodes) if has_weight(node)}
     places = [(layer, "x".join(map(str, sides[layer.name])) or "1x1") for layer in layers(net)]  # dense: one position
@@ -111,7 +112,7 @@ def _timed(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.S
 
 
 def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.BudgetLatency | None:
-    """The latency kept in the latency model's setup, for a budget that is about latency."""
+    """The fraction of latency kept, in the latency model's setup; None unless the target applies to latency."""
     if not cfg.prune.is_timed:
         return None
     setup = clock.Setup(**dict(latency_model(cfg, nets[0]).setup))
@@ -130,7 +131,7 @@ def evaluate(name: str, data: Data, pretrained: bool = False, batch: int = 64, r
 
 
 def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, Dataset]:
-    """A network with weights and a data set of as many classes. UserError: one is not there, or they do not fit."""
+    """A network with weights and a data set with as many classes. UserError: one is missing, or they do not match."""
     with_weights(name, pretrained)
     images = load_data(data)
     net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
@@ -140,7 +141,7 @@ def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, 
 
 
 def with_weights(name: str, pretrained: bool) -> None:
-    """UserError for a GluonCV name without its published weights: there would be nothing but random numbers in it."""
+    """Raise UserError for a GluonCV name without `pretrained`: its weights would be nothing but random numbers."""
     if not pretrained and not is_saved(name):
         fix = "give the path prefix of one, or a GluonCV name with --pretrained"
         raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); {fix}", "network.absent")
@@ -155,10 +156,10 @@ def quantize(
     batch: int = 64,
     repeats: int = 20,
 ) -> List[dict]:
-    """Write the int8 form of each network; accuracy on the test set and speed of all of them, all timed in turns.
+    """Write the int8 version of each network, and measure test accuracy and speed of all versions, timed alternately.
 
-    Calibrated on `n_images` of the training images. Per network: what stayed in float32, accuracy, speed and bytes of
-    the arrays of both forms, and their speeds over the first network's in float32.
+    Calibration uses `n_images` of the training images. Returns for each network the layers that stay in float32 and,
+    for both versions, accuracy, speed, bytes of the arrays, and the speed relative to the first network in float32.
     """
     rows, blocks = [], []
     for name, prefix in zip(names, prefixes):
@@ -187,7 +188,7 @@ def quantize(
 
 
 def _first(batches: Iterable, n: int) -> Iterator:
-    """The batches' first `n` images."""
+    """The first `n` images of the batches."""
     for x, y, n_valid in batches:
         yield x, y, min(n, n_valid)
         n -= n_valid

@@ -25,14 +25,14 @@ from gcp.train import checkpoints, losses, optimisers
 from gcp.train.distributed import process_group
 from gcp.train.options import Recipe
 
-SHOWN = 10  # skipped images that are named
-# Where widths depend on the clock, and afterwards, a network is timed beside the dense one for about MEASURED_S seconds
-# each, from FEWEST to MOST times, until the mean of the ratios has a standard error of PRECISION, relative, or less.
+SHOWN = 10  # skipped images that are listed
+# To choose widths by measured latency, and for the record, a network is timed alternately with the dense one for about
+# MEASURED_S seconds each, FEWEST to MOST times, until the mean ratio's relative standard error is at most PRECISION.
 MEASURED_S, FEWEST, MOST, PRECISION = 1.0, 3, 12, 0.01
 
 
 def load_data(cfg: Data, seed: int = 0) -> Dataset:
-    """The configured data set; says on stderr what had to be left out of it."""
+    """The configured data set; lists on stderr the images that had to be skipped."""
     data = open_data(cfg, seed)
     for why in data.skipped[:SHOWN]:
         warn(f"skipped: {why}")
@@ -42,10 +42,10 @@ def load_data(cfg: Data, seed: int = 0) -> Dataset:
 
 
 def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
-    """The untrained network and the budget.
+    """The network as it is before training, and the budget.
 
-    UserError: the target cannot be reached, a network or a model that the configuration names is not there or does not
-    fit, or the device cannot train as it should.
+    UserError: the target cannot be reached, a network or latency model that the configuration names is missing or does
+    not match, pruning takes more images than the epochs that include it, or the device cannot train in the dtype.
     """
     model = cfg.model
     if model.is_pattern:
@@ -71,15 +71,15 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
 
 
 def tried(cfg: Config) -> Iterator[Config]:
-    """The configuration with each of its search's choices and ends of ranges in turn."""
+    """Yield the configuration with each choice, and each end of a range, of its search in turn."""
     for name, of in cfg.search_space().items() if cfg.search.trials else ():
         yield from (cfg.with_values({name: value}) for value in of.ends)
 
 
 def images_to_prune(cfg: Config, n_train: int) -> int:
-    """Images that the configured method will train on or look at, at most: searched options decide how many.
+    """Upper bound on the images that pruning will train on or look at; how many depends on searched options.
 
-    All trials of its iterations count; of trials of whole runs, one does.
+    In a search over iterations all trials count, in a search over whole runs only one.
     """
 
     def count(of: Config) -> int:
@@ -90,14 +90,14 @@ def images_to_prune(cfg: Config, n_train: int) -> int:
 
 
 def largest(cfg: Config, count: Callable[[Config], int]) -> Config:
-    """The configuration with those values of its search that make the count largest."""
+    """The configuration with the values of its search that make the count largest."""
     for name, of in cfg.search_space().items() if cfg.search.trials else ():
         cfg = max((cfg.with_values({name: value}) for value in of.ends), key=count)
     return cfg
 
 
 def images_to_finetune(cfg: Config, n_train: int, pruning: int) -> int:
-    """Images of fine-tuning, at most, where pruning takes so many."""
+    """Upper bound on the images of fine-tuning, if pruning takes `pruning` images."""
 
     def count(of: Config) -> int:
         return of.finetune.all_epochs * -(-n_train // of.data.batch) * of.data.batch
@@ -106,13 +106,13 @@ def images_to_finetune(cfg: Config, n_train: int, pruning: int) -> int:
 
 
 def beyond_epochs(cfg: Config, taken: int, most: int) -> UserError:
-    """What is wrong where fine-tuning is to include the images of pruning, and these are more."""
+    """The error if the epochs of fine-tuning are to include the images of pruning, but have fewer."""
     wrong = f"pruning by {cfg.prune.method} takes {taken:,} images, which is more than the {most:,} of its epochs"
     return UserError(f"finetune.includes_pruning: {wrong}; raise finetune.epochs, or prune with fewer", "config.images")
 
 
 def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel] = None) -> Budget:
-    """What the configured target means for a network; `table` is the latency model, where the configuration has one."""
+    """The budget that the configured target gives a network; `table` is the latency model, if one is configured."""
     how = cfg.prune
 
     def cost_of(name: str, net: Network = start) -> Cost:
@@ -134,7 +134,7 @@ def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel]
 
 
 def _target(how: Prune, table: latency.LatencyModel) -> float:
-    """The fraction of the whole network's latency that was asked for, as such, in milliseconds or by throughput."""
+    """The target as a fraction of the whole network's latency, configured as such, in milliseconds or as throughput."""
     whole_s, batch = table.reference_s, table.setup.batch
     if how.target_ms is None and how.target_images_per_second is None:
         return how.target
@@ -146,7 +146,7 @@ def _target(how: Prune, table: latency.LatencyModel) -> float:
 
 
 def _clock(start: Network, table: latency.LatencyModel, original: float) -> Callable[[Network], float]:
-    """A network's measured latency in the model's units: relative to the whole network's, timed in turns with it."""
+    """A function that measures a network's latency in the model's units, by its ratio to `start`, timed alternately."""
     setup = clock.Setup(**dict(table.setup))
 
     def measure(net: Network) -> float:
@@ -156,7 +156,7 @@ def _clock(start: Network, table: latency.LatencyModel, original: float) -> Call
 
 
 class RelativeLatency(NamedTuple):
-    """A network's latency over that of another one, the seconds of the latter, and whether that was noisy."""
+    """A network's latency relative to that of a reference, the reference's seconds, and whether the ratio is noisy."""
 
     kept: float
     whole_s: float
@@ -164,10 +164,10 @@ class RelativeLatency(NamedTuple):
 
 
 def relative_latency(start: Network, net: Network, setup: clock.Setup) -> RelativeLatency:
-    """A network's latency over that of `start`, timed in turns with it.
+    """A network's latency relative to that of `start`, timed alternately.
 
-    On a host that others use, the ratio itself differs by some percent from one minute to the next, so it is measured
-    until its mean is known. Noisy: it still is not, or most of the measurements were noisy by themselves.
+    On a shared host, even this ratio varies by a few percent from one minute to the next, so it is measured until its
+    mean is known to `PRECISION`. It is noisy if that is not reached, or if most of the measurements were noisy.
     """
     measured = clock.against_reference(start, setup, 10, min_time_s=MEASURED_S, attempts=1)
     ratios: List[float] = []
@@ -187,7 +187,7 @@ def relative_latency(start: Network, net: Network, setup: clock.Setup) -> Relati
 def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]:
     """The configured latency model, if there is one.
 
-    UserError: it is about another network, data size, processor or number of threads.
+    UserError: it is of another network, input size, processor or number of threads.
     """
     if cfg.prune.latency_model is None:
         return None
@@ -195,14 +195,14 @@ def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]
 
 
 def warn(text: str) -> None:
-    """Say on stderr what the user should know of."""
+    """Print a warning on stderr."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def teacher(recipe: Recipe, data: Dataset, dense: Optional[Network] = None) -> Optional[losses.Teacher]:
-    """The recipe's teacher, if it has one; `dense` is what `teacher: dense` means.
+    """The recipe's teacher, if it has one; `dense` is the network that `teacher: dense` refers to.
 
-    UserError: there is no such network, or it knows other classes.
+    UserError: there is no such network, or it has another number of classes than the data.
     """
     if recipe.teacher is None:
         return None

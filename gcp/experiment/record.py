@@ -1,8 +1,8 @@
 """Run folders and records: what a run leaves behind, and how finished runs are read again.
 
-A run's folder is named by its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints and,
-written once, last and atomically, `record.json`: its presence means that the run is done. `speed.json` beside it says
-how fast its networks are; it is measured later, when the machine is quiet.
+A run's folder is named after its configuration's fingerprint and holds `config.yaml`, `log.jsonl`, checkpoints and
+`record.json`, which is written once, last and atomically: its presence means that the run is done. `speed.json` beside
+it has the speeds of the run's networks, which are measured later, when the machine is idle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Part(BaseModel):
 
 
 class Stage(_Part):
-    """A network of the run: accuracies on the test images (fractions), costs, and what it took to get to it."""
+    """One of a run's networks: accuracies on the test images (fractions), costs, and what it took to produce it."""
 
     top1: Fraction
     top5: Fraction
@@ -47,7 +47,7 @@ class Stage(_Part):
     n_eval: int = Field(ge=1)
     macs: Count
     params: Count
-    memory: Optional[Count] = None  # peak of activations, bytes for an image; None in records from before it was kept
+    memory: Optional[Count] = None  # peak activation memory, bytes for one image; None in older records
     epochs: float = Field(ge=0)
     images: Count
     seconds: float = Field(ge=0)
@@ -55,7 +55,7 @@ class Stage(_Part):
     validation_loss: Optional[float] = None
     validation_top1: Optional[Fraction] = None
     validation_top5: Optional[Fraction] = None
-    n_validation: Optional[Annotated[int, Field(ge=1)]] = None  # None in records from before it was kept
+    n_validation: Optional[Annotated[int, Field(ge=1)]] = None  # None in older records
     threads: Optional[int] = None
 
 
@@ -68,7 +68,7 @@ class Stages(_Part):
 
 
 class LayerWidths(_Part):
-    """Output channels of a conv or dense layer, before and after; None where the network does not have the layer.
+    """Output channels of a conv or dense layer before and after pruning; None if the network does not have the layer.
 
     Layers that share a group are tied: their channels are removed together.
     """
@@ -80,7 +80,7 @@ class LayerWidths(_Part):
 
 
 class RunWidths(_Part):
-    """Channels per group, before and after; and per layer, which records from before it was kept do not have."""
+    """Channels per group before and after pruning, and the same per layer, which older records do not have."""
 
     dense: Widths
     final: Widths
@@ -88,17 +88,17 @@ class RunWidths(_Part):
 
 
 class Device(_Part):
-    """What computed a run; `cpu_model` tells two processors of one name apart (see `runtime.environment`)."""
+    """The hardware of a run; `cpu_model` distinguishes processors of the same name (see `runtime.environment`)."""
 
     name: str = Field(pattern=r"^(cpu|gpu\(\d{1,4}\))$")
     cpu: str = Field(max_length=LONGEST)
-    cpu_model: Optional[str] = Field(None, max_length=LONGEST)  # None in records from before it was kept
-    gpu: Optional[str] = Field(None, max_length=LONGEST)  # None on a processor, or where its driver does not say
+    cpu_model: Optional[str] = Field(None, max_length=LONGEST)  # None in older records
+    gpu: Optional[str] = Field(None, max_length=LONGEST)  # None on a CPU, or if the driver does not report it
     threads: int = Field(ge=1, le=1024)
 
 
 class Trial(_Part):
-    """One trial of a search: what it chose, its validation loss if it has one, its images, why it failed if it did."""
+    """One trial of a search: its values, its validation loss and images, and why it failed, if it did."""
 
     trial: Count
     state: Literal["complete", "pruned", "failed"]
@@ -109,7 +109,7 @@ class Trial(_Part):
 
 
 class SearchStudy(_Part):
-    """The trials of a run or of an iteration, what they chose from by key, and the number of the best."""
+    """The trials of a run or an iteration, the range or choices of each key, and the number of the best trial."""
 
     name: str = Field(max_length=LONGEST)
     best: Count
@@ -136,11 +136,11 @@ class Record(_Part):
     target: float = Field(gt=0, le=1)
     round_to: int = Field(ge=1)
     stages: Stages
-    cost_predicted: Optional[Annotated[float, Field(ge=0)]] = None  # by the budget's cost, as a fraction of the dense
+    cost_predicted: Optional[Annotated[float, Field(ge=0)]] = None  # by the budget's cost, as a fraction of dense
     widths: RunWidths
     history: List[Dict[str, Any]]
-    images: Dict[str, Count]  # that pruning took, by purpose
-    searches: List[SearchStudy] = []  # none in records from before there was such a thing
+    images: Dict[str, Count]  # images that pruning took, by purpose
+    searches: List[SearchStudy] = []  # empty in older records
     images_skipped: Count = 0
     seconds: float = Field(ge=0)
 
@@ -156,28 +156,28 @@ class Record(_Part):
 
     @property
     def images_before_finetune(self) -> int:
-        """Images that pruning trained on or looked at, for all its purposes."""
+        """The number of images that pruning trained on or looked at, over all purposes."""
         return sum(self.images.values())
 
     @property
     def images_total(self) -> int:
-        """Images after the dense network."""
+        """The number of images after the dense network was trained: pruning and fine-tuning."""
         return self.images_before_finetune + self.stages.final.images
 
 
 class Timing(_Part):
-    """One network's latency: median, interquartile range over median, passes, whether the machine was not quiet."""
+    """One network's latency: median, spread (interquartile range over median), passes, and whether it was noisy."""
 
     latency_s: Positive
     images_per_second: Positive
     spread: Optional[Annotated[float, Field(ge=0)]] = None
     n: Optional[Count] = None
-    noisy: Optional[bool] = None  # None where it was not kept
+    noisy: Optional[bool] = None  # None if it was not recorded
     attempts: Optional[Count] = None
 
 
 class Speed(_Part):
-    """The dense and the final network timed in turns: in which setup (see `clock.Setup`), and on what."""
+    """The dense and the final network timed alternately, with the setup (see `clock.Setup`) and the hardware."""
 
     setup: Dict[str, Any]
     hardware: Dict[str, Any]
@@ -196,12 +196,12 @@ class BudgetLatency(_Part):
     setup: Dict[str, Any]
     hardware: Dict[str, Any]
     kept: Positive
-    dense_s: Optional[Positive] = None  # the dense network's seconds; None where they were not kept, as below
+    dense_s: Optional[Positive] = None  # the dense network's seconds; None if they were not recorded, as below
     noisy: Optional[bool] = None
 
 
 class Speeds(_Part):
-    """`speed.json`: throughput, and the latency that the budget is about where it is about one."""
+    """The content of `speed.json`: throughput and, if the target applies to a latency, that latency."""
 
     throughput: Speed
     budget: Optional[BudgetLatency] = None
@@ -213,7 +213,7 @@ class Speeds(_Part):
 
 
 class Finished(NamedTuple):
-    """A finished run as it is read back; `speeds` is None where they have not been measured."""
+    """A finished run as it is read back; `speeds` is None if they have not been measured."""
 
     path: Path
     record: Record
@@ -221,7 +221,7 @@ class Finished(NamedTuple):
 
 
 def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
-    """The values as `schema`, a part of a record. UserError: what a run's folder holds does not make one."""
+    """The values as `schema`, a part of a record. UserError: the results in the folder do not form a valid one."""
     try:
         return schema.model_validate(plain(values, finite=True))
     except ValidationError as error:
@@ -235,7 +235,7 @@ def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
 
 @dataclass
 class Run:
-    """One run's folder, and the one of its dense network; `log(event, **values)` adds a line to its `log.jsonl`."""
+    """One run's folder and that of its dense network (`shared`); `log(event, **values)` adds a line to `log.jsonl`."""
 
     path: Path
     record: Optional[Record]
@@ -256,7 +256,7 @@ class Run:
 
 
 def layer_rows(dense: Network, final: Network) -> List[Dict[str, Any]]:
-    """`LayerWidths` of two networks: the layers of the dense one in order, others behind their predecessors."""
+    """`LayerWidths` of two networks: the dense one's layers in order, other layers after their predecessors."""
     before, after = layer_widths(dense), layer_widths(final)
     names = list(before)
     for earlier, name in zip([None, *after], after):
@@ -275,12 +275,12 @@ def run_path(cfg: Config) -> Path:
 
 
 def dense_path(cfg: Config) -> Path:
-    """The folder of the trained network that the run starts from: one for all with the same dense fingerprint."""
+    """The folder of the trained network that the run starts from, shared by runs with the same dense fingerprint."""
     return Path(cfg.output) / f"dense-seed{cfg.seed}-{cfg.dense_fingerprint()}"
 
 
 def is_done(cfg: Config) -> bool:
-    """Whether the run that `cfg` describes has its record; not while the network that it starts from is to be made."""
+    """Whether the run that `cfg` describes has a record; False while the network that it starts from does not exist."""
     return not cfg.model.is_pattern and (run_path(cfg) / RECORD).exists()
 
 
@@ -292,10 +292,10 @@ def is_timed(cfg: Config) -> bool:
 
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
-    """Make the run's folder or open it again, and lock it until the block ends.
+    """Create or reopen the run's folder, and lock it until the block ends.
 
     A run that is refused before it has done anything leaves no folder: nobody would finish it, and reports would count
-    it among those under way. UserError: another process has it open, the folder cannot be written, or a record in it
+    it as under way. UserError: another process has the folder open, the folder cannot be written, or a record in it
     cannot be read.
     """
     path = run_path(cfg)
@@ -318,7 +318,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
 def load_records(folder: Path) -> List[Finished]:
     """Every finished run below `folder`, sorted by path.
 
-    UserError: no such folder, no record in it, or a file that is not what its name says.
+    UserError: the folder does not exist or holds no record, or a file in it is not valid.
     """
     found = [_finished(path) for path in record_paths(folder)]
     if not found:
@@ -327,7 +327,7 @@ def load_records(folder: Path) -> List[Finished]:
 
 
 def load_readable(folder: Path, without: Sequence[str] = ()) -> Tuple[List[Finished], List[str]]:
-    """As `load_records`, but for those that cannot be read: what is wrong with each instead. `without`: see `walk`."""
+    """As `load_records`, but with messages instead of an error for unreadable runs. `without`: see `walk`."""
     found, problems = [], []
     for path in record_paths(folder, without):
         try:
@@ -338,7 +338,7 @@ def load_readable(folder: Path, without: Sequence[str] = ()) -> Tuple[List[Finis
 
 
 def walk(folder: Path, without: Sequence[str] = ()) -> Iterator[Tuple[str, List[str], List[str]]]:
-    """As `os.walk`, without the sub-folders of `folder` that have one of these names."""
+    """As `os.walk`, without those direct subfolders of `folder` that have one of the names in `without`."""
     for where, folders, files in os.walk(folder):
         if Path(where) == Path(folder):
             folders[:] = [name for name in folders if name not in without]
@@ -346,11 +346,11 @@ def walk(folder: Path, without: Sequence[str] = ()) -> Iterator[Tuple[str, List[
 
 
 def record_paths(folder: Path, without: Sequence[str] = ()) -> List[Path]:
-    """The records below `folder`, sorted; `without`: see `walk`. UserError: no such folder."""
+    """The paths of the records below `folder`, sorted; `without`: see `walk`. UserError: there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give the folder that holds the runs' folders")
-    # Not by a pattern, which passes over a link that leads nowhere.
+    # Not by globbing, which skips dangling links.
     return sorted(
         Path(where) / RECORD for where, folders, files in walk(folder, without) if RECORD in {*folders, *files}
     )
@@ -361,7 +361,7 @@ def _finished(path: Path) -> Finished:
 
 
 def read_speeds(path: Path) -> Optional[Speeds]:
-    """The measured speeds of the run in the folder `path`, None where there are none yet."""
+    """The measured speeds of the run in the folder `path`; None if there are none yet."""
     return _read(path / SPEED, Speeds) if (path / SPEED).exists() else None
 
 

@@ -1,7 +1,7 @@
-"""The seven PruneNets that the paper's authors released: is what we make of them what was published?
+"""Check what we compute for the seven PruneNets that the paper's authors released against what was published.
 
 In: a network's GluonCV name and its row of results/reference/released_prunenets.csv. Out: its parameters, MACs and
-widths beside the published ones, and whatever disagrees.
+widths, and whatever disagrees with the published values.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gcp.graph.network import Network
 
 SHAPES = "gluoncv.model_zoo.pruned_resnet"
 INPUT = (3, 224, 224)
-HALF = 0.5  # published numbers are rounded: they agree if they are within half of their last digit
-ACCURACY_POINTS = 0.15  # decoders and resizers differ a little between versions
+HALF = 0.5  # published numbers are rounded: ours agree if they are within half a unit of the last digit
+ACCURACY_POINTS = 0.15  # JPEG decoders and resizing differ slightly between versions
 
 
 def published(folder: Path) -> pd.DataFrame:
-    """The released networks, by name. UserError: the table that came with the toolkit is not there or not whole."""
+    """The published data of the released networks, by name. UserError: the toolkit's table is missing or incomplete."""
     path = folder / "released_prunenets.csv"
     columns = ["shape_json", "top1", "top5", "params_m", "params_kept", "gmacs_224", "macs_reduction", "base_model"]
     try:
@@ -37,18 +37,18 @@ def published(folder: Path) -> pd.DataFrame:
 
 
 def shapes(name: str) -> Dict[str, List[int]]:
-    """Weight name -> shape, as the GluonCV wheel says them for a released network (its file is `name`)."""
+    """Weight name -> shape of a released network, as listed in the file `name` of the GluonCV package."""
     text = resources.files(SHAPES).joinpath(name).read_text(encoding="utf-8")
     return {key[len(GLUONCV_PREFIX) :]: shape for key, shape in json.loads(text).items()}
 
 
 def weights(net: Network) -> int:
-    """Weights and biases of convs and dense layers: what the published counts of parameters count."""
+    """The number of weights and biases of conv and dense layers, which is what published parameter counts include."""
     return sum(math.prod(net.shapes[j][0]) for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:])
 
 
 def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict, List[str]]:
-    """Facts of a released network, and what disagrees with its published `row` or the shapes that GluonCV `said`."""
+    """Facts of a released network, and what disagrees with its published `row` or with `said`, GluonCV's shapes."""
     net, base = open_network(name, INPUT), open_network(row["base_model"], INPUT)
     n_macs, n_weights = macs(net)(net.widths), weights(net)
     facts = {
@@ -63,8 +63,8 @@ def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict
         "Narrowest": min(net.widths.values()),
         "Widest": max(net.widths.values()),
     }
-    # How the published ratios came about: the fraction kept is over all of the base's parameters, norms among them, and
-    # the reduction of MACs is of a count that was rounded before.
+    # How the published ratios were computed: the fraction kept is relative to all of the base's parameters, including
+    # norms, and the reduction of MACs uses a count that had already been rounded.
     ratios = {
         "kept": n_weights / params(base)(base.widths),
         "reduction": macs(base)(base.widths) / 1e9 / round(n_macs / 1e9, 3),
@@ -86,7 +86,7 @@ def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict
 
 
 def disagreeing_shapes(net: Network, said: Mapping[str, List[int]]) -> List[str]:
-    """Arrays of the network that are not as said, or not said, and those said that it does not have."""
+    """Arrays of the network whose shapes differ from `said`, and those that only one of the two has."""
     ours = {
         net.nodes[j].name: list(net.shapes[j][0]) for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:]
     }
@@ -103,7 +103,8 @@ def disagreeing_shapes(net: Network, said: Mapping[str, List[int]]) -> List[str]
 
 
 def disagreeing_groups(net: Network, said: Mapping[str, List[int]]) -> List[str]:
-    """Layers whose said outputs or inputs are not as many as the channels of the group that we put them in."""
+    """Layers whose number of outputs or inputs, as `said`, differs from the channels of the group that we put them in,
+    and batch norms that belong to no group."""
     problems = []
     for group in net.groups:
         outputs = {layer: said.get(net.weight(layer), [None])[0] for layer in group.producers}
@@ -127,7 +128,7 @@ def disagreeing_groups(net: Network, said: Mapping[str, List[int]]) -> List[str]
 
 
 def disagreeing_accuracy(name: str, row: Mapping, measured: Mapping[str, float]) -> List[str]:
-    """Accuracies (fractions) that are further from GluonCV's table (percent) than other decoders explain."""
+    """Accuracies (fractions) that differ from GluonCV's table (percent) by more than image decoders can explain."""
     return [
         f"{name}: {key} is {100 * measured[key]:.2f} %, published: {row[key]} %"
         for key in ("top1", "top5")

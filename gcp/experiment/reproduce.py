@@ -1,4 +1,4 @@
-"""Many experiments, each in a process of its own: run several at a time, then measured one after another."""
+"""Run many experiments, each in a process of its own: several at a time, then their speeds one after another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gcp.experiment import record as records
 from gcp.experiment.config import Config, load
 from gcp.experiment.sweep import Began, Engine, Task
 
-Item = Tuple[Path, Sequence[str], Config]  # a configuration file, its overrides, and what they give
+Item = Tuple[Path, Sequence[str], Config]  # a configuration file, its overrides, and the resulting configuration
 
 
 def reproduce(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = ()) -> int:
-    """Run what is not done where the engine computes, then measure speeds; 0, or the first failure's code.
+    """Run the experiments that are not done on the engine, then measure speeds; returns 0, or the first failure's code.
 
-    Speeds are measured at the end, one run after another on one machine, when nothing else of this is running.
-    UserError: the engine cannot take these experiments.
+    Speeds are measured at the end, one run after another on one machine, when no other experiment of these is running.
+    UserError: the engine cannot compute these experiments.
     """
 
     def loaded(again: Sequence[Item]) -> list[Item]:
@@ -30,7 +30,7 @@ def reproduce(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = (
     engine.check(_tasks(items, overlays))
     print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr, flush=True)
     try:
-        # What starts from another experiment's network may have to wait for one of these, and is named by its content.
+        # What starts from another experiment's network may have to wait for it, and has its content in the fingerprint.
         late = [item for item in todo if item[2].model.is_pattern]
         code = _run(_tasks(dense_first([item for item in todo if item not in late]), overlays), engine)
         code = code or _run(_tasks(dense_first(loaded(late)), overlays), engine)
@@ -49,12 +49,12 @@ def reproduce(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = (
 
 
 def cancel(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = ()) -> str:
-    """End what an earlier sweep of the same experiments left running or waiting; what became of it, in words."""
+    """End what an earlier sweep of the same experiments left running or waiting; returns what was done, in words."""
     return engine.cancel([task for timed in (False, True) for task in _tasks(items, overlays, timed)])
 
 
 def dense_first(items: Sequence[Item]) -> list[Item]:
-    """One experiment of each dense network before all others, so that no job waits for another's dense network."""
+    """The experiments, one per dense network before all others, so that no job waits for another's dense network."""
     seen, first, rest = set(), [], []
     for item in items:
         key = (item[2].output, item[2].dense_fingerprint(contents=False))
@@ -64,13 +64,13 @@ def dense_first(items: Sequence[Item]) -> list[Item]:
 
 
 def _tasks(items: Sequence[Item], overlays: Sequence[str], timed: bool = False) -> list[Task]:
-    """A task for each experiment; two that would write the same folder are one."""
+    """A task for each experiment; experiments that would write the same folder become a single task."""
     tasks = [Task(path, tuple(overrides), tuple(overlays), cfg, timed) for path, overrides, cfg in items]
     return list({task.key: task for task in tasks}.values())
 
 
 def _run(tasks: Sequence[Task], engine: Engine) -> int:
-    """Hand the tasks over and wait; 0, or the exit code of the first that fails, once those handed over have ended."""
+    """Submit the tasks and wait; returns 0 or, once all submitted tasks have ended, the first failure's exit code."""
     numbers = {task.key: number for number, task in enumerate(tasks, 1)}
     waiting, running, n_done, began, failed = list(tasks), set(), 0, time.monotonic(), 0
     while running or (waiting and not failed):

@@ -1,4 +1,4 @@
-"""The story of one experiment: config -> data -> dense network -> small network -> fine-tuning -> record."""
+"""One experiment from start to end: config -> data -> dense network -> pruned network -> fine-tuning -> record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gcp.train.options import Recipe
 from gcp.train.steps import MixedStep, OrdinaryStep
 from gcp.train.tasks import TASKS
 
-Stage = Tuple[Network, Dict[str, Any]]  # a network and what it took
+Stage = Tuple[Network, Dict[str, Any]]  # a network and facts about how it was made
 Report = Callable[[int, Optional[float]], None]
 DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 
@@ -41,8 +41,8 @@ DENSE, PRUNED, FINAL = "dense", "pruned", "final"
 def run(cfg: Config) -> Record:
     """Run an experiment, or resume it; a finished one is not run again.
 
-    Of several ranks, rank 0 has the run's folder and the record; the others' folders vanish. How fast the networks are
-    is measured later, when the machine is quiet (`measure.measure_speed`).
+    With several ranks, rank 0 has the run's folder and the record; the folders of the others are temporary. Speeds are
+    measured later, when the machine is idle (`measure.measure_speed`).
     """
     check_gpus(cfg.gpus)
     if cfg.tensorboard:
@@ -68,12 +68,12 @@ def run(cfg: Config) -> Record:
 
 
 def dense_prefix(cfg: Config) -> Path:
-    """Where the dense network is saved: one for all experiments with the same dense fingerprint."""
+    """The prefix of the saved dense network, shared by all experiments with the same dense fingerprint."""
     return records.dense_path(cfg) / DENSE
 
 
 def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
-    """The trained network that pruning starts from. While another experiment trains it, this one waits."""
+    """The trained network that pruning starts from. Waits while another experiment trains it."""
     prefix = dense_prefix(cfg)
     with storage.locked(prefix.parent), Log(prefix.parent / "log.jsonl", cfg.tensorboard) as log:
         return run_once(prefix, lambda path: train(start, data, cfg, cfg.train, Stream.DENSE, path, log.add))
@@ -82,7 +82,7 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
 def small_networks(
     cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run, report: Optional[Report] = None
 ) -> Tuple[Stage, Stage]:
-    """The pruned network and the fine-tuned one; `report` is what fine-tuning reports each epoch to."""
+    """The pruned network and the fine-tuned one; `report` is passed to `train` for fine-tuning."""
     pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense, budget, folder))
 
     def finetune(checkpoint: Path) -> Stage:
@@ -100,7 +100,7 @@ def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder:
 
     def attempt(trial: Trial) -> Tuple[Tuple[Stage, Stage], float]:
         def report(step: int, loss: Optional[float]) -> None:
-            trial.images["fine-tune"] = step * cfg.data.batch  # if it ends here
+            trial.images["fine-tune"] = step * cfg.data.batch  # in case the trial ends here
             trial.report(step, loss)
 
         try:
@@ -128,7 +128,7 @@ def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder:
 
 
 def tuner(cfg: Config, folder: Run, prefix: str = "") -> Any:
-    """What runs the trials of the configured search; a method knows its options without the `prefix`."""
+    """The `Tuner` that runs the trials of the configured search; methods name their options without the `prefix`."""
     from gcp.search.tuning import Tuner
 
     space, first = (
@@ -138,7 +138,7 @@ def tuner(cfg: Config, folder: Run, prefix: str = "") -> Any:
 
 
 def prune(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run) -> Stage:
-    """The configured method's small network, and what it took."""
+    """The network pruned by the configured method, and its facts: history, images, searches, epochs and seconds."""
     began = time.monotonic()
     how = {key: getattr(cfg.prune, key) for key in ("statistics_images", "reconstruction_images", "moved")}
     how["task"] = data.task
@@ -169,11 +169,11 @@ def train(
     taken: int = 0,
     report: Optional[Report] = None,
 ) -> Stage:
-    """All weights trained by a recipe, which is the same for dense networks and for every method's small ones.
+    """Train all weights by a recipe, in the same way for dense networks and for every method's pruned ones.
 
-    `log(event, **values)` gets a line an epoch, and one at the end; `dense` is what `teacher: dense` means; `taken` are
-    images that come off the recipe's epochs; `report` gets steps and validation loss after each epoch but the last, and
-    may end the training.
+    `log(event, **values)` is called after each epoch and once at the end; `dense` is the network that `teacher: dense`
+    refers to; `taken` is the number of images deducted from the recipe's epochs; `report` is called with the steps and
+    the validation loss after each epoch but the last, and may end the training.
     """
     began, batch, task = time.monotonic(), cfg.data.batch, TASKS[data.task]
     per_epoch, loss = data.train.n_batches(batch), None
@@ -212,7 +212,7 @@ def train(
 
 
 def schedule(recipe: Recipe, per_epoch: int, n_steps: int) -> schedules.Schedule:
-    """The recipe's learning rate by step, with `per_epoch` steps an epoch and `n_steps` in all."""
+    """The recipe's learning rate by step, with `per_epoch` steps per epoch and `n_steps` in total."""
     n_warmup = min(n_steps, round(recipe.warmup_epochs * per_epoch))
     if recipe.schedule == "step":
         at = [n * per_epoch for n in recipe.step_epochs]
@@ -254,7 +254,7 @@ def finish(folder: Run, cfg: Config, data: Dataset, budget: Budget, stages: Dict
 
 
 def measured(net: Network, data: Dataset) -> Dict[str, Any]:
-    """Accuracy on the test images, and cost."""
+    """Accuracy on the test images (fractions), and costs."""
     costs = {"macs": macs, "params": params, "memory": peak_memory}
     counts = {name: int(cost(net)(net.widths)) for name, cost in costs.items()}
     return {**TASKS[data.task].evaluate(net, data.test), **counts}

@@ -1,4 +1,4 @@
-"""How long a sweep takes on many GPUs, on paper: the seconds of each run, and a simulation of who computes when.
+"""Estimate how long a sweep takes on many GPUs: the seconds of each run, and a simulation of the schedule.
 
 Nothing is run. The parameters are in a file (configs/scale.yaml), each with its source.
 """
@@ -17,7 +17,7 @@ DAY_S = 86_400
 
 
 class Run(NamedTuple):
-    """A run of a sweep: its seconds on the GPUs that it is given, and the run that it waits for, if any."""
+    """A run of a sweep: its seconds on the GPUs that are assigned to it, and the run that it waits for, if any."""
 
     name: str
     seconds: float
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """When everything has ended, the seconds in which GPUs of `n_slots` computed, and each run's begin."""
+    """The seconds until everything has ended, the seconds that slots were busy, in total, and each run's start."""
 
     seconds: float
     busy_s: float
@@ -33,10 +33,10 @@ class Schedule(NamedTuple):
 
 
 def simulate(runs: Sequence[Run], n_slots: int) -> Schedule:
-    """List scheduling, the longest first: whenever a place is free it takes the longest run that waits for none.
+    """List scheduling, longest first: whenever a slot is free, it takes the longest run that does not wait for another.
 
-    What dask and SLURM do with independent tasks, but that they take them in the order of submission. ValueError: a run
-    waits for one that is not there.
+    dask and SLURM do the same with independent tasks, but take them in the order of submission. ValueError: a run waits
+    for one that is not among the runs.
     """
     waiting = sorted(runs, key=lambda run: -run.seconds)
     running: List[tuple] = []  # (end, number, name)
@@ -55,12 +55,12 @@ def simulate(runs: Sequence[Run], n_slots: int) -> Schedule:
 
 
 class Row(NamedTuple):
-    """What a run computes: images by phase, its dense network, and the fractions of its MACs before and after."""
+    """What a run computes: its network, images by phase, and the fractions of MACs kept before and after pruning."""
 
     name: str
     network: str
     float32: bool
-    dense: int  # images to train the network on that the run starts from, before it is cut
+    dense: int  # images for training the network that pruning starts from
     pruning: int
     finetuning: int
     kept_before: float
@@ -69,7 +69,7 @@ class Row(NamedTuple):
 
 
 class Parameters:
-    """Speeds by the parameters of configs/scale.yaml; `root` is where the files lie that these name."""
+    """Speeds computed from the parameters of configs/scale.yaml; files that these name are relative to `root`."""
 
     def __init__(self, values: Mapping[str, Any], root: Path) -> None:
         self.values, self.speedup = values, {int(n): float(x) for n, x in values["scaling"]["speedup"].items()}
@@ -86,15 +86,15 @@ class Parameters:
             self._pruned.setdefault(line["base_model"], [(1.0, 1.0)]).append(pair)
 
     def time_kept(self, network: str, kept: float) -> float:
-        """A step's time over the dense network's, where so much of the MACs is kept.
+        """The time of a step relative to the dense network's, if the fraction `kept` of the MACs is left.
 
-        Between published networks along the line; below the smallest, no faster than it.
+        Interpolated linearly between published networks; below the smallest of them, constant.
         """
         points = sorted(self._pruned[network])
         return float(np.interp(kept, *zip(*points)))
 
     def gpu_speed(self, row: Row, n_gpus: int, kept: float) -> float:
-        """Training images per second of the GPUs, did images come fast enough."""
+        """Training images per second of the GPUs, if the loader keeps up."""
         log = self.values["training"][row.network]
         one = log["images_per_s"] / self.speedup[log["gpus"]]
         if row.float32 and log["dtype"] == "float16":
@@ -102,23 +102,23 @@ class Parameters:
         return one * self.speedup[n_gpus] / self.time_kept(row.network, kept)
 
     def loader_speed(self, n_gpus: int) -> float:
-        """Images per second that the cores beside so many GPUs decode and augment."""
+        """Images per second that the CPU cores of `n_gpus` GPUs decode and augment."""
         return self.loader_per_core * self.values["cores_per_gpu"]["value"] * n_gpus
 
     def seconds(self, row: Row, n_gpus: int, endless_loader: bool = False) -> Dict[str, float]:
-        """Seconds of a run by what it does: training before and while it is cut, fine-tuning, evaluating."""
+        """Seconds of a run by phase: dense training, pruning, fine-tuning and evaluation."""
         most = np.inf if endless_loader else self.loader_speed(n_gpus)
         before, after = (min(most, self.gpu_speed(row, n_gpus, kept)) for kept in (row.kept_before, row.kept_after))
         looking = min(most, self.forward[row.network] * n_gpus)
         return {
             "dense": row.dense / before,
-            "pruning": row.pruning * (1 / before + 1 / after) / 2,  # it shrinks from the one to the other
+            "pruning": row.pruning * (1 / before + 1 / after) / 2,  # the network shrinks from one to the other
             "fine-tuning": row.finetuning / after,
             "evaluation": self.values["evaluation"]["images"] / looking,
         }
 
     def runs(self, rows: Sequence[Row], n_gpus: int, endless_loader: bool = False) -> List[Run]:
-        """Every row at every seed, on so many GPUs each."""
+        """The runs of every row at every seed, on `n_gpus` GPUs each."""
         return [
             Run(
                 f"{row.name} seed {seed}",
@@ -131,18 +131,18 @@ class Parameters:
 
 
 class Plan(NamedTuple):
-    """A sweep on `n_gpus`, `each` a run: days in all, of which measuring speeds, the part of the GPUs' time in use."""
+    """A sweep on `n_gpus`, `each` per run: days in total, days of measuring speeds, fraction of GPU time in use."""
 
     n_gpus: int
     each: int
     days: float
     measuring_days: float
     in_use: float
-    longest_days: float  # of one run: no number of GPUs goes below it
+    longest_days: float  # of one run: more GPUs cannot go below it
 
 
 def plan(parameters: Parameters, rows: Sequence[Row], n_gpus: int, each: int) -> Plan:
-    """The simulated sweep; speeds are measured at the end, one run after another on one place."""
+    """The simulated sweep; speeds are measured at the end, one run after another on a single slot."""
     runs = parameters.runs(rows, each)
     found = simulate(runs, n_gpus // each)
     measuring = parameters.values["speed_measurement_s"]["value"] * len(runs)
@@ -152,7 +152,7 @@ def plan(parameters: Parameters, rows: Sequence[Row], n_gpus: int, each: int) ->
 
 
 def plans(parameters: Parameters, rows: Sequence[Row], n_gpus: int) -> List[Plan]:
-    """The sweep on so many GPUs for every number of GPUs a run that fits one machine."""
+    """The sweep on `n_gpus` GPUs, for every number of GPUs per run that fits on one machine."""
     return [plan(parameters, rows, n_gpus, each) for each in parameters.speedup if each <= n_gpus]
 
 

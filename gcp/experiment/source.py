@@ -1,4 +1,4 @@
-"""Which code this is: what two machines compare before they share the runs of a sweep."""
+"""A fingerprint of this package's source, which machines compare before they share the runs of a sweep."""
 
 from __future__ import annotations
 

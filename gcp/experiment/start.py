@@ -1,7 +1,7 @@
-"""One experiment in this process: from its configuration to its record, and what is printed of it.
+"""Run one experiment in this process, from its configuration to its record, and print its main numbers.
 
-`scripts/run.py` is its command line. Workers of a sweep may have the installed package only, which has no scripts:
-there it is `python -m gcp.experiment.start CONFIG`.
+Its command line is `scripts/run.py`. Workers of a sweep may have only the installed package, which has no scripts: they
+use `python -m gcp.experiment.start CONFIG`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from gcp.train import launch
 def start(
     command: Sequence[str], path: str, sets: Sequence[str], overlays: Sequence[str], timed: bool, meant: str = ""
 ) -> None:
-    """Run the experiment of a configuration file, measure its speed if `timed`, print its main numbers.
+    """Run the experiment of a configuration file, measure its speed if `timed`, and print its main numbers.
 
-    `command` is what started this process: with several GPUs it is started again, once for each. `meant` is the
-    fingerprint that the configuration should have. UserError: it has another, or the number of workers does not fit.
+    `command` is the command that started this process: with several GPUs it is started again, once per GPU. `meant` is
+    the expected fingerprint of the configuration. UserError: the fingerprint differs, or the number of workers does not
+    match.
     """
     cfg, job = config.load(path, sets, overlays), launch.job()
     if meant and cfg.fingerprint() != meant:
@@ -47,7 +48,7 @@ def start(
         )
     runtime.use_threads(cfg.threads, job.local_size)
     runtime.use_gpu(cfg.gpus, job.local_rank)
-    from gcp.experiment import measure, record  # import MXNet, which reads the threads and GPUs as it loads
+    from gcp.experiment import measure, record  # these import MXNet, which reads the threads and GPUs as it loads
     from gcp.experiment import run as experiment_run
 
     done, speeds = experiment_run.run(cfg), None
@@ -73,11 +74,11 @@ def start(
 def run(argv: list) -> None:
     """The command line of a sweep's workers."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("config", help="a YAML file that holds everything")
-    parser.add_argument("--output", help="in place of the configuration's")
-    parser.add_argument("--untimed", action="store_true", help="leave throughput out")
-    parser.add_argument("--fingerprint", default="", help="what the configuration's should be")
-    parser.add_argument("--source", help="what `source.fingerprint` of the package should be")
+    parser.add_argument("config", help="a complete configuration as one YAML file")
+    parser.add_argument("--output", help="the output folder, instead of the configuration's")
+    parser.add_argument("--untimed", action="store_true", help="do not measure throughput")
+    parser.add_argument("--fingerprint", default="", help="the expected fingerprint of the configuration")
+    parser.add_argument("--source", help="the expected `source.fingerprint` of the package")
     args = parser.parse_args(argv)
     if args.source not in (None, source.fingerprint()):
         raise errors.UserError(

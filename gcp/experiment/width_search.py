@@ -1,6 +1,6 @@
-"""Searching widths step by step: a slimmable network trained, widths for any bound, the front, and how right gains are.
+"""Search widths step by step: train a slimmable network, solve for any bound, compute the front, validate the gains.
 
-`methods.width_search` does the first two in one experiment; here each stands by itself, and works on the statistics.
+`methods.width_search` does the first two in one experiment; here each is a step of its own, on the file of statistics.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ BOUND = re.compile(r"(?:(macs|params|latency):)?([0-9]{0,9}\.?[0-9]{0,12})(ms)?"
 
 
 def train(cfg: Config) -> Path:
-    """The statistics of the slimmable network of a configuration of method ows, which is trained if it is not there.
+    """The file of statistics of the slimmable network of a configuration of method ows, trained if it does not exist.
 
-    Experiments of the configuration and this one share it. UserError: another method, whose network is its own.
+    The network is shared with the configuration's experiments. UserError: the method is another one, whose slimmable
+    network does not serve every bound.
     """
     return _trained(cfg)[0]
 
 
 def _trained(cfg: Config, check: Callable[[Problem], None] = lambda problem: None) -> Tuple[Path, Network, Problem]:
-    """The statistics, the slimmable network, and what it was trained for; `check` is called before that."""
+    """The file of statistics, the slimmable network, and its problem; `check` is called before anything is trained."""
     _check_method(cfg)
     with process_group().output(cfg.output) as output:
         cfg = cfg.model_copy(update={"output": output})
@@ -82,9 +83,9 @@ def _check_method(cfg: Config) -> None:
 
 @dataclass(frozen=True)
 class WidthProblem:
-    """What a file of statistics is asked: its network, gains, and a solver for each cost.
+    """A width search on a file of statistics: its network, gains, and a solver for each cost.
 
-    `latency_model`: what the cost `latency` is predicted by. UserError: the model is of another network.
+    `latency_model` is the file of the model that predicts the cost `latency`.
     """
 
     path: Path
@@ -96,13 +97,13 @@ class WidthProblem:
     def open(
         cls, path: Path, estimator: str = "least_squares", window: float = 0.5, latency_model: Optional[Path] = None
     ) -> WidthProblem:
-        """Of a file."""
+        """Read a file of statistics, and estimate the gains."""
         held = statistics.read(path)
         return cls(path, held, statistics.gains_of(held.drawn, held.header.levels, estimator, window), latency_model)
 
     @cached_property
     def network(self) -> Network:
-        """The network whose widths are 100 %. UserError: it has other groups than the statistics."""
+        """The original network, whose widths are 100 %. UserError: its groups or widths differ from the statistics."""
         head = self.held.header
         net = open_network(head.network, head.input, head.classes)
         if net.widths != head.sizes:
@@ -112,7 +113,8 @@ class WidthProblem:
         return net
 
     def cost(self, name: str) -> Tuple[Cost, float]:
-        """A cost by its name, and that of the network itself."""
+        """The cost of this name, and its value for the network itself. UserError: the latency model is missing or of
+        another network."""
         net = self.network
         if name != "latency":
             cost = COSTS[name](net, None)
@@ -124,7 +126,7 @@ class WidthProblem:
             wrong = f"is of '{model.network}', the statistics are of '{net.name}' with other groups or widths"
             raise UserError(f"{self.latency_model}: {wrong}; sample and fit one for this network", "search.other")
         cost = model.cost(net)
-        return cost, cost(net.widths)  # as experiments count it, not as it was measured
+        return cost, cost(net.widths)  # predicted, as in experiments, rather than measured
 
     def solver(self, name: str) -> Tuple[Solver, float]:
         """A solver for a cost, and the cost of the network itself."""
@@ -133,9 +135,9 @@ class WidthProblem:
 
 
 def bound(text: str, default: str) -> Tuple[str, float, bool]:
-    """A bound such as `0.4`, `macs:0.2` or `3ms`: the cost, the number, and whether that is in seconds.
+    """Parse a bound such as `0.4`, `macs:0.2` or `3ms`: the cost, the number, and whether the number is in seconds.
 
-    UserError: it is no such thing.
+    UserError: the text is not a bound.
     """
     found = BOUND.fullmatch(text)
     number = float(found[2]) if found and found[2].strip(".") else 0.0
@@ -149,9 +151,9 @@ def bound(text: str, default: str) -> Tuple[str, float, bool]:
 
 
 def solve(problem: WidthProblem, bounds: Sequence[str]) -> Iterator[Dict[str, Any]]:
-    """Per bound, the best widths within it, their predicted cost and what they are worth.
+    """For each bound, the best widths within it, their predicted cost and their gain.
 
-    UserError: a bound is below what the narrowest widths need.
+    UserError: a bound is below the cost of the narrowest widths.
     """
     default = "macs" if problem.latency_model is None else "latency"
     for text in bounds:
@@ -169,7 +171,7 @@ def solve(problem: WidthProblem, bounds: Sequence[str]) -> Iterator[Dict[str, An
 
 
 def described(problem: WidthProblem, name: str, solution: Solution, original: float) -> Dict[str, Any]:
-    """A solution as plain values: cost (in seconds or counts), parts of the network's own cost, gain, gap, widths."""
+    """A solution as plain values: cost (seconds or counts), fractions of the network's own costs, gain, gap, widths."""
     sizes = problem.held.header.sizes
     net = problem.network
     others = {
@@ -188,13 +190,13 @@ def described(problem: WidthProblem, name: str, solution: Solution, original: fl
 
 
 def front(problem: WidthProblem, name: str, n: int) -> List[Dict[str, Any]]:
-    """Widths of most worth at up to n bounds of a cost, from the cheapest on."""
+    """The widths of highest gain at up to `n` bounds on a cost, cheapest first."""
     solver, original = problem.solver(name)
     return [described(problem, name, solution, original) for solution in solver.front(problem.gains, n)]
 
 
 def uniform(problem: WidthProblem, name: str) -> List[Dict[str, Any]]:
-    """For comparison: every group at its k-th level, or its last."""
+    """For comparison: every group at the same relative level, from its narrowest to its widest."""
     cost, original = problem.cost(name)
     levels, gains = problem.held.header.levels, problem.gains
     rows = []
@@ -205,36 +207,38 @@ def uniform(problem: WidthProblem, name: str) -> List[Dict[str, Any]]:
     return rows
 
 
-# ---- what a device likes ---------------------------------------------------------------------------------------------
+# ---- which widths suit a device --------------------------------------------------------------------------------------
 
 
 def landscape(net: Network, cost: Cost, n: int, multiple: int) -> Dict[str, pd.DataFrame]:
-    """What a cost in seconds says of networks whose groups all have the same part of their widths, from 10 to 150 %.
+    """A cost in seconds of networks whose groups all have the same fraction of their widths, from 10 to 150 %.
 
-    Of n widths as they come, and of those rounded to a multiple, each once: `part` of the widths, `ms`.
+    Returns a table for `n` fractions as they are, and one for widths rounded to `multiple`, without repetitions. Their
+    columns are `part`, the fraction of the widths, and `ms`.
     """
     parts = np.linspace(0.1, 1.5, n)
     lines = {}
     for label, round_to in (("every width", 1), (f"multiples of {multiple}", multiple)):
         seconds = along_a_line(cost, net.widths, parts, round_to)
         line = pd.DataFrame({"part": parts, "ms": 1e3 * np.array(seconds)})
-        # Rounded, neighbours are often the same network.
+        # After rounding, neighbours are often the same network.
         lines[label] = line if round_to == 1 else line[line.ms.diff().fillna(1) != 0].reset_index(drop=True)
     return lines
 
 
-# ---- how right the gains are -----------------------------------------------------------------------------------------
+# ---- validating the gains --------------------------------------------------------------------------------------------
 
 
 def validate(
     cfg: Config, n: int, part: float, progress: Callable[[int, int], None], trainings: int = 1
 ) -> pd.DataFrame:
-    """Networks of n random widths of the grid at one part of the MACs, each trained by `finetune`, and their gains.
+    """Train `n` networks of random widths of the grid, at the fraction `part` of the MACs, and compute their gains.
 
-    A row per network: validation accuracy and loss, as means over so many `trainings`, each from weights of its own;
-    MACs and parameters kept, its gain by every estimator, and minus the validation loss of the slimmable network when
-    it is cut to these widths. With several trainings, the accuracy of the `first` and the mean of the `others`. Each is
-    made once and read back by the next call, and by those of other slimmable trainings on the same grid.
+    A row per network: validation accuracy and loss, as means over `trainings` by the recipe `finetune`, each from other
+    initial weights; fractions of MACs and parameters kept; the gain by every estimator; and minus the validation loss
+    of the slimmable network cut to these widths. With several trainings, also the accuracy of the `first` and the mean
+    of the `others`. Each network is trained once and read back by the next call, and by calls for other slimmable
+    trainings on the same grid.
     """
     from gcp.train.slimmable import loss_by_batch_statistics
     from gcp.train.tasks import TASKS
@@ -283,7 +287,7 @@ def validate(
 
 
 def _trained_alone(cfg: Config, data: Dataset, small: Network, prefix: Path, seed: int) -> Dict[str, Any]:
-    """What the training of a network from new weights says; made once, in the files of `prefix`."""
+    """The facts of training a network from new weights, which is done once and saved under `prefix`."""
 
     def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
         with Log(prefix.parent / "log.jsonl", False) as log:
@@ -296,7 +300,7 @@ def _trained_alone(cfg: Config, data: Dataset, small: Network, prefix: Path, see
 def scaled(
     levels: Mapping[str, Sequence[int]], cost: Cost, limit: float, rng: np.random.Generator, spread: float = 4.0
 ) -> Dict[str, int]:
-    """Numbers of levels in random proportions, the largest whose cost is within the limit."""
+    """Level indices of each group for widths in random proportions, the largest whose cost is within the limit."""
     shares = {group: spread ** rng.uniform(-0.5, 0.5) for group in levels}
 
     def at(scale: float) -> Dict[str, int]:

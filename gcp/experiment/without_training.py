@@ -1,4 +1,4 @@
-"""What pruning without training is worth: every criterion, with and without new statistics and fitted weights."""
+"""Measure pruning without training: every criterion, with and without recomputed statistics and fitted weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gcp.storage import locked, read_json, write_json
 from gcp.train.distributed import process_group
 from gcp.train.tasks import TASKS
 
-# What rows call it -> criterion and allocation. L1 norms cannot be compared from group to group.
+# Name in the rows -> criterion and allocation. L1 norms cannot be compared between groups.
 CRITERIA = {
     "random": ("random", "uniform"),
     "l1": ("l1", "uniform"),
@@ -29,13 +29,13 @@ CRITERIA = {
     "taylor": ("taylor", "global"),
     "taylor, uniform": ("taylor", "uniform"),
 }
-N_IMAGES = 512  # that statistics are recomputed from, and weights fitted to
+N_IMAGES = 512  # for recomputing statistics, and for fitting weights
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Row(BaseModel):
-    """One cut: test accuracies and MACs kept are fractions; `seconds` from the scores to the small network."""
+    """One pruned network: test accuracies and MACs kept as fractions, and the `seconds` from scoring to the result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -55,7 +55,7 @@ class Row(BaseModel):
 
 
 def rows_path(cfg: Config) -> Path:
-    """Where the rows of a configuration's network and seed are."""
+    """The file with the rows of a configuration's network and seed."""
     return Path(cfg.output) / f"{cfg.name}-seed{cfg.seed}.json"
 
 
@@ -65,9 +65,9 @@ def read_rows(path: Path) -> List[Row]:
 
 
 def measure(cfg: Config, targets: Sequence[float], progress: Callable[[int, int], None]) -> List[Row]:
-    """Cut the configuration's dense network, which is trained where it is not there, in every way, to every target.
+    """Prune the configuration's dense network, which is trained if missing, in every way and to every target.
 
-    The rows are written after every cut; those that are there are not measured again.
+    The rows are written after every cut; existing rows are not measured again.
     """
     path = rows_path(cfg)
     with locked(path.parent, f".{path.name}.lock"):

@@ -1,4 +1,4 @@
-"""Networks of the zoo, cut at random: is the one with channels removed the one with channels silenced?"""
+"""Prune networks of the zoo at random, and check that removed channels give the same outputs as silenced ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gcp.graph.surgery import rewrite, shrink, silence
 KEPT = 0.7
 SELECTING = ("_contrib_box_nms", "topk")
 READING_BOXES = ("_contrib_ROIAlign", "ROIPooling")
-DRAWN = {  # end of a name -> numbers for its array, of which no two channels have the same
+DRAWN = {  # end of a name -> random values for its array, different for every channel
     "gamma": lambda rng, shape: rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape),
     "beta": lambda rng, shape: rng.normal(0.3, 0.5, shape),
     "running_mean": lambda rng, shape: rng.normal(0, 0.3, shape),
@@ -27,7 +27,7 @@ DRAWN = {  # end of a name -> numbers for its array, of which no two channels ha
 }
 
 
-TASKS = (  # start of a name -> what the network is for; the first that fits
+TASKS = (  # pattern for the start of a name -> the network's task; the first that matches counts
     ("ssd|yolo3|center_net|.*rcnn", "detection"),
     ("fcn|psp|deeplab|icnet|danet|fastscnn|hrnet.*_s$", "segmentation"),
     (".*_pose", "pose"),
@@ -38,13 +38,13 @@ TASKS = (  # start of a name -> what the network is for; the first that fits
 
 
 def task(name: str) -> str:
-    """What a network of the zoo is for, by its name."""
+    """The task of a network of the zoo, by its name."""
     return next(task for pattern, task in TASKS if re.match(pattern, name))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a network: the share of its channels that can go, and the difference if it was run."""
+    """The result for a network: the share of its channels that can be removed and, if it was run, the difference."""
 
     said: str
     share: float = 0.0
@@ -53,9 +53,10 @@ class Trial:
 
 
 def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]] = None, redrawn: bool = True) -> Trial:
-    """Open a network, and if asked to cut 30 % of every group at random and compare.
+    """Open a network and, if `compared`, remove a random 30 % of every group and compare with silencing them.
 
-    Without `redrawn` scales, shifts, statistics and biases are the network's own; they should not be all alike.
+    Without `redrawn`, scales, shifts, statistics and biases are the network's own, which should not all be equal. The
+    difference is the largest one of all outputs, over the largest output.
     """
     try:
         net = zoo.open_network(name, input_shape, seed=0 if compared else None)
@@ -82,10 +83,10 @@ def tried(name: str, compared: bool = True, input_shape: Optional[Sequence[int]]
 
 
 def deciding_layers(net: Network) -> Tuple[str, ...]:
-    """Names of the layers to compare in place of the outputs; none where the outputs themselves can be compared.
+    """Names of the layers to compare instead of the outputs; empty if the outputs themselves can be compared.
 
-    A detector selects boxes from what these layers put out, and rounding decides which of equally good ones; a
-    sigmoid of the large outputs of random weights is nothing but rounding.
+    A detector selects boxes from the outputs of these layers, and rounding decides between equally good ones; a sigmoid
+    of the large outputs of random weights leaves nothing but rounding errors.
     """
     if not any(node.op in SELECTING for node in net.nodes) and not any(
         is_sigmoid(net.nodes[i]) for i, _ in net.outputs
@@ -101,7 +102,7 @@ def is_sigmoid(node: Node) -> bool:
 
 
 def up_to(net: Network, layers: Sequence[str]) -> Network:
-    """The network with the outputs of these layers as its own, if any, and the same boxes wherever it reads boxes."""
+    """The network with the outputs of these layers, if any, as its own, and fixed boxes wherever it reads boxes."""
     if not layers:
         return net
     side, rng, arrays, at = min(net.input_shape[1:]), np.random.default_rng(0), dict(net.arrays), {}
@@ -132,14 +133,15 @@ def drawn(net: Network, seed: int = 0) -> Network:
 
 
 def away_from_borders(net: Network) -> Network:
-    """The network with one tap of every padded conv, which never reads padding: constants are exact there."""
+    """The network with only one tap left in every padded conv, which never reads padding, so that the constants that
+    replace removed channels are exact."""
     arrays = {}
     for node in net.nodes:
         if node.op != "Convolution":
             continue
         w, before = net.arrays[net.weight(node.name)], net.nodes[node.inputs[0][0]]
         pad = node.literal("pad", ()) or (0,) * (w.ndim - 2)
-        if before.op == "Pad" and not any(pad):  # by a node of its own, as where the ends are not alike
+        if before.op == "Pad" and not any(pad):  # padding by a node of its own, as where the two ends differ
             pad = before.literal("pad_width")[4::2]
         if any(pad) or before.op == "Pad":
             steps = node.literal("dilate", (1,) * len(pad)) or (1,) * len(pad)

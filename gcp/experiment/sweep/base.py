@@ -1,4 +1,4 @@
-"""What every engine of a sweep is: the tasks that it takes, the events that it tells of, and the registry."""
+"""The interface of a sweep's engines: the tasks that they take, the events that they report, and their registry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gcp.registry import Registry
 
 
 class Setup(NamedTuple):
-    """What the command line says: the script that runs an experiment here, how many at once, whether to fetch runs."""
+    """From the command line: the script that runs an experiment here, how many run at once, whether to fetch runs."""
 
     script: Path
     jobs: Optional[int] = None
@@ -29,7 +29,7 @@ class Setup(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One experiment to be run, or to be timed: where its configuration comes from, and what it is."""
+    """One experiment to be run, or to be timed: where its configuration comes from, and the configuration."""
 
     path: Path
     overrides: Tuple[str, ...]
@@ -39,36 +39,36 @@ class Task:
 
     @property
     def what(self) -> str:
-        """What is done with the experiment."""
+        """What is done with the experiment: `run` or `measure`."""
         return "measure" if self.timed else "run"
 
     @property
     def name(self) -> str:
-        """The experiment for people."""
+        """The experiment's name in messages."""
         return f"{self.cfg.name} seed {self.cfg.seed}"
 
     @property
     def key(self) -> str:
-        """The same for the same work into the same folder, so that nothing is computed twice."""
+        """A key that is equal for the same work in the same folder, so that nothing is computed twice."""
         cfg, place = self.cfg, hashlib.sha256(os.path.abspath(self.cfg.output).encode()).hexdigest()[:8]
-        # What it starts from is not there yet, and cannot be part of its name.
+        # The network that it starts from does not exist yet, so its content cannot be part of the key.
         path = f"{cfg.name}-seed{cfg.seed}-late" if cfg.model.is_pattern else records.run_path(cfg).name
         return f"gcp-{self.what}-{path}-{place}"
 
     @property
     def gpus(self) -> int:
-        """GPUs that it takes."""
+        """The number of GPUs that the task takes."""
         return len(self.cfg.gpus)
 
     @property
     def cores(self) -> int:
-        """Cores that it takes; 0: all of a machine's."""
+        """The number of CPU cores that the task takes; 0: all of a machine's."""
         return self.cfg.threads * max(1, self.gpus)
 
     def job(self, placed: bool, shared: bool) -> Dict[str, Any]:
-        """The task as plain data. `placed`: GPUs are given to it on the worker, whose numbers it then does not choose.
+        """The task as plain data. `placed`: the worker assigns GPUs to it, so that it does not choose their numbers.
 
-        Where the folder is not `shared`, a run to be timed brings its record.
+        If the folder is not `shared`, a run to be timed brings its record along.
         """
         values = self.cfg.model_dump(mode="json", exclude_unset=True)
         if placed and self.gpus:
@@ -90,14 +90,14 @@ class Task:
 
 
 class Began(NamedTuple):
-    """A task has begun, again perhaps, on a machine."""
+    """A task has begun on a machine, possibly not for the first time."""
 
     task: Task
     where: str = ""
 
 
 class Ended(NamedTuple):
-    """A task has ended: its exit code, and where that is not 0 its last words."""
+    """A task has ended, with its exit code and, if that is not 0, its last lines of output."""
 
     task: Task
     code: int
@@ -105,10 +105,10 @@ class Ended(NamedTuple):
 
 
 class Engine:
-    """Computes tasks. Leaving its block ends what must not outlive this process."""
+    """Computes tasks. Leaving its `with` block ends whatever must not outlive this process."""
 
-    at_once: float = 1  # tasks that may be handed over at a time
-    kept_back: int = 0  # tasks of this round that are still to be handed over
+    at_once: float = 1  # tasks that may be submitted at a time
+    kept_back: int = 0  # tasks of this round that have not been submitted yet
 
     def __init__(self, address: str, setup: Setup) -> None:
         raise NotImplementedError
@@ -120,22 +120,22 @@ class Engine:
         pass
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """UserError: it cannot compute one of these."""
+        """Raise UserError if the engine cannot compute one of the tasks."""
 
     def alone(self) -> None:
-        """From now on one task at a time, all on one machine: their speeds will be compared."""
+        """From now on, compute one task at a time, all on one machine, since their speeds will be compared."""
         self.at_once = 1
 
     def submit(self, task: Task) -> None:
-        """Hand over a task; one that is there already is watched instead."""
+        """Submit a task; one that has already been submitted is watched instead."""
         raise NotImplementedError
 
     def poll(self) -> List[Union[Began, Ended]]:
-        """What has happened since the last time."""
+        """The events since the last call."""
         raise NotImplementedError
 
     def left(self) -> Optional[str]:
-        """What goes on without this process, in one line; None: nothing does."""
+        """One line about the tasks that continue without this process; None if there are none."""
         return None
 
     def _left(self, n_running: int, n_waiting: int, what: str, where: str) -> str:
@@ -146,7 +146,7 @@ class Engine:
         )
 
     def cancel(self, tasks: Sequence[Task]) -> str:
-        """End those of the tasks that an earlier process handed over; what was done, in words."""
+        """End those of the tasks that an earlier process submitted; returns what was done, in words."""
         raise NotImplementedError
 
 
@@ -154,19 +154,19 @@ ENGINES: Registry = Registry("engine for --on")
 
 
 def engine(address: str, setup: Setup) -> Engine:
-    """The engine of an address: `local`, `dask://HOST:PORT`, `slurm`. UserError: none, or it does not answer."""
+    """The engine for an address: `local`, `dask://HOST:PORT` or `slurm`. UserError: unknown, or it does not answer."""
     word, _, place = address.partition("://")
     return ENGINES[word](place, setup)
 
 
 def refuse(address: str, place: str, wanted: str) -> None:
-    """UserError: a place was given to an engine that has none."""
+    """Raise UserError if a `place` was given to an engine that takes none."""
     if place:
         raise UserError(f"--on {address}://{place}: takes no address; give --on {wanted}", key="sweep.address")
 
 
 def installed(module: str, extra: str) -> ModuleType:
-    """A package that only an engine needs. UserError: it is not installed."""
+    """Import a package that only one engine needs. UserError: it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -178,7 +178,7 @@ def installed(module: str, extra: str) -> ModuleType:
 
 
 def check_threads(task: Task, place: str) -> None:
-    """UserError: a task that takes all cores of a machine, where cores are counted."""
+    """Raise UserError if a task takes all cores of a machine, for engines that count cores."""
     if not task.cfg.threads:
         raise UserError(
             f"{place}: {task.name} has threads: 0, all cores of whatever machine, which cannot be placed; "

@@ -1,4 +1,4 @@
-"""Runs of a sweep on this machine."""
+"""The engine that computes the runs of a sweep on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gcp.train import guard
 
 @ENGINES.register("local")
 class Local(Engine):
-    """Processes of this machine, several at a time, which end with this one."""
+    """Computes tasks in processes on this machine, several at a time, which end with this process."""
 
     def __init__(self, address: str, setup: Setup) -> None:
         refuse("local", address, "local")
@@ -30,7 +30,7 @@ class Local(Engine):
         guard.end([process for _, process in self._running.values()])
 
     def submit(self, task: Task) -> None:
-        """Start it in a process of its own: its threads are its config's, and its memory is given back."""
+        """Start the task in a separate process, which has the configured threads and frees its memory when it ends."""
         slot = next(n for n in range(len(self._running) + 1) if n not in self._running)
         words = [word for text in task.overrides for word in ("--set", text)]
         words += [word for overlay in task.overlays for word in ("--overlay", str(overlay))]

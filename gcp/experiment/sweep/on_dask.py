@@ -1,4 +1,4 @@
-"""Runs of a sweep on the workers of a scheduler of dask.distributed."""
+"""The engine that computes the runs of a sweep on the workers of a dask.distributed scheduler."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from gcp.experiment.sweep.base import ENGINES, Began, Ended, Engine, Setup, Task
 from gcp.experiment.sweep.worker import execute, receive
 
 CONNECT_S = 10.0  # a busy machine takes some seconds to answer
-POLL_S = 4.0  # between two questions to all workers
+POLL_S = 4.0  # between two queries of all workers
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns or raises. TimeoutError: it takes longer, and is left to itself."""
+    """Call a function, and return or raise what it does. TimeoutError: it takes longer; it is left running."""
     future: concurrent.futures.Future = concurrent.futures.Future()
 
     def work() -> None:
@@ -35,7 +35,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()  # a pool's threads would be waited for when the process ends
+    threading.Thread(target=work, daemon=True).start()  # a pool's threads would be joined when the process exits
     try:
         return future.result(seconds)
     except concurrent.futures.TimeoutError:
@@ -43,7 +43,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def about_worker(dask_worker: Any) -> Dict[str, Any]:
-    """What a sweep has to know of a worker; runs on it, as do all functions of this section that take `dask_worker`."""
+    """What a sweep has to know about a worker; runs on the worker, like all functions here that take `dask_worker`."""
     return {
         "name": str(dask_worker.name),
         "version": gcp.__version__,
@@ -55,17 +55,17 @@ def about_worker(dask_worker: Any) -> Dict[str, Any]:
 
 
 async def declare_place(dask_worker: Any) -> None:
-    """Let the worker have one run at a time, where it was not told how many cores its runs may have."""
+    """Limit the worker to one run at a time; for workers that were not started with a number of cores."""
     await dask_worker.set_resources(run=1)
 
 
 def sees(paths: Sequence[str]) -> List[str]:
-    """Which of the paths are not there on this machine."""
+    """The paths that do not exist on this machine."""
     return [path for path in paths if not os.path.exists(path)]
 
 
 def execute_on_worker(job: Dict[str, Any]) -> dict:
-    """A task of dask: `execute` on one of its workers, until the worker closes or the task is cancelled."""
+    """The function of a dask task: `execute` on a worker, ended when the worker closes or the task is cancelled."""
     import distributed
 
     worker = distributed.get_worker()
@@ -80,10 +80,10 @@ def execute_on_worker(job: Dict[str, Any]) -> dict:
 
 @ENGINES.register("dask")
 class Dask(Engine):
-    """A cluster of dask.distributed: all tasks are handed over at once, and go on without this process.
+    """A dask.distributed cluster: all tasks are submitted at once, and continue without this process.
 
-    They stay published under their keys until a sweep has taken their results, so that a later sweep finds them. A task
-    returns its exit code instead of raising, so that dask repeats it when its worker has died, and never otherwise.
+    They stay published under their keys until a sweep has collected their results, so that a later sweep finds them. A
+    task returns its exit code instead of raising, so that dask repeats it only if its worker has died.
     """
 
     at_once = float("inf")
@@ -107,7 +107,7 @@ class Dask(Engine):
                 f"--on {self.address}: should be dask://HOST:PORT, as dask's scheduler says", "sweep.address"
             )
         host, port = match[1], int(match[2] or 8786)
-        # dask says much while it tries again and again; what has to be said is said here.
+        # dask logs a lot while it retries; what the user has to know is reported here.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         security = distributed.Security()
         scheme = "tls" if security.tls_ca_file or security.require_encryption else "tcp"
@@ -115,7 +115,7 @@ class Dask(Engine):
             socket.create_connection((host.strip("[]"), port), CONNECT_S).close()
             how = {"timeout": CONNECT_S, "security": security, "set_as_default": False}
             return _within(1.5 * CONNECT_S, lambda: distributed.Client(f"{scheme}://{host}:{port}", **how))
-        except Exception as error:  # whatever answers there may say anything
+        except Exception as error:  # whatever listens there may answer anything
             raise UserError(
                 f"--on {self.address}: no scheduler of dask answers there over {scheme} "
                 f"({type(error).__name__}: {str(error)[:200]}); start one by `dask scheduler`, or correct the address",
@@ -127,7 +127,7 @@ class Dask(Engine):
             self.client.close(timeout=CONNECT_S)
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """See `Engine`. Also says where dask's dashboard is."""
+        """See `Engine`. Also prints the address of dask's dashboard."""
         print(f"dask's dashboard: {self.client.dashboard_link}", file=sys.stderr, flush=True)
         try:
             there = self.client.run_on_scheduler(source.fingerprint)
@@ -156,7 +156,7 @@ class Dask(Engine):
 
     @property
     def _counted(self) -> bool:
-        """Whether the workers were told how many cores their runs may have."""
+        """Whether any worker was started with a number of cores, so that cores are counted."""
         return any("cores" in state["resources"] for state in self._states.values())
 
     def _check_place(self, tasks: Sequence[Task]) -> None:
@@ -180,7 +180,7 @@ class Dask(Engine):
             self.client.run(declare_place)
 
     def _check_folder(self, tasks: Sequence[Task]) -> None:
-        """UserError: the folder should be shared and is not, or the other way round a run needs what only it has."""
+        """Raise UserError if the folder should be shared but is not, or if a run needs a shared folder and has none."""
         if not self.shared:
             for task in tasks:
                 if task.cfg.model.is_pattern:
@@ -205,7 +205,7 @@ class Dask(Engine):
                     )
 
     def alone(self) -> None:
-        """One task at a time on one worker: the one of the name `measure`, else the first by name."""
+        """One task at a time on one worker: the one named `measure`, else the first by name."""
         self.at_once = 1
         named = sorted((state["name"] != "measure", state["name"], address) for address, state in self._ask().items())
         if not named:
@@ -214,10 +214,10 @@ class Dask(Engine):
         print(f"speeds are measured on the worker {named[0][1]}", file=sys.stderr, flush=True)
 
     def submit(self, task: Task) -> None:
-        """See `Engine`: a key that the scheduler has is what it is already doing, or has done."""
+        """See `Engine`. A key that the scheduler already has refers to a task that is waiting, running or done."""
         resources = {"cores": task.cores, "gpu": task.gpus} if self._counted else {"run": 1}
         place = {}
-        if self._only:  # nothing else of the same kind beside it
+        if self._only:  # all resources of that worker, so that no other task runs beside it
             place = {"workers": [self._only], "allow_other_workers": False}
             resources = self._states.get(self._only, {}).get("resources") or resources
         future = self.client.submit(
@@ -233,7 +233,7 @@ class Dask(Engine):
         self._watched[task.key] = task, future
 
     def poll(self) -> List[Union[Began, Ended]]:
-        """See `Engine`. Workers that have joined are told how many runs they may have."""
+        """See `Engine`. Workers that have joined in the meantime are limited to one run, unless cores are counted."""
         events: List[Union[Began, Ended]] = []
         if time.monotonic() > self._asked + POLL_S:
             for state in self._ask().values():
@@ -257,7 +257,7 @@ class Dask(Engine):
         task, future = self._watched.pop(key)
         try:
             result = future.result()
-        except Exception as error:  # dask's own: its worker died too often, it was cancelled, the scheduler is gone
+        except Exception as error:  # dask's own: workers died too often, it was cancelled, the scheduler is gone
             result = {"code": 1, "said": [f"not done: {type(error).__name__}: {error}"]}
         with contextlib.suppress(Exception):  # the scheduler may be gone
             self.client.unpublish_dataset(task.key)
@@ -267,7 +267,7 @@ class Dask(Engine):
         return [ended] if key in self._seen else [Began(task, result.get("where", "")), ended]  # too short to be seen
 
     def _lost(self) -> List[Ended]:
-        """Tasks for the one worker that measures, where that has gone: no other may take its place."""
+        """Drop all tasks if the worker that measures speeds is gone, since no other may take its place."""
         if self._only is None or self._only in self._states:
             return []
         lost, self._watched = self._watched, {}

@@ -1,4 +1,4 @@
-"""Runs of a sweep as jobs of SLURM, by submitit."""
+"""The engine that computes the runs of a sweep as SLURM jobs, through submitit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gcp.experiment.sweep.base import ENGINES, Began, Ended, Engine, Setup, Task
 from gcp.experiment.sweep.worker import execute
 from gcp.storage import locked, read_json, write_json
 
-SLURM_MINUTES = 24 * 60  # of a job; the environment's SBATCH_TIMELIMIT goes before it
-SLURM_TRIES = 4  # of a job that ends without its result
+SLURM_MINUTES = 24 * 60  # time limit of a job; SBATCH_TIMELIMIT in the environment takes precedence
+SLURM_TRIES = 4  # submissions of a job that keeps ending without a result
 
 
 class Requeued:
-    """A task of SLURM: `execute` on a node; when its time is over, or the node is taken away, it is queued again."""
+    """The function of a SLURM job: `execute` on a node, requeued at the time limit or if the node is taken away."""
 
     def __call__(self, job: Dict[str, Any]) -> dict:
         return execute(job, socket.gethostname(), "")
 
     def checkpoint(self, job: Dict[str, Any]) -> Any:
-        """What submitit queues again; the run resumes from its own checkpoint."""
+        """What submitit requeues; the run resumes from its own checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
@@ -32,13 +32,13 @@ class Requeued:
 
 @ENGINES.register("slurm")
 class Slurm(Engine):
-    """Jobs of SLURM by submitit: all are queued at once, and go on without this process.
+    """SLURM jobs through submitit: all are queued at once, and continue without this process.
 
-    Which jobs there are is kept in the folder `slurm` of the results, which the nodes share, with what submitit writes.
+    The jobs are listed in the folder `slurm` of the results, which the nodes share, beside the files of submitit.
     """
 
     at_once = float("inf")
-    CLUSTER: ClassVar[str] = "slurm"  # submitit's other ones stand in for it in tests
+    CLUSTER: ClassVar[str] = "slurm"  # tests use submitit's other clusters instead
 
     def __init__(self, address: str, setup: Setup) -> None:
         refuse("slurm", address, "slurm")
@@ -63,7 +63,7 @@ class Slurm(Engine):
             check_threads(task, "--on slurm")
 
     def alone(self) -> None:
-        """One job at a time, with a node of its own: the node of the first."""
+        """One job at a time, with a node to itself: that of the first job."""
         self.at_once, self._alone = 1, True
 
     def submit(self, task: Task) -> None:
@@ -72,7 +72,7 @@ class Slurm(Engine):
             job = self._queued(task)
             if job is None:
                 executor = self.submitit.AutoExecutor(folder=_jobs(task), cluster=self.CLUSTER)
-                # What a partition or account needs beside this, sbatch takes from the environment (SBATCH_PARTITION).
+                # sbatch takes whatever else is required from the environment (SBATCH_PARTITION, SBATCH_ACCOUNT).
                 executor.update_parameters(name=task.key, timeout_min=SLURM_MINUTES, nodes=1, tasks_per_node=1)
                 executor.update_parameters(cpus_per_task=task.cores)
                 if task.gpus:
@@ -80,13 +80,13 @@ class Slurm(Engine):
                 if self._alone:
                     node = {"nodelist": self._node} if self._node else {}
                     executor.update_parameters(slurm_exclusive=True, slurm_additional_parameters=node)
-                # SLURM shows a job only the GPUs that it has given to it.
+                # A job sees only the GPUs that SLURM has assigned to it.
                 job = executor.submit(Requeued(), task.job(placed=True, shared=True) | {"gpus": 0})
                 write_json(_jobs(task) / f"{task.key}.json", {"job": job.job_id})
         self._watched[task.key] = task, job
 
     def _queued(self, task: Task) -> Any:
-        """The job that an earlier sweep has queued for the task; None where there is none."""
+        """The job that an earlier sweep has queued for the task; None if there is none."""
         path = _jobs(task) / f"{task.key}.json"
         if not path.exists():
             return None
@@ -107,7 +107,7 @@ class Slurm(Engine):
         return events
 
     def _ended(self, task: Task, job: Any) -> List[Ended]:
-        """How a job ended; nothing where it is queued again, since its node has died."""
+        """The event of a job that has ended; empty if it is queued again, because its node has died."""
         (_jobs(task) / f"{task.key}.json").unlink(missing_ok=True)
         try:
             result = job.result()
@@ -138,5 +138,5 @@ class Slurm(Engine):
 
 
 def _jobs(task: Task) -> Path:
-    """Where jobs of SLURM are kept."""
+    """The folder with the files of SLURM jobs."""
     return Path(os.path.abspath(task.cfg.output)) / "slurm"

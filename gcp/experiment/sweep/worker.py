@@ -1,4 +1,4 @@
-"""What a machine of a cluster does with a task, and how its files come back."""
+"""How a machine of a cluster computes a task, and how the files of the run are returned."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from gcp.experiment.sweep.base import Task
 from gcp.storage import locked, parse_json, replacing, write_json, write_text
 from gcp.train import guard
 
-LOCK_S = 120.0  # for the lock of a run whose machine has died: a file server keeps it for a while
-SAID = 20  # last lines of a run that failed
+LOCK_S = 120.0  # to wait for the lock of a run whose machine has died, which a file server keeps for a while
+SAID = 20  # number of last lines that are kept of a run
 RUN = ("run", "dense")  # the folders of a run
 
 
 def execute(job: Dict[str, Any], where: str, scratch: str, dropped: Callable[[], bool] = lambda: False) -> dict:
-    """Run a task's job on this machine: exit code, where, last lines, and the run's files if its folder is not shared.
+    """Run a task's job on this machine; returns its exit code, `where`, and its last lines.
 
-    `scratch` is for what is not shared. When `dropped` says that nobody wants the run any more, it is ended.
+    If the job's folder is not shared, it runs in `scratch`, and the files of a successful run are returned too. When
+    `dropped` says that nobody wants the run any more, it is ended.
     """
     output = None if job["folder"] else scratch
     run, dense = (Path(job["folder"] or scratch, job[key] if job["folder"] else Path(job[key]).name) for key in RUN)
@@ -64,21 +65,21 @@ def execute(job: Dict[str, Any], where: str, scratch: str, dropped: Callable[[],
 
 
 def _contents(folder: Path) -> Dict[str, bytes]:
-    """A finished run's files, without locks, checkpoints, and what is rewritten where it arrives."""
+    """A finished run's files, without locks, checkpoints, and files that the receiver writes itself."""
     paths = [path for path in sorted(folder.glob("*")) if path.is_file() and _is_brought(path.name)]
     return {path.name: path.read_bytes() for path in paths}
 
 
 def _is_brought(name: str) -> bool:
-    """Whether a name is that of one of a run's files which go to another machine."""
+    """Whether a file of this name in a run's folder is sent to another machine."""
     left = name in ("lock", "config.yaml") or name.endswith((".lock", ".states", ".checkpoint"))
     return bool(re.fullmatch(r"\w[\w.+-]{0,200}", name, re.ASCII)) and not left
 
 
 def _wait_for_lock(run: Path, dropped: Callable[[], bool]) -> None:
-    """Wait for another process of this run, which ends as its worker has died; its lock may outlive it for a while.
+    """Wait for an earlier process of this run, which ends once its worker has died; its lock may outlive it a while.
 
-    After `LOCK_S` the run itself says whose folder it is.
+    After `LOCK_S` seconds, it is left to the run itself to report that the folder is in use.
     """
     lock, until = filelock.FileLock(str(run / "lock")), time.monotonic() + LOCK_S
     while (run / "lock").exists() and time.monotonic() < until and not dropped():
@@ -86,15 +87,15 @@ def _wait_for_lock(run: Path, dropped: Callable[[], bool]) -> None:
             return
 
 
-_TAKEN: set = set()  # GPUs that runs of this worker have
+_TAKEN: set = set()  # GPUs in use by runs of this worker
 _TAKING = threading.Lock()
 
 
 @contextlib.contextmanager
 def _gpus(n: int) -> Iterator[Dict[str, str]]:
-    """The environment in which a run sees `n` GPUs of this worker that no other of its runs has.
+    """The environment variables with which a run sees `n` GPUs of this worker that none of its other runs uses.
 
-    The scheduler counts them, so that there are as many; which they are is decided here.
+    The scheduler counts GPUs, so that enough are free; which ones a run gets is decided here.
     """
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     with _TAKING:
@@ -109,9 +110,9 @@ def _gpus(n: int) -> Iterator[Dict[str, str]]:
 
 
 def receive(task: Task, files: Dict[str, Dict[str, bytes]]) -> None:
-    """Write a run that came from another machine as if it had been made here, its record last.
+    """Write the files of a run from another machine as if it had been computed here, its record last.
 
-    UserError: what came is no record of this run, or the folder cannot be written.
+    UserError: the record received is not valid or not of this run, or the folder cannot be written.
     """
     path, dense = records.run_path(task.cfg), records.dense_path(task.cfg)
     run = {name: content for name, content in files["run"].items() if _is_brought(name)}
@@ -126,7 +127,7 @@ def receive(task: Task, files: Dict[str, Dict[str, bytes]]) -> None:
             write_text(path / "config.yaml", yaml.safe_dump(task.cfg.model_dump(mode="json"), sort_keys=False))
             config = {**record.config, "output": task.cfg.output}
             write_json(path / records.RECORD, {**record.model_dump(mode="json"), "config": config})
-    with locked(dense):  # one for several runs, each of which may have trained it on another worker
+    with locked(dense):  # shared by several runs, each of which may have trained it on another worker
         for name, content in files["dense"].items():
             if _is_brought(name) and not (dense / name).exists():
                 _write(dense / name, content)
