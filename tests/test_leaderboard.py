@@ -119,7 +119,7 @@ def test_targets_of_two_costs_are_never_in_one_table(tmp_path):
     other += [finished("uniform", "params", 0.1, seed, 0.4, name="uniform-l1-params-0.1") for seed in range(3)]
     leaderboard.write(runs() + other, tmp_path, "uniform-l1")
     found = {name: (tmp_path / f"resnet18_v1b_{name}_accuracy.md").read_text() for name in ("macs", "params")}
-    assert "parts of the MACs" in found["macs"] and "parts of the Params" in found["params"]
+    assert "of the MACs" in found["macs"] and "of the parameters" in found["params"]
     cells = {name: {row["Method"]: row["10 %"] for row in rows_of(text)} for name, text in found.items()}
     assert cells["macs"]["gcp"] == "92.00 ± 1.00" and cells["params"]["gcp"] == "50.00 ± 0.00"
 
@@ -134,10 +134,10 @@ def test_how_many_networks_take_the_latency_that_they_should(tmp_path):
     ]
     leaderboard.write(some + runs(), tmp_path, "uniform-l1")
     text = (tmp_path / "resnet18_v1b_latency_cost.md").read_text()
-    assert "Of 4 networks for 40 % of the latency: 2 within 2 %, 3 within 5 % of that." in text
-    assert "Of 2 networks for 60 % of the latency: 1 within 2 %, 1 within 5 % of that." in text
+    assert "Of 4 networks with a latency target of 40 %, 2 are within 2 %, 3 are within 5 % of it." in text
+    assert "Of 2 networks with a latency target of 60 %, 1 are within 2 %, 1 are within 5 % of it." in text
     assert [row["Latency %"] for row in rows_of(text)] == ["54.5", "41.8"]
-    assert "of that." not in (tmp_path / "resnet18_v1b_macs_cost.md").read_text()
+    assert "latency target" not in (tmp_path / "resnet18_v1b_macs_cost.md").read_text()
 
 
 def test_bars_join_what_cannot_be_told_apart():
@@ -215,4 +215,4 @@ def test_the_number_of_images_is_one_that_most_methods_saw():
     seen = {"a": 100_000, "b": 100_000, "c": 251_000, "d": 394_000, "e": 391_000, "f": 397_000}
     rows = [{"target": 0.5, "method": name, "images_total": n} for name, n in seen.items()]
     text = leaderboard.images_seen(pd.DataFrame(rows))
-    assert text == "Training images after the dense network: 394,000 at 50 %; but a 100,000, b 100,000, c 251,000."
+    assert text == "Training images after the dense network: 394,000 at 50 %; except a 100,000, b 100,000, c 251,000."

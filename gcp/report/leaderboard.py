@@ -20,7 +20,7 @@ from gcp.cost.layers import Share
 from gcp.errors import UserError
 from gcp.experiment.record import Finished
 from gcp.report import figures, tables
-from gcp.report.frame import cost_label, counted, unique
+from gcp.report.frame import counted, unique
 
 LEVEL = 0.05  # significance level of all tests and intervals
 POINT = ["network", "objective", "target"]
@@ -215,7 +215,7 @@ def write(
         columns = {"Network": found.network, "Target %": 100 * found.target, "Rank correlation": found.rho}
         columns |= {"p": found.p, "Methods": found.n}
         digits = {"Target %": None, "Rank correlation": 2, "p": 3, "Methods": 0}
-        caption = "Spearman's rank correlation over methods: top-1 just pruned against top-1 after fine-tuning."
+        caption = "Spearman's rank correlation over methods: top-1 before fine-tuning against top-1 after it."
         paths += tables.save(pd.DataFrame(columns), digits, caption, output / "correlation", "tab:correlation")
     if ranked:
         paths += figures.save(figures.rank_diagram(ranked), output / "ranks")
@@ -265,13 +265,15 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
     digits = {title: 2 for title in columns if title != "Method" and not title.endswith(" sd")}
     counts = cells.size().unstack().reindex(methods)[means.columns[::-1]]
     columns["Seeds"] = ["", *(", ".join(f"{n:.0f}" for n in row if n > 0) for row in counts.to_numpy())]
+    objective = own.objective.iloc[0]
+    cost = {"macs": "MACs", "params": "parameters"}.get(objective, objective)
     caption = (
-        f"Top-1 % at parts of the {cost_label(own.objective.iloc[0])}, mean ± sample standard deviation over seeds "
-        f"(how many, at each target: the last column). {images_seen(own)}"
+        f"Top-1 % at fractions of the {cost}, mean ± sample standard deviation over seeds "
+        f"(their number at each target is in the last column). {images_seen(own)}"
     )
     if ranked is not None:
         caption += (
-            f" Mean rank over {ranked.n_blocks} blocks (a network at a target); ranks nearer than "
+            f" Mean rank over {ranked.n_blocks} blocks (a network at a target); ranks that differ by less than "
             f"{ranked.difference:.1f} cannot be told apart (Nemenyi, 5 %)."
         )
     return "accuracy", columns, digits, caption
@@ -284,7 +286,7 @@ def images_seen(own: pd.DataFrame) -> str:
     others = (means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)).any()
     numbers = ", ".join(f"{usual[target]:,.0f} at {_percent(target)}" for target in reversed(usual.index))
     more = [f"{name} {means[name].dropna().iloc[0]:,.0f}" for name in others.index[others]]
-    return f"Training images after the dense network: {numbers}" + (f"; but {', '.join(more)}." if more else ".")
+    return f"Training images after the dense network: {numbers}" + (f"; except {', '.join(more)}." if more else ".")
 
 
 def _differences(own: pd.DataFrame, order: Sequence[str], baseline: str) -> tuple:
@@ -311,8 +313,8 @@ def _at_equal(own: pd.DataFrame, order: Sequence[str], key: str, baseline: str) 
     for target in reversed(found.columns):
         columns[f"{kept[target]:.3g} %"] = list(100 * found[target].reindex(methods))
     caption = (
-        f"Top-1 % at the {BUDGETS[key]} that {baseline} keeps, read off the line through each method's own points over "
-        "the logarithm of the cost."
+        f"Top-1 % at the {BUDGETS[key]} that {baseline} keeps, interpolated linearly between each method's own points "
+        "over the logarithm of the cost."
     )
     return key.replace("_kept", ""), columns, {title: 2 for title in columns if title != "Method"}, caption
 
@@ -330,18 +332,18 @@ def _costs(own: pd.DataFrame, order: Sequence[str]) -> tuple:
                 "MACs %": 100 * same.macs_kept.mean(),
                 "Params %": 100 * same.params_kept.mean(),
                 "Latency %": 100 * same[LATENCY].mean(),
-                "Just pruned, top-1 %": 100 * same.pruned_top1.mean(),
+                "Before fine-tuning, top-1 %": 100 * same.pruned_top1.mean(),
                 "Seconds of pruning": same.seconds.mean(),
                 "Images of pruning": _purposes(same.images),
-                "Images in all": same.images_total.mean(),
+                "Images in total": same.images_total.mean(),
             }
         )
-    digits = {"MACs %": 2, "Params %": 2, "Latency %": 1, "Just pruned, top-1 %": 2, "Seconds of pruning": 0}
+    digits = {"MACs %": 2, "Params %": 2, "Latency %": 1, "Before fine-tuning, top-1 %": 2, "Seconds of pruning": 0}
     caption = (
-        "What the networks keep of the dense one's, and what pruning took; latency: of a batch, measured in turns with "
-        "the dense network's. Seconds are by the clock, whatever else the machine did."
+        "What the networks keep of the dense network, and what pruning took. Latency: of a batch, measured alternately "
+        "with the dense network's. Seconds are wall-clock time, regardless of other load on the machine."
     ) + _reached(own)
-    return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in all": 0}, caption
+    return "cost", pd.DataFrame(rows).to_dict("list"), {**digits, "Images in total": 0}, caption
 
 
 def _reached(own: pd.DataFrame) -> str:
@@ -349,8 +351,8 @@ def _reached(own: pd.DataFrame) -> str:
     said = ""
     for target, same in own[own.objective.eq("latency") & own[LATENCY].notna()].groupby("target", sort=False):
         off = (same[LATENCY] / target - 1).abs()
-        counts = ", ".join(f"{off.le(part).sum()} within {100 * part:g} %" for part in NEAR)
-        said += f" Of {len(off)} networks for {_percent(target)} of the latency: {counts} of that."
+        counts = ", ".join(f"{off.le(part).sum()} are within {100 * part:g} %" for part in NEAR)
+        said += f" Of {len(off)} networks with a latency target of {_percent(target)}, {counts} of it."
     return said
 
 
@@ -368,8 +370,8 @@ def _places(own: pd.DataFrame, order: Sequence[str], predicted: Mapping[str, Map
         rows.append({**row, **{f"{place}: predicted %": latency for place, (_, latency) in of.items()}})
     columns = pd.DataFrame(rows).to_dict("list")
     caption = (
-        "Latency, measured and by the latency model, and what the layers with outputs of so many positions take of it "
-        "and of the multiply-accumulates. All as parts of the dense network's."
+        "Latency, measured and predicted by the latency model, and the shares of it and of the multiply-accumulates "
+        "that layers with outputs of each size take. All are fractions of the dense network's."
     )
     return "places", columns, {title: 1 for title in columns if title not in ("Method", "Target %")}, caption
 
