@@ -320,7 +320,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
             "step_epochs is for schedule: step, but the schedule is cosine; set schedule to step",
         ),
         ("finetune.step_factor=0.5", "step_factor is for schedule: step, but the schedule is cosine"),
-        ("train={epochs: 9, schedule: step, step_epochs: [3, 3]}", "step_epochs: [3, 3] should rise"),
+        ("train={epochs: 9, schedule: step, step_epochs: [3, 3]}", "step_epochs: [3, 3] must be increasing"),
         (
             "train={epochs: 9, schedule: step, step_epochs: [3, 9]}",
             "step_epochs: [3, 9] goes beyond the training, which ends after epoch 9",
@@ -330,9 +330,9 @@ def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
             "train={epochs: 9, schedule: step, step_epochs: [2], warmup_epochs: 3}",
             "begins before the end of warmup_epochs",
         ),
-        ("train.teacher_weight=0.9", "teacher_weight: 0.9 without a teacher; set teacher to a network"),
-        ("finetune.teacher_temperature=4", "teacher_temperature: 4 without a teacher"),
-        ("train.teacher=dense", "teacher: dense is the network that this very training makes"),
+        ("train.teacher_weight=0.9", "teacher_weight: 0.9 has no effect without a teacher; set teacher to a network"),
+        ("finetune.teacher_temperature=4", "teacher_temperature: 4 has no effect without a teacher"),
+        ("train.teacher=dense", "teacher: dense is the very network being trained here"),
         (
             "model={name: resnet18_v1b, weights: a.params}",
             "weights is the file of GluonCV's published weights; set model.pretrained to true",

@@ -49,7 +49,10 @@ def test_a_job_is_started_again_when_a_worker_dies(tmp_path, capfd):
     assert begun(tmp_path) == [f"begun-{r}-{a}" for r in (0, 1) for a in (0, 1, 2)]
     out, err = capfd.readouterr()
     assert out == "hello from 0\n" * 3
-    assert "launch: worker 1 ended with 137; starting again from the last checkpoint (at most 1 times more)" in err
+    assert (
+        "launch: worker 1 exited with code 137; restarting from the last checkpoint "
+        "(restarts left, including this one: 1)" in err
+    )
     folders = [Path(path.read_text()) for path in tmp_path.glob("begun-*")]
     assert len(set(folders)) == 6 and not any(folder.exists() for folder in folders)
 
@@ -68,7 +71,7 @@ def test_the_exit_code_passes_through_and_unseen_last_lines_are_shown(tmp_path, 
 def test_a_server_that_dies_ends_the_job(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(launch, "SERVE", [sys.executable, "-c", "print('no memory'); raise SystemExit(3)"])
     assert launch.supervise(worker(tmp_path, "time.sleep(60)"), 1, restarts=0) == 3
-    assert "[scheduler] no memory\nlaunch: scheduler ended with 3; run the same command" in capfd.readouterr().err
+    assert "[scheduler] no memory\nlaunch: scheduler exited with code 3; run the same command" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -97,7 +100,7 @@ def test_a_silent_job_is_ended(tmp_path, capfd):
     command = worker(tmp_path, "print('here', flush=True)\ntime.sleep(60 if attempt == 0 else 0)")
     assert launch.supervise(command, 1, restarts=1, timeout_s=1.0) == 0
     out, err = capfd.readouterr()
-    assert out == "here\nhere\n" and "worker 0 has said nothing for 1 s" in err
+    assert out == "here\nhere\n" and "worker 0 has printed nothing for 1 s" in err
 
 
 def test_commands_reach_another_machine_word_by_word(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_sums_are_exact_and_workers_equal(two):
         assert (
             (folder / f"unequal-{rank}")
             .read_text()
-            .startswith("t, step 7 of 7: the parameters of worker 1 of 2 are not those of worker 0;")
+            .startswith("t, step 7 of 7: the parameters of worker 1 of 2 differ from those of worker 0;")
         )
 
 
@@ -178,7 +178,7 @@ def test_a_job_that_loses_a_worker_ends_with_the_same_record(tmp_path):
     os.kill(worker[0], signal.SIGKILL)
     code, _, err = finish(killed)
     assert code == 0, err
-    assert "worker 1 on 127.0.0.1 ended with 137; starting again from the last checkpoint" in err
+    assert "worker 1 on 127.0.0.1 exited with code 137; restarting from the last checkpoint" in err
     assert not alive(mark)
     one, two = (json.loads(next(f.glob("small-*/record.json")).read_text()) for f in folders)
     assert numbers(one) == numbers(two)

@@ -133,7 +133,9 @@ def test_failed_trials_are_recorded_and_do_not_end_a_search(tmp_path):
     def hopeless(trial):
         raise optimisers.DivergedError("the loss is inf")
 
-    with pytest.raises(UserError, match="all 3 trials of run failed, the first by: the loss is inf; give other ranges"):
+    with pytest.raises(
+        UserError, match="all 3 trials of run failed, the first with: the loss is inf; give other ranges"
+    ):
         tuner(tmp_path / "hopeless", 3).best(hopeless)
     with pytest.raises(UserError, match="disk"):
         tuner(tmp_path / "user", 3).best(lambda trial: (_ for _ in ()).throw(UserError("the disk is full")))
@@ -264,7 +266,7 @@ MISTAKES = [
     ({"prune.gcp.lam": {"low": 0.1, "high": 1, "choices": [1]}}, {}, "give either low and high"),
     ({"prune.gcp.lam": {"low": 0.1, "hihg": 1}}, {}, "search.parameters.prune.gcp.lam.hihg: no such key"),
     ({"prune.gcp.score": {"choices": ["taylor", "tailor"]}}, {}, "'tailor' does not fit"),
-    ({"prune.gcp.score": {"choices": ["taylor", "taylor"]}}, {}, "names a value twice"),
+    ({"prune.gcp.score": {"choices": ["taylor", "taylor"]}}, {}, "contains a duplicate value"),
     ({"prune.gcp.score": {"low": 1, "high": 2}}, {}, "a range is for numbers; give choices"),
     ({"finetune.epochs": {"low": 1, "high": 2.5}}, {"scope": "run"}, "should be whole numbers"),
     ({"prune.gcp.iterations": {"low": 1, "high": 2}}, {}, "no key that trials of method: gcp and scope: iteration"),

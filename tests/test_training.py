@@ -507,7 +507,7 @@ def test_a_step_that_overflows_is_left_out(monkeypatch):
     opt.step(0.1, 1)
     assert opt.loss_scale == 64, "doubled after GROWTH good steps"
     block.give(gamma=[np.inf])
-    with pytest.raises(optimisers.DivergedError, match="beyond float16 at every loss scale"):
+    with pytest.raises(optimisers.DivergedError, match="overflow float16 at every loss scale"):
         for _ in range(100):
             opt.step(0.1, 1)
 

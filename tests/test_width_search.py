@@ -424,7 +424,7 @@ def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
         (["solve", "{config}", "--bound", "0.4"], "line 1"),
         (["train", "{config}", "--set", "prune.method=uniform"], "give a configuration of method ows"),
         (["validate", "{config}", "--out", "x", "--quality", "synflow"], "--quality: is for a space of architectures"),
-        (["train", "{config}", "--set", "prune.round_to=64"], "every group has one width only"),
+        (["train", "{config}", "--set", "prune.round_to=64"], "every group has only one width"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line(searched, capsys, args, said):

@@ -68,7 +68,7 @@ def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float =
 def without_effect(allocation: str, max_cut: Optional[float]) -> Iterator[str]:
     """Yield an error message if `max_cut` has no effect with this allocation."""
     if allocation == "uniform" and max_cut is not None:
-        yield f"max_cut: {max_cut} has no effect with allocation: uniform, which cuts all groups alike; leave one out"
+        yield f"max_cut: {max_cut} has no effect with allocation: uniform, which cuts all groups alike; set only one"
 
 
 def _thinned(widths: List[int]) -> List[int]:

@@ -64,9 +64,9 @@ class LimitOptions(Options):
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
         if not self.costs or len(set(self.costs)) < len(self.costs):
-            yield f"costs: {list(self.costs)} should be one or more, each once"
+            yield f"costs: {list(self.costs)} should be one or more costs, without duplicates"
         if "macs" in self.costs and len(self.costs) > 1:
-            yield f"costs: {list(self.costs)}: multiply-accumulates and bytes cannot be added"
+            yield f"costs: {list(self.costs)}: multiply-accumulates and bytes cannot be added together"
 
     @property
     def name(self) -> str:
@@ -116,9 +116,9 @@ class ArchitectureOptions(MethodOptions):
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
         if not self.quality or len(self.candidates) != len(self.quality):
-            yield f"candidates: {list(self.candidates)} should be a number for each of quality: {list(self.quality)}"
+            yield f"candidates: {list(self.candidates)} should be one number per entry of quality: {list(self.quality)}"
         if any(b > a for a, b in zip(self.candidates, self.candidates[1:])):
-            yield f"candidates: {list(self.candidates)} should not rise"
+            yield f"candidates: {list(self.candidates)} must not increase"
 
     def label(self, cost: str) -> str:
         """The method's name; a pattern that is only trained does not count as a search."""
@@ -165,13 +165,13 @@ def space_of(net: Network, options: SpaceOptions, round_to: int) -> Space:
     start = None
     declared = (options.multipliers, options.widths, options.blocks, options.kernels, options.drop)
     if not any(declared) and options.start_from is None:
-        fix = "give two or more values to multipliers, widths, blocks, kernels or drop, or a pattern to start_from"
+        fix = "give two or more values for multipliers, widths, blocks, kernels or drop, or a pattern for start_from"
         raise UserError(f"prune.architecture.space: there is nothing to decide; {fix}", "space.empty")
     if options.start_from is not None:
         found = patterns.read(Path(options.start_from))
         if (found.network, tuple(found.input)) != (net.name, tuple(net.input_shape)):
-            this = f"'{net.name}' with {'x'.join(map(str, net.input_shape))}"
-            wrong = f"is a pattern of '{found.network}' with {'x'.join(map(str, found.input))}, not of {this}"
+            this = f"'{net.name}' with input {'x'.join(map(str, net.input_shape))}"
+            wrong = f"is a pattern of '{found.network}' with input {'x'.join(map(str, found.input))}, not of {this}"
             raise UserError(f"{options.start_from}: {wrong}; transfer it first (search.py transfer)", "pattern.other")
         start = found.decisions
     return Space(net, options, round_to, start)

@@ -126,7 +126,7 @@ class _Greedy:
         if not self._path.exists():
             return []
         drop_torn_line(self._path)
-        fix = "remove it, and the search starts again"
+        fix = "remove it, and the search starts afresh"
         texts = read_text(self._path, fix).splitlines()
         return [parse_json(text, Narrowed, f"{self._path}: line {n}", fix) for n, text in enumerate(texts, 1)]
 

@@ -246,8 +246,8 @@ def _scales(net: Network) -> Scores:
             found[call.outs[0].labels] = True
     for g in net.groups:
         if not found[g.start : g.start + g.size].all():
-            wrong = f"the channels of '{g.name}' have no batch norm with scales that are trained"
-            raise UserError(f"criterion bn_scale: {wrong}; take another criterion, such as l1", "criterion.network")
+            wrong = f"the channels of '{g.name}' have no batch norm with trained scales"
+            raise UserError(f"criterion bn_scale: {wrong}; choose another criterion, such as l1", "criterion.network")
     return {g.name: total[g.start : g.start + g.size] for g in net.groups}
 
 

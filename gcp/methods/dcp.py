@@ -48,7 +48,7 @@ class DcpOptions(LayerwiseOptions):
         super().check(net, budget)
         if not places(net, self.n_classifiers):
             wrong = f"network '{net.name}' has no residual block or ReLU for an auxiliary classifier to read"
-            raise UserError(f"method dcp: {wrong}; set prune.method to another", "method.network")
+            raise UserError(f"method dcp: {wrong}; choose another prune.method", "method.network")
 
     def label(self, cost: str) -> str:
         """The method's name in the literature."""
@@ -77,8 +77,8 @@ def dcp(problem: Problem, options: DcpOptions, run: Run) -> Outcome:
 
     seed, data, task = Stream.CLASSIFIERS.seed(problem.seed), problem.data, TASKS[problem.task]
     if not isinstance(task, Classification):
-        wrong = f"its classifiers need labels of images, which task '{problem.task}' does not have"
-        raise UserError(f"method dcp: {wrong}; set prune.method to another", "method.task")
+        wrong = f"its classifiers need image labels, which task '{problem.task}' does not have"
+        raise UserError(f"method dcp: {wrong}; choose another prune.method", "method.task")
     n_steps = options.n_steps(data.train.n_batches(problem.batch))
     net = with_classifiers(problem.net, places(problem.net, options.n_classifiers), seed)
 

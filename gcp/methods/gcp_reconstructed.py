@@ -36,7 +36,7 @@ class GcpReconstructedOptions(GcpOptions):
         """See `MethodOptions`; also raises UserError if a group has a reader that cannot be fitted by least squares."""
         super().check(net, budget)
         for name in net.widths.keys() - prunable_sizes(net, "all").keys():
-            wrong = f"what reads the channels of '{name}' cannot be fitted by least squares"
+            wrong = f"the readers of the channels of '{name}' cannot be fitted by least squares"
             raise UserError(f"method gcp_reconstructed: {wrong}; set prune.method to gcp", "method.network")
 
     def label(self, cost: str) -> str:

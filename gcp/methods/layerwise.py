@@ -65,7 +65,7 @@ class LayerwiseOptions(MethodOptions):
             what = "channels inside residual blocks" if inside else "channels that can be fitted by least squares"
             fix = f"give a target of at least {np.ceil(1e4 * lowest) / 1e4:.4f}{', or set `where` to all' * inside}"
             raise UserError(
-                f"prune.target: {budget.target:g} cannot be reached by {what} alone; {fix}", "budget.target"
+                f"prune.target: {budget.target:g} cannot be reached by removing {what} alone; {fix}", "budget.target"
             )
 
     def corrects_shortcuts(self) -> bool:

@@ -51,7 +51,7 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
     widths = widths_after(low)
     if cost(widths) > limit * (1 + 1e-12):
         raise UserError(
-            f"a cost of {limit:.6g} cannot be reached: {cost(widths):.6g} is left with every group at its "
+            f"a cost of {limit:.6g} cannot be reached: {cost(widths):.6g} remains with every group at its "
             f"smallest width (round_to {round_to})"
         )
 

@@ -25,7 +25,7 @@ from gcp.graph.network import Keep, Network, Widths
 from gcp.graph.surgery import shrink
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 
-NEEDS = "make its environment with `bash scripts/peers.sh`, and run with .venv-peers/bin/python"
+NEEDS = "create its environment with `bash scripts/peers.sh`, and run with .venv-peers/bin/python"
 STEPS = 100  # in which Torch-Pruning would remove everything; the first one within the budget is used
 IMPORTANCES = {"magnitude": "MagnitudeImportance", "bn_scale": "BNScaleImportance"}  # Torch-Pruning's own names
 
@@ -100,7 +100,7 @@ def kept(problem: Problem, options: TorchPruningOptions, module: Any, limit: flo
             if budget.cost(widths) <= limit:
                 break
             if step == STEPS:
-                left = f"{budget.cost(widths) / budget.original:.4f} of the cost is what Torch-Pruning leaves at least"
+                left = f"Torch-Pruning leaves at least {budget.cost(widths) / budget.original:.4f} of the cost"
                 raise UserError(f"method torch_pruning: {left}; give a larger target", "budget.target")
             pruner.step()
         # Replayed on a copy whose weights are the indices of their outputs, the removals show which outputs are left.
@@ -136,8 +136,8 @@ def _check(net: Network, module: Any) -> None:
         if _has_rows(layer):
             ours, theirs = net.arrays[net.weight(name)], layer.weight.detach().numpy()
             if ours.size != theirs.size or not np.array_equal(ours, theirs.reshape(ours.shape)):
-                wrong = f"what it left of layer '{name}' is not what the network keeps"
-                raise UserError(f"method torch_pruning: {wrong}; set prune.method to another", "method.network")
+                wrong = f"the weights it left in layer '{name}' are not those that the network keeps"
+                raise UserError(f"method torch_pruning: {wrong}; choose another prune.method", "method.network")
 
 
 def _has_rows(layer: Any) -> bool:

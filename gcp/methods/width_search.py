@@ -83,8 +83,10 @@ class OwsOptions(MethodOptions):
 
         found = {name: of(n) for name, n in widths.items()}
         if all(len(of) == 1 for of in found.values()):
-            wrong = f"rounded to multiples of {round_to}, every group has one width only"
-            raise UserError(f"prune.round_to: {wrong}; set it lower, or narrowest and widest apart", "search.grid")
+            wrong = f"rounded to multiples of {round_to}, every group has only one width"
+            raise UserError(
+                f"prune.round_to: {wrong}; lower it, or set narrowest and widest further apart", "search.grid"
+            )
         return found
 
     def check(self, net: Network, budget: Budget) -> None:
@@ -92,10 +94,10 @@ class OwsOptions(MethodOptions):
         solver = Solver(self.grid(net.widths, budget.round_to), budget.cost)
         lowest = solver.lowest / budget.original
         if lowest > budget.target:
-            least = f"with every group at its narrowest {lowest:.4f} of the cost is left"
+            least = f"with every group at its narrowest, {lowest:.4f} of the cost remains"
             raise UserError(
                 f"prune.target: {budget.target:g} cannot be reached: {least}; give a target of at least "
-                f"{np.ceil(lowest * 1e4) / 1e4:.4f}, or a smaller narrowest",
+                f"{np.ceil(lowest * 1e4) / 1e4:.4f}, or lower narrowest",
                 "budget.target",
             )
 

@@ -34,7 +34,7 @@ from gcp.storage import drop_torn_line, locked, parse_json, read_text, writing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decided = Union[bool, int, float, str]
-FIX = "remove the line, and the architecture is trained again"
+FIX = "remove the line, and the architecture will be retrained"
 
 
 class TrainingOptions(Options):
@@ -182,7 +182,7 @@ def _all(tasks, how: tuple, jobs: int):
     try:
         pickle.dumps(how)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
-        wrong = f"these data cannot be sent to other processes ({error})"
+        wrong = f"the data cannot be sent to other processes ({error})"
         raise UserError(f"architecture.jobs: {wrong}; set it to 1", "architecture.jobs") from None
     from gcp import runtime
 

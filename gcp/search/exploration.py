@@ -100,12 +100,13 @@ class Question:
         short = {limit.name: limit.least - at[limit.name] for limit in self.limits}
         worst = max(at, key=lambda name: max(at[name] - 1, short[name]))
         if short[worst] > at[worst] - 1:
-            wrong = f"no architecture of the space uses enough of {worst}; the nearest uses {at[worst]:.3f} of it"
+            wrong = f"no architecture in the space uses enough of {worst}; the closest uses {at[worst]:.3f} of it"
             return UserError(f"{wrong}; lower architecture.at_least", "space.budget")
         wrong = (
-            f"no architecture of the space meets all budgets; the nearest has {at[worst]:.3f} of what {worst} allows"
+            f"no architecture in the space meets all budgets; the closest takes {at[worst]:.3f} times what "
+            f"{worst} allows"
         )
-        return UserError(f"{wrong}; allow more there, or give the space cheaper choices", "space.budget")
+        return UserError(f"{wrong}; raise that budget, or add cheaper choices to the space", "space.budget")
 
     def ranked(self, levels: Iterable[Tuple[int, ...]]) -> Levels:
         """The architectures, best first, without those whose score is not finite."""
@@ -252,7 +253,9 @@ def exact(question: Question, options: ExactOptions) -> Levels:
     mixed = [limit for limit in question.limits if not limit.costs[0].is_sum and len(limit.costs) > 1]
     if len(sums) > 1 or mixed:
         names = " and ".join(limit.name for limit in (mixed or sums))
-        raise UserError(f"solver: exact takes one budget that is a sum, not {names}; use evolution", "solver.limits")
+        raise UserError(
+            f"solver: exact supports only one budget that is a sum, not {names}; use evolution", "solver.limits"
+        )
     levels = question.feasible(max(2, question.n - options.solutions))
     gains, fit = additive(question.space, levels, question.scores(levels))
     question.facts["r_squared"] = fit
@@ -290,5 +293,5 @@ def check(space: Space, limits: Sequence[Limit]) -> None:
     for limit in limits:
         lowest = sum(unit * Solver(numbers, cost.cost()).lowest for unit, cost in zip(limit.units, limit.costs))
         if lowest > limit.most * (1 + 1e-9):
-            wrong = f"{limit.name}: the cheapest architecture takes {lowest / limit.most:.3f} of what is allowed"
-            raise UserError(f"{wrong}; allow more, or give the space cheaper choices", "space.budget")
+            wrong = f"{limit.name}: the cheapest architecture takes {lowest / limit.most:.3f} times what is allowed"
+            raise UserError(f"{wrong}; raise the budget, or add cheaper choices to the space", "space.budget")

@@ -46,7 +46,7 @@ class Range(Options):
         if (self.choices and (n_ends or self.log)) or (not self.choices and n_ends < 2):
             yield "give either low and high, with or without log: true, or choices"
         elif self.choices and len(set(map(repr, self.choices))) < len(self.choices):
-            yield f"choices: {list(self.choices)} names a value twice"
+            yield f"choices: {list(self.choices)} contains a duplicate value"
         elif not self.choices and self.low >= self.high:
             yield f"the range from {self.low} to {self.high} is empty; low should be below high"
         elif self.log and self.low <= 0:
@@ -120,9 +120,9 @@ class Search(Options):
         if self.trials and not self.parameters:
             yield "trials without parameters; set search.parameters to the keys to search and their ranges"
         if self.sampler == "grid" and ranges:
-            yield f"sampler: grid tries choices, but {ranges[0]} has a range; give choices, or another sampler"
+            yield f"sampler: grid tries choices, but {ranges[0]} has a range; give choices, or use another sampler"
         if self.sampler == "grid" and self.trials > n_points:
-            yield f"trials: {self.trials} are more than the {n_points} combinations of the grid; set it to {n_points}"
+            yield f"trials: {self.trials} is more than the {n_points} combinations of the grid; set it to {n_points}"
         if self.storage is not None and not self.storage.startswith(tuple(SERVERS)):
             yield (
                 "storage should be a URL such as postgresql://USER@HOST/DATABASE or mysql://USER@HOST/DATABASE, or "

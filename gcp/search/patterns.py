@@ -16,10 +16,10 @@ from gcp.options import explained
 from gcp.search.space import Space
 from gcp.storage import read_yaml, write_text
 
-FIX = "docs/search.md says what a pattern holds"
+FIX = "see docs/search.md for what a pattern contains"
 HEAD = (
-    "# What a search has decided about the network: what is not named here is as the network has it.\n"
-    "# Names can have wildcards (*, ?, [...]), later ones count; a width with a point is a part of the group's own.\n"
+    "# What a search has decided about the network; all else is as in the network itself. Names can have wildcards\n"
+    "# (*, ?, [...]); the last match counts. A width with a decimal point is a fraction of the group's own width.\n"
 )
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Decided = Union[bool, int, float, Annotated[str, Field(max_length=100)]]
@@ -39,7 +39,7 @@ def read(path: Path) -> Pattern:
     """Read a pattern, as written by `write` or by a person. UserError: no such file, or a key is missing or unknown."""
     values = read_yaml(path, FIX)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys; {FIX}", "pattern.format")
+        raise UserError(f"{path}: contains no keys; {FIX}", "pattern.format")
     if isinstance(values.get("input"), list):
         values["input"] = tuple(values["input"])
     try:
@@ -77,7 +77,7 @@ def transferred(pattern: Pattern, space: Space, other: Space) -> Pattern:
             is_width = name.startswith("width:")
             decisions[name] = other.rounded(value / space.own[name], other.own[name]) if is_width else value
     if pattern.decisions and not decisions:
-        wrong = f"network '{other.net.name}' has none of the layers that the pattern of '{pattern.network}' names"
+        wrong = f"network '{other.net.name}' has none of the layers named in the pattern of '{pattern.network}'"
         raise UserError(f"{wrong}; name a network of the same family", "pattern.other")
     return of(other, decisions, pattern.found)
 

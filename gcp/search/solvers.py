@@ -117,7 +117,7 @@ class Solver:
         problem = self._whole if self.cost.is_sum else self._within(limit)
         _, lowest = problem.tables({}, 1.0)
         if lowest > (limit * (1 + ROUNDING) if self.cost.is_sum else 0.0):
-            least = f"{self.lowest:.6g} is left with the cheapest widths"
+            least = f"{self.lowest:.6g} remains with the cheapest widths"
             raise UserError(f"a cost of {limit:.6g} cannot be reached: {least}", "search.limit")
         return problem
 
@@ -260,8 +260,8 @@ def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tu
     while left:
         name = min(left, key=price)
         if price(name)[1] > MAX_ENTRIES:
-            many = f"the widths of {', '.join([name, *sorted(near[name])][:4])} and others decide a cost together"
-            raise UserError(f"{many}: too many for an exact solution; give fewer levels per group", "search.width")
+            many = f"the widths of {', '.join([name, *sorted(near[name])][:4])} and others jointly determine a cost"
+            raise UserError(f"{many}: too many for an exact solution; use fewer levels per group", "search.width")
         order.append(name)
         later[name] = tuple(sorted(near[name], key=positions.__getitem__))
         for a, b in combinations(later[name], 2):

@@ -97,10 +97,10 @@ class SpaceOptions(Options):
         parts = {"multipliers": self.multipliers, **{f"widths.{key}": of for key, of in self.widths.items()}}
         for key, of in parts.items():
             if any(not 0 < part <= 10 for part in of):
-                yield f"{key}: {list(of)} should be parts of a width, above 0 and at most 10"
+                yield f"{key}: {list(of)} should be fractions of a width, above 0 and at most 10"
         for key, of in self.blocks.items():
             if not of or any(kind != "plain" and kind not in BLOCKS for kind in of):
-                yield f"blocks.{key}: {list(of)} should be some of plain, {', '.join(BLOCKS)}"
+                yield f"blocks.{key}: {list(of)} should be one or more of plain, {', '.join(BLOCKS)}"
         for key, of in self.kernels.items():
             if not of or any(size % 2 == 0 or not 0 < size < 100 for size in of):
                 yield f"kernels.{key}: {list(of)} should be odd sizes"
@@ -160,7 +160,7 @@ class Space:
         if start is not None:
             self.fixed = self.resolved(start)
         for wanted in options.freeze:
-            names = _matching(wanted, self.own, f"freeze: '{wanted}' names no decision")
+            names = _matching(wanted, self.own, f"freeze: '{wanted}' matches no decision")
             self.fixed |= {name: self.fixed.get(name, self.own[name]) for name in names}
         frozen = {name for wanted in options.freeze for name in _matching(wanted, self.own, "")}
         self.decisions = {name: values for name, values in known.items() if name not in frozen}
@@ -197,14 +197,14 @@ class Space:
             can = {name: tuple(kind for kind in kinds if kind != "fused" or name in fusable) for name in names}
             missing = next((name for name in names if len(can[name]) < len(kinds)), None)
             if missing and (not _is_wild(wanted) or not any(len(of) > 1 for of in can.values())):
-                wrong = f"blocks: '{missing[6:]}' is no depthwise layer behind a 1x1 expansion, so it cannot be fused"
+                wrong = f"blocks: '{missing[6:]}' is not a depthwise layer after a 1x1 expansion, so it cannot be fused"
                 raise UserError(f"{wrong}; leave it out of blocks", "space.choice")
             found |= {name: tuple(dict.fromkeys(of)) for name, of in can.items() if of}
         for wanted, sizes in options.kernels.items():
             names = self._named("kernel", wanted, "convolution with an odd square kernel")
             found |= {name: self._sizes(name, sizes) for name in names}
         for wanted in options.drop:
-            found |= {name: (False, True) for name in self._named("drop", wanted, "residual block that could go")}
+            found |= {name: (False, True) for name in self._named("drop", wanted, "residual block that can be dropped")}
         found = {name: values for name, values in found.items() if len(values) > 1}
         return found
 
@@ -215,7 +215,7 @@ class Space:
 
     def _named(self, kind: str, wanted: str, what: str) -> List[str]:
         of_kind = [name for name in self.own if name.startswith(kind + ":")]
-        wrong = f"network '{self.net.name}': '{wanted}' is no {what}"
+        wrong = f"network '{self.net.name}': '{wanted}' matches no {what}"
         return [f"{kind}:{each}" for each in _matching(wanted, [name.partition(":")[2] for name in of_kind], wrong)]
 
     def _node(self, name: str) -> str:
@@ -240,7 +240,7 @@ class Space:
         """
         found: Dict[str, Value] = {}
         for wanted, value in pattern.items():
-            wrong = f"network '{self.net.name}': pattern: '{wanted}' names no decision"
+            wrong = f"network '{self.net.name}': pattern: '{wanted}' matches no decision"
             for name in _matching(wanted, self.own, wrong):
                 found[name] = self._valid(name, value)
         return found
@@ -249,11 +249,11 @@ class Space:
         """A decision's value, with a fraction of a width converted to channels. UserError: it is invalid."""
         kind, own = name.partition(":")[0], self.own[name]
         should = {
-            "width": "a number of channels, or a part of them such as 0.5",
+            "width": "a number of channels, or a fraction such as 0.5",
             "block": f"plain or {' or '.join(BLOCKS)}",
             "kernel": "an odd size",
             "drop": "true or false",
-            MULTIPLIER: "a part such as 0.5",
+            MULTIPLIER: "a fraction such as 0.5",
         }[kind]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if kind == "width" and isinstance(value, float) and 0 < value <= 10:
@@ -340,8 +340,8 @@ class Space:
             if len(found) >= n:
                 return found[:n]
         raise UserError(
-            f"of {most:,} random architectures {len(found)} cost {low:.6g} to {high:.6g}, and {n} are wanted; all cost "
-            f"{lowest:.6g} to {highest:.6g}",
+            f"{len(found)} of {most:,} random architectures cost {low:.6g} to {high:.6g}, but {n} are needed; "
+            f"the costs of all range from {lowest:.6g} to {highest:.6g}",
             "space.cost",
         )
 
@@ -471,8 +471,8 @@ class Space:
         for cluster in clusters:
             if math.prod(len(sites[name]) for name in cluster) > MAX_TOGETHER:
                 names = ", ".join(sorted(cluster)[:3])
-                wrong = f"{len(cluster)} decisions ({names}, ...) change the same part of a cost"
-                raise UserError(f"{wrong}; let fewer of them be decided", "space.together")
+                wrong = f"{len(cluster)} decisions ({names}, ...) affect the same part of a cost"
+                raise UserError(f"{wrong}; let the search decide fewer of them", "space.together")
             others = Counter({part: n for part, n in base.items() if not gone.get(part, set()) & set(cluster)})
             counts: Dict[_Part, np.ndarray] = {}  # how often each choice of the cluster has each part of its own
             shape = tuple(len(sites[name]) for name in cluster)
@@ -535,7 +535,7 @@ def _matching(wanted: str, names: Iterable[str], wrong: str) -> List[str]:
     found = [name for name in names if name == wanted] or [name for name in names if fnmatchcase(name, wanted)]
     if not found:
         near = difflib.get_close_matches(wanted, names, n=1) or names[:1]
-        hint = f"there are {len(names)}, such as '{near[0]}'" if near else "it has none"
+        hint = f"there are {len(names)}, such as '{near[0]}'" if near else "the network has none"
         raise UserError(f"{wrong}; {hint}", "space.name")
     return found
 

@@ -50,9 +50,9 @@ class Header(Schema):
     @model_validator(mode="after")
     def _check(self) -> Header:
         if self.sizes.keys() != self.levels.keys():
-            raise ValueError("sizes and levels should be of the same groups")
+            raise ValueError("sizes and levels should have the same groups")
         if any(b <= a for of in self.levels.values() for a, b in zip(of, of[1:])):
-            raise ValueError("the widths of a group should rise")
+            raise ValueError("the widths of a group must be increasing")
         return self
 
 
@@ -99,14 +99,16 @@ def write(path: Path, header: Header, drawn: Drawn) -> None:
 def read(path: Path) -> Statistics:
     """Read a file that `write` wrote. UserError: there is no such file, or it is of another kind."""
     first, *rest = read_text(path, FIX).split("\n")
-    header = parse_json(first, Header, f"{path}: line 1: no header of width statistics", FIX)
+    header = parse_json(first, Header, f"{path}: line 1: not a header of width statistics", FIX)
     lines = [parse_json(text, Line, f"{path}: line {n}", FIX) for n, text in enumerate(rest, 2) if text.strip()]
     sizes = [len(of) for of in header.levels.values()]
     for n, line in enumerate(lines, 2):
         if len(line.levels) != len(sizes) or any(level >= size for level, size in zip(line.levels, sizes)):
-            raise UserError(f"{path}: line {n}: its levels are not of the header's groups; {FIX}", "statistics.levels")
+            raise UserError(
+                f"{path}: line {n}: its levels do not match the header's groups; {FIX}", "statistics.levels"
+            )
     if not lines:
-        raise UserError(f"{path}: holds no drawn widths; {FIX}", "statistics.empty")
+        raise UserError(f"{path}: contains no drawn widths; {FIX}", "statistics.empty")
     return Statistics(header=header, lines=lines)
 
 

@@ -133,14 +133,14 @@ class Tuner:
         if chosen is None:
             why = next((row["why"] for row in rows if row["why"]), None)
             raise UserError(
-                f"search.parameters: all {len(rows)} trials of {name} failed, the first by: {why}; give other ranges",
+                f"search.parameters: all {len(rows)} trials of {name} failed, the first with: {why}; give other ranges",
                 key="search.failed",
             )
         trial = self._trial(folder, name, chosen["trial"], chosen["values"])
         result, value = attempt(trial)
         if value != chosen["value"]:
             print(
-                f"warning: trial {trial.number + 1} of {name}, run by another machine, comes to {chosen['value']:.6g} "
+                f"warning: trial {trial.number + 1} of {name}, run on another machine, came to {chosen['value']:.6g} "
                 f"there and {value:.6g} here; machines that share a search should be alike",
                 file=sys.stderr,
             )
@@ -172,8 +172,8 @@ def server(storage: str) -> sqlalchemy.URL:
         url = sqlalchemy.make_url(storage)
         return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        wrong = f"{without_passwords(storage)} is not a database's URL"
-        fix = "it should look like postgresql://USER@HOST/DATABASE, with special characters of a password as %XX"
+        wrong = f"{without_passwords(storage)} is not a database URL"
+        fix = "it should look like postgresql://USER@HOST/DATABASE, with special characters in passwords written as %XX"
         raise UserError(f"search.storage: {wrong}; {fix}", "search.storage") from None
 
 
@@ -280,12 +280,13 @@ class _Database:
             cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
             said = " ".join(str(getattr(cause, "orig", None) or cause).split())
             if self.url is None:
-                fix = "remove that file, and the search begins anew"
+                fix = "remove that file, and the search starts afresh"
             elif isinstance(error, ImportError):
                 fix = "run `pip install -c constraints.txt '.[search-server]'`"
             else:
                 fix = (
-                    "see that it runs and lets this user in, then run the same command again: finished trials are kept"
+                    "make sure that it is running and lets this user in, then run the same command again: finished "
+                    "trials are kept"
                 )
             if self.url is not None and self.url.password:
                 said = said.replace(self.url.password, "***")
@@ -370,7 +371,7 @@ class _Study:
             if not n_running:
                 return None
             if not is_waiting:
-                print(f"waiting for trials that other processes run: {n_running}", file=sys.stderr, flush=True)
+                print(f"waiting for trials that other processes are running: {n_running}", file=sys.stderr, flush=True)
             is_waiting = True
             time.sleep(POLL_S)
 
@@ -435,7 +436,7 @@ class _Study:
         done = [t for t in trials if t.state == TrialState.COMPLETE]
         if done:
             best = min(done, key=lambda t: (t.value, t.number))
-            said += f"; best {best.value:.4g} by trial {best.number + 1}"
+            said += f"; best {best.value:.4g} in trial {best.number + 1}"
         seconds = sorted([t.duration.total_seconds() for t in done] or self._tuner.seconds)
         if seconds:
             n_running = sum(t.state == TrialState.RUNNING for t in trials)

@@ -12,7 +12,7 @@ from gcp.graph.network import Network
 from gcp.storage import read_json, write_text
 from gcp.train.distributed import process_group
 
-ANEW = "remove it, and what it stands for is computed again"
+ANEW = "remove it, and its result will be recomputed"
 
 
 def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> Tuple[Network, dict]:

@@ -61,8 +61,8 @@ def check_gpus(gpus: Sequence[int]) -> None:
     """Raise a UserError if GPUs are requested and this MXNet sees none."""
     if gpus and not mx.context.num_gpus():
         raise UserError(
-            f"gpus: {list(gpus)} are asked for, and this MXNet sees none; install the build of MXNet for "
-            "the machine's CUDA (such as mxnet-cu112), or set gpus to []"
+            f"gpus: {list(gpus)} are requested, but this MXNet sees none; install the MXNet build for "
+            "the machine's CUDA version (such as mxnet-cu112), or set gpus to []"
         )
 
 
@@ -133,7 +133,7 @@ class ProcessGroup:
         atexit.register(self._leave)
         if self._store.num_workers != world_size:
             raise UserError(
-                f"worker {rank} of {world_size}: the scheduler knows {self._store.num_workers} workers; start them "
+                f"worker {rank} of {world_size}: the scheduler knows of {self._store.num_workers} workers; start them "
                 "with scripts/launch.py"
             )
         if rank == 0:
@@ -226,8 +226,8 @@ class ProcessGroup:
         for stamps, expected in self._stamps:
             if (stamps.asnumpy() != expected).any():
                 raise UnequalError(
-                    f"{where}: worker {self.rank} of {self.world_size} got a sum of another step, or not of all "
-                    "workers; run again to resume from the last checkpoint"
+                    f"{where}: worker {self.rank} of {self.world_size} received a sum from another step, or one "
+                    "that lacks some workers; run again to resume from the last checkpoint"
                 )
         self._stamps.clear()
         if arrays is not None:
@@ -235,9 +235,9 @@ class ProcessGroup:
             unequal = [str(r) for r in range(self.world_size) if (hashes[r] != hashes[0]).any()]
             if unequal:
                 raise UnequalError(
-                    f"{where}: the parameters of worker {', '.join(unequal)} of {self.world_size} are not those "
-                    "of worker 0; run again to resume from the last checkpoint (the workers' processors "
-                    "have to be of one kind)"
+                    f"{where}: the parameters of worker {', '.join(unequal)} of {self.world_size} differ from "
+                    "those of worker 0; run again to resume from the last checkpoint (all workers need processors "
+                    "of the same kind)"
                 )
 
     @contextlib.contextmanager

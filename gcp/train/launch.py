@@ -116,9 +116,9 @@ def supervise(
             _say(*(f"[{who}] {line}" for line in tail))
         if code in FINAL:
             return code
-        what = f"has said nothing for {timeout_s:g} s" if code == SILENT else f"ended with {code}"
+        what = f"has printed nothing for {timeout_s:g} s" if code == SILENT else f"exited with code {code}"
         then = (
-            f"starting again from the last checkpoint (at most {left} times more)"
+            f"restarting from the last checkpoint (restarts left, including this one: {left})"
             if left
             else "run the same command again to resume from the last checkpoint"
         )
@@ -193,8 +193,8 @@ def address(hosts: Sequence[str]) -> str:
     unsure = [name for name in names if name not in here and not name.startswith("127.")]
     if len(names) > 1 and unsure and not outside:
         raise UserError(
-            f"--hosts: {', '.join(names)} all mean this machine itself here, by a loopback address that no other can "
-            f"reach; give {unsure[0]} an address of the network in /etc/hosts, or give addresses instead of names",
+            f"--hosts: {', '.join(names)} all resolve here to a loopback address of this machine, which other "
+            f"machines cannot reach; map {unsure[0]} to a network address in /etc/hosts, or give addresses, not names",
             key="launch.loopback",
         )
     return outside[0] if outside else "127.0.0.1"
@@ -207,8 +207,8 @@ def _address_towards(name: str) -> str:
             return probe.getsockname()[0]
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--hosts: '{name}' is not known here or cannot be reached ({getattr(error, 'strerror', None) or error}); "
-            "give names or addresses that ssh and this machine know",
+            f"--hosts: '{name}' is unknown here or cannot be reached ({getattr(error, 'strerror', None) or error}); "
+            "give names or addresses that both ssh and this machine can resolve",
             key="launch.unknown-host",
         ) from None
 

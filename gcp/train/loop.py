@@ -136,7 +136,9 @@ def _finite_losses(pending: List[mx.nd.NDArray], done: int, name: str, n_steps: 
 
 
 def _diverged(what: str, done: int) -> DivergedError:
-    error = DivergedError(f"{what}; lower its learning rate or penalty, check the images (the last checkpoint is kept)")
+    error = DivergedError(
+        f"{what}; lower its learning rate or penalty, or check the images (the last checkpoint is kept)"
+    )
     error.steps = done
     return error
 

@@ -120,7 +120,7 @@ class MixedSGD(SGD):
             self.loss_scale, self._n_good = self.loss_scale / 2, 0
             if self.loss_scale < self.LEAST:
                 raise DivergedError(
-                    f"gradients are beyond float16 at every loss scale down to {self.LEAST:g}; lower "
+                    f"gradients overflow float16 at every loss scale down to {self.LEAST:g}; lower "
                     "the learning rate, or set dtype to float32"
                 )
             return
@@ -166,6 +166,6 @@ def check_dtype(dtype: str) -> None:
     """Raise a UserError if the device cannot train in this dtype."""
     if dtype == "float16" and device().device_type == "cpu":
         raise UserError(
-            "dtype: float16 needs a GPU, and there is none here (for CPUs MXNet has no convolution and no "
-            "dense layer in float16); set it to float32"
+            "dtype: float16 needs a GPU, and there is none here (on CPUs, MXNet has no float16 convolution "
+            "or dense layer); set it to float32"
         )

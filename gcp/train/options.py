@@ -63,20 +63,20 @@ class Recipe(Options):
         n, steps, warmup = self.all_epochs, list(self.step_epochs), f"warmup_epochs: {self.warmup_epochs:g}"
         moved = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
         if 0 < n < self.warmup_epochs:
-            yield f"{warmup} is longer than the whole training; set it to at most epochs: {n}"
+            yield f"{warmup} is longer than the whole training; set it to at most {n} epochs"
         if self.schedule == "step" and not steps:
             fix = "set it to the epochs after which the rate falls, such as [30, 60, 90]"
             yield f"schedule: step needs step_epochs; {fix}"
         for key in sorted(moved & {"step_epochs", "step_factor"}) if self.schedule == "cosine" else ():
             yield f"{key} is for schedule: step, but the schedule is cosine; set schedule to step"
         if any(a >= b for a, b in zip(steps, steps[1:])):
-            yield f"step_epochs: {steps} should rise"
+            yield f"step_epochs: {steps} must be increasing"
         if steps and 0 < n <= steps[-1]:
             yield f"step_epochs: {steps} goes beyond the training, which ends after epoch {n}"
         if steps and steps[0] < self.warmup_epochs:
             yield f"step_epochs: {steps} begins before the end of {warmup}"
         for key in sorted(moved & {"teacher_weight", "teacher_temperature"}) if self.teacher is None else ():
-            yield f"{key}: {getattr(self, key):g} without a teacher; set teacher to a network"
+            yield f"{key}: {getattr(self, key):g} has no effect without a teacher; set teacher to a network"
 
 
 class Train(Recipe):
@@ -90,7 +90,7 @@ class Train(Recipe):
         """See `Options`."""
         yield from super().mistakes()
         if self.teacher == "dense":
-            yield "teacher: dense is the network that this very training makes; name another, or set finetune.teacher"
+            yield "teacher: dense is the very network being trained here; name another, or set finetune.teacher"
 
 
 class Finetune(Recipe):

@@ -47,8 +47,8 @@ def recompute_statistics(net: Network, batches: Batches, n_batches: int) -> Netw
         for k, norm in enumerate(norms):
             mean, inverse_deviation = found[2 * k : 2 * k + 2]  # MXNet's output "var" is 1 / sqrt(var + eps)
             if not (np.isfinite(mean).all() and (inverse_deviation > 0).all()):
-                wrong = f"what batch norm '{norm.name}' is given is no longer finite"
-                raise DivergedError(f"statistics after a cut: {wrong}; give a smaller prune.gcp.lr or penalty")
+                wrong = f"the input of batch norm '{norm.name}' is no longer finite"
+                raise DivergedError(f"statistics after a cut: {wrong}; lower prune.gcp.lr or the penalty")
             variance = np.maximum(inverse_deviation**-2 - norm.literal("eps", 1e-3), 0)
             found[2 * k + 1] = variance + mean**2
         sums = [a + b for a, b in zip(sums, found)] if sums else found
