@@ -37,8 +37,8 @@ def run(argv: list) -> None:
     here = runtime.environment()["device"]
     if old is not None and old.get("device") != here:
         raise errors.UserError(
-            f"{path}: measured on another machine ({old.get('device')}) than this one ({here}), and ratios of two do "
-            "not go into one table; name another file, or measure everything again without --only",
+            f"{path}: measured on another machine ({old.get('device')}) than this one ({here}), and ratios from two "
+            "do not belong in one table; name another file, or measure everything again without --only",
             key="benchmark.machine",
         )
     told = {"file": sys.stderr, "flush": True}

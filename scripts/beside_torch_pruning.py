@@ -41,7 +41,7 @@ def run(argv: list[str]) -> None:
     try:
         import torch_pruning  # noqa: F401
     except ImportError as error:
-        wrong = f"{error.name} is not installed; make the environment with scripts/peers.sh"
+        wrong = f"{error.name} is not installed; create the environment with scripts/peers.sh"
         raise errors.UserError(f"{wrong} and run this with .venv-peers/bin/python") from error
     runtime.use_threads(1)
     if args.cut:

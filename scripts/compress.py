@@ -23,7 +23,9 @@ def run(argv: list[str]) -> None:
         "network", help="an ONNX file, the path prefix of a saved network, or a GluonCV name with --pretrained"
     )
     parser.add_argument(
-        "--data", required=True, help="a folder of class folders, or with train/ and test/; or the name of a data set"
+        "--data",
+        required=True,
+        help="a folder of class folders, or one with train/ and test/, or the name of a data set",
     )
     parser.add_argument("--root", help="folder with the files of the data set that --data names")
     parser.add_argument("--unlabelled", action="store_true", help="DATA holds images only, without classes")
@@ -97,7 +99,7 @@ def _data(args) -> datasets.Data:
             raise errors.UserError(f"--unlabelled is for a folder of images, but {args.data} is a data set with labels")
         values = {"name": "images", "root": args.data, "n_classes": net.n_classes}
     if not named and args.root is not None:
-        raise errors.UserError("--root goes with a data set's name; give the folder of images as --data alone")
+        raise errors.UserError("--root needs the name of a data set as --data; give a folder of images as --data alone")
     how = {"batch": args.batch, "augment": args.augment, "n_train": args.n_train}
     return datasets.options(**values, input=tuple(net.input_shape), **how)
 
@@ -124,7 +126,7 @@ def _print(job, finished) -> None:
     for name, before, after, note in rows:
         print(f"{name:<13}{before:>16}{after:>16}  {note}".rstrip())
     if speed.dense.latency_s < FEW_MS / 1e3 and speed.setup["threads"] > 1:
-        print(f"note: below {FEW_MS} ms, threads that wait for each other take most of the time: see --threads 1 or "
+        print(f"note: below {FEW_MS} ms, threads spend most of the time waiting for each other: see --threads 1 or "
               "--timed-batch 64")  # fmt: skip
     print(f"{job.out}.onnx, {job.out}-symbol.json, {job.out}-0000.params")
 

@@ -72,7 +72,7 @@ def run(argv: list) -> None:
         import onnx2torch  # noqa: F401
         import timm  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error}; make the environment by scripts/peers.sh, and run this in it") from None
+        raise UserError(f"{error}; create the environment with scripts/peers.sh, and run this in it") from None
     kind = Dict[str, Dict[str, str]]
     known = read_json(args.results, kind) if args.results and args.results.exists() else {}
     names = [name for name in NAMES if not args.only or args.only in name]

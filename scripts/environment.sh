@@ -30,7 +30,7 @@ find_python() {
         done < <(type -ap "python$version")
     done
     if [ -n "$without_venv" ]; then
-        fail "python$without_venv cannot make environments: install python$without_venv-venv" \
+        fail "python$without_venv cannot create virtual environments: install python$without_venv-venv" \
             "(Debian, Ubuntu: apt-get install python$without_venv-venv)"
     fi
     fail "no Python 3.11, 3.10 or 3.9 found: install one" \
@@ -53,13 +53,13 @@ is_installed() {
 install() {
     local base old new
     base="$(find_python)" || exit $?
-    { exec 9>.venv.lock; } 2>/dev/null || fail "cannot write in $PWD"
+    { exec 9>.venv.lock; } 2>/dev/null || fail "cannot write to $PWD"
     "$base" -c '
 import fcntl, sys
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("waiting for another installation into .venv to end", file=sys.stderr)
+    print("waiting for another installation into .venv to finish", file=sys.stderr)
     fcntl.flock(9, fcntl.LOCK_EX)'
     if ! is_installed; then
         old="$(cat .venv/installed 2>/dev/null || true)"
@@ -68,13 +68,13 @@ except BlockingIOError:
         # A finished environment of this interpreter and place is brought up to date where it is, so that
         # a run under way keeps its modules; anything else is made anew.
         if [ -z "$new" ] || [ "${old%% *}" != "${new%% *}" ]; then
-            echo "making .venv with $base" >&2
-            "$base" -m venv --clear .venv >&2 || fail "$base could not make $PWD/.venv"
+            echo "creating .venv with $base" >&2
+            "$base" -m venv --clear .venv >&2 || fail "$base could not create $PWD/.venv"
         fi
-        echo "installing the package and what it needs into .venv (once, some minutes)" >&2
+        echo "installing the package and its dependencies into .venv (once, takes a few minutes)" >&2
         "$python" -m pip install --disable-pip-version-check --no-input \
             --constraint constraints.txt --editable ".[test]" >&2 ||
-            fail "the installation into .venv failed, see pip's message above; run again to retry"
+            fail "the installation into .venv failed: see pip's message above; run again to retry"
         stamp >.venv/installed.new
         mv .venv/installed.new .venv/installed
     fi

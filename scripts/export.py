@@ -57,7 +57,7 @@ def run(argv: list) -> None:
         raise errors.UserError("nothing to do: give --onnx FILE, --int8 PREFIX or both")
     if bool(args.int8) != bool(args.data):
         raise errors.UserError(
-            "--int8 and --data go together: int8 is calibrated on training images, compared on test images"
+            "--int8 and --data go together: int8 is calibrated on training images and compared on test images"
         )
     from gcp import storage
     from gcp.backend import export, zoo

@@ -58,11 +58,11 @@ def run(argv: list) -> None:
         "--seed", type=command_line.natural, default=1, help="a seed other than that of the samples (default 1)"
     )
 
-    sub = verb("predict", predict, "a network's latency by a model, without running it")
+    sub = verb("predict", predict, "predict a network's latency with a model, without running it")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("network", nargs="+", help="a GluonCV name, an ONNX file or the path prefix of a saved network")
 
-    sub = verb("table", table, "a table of all validations in a folder")
+    sub = verb("table", table, "write a table of all validations in a folder")
     sub.add_argument("folder", metavar="FOLDER", help="folder with *.validation.json files")
     args = parser.parse_args(argv)
     args.function(args)
@@ -180,7 +180,7 @@ def fit(args: argparse.Namespace) -> None:
     latency.save(model, Path(args.out))
     print(
         f"{args.out}: fitted to {len(samples.lines)} networks; NRMSE {100 * model.held_out_nrmse:.1f} % on "
-        f"the quarter that choices were made on; granularity {model.granularity} channels"
+        f"the quarter that choices were based on; granularity {model.granularity} channels"
     )
 
 
@@ -198,9 +198,7 @@ def validate(args: argparse.Namespace) -> None:
     net, setup, here = _network_of(model), clock.Setup(**dict(model.setup)), clock.hardware(model.setup.device)
     apart = sampling.difference(model, sampling.Subject.of(net, setup.as_json(), here), _warn)
     if apart:
-        raise errors.UserError(
-            f"{args.model}: is a model of something else than this machine ({apart}); sample and fit here"
-        )
+        raise errors.UserError(f"{args.model}: does not match this machine ({apart}); sample and fit here")
     measured, sampled = clock.against_reference(net, setup, args.repeats, warn=_warn), _sampled(net, args.space)
 
     def drawn(path: str, n: int, text: str):
@@ -265,7 +263,7 @@ def _network_of(subject):
 
     net = from_gluoncv(subject.network, subject.input, subject.classes)
     if set(net.widths) != set(subject.sizes):
-        raise errors.UserError(f"the file names '{net.name}' but not that network's groups; sample again")
+        raise errors.UserError(f"the file names '{net.name}', but has other groups than that network; sample again")
     return resized(net, subject.sizes)
 
 
@@ -279,7 +277,9 @@ def _sampled(net, path=None):
         return SampledSpace(Space(net, SpaceOptions()))
     cfg = config.load(path)
     if cfg.prune.method != "architecture":
-        raise errors.UserError(f"{path}: its method is {cfg.prune.method}, which has no space", "latency.space")
+        raise errors.UserError(
+            f"{path}: its method is {cfg.prune.method}, which has no space of architectures", "latency.space"
+        )
     return SampledSpace(space_of(net, cfg.prune.architecture.space, cfg.prune.round_to or 1))
 
 

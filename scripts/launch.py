@@ -21,7 +21,7 @@ def run(argv: list) -> None:
         "--restarts",
         type=command_line.whole(0, 1000),
         default=3,
-        help="how often a job that failed is restarted from its last checkpoint (default 3)",
+        help="how many times a failed job is restarted from its last checkpoint (default 3)",
     )
     parser.add_argument(
         "--timeout",

@@ -25,7 +25,7 @@ def run(argv: list[str]) -> None:
         "--time",
         type=command_line.threads,
         metavar="THREADS",
-        help="before reporting, time on this machine the untimed networks of runs with this many threads",
+        help="before reporting, time the untimed networks of runs with this many threads on this machine",
     )
     parser.add_argument(
         "--latency-model",
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder for tables and figures (default: RESULTS/report)")
     arguments = parser.parse_args(argv)
     if len(arguments.results) > 1 and arguments.output is None:
-        raise UserError("--output DIR: say where the tables of several folders go")
+        raise UserError("--output DIR: is needed for several folders; give the folder for their tables")
     output = Path(arguments.output or Path(arguments.results[0]) / "report")
     if arguments.time is not None:
         runtime.use_threads(arguments.time)

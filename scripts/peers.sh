@@ -16,9 +16,9 @@ fail() {
 
 base="$(type -p python3.11 || type -p python3.10)" || fail "no Python 3.11 or 3.10 found: install one"
 free=$(df --output=avail --block-size=1G . | tail -n 1)
-[ "$free" -ge "$room" ] || [ -d .venv-peers ] || fail "$free GB are free here, $room are needed; make room"
-[ -x .venv-peers/bin/python ] || "$base" -m venv .venv-peers || fail "$base could not make $PWD/.venv-peers"
+[ "$free" -ge "$room" ] || [ -d .venv-peers ] || fail "$free GB are free here, but $room GB are needed; free some space"
+[ -x .venv-peers/bin/python ] || "$base" -m venv .venv-peers || fail "$base could not create $PWD/.venv-peers"
 .venv-peers/bin/python -m pip install --disable-pip-version-check --no-input \
     --constraint constraints.txt --editable ".[test,peers]" >&2 ||
-    fail "the installation into .venv-peers failed, see pip's message above; run again to retry"
+    fail "the installation into .venv-peers failed: see pip's message above; run again to retry"
 .venv-peers/bin/python -W ignore -c "import torch, torchvision, timm, onnx2torch, torch_pruning; print('torch', torch.__version__)"

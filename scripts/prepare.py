@@ -22,17 +22,17 @@ def run(argv: list) -> None:
         return sub
 
     path, count = {"type": Path}, {"type": command_line.natural, "metavar": "N"}
-    sub = verb(imagenet, "ILSVRC2012's archives to train.rec and val.rec")
-    archives = "holds ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz"
+    sub = verb(imagenet, "convert ILSVRC2012's archives to train.rec and val.rec")
+    archives = "folder with ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz"
     sub.add_argument("--tar-dir", required=True, metavar="DIR", help=archives, **path)
-    truth = "in place of the devkit: the class (n01440764) of validation image 1, 2, ..., one a line"
+    truth = "instead of the devkit: the class (n01440764) of validation image 1, 2, ..., one per line"
     sub.add_argument("--ground-truth", metavar="FILE", help=truth, **path)
     add_encoding(sub)
     for what, things in {"classes": "classes", "train": "train images", "val": "val images"}.items():
-        subset = f"for a subset: its number of {things}; sizes and checksums are not compared then"
+        subset = f"for a subset: its number of {things}; sizes and checksums are then not checked"
         sub.add_argument(f"--expect-{what}", help=subset, **count)
 
-    sub = verb(folder, "class folders train/ and val/ (or test/) to .rec files")
+    sub = verb(folder, "convert class folders train/ and val/ (or test/) to .rec files")
     sub.add_argument("--root", required=True, metavar="DIR", help="folder with train/ and val/ or test/", **path)
     add_encoding(sub)
 
@@ -41,7 +41,7 @@ def run(argv: list) -> None:
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for 256_ObjectCategories", **path)
     sub.add_argument("--expect-images", default=30607, help="number of images of a subset (default 30607)", **count)
 
-    verb(smoke, "draw the tiny image sets of configs/smoke.yaml that are not there yet")
+    verb(smoke, "draw the tiny image sets of configs/smoke.yaml that do not exist yet")
 
     args = parser.parse_args(argv)
     print(json.dumps(args.function(args), indent=1))
@@ -51,12 +51,12 @@ def add_encoding(sub: argparse.ArgumentParser) -> None:
     """Add the options for where .rec files are written and how their images are encoded."""
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .rec files and classes.txt")
     positive = command_line.positive(int)
-    most = "make short sides at most this (default 480)"
+    most = "reduce the short sides of images to at most this (default 480)"
     sub.add_argument("--resize", type=positive, default=480, metavar="N", help=most)
-    made = "of the JPEGs that are made (default 95)"
+    made = "quality of the JPEGs that are written (default 95)"
     sub.add_argument("--quality", type=positive, default=95, metavar="Q", help=made)
     sub.add_argument("--raw", action="store_true", help="keep the original bytes of the image files instead")
-    skip = "skip: leave it out, and say so"
+    skip = "skip: leave the image out, and report it"
     sub.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help=skip)
     workers = {"type": command_line.natural, "default": 0, "metavar": "N"}
     sub.add_argument("--workers", help="threads (default: one per physical core)", **workers)

@@ -32,7 +32,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--validation", action="store_true", help="accuracies on the validation images, by which settings are chosen"
     )
-    parser.add_argument("--html", metavar="PAGE", help="write one page that needs no other file, and no tables")
+    parser.add_argument("--html", metavar="PAGE", help="write one self-contained page instead of tables")
     parser.add_argument(
         "--watch", action="store_true", help="serve that page on this machine, updated while runs continue"
     )
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
     if arguments.html or arguments.watch:
         others = [word for word in ("output", "paper", "validation") if getattr(arguments, word)]
         if arguments.html and arguments.watch or others:
-            raise UserError("--html and --watch are given alone, without each other, --output, --paper or --validation")
+            raise UserError("--html and --watch cannot be combined with each other, --output, --paper or --validation")
         if arguments.html:
             write_page(Path(arguments.results), Path(arguments.html))
         else:
@@ -52,7 +52,7 @@ def run(argv: list[str]) -> None:
     if arguments.port is not None:
         raise UserError("--port only matters with --watch")
     if arguments.paper and arguments.validation:
-        raise UserError("--paper and --validation exclude each other: the paper's tables are of test images")
+        raise UserError("--paper and --validation exclude each other: the paper's tables are on test images")
     images = "validation" if arguments.validation else "test"
     output = Path(arguments.output or Path(arguments.results) / ("report" if images == "test" else "report_validation"))
     runs = records.load_records(arguments.results)

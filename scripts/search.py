@@ -17,10 +17,10 @@ def run(argv: list[str]) -> None:
     parser = command_line.Parser(description=__doc__)
     verb = command_line.verbs(parser)
 
-    sub = verb("train", train, "train the slimmable network of a configuration of method ows, or resume it")
+    sub = verb("train", train, "train the slimmable network of a configuration with method ows, or resume it")
     add_config(sub)
 
-    sub = verb("solve", solve, "the best widths within each bound")
+    sub = verb("solve", solve, "find the best widths within each bound")
     add_statistics(sub)
     sub.add_argument(
         "--bound",
@@ -33,14 +33,14 @@ def run(argv: list[str]) -> None:
     )
     sub.add_argument("--out", metavar="FILE", help="also write the widths to this file (JSON)")
 
-    sub = verb("front", front, "the best widths at every bound, as a table and a picture")
+    sub = verb("front", front, "find the best widths at every bound, as a table and a figure")
     add_statistics(sub, many=True)
     sub.add_argument(
         "--points", type=command_line.whole(2, 1000), default=25, help="number of bounds to try (default 25)"
     )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="write PREFIX.md, .csv, .tex, .png and .svg")
 
-    sub = verb("validate", validate, "train random networks, and see whether the gains, or qualities, rank them")
+    sub = verb("validate", validate, "train random networks, and check whether the gains or qualities rank them well")
     add_config(sub)
     sub.add_argument("--n", type=command_line.whole(3, 10**4), default=20, help="number of networks (default 20)")
     sub.add_argument(
@@ -73,17 +73,17 @@ def run(argv: list[str]) -> None:
         help="write PREFIX.md, .csv, .tex, .png and .svg, and PREFIX.networks.*",
     )
 
-    sub = verb("space", space, "what a configuration of method architecture lets be decided, and what that costs")
+    sub = verb("space", space, "show what a configuration with method architecture can decide, and what that costs")
     add_config(sub)
 
-    sub = verb("explain", explain, "what a pattern decides, and what each decision saves and costs")
+    sub = verb("explain", explain, "show what a pattern decides, and what each decision saves and costs")
     sub.add_argument(
         "pattern", metavar="PATTERN", help="a pattern.yaml, such as the one in the folder of a finished search"
     )
     sub.add_argument("--latency-model", metavar="MODEL", help="a model written by `latency.py fit`")
     sub.add_argument("--out", metavar="PREFIX", help="write PREFIX.md, .csv, .tex, .png and .svg")
 
-    sub = verb("transfer", transfer, "the pattern of another network, input size or number of classes")
+    sub = verb("transfer", transfer, "transfer a pattern to another network, input size or number of classes")
     sub.add_argument("pattern", metavar="PATTERN")
     add_network(sub)
     sub.add_argument(
@@ -91,7 +91,7 @@ def run(argv: list[str]) -> None:
     )
     sub.add_argument("--out", required=True, metavar="FILE", help="write the other network's pattern to this file")
 
-    sub = verb("landscape", landscape, "a cost along a line of widths, every width and curated ones, as a picture")
+    sub = verb("landscape", landscape, "plot a cost along a line of widths, for every width and for curated ones")
     add_network(sub)
     add_cost(sub)
     sub.add_argument(
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> None:
     )
     sub.add_argument("--out", required=True, metavar="PREFIX", help="write PREFIX.png and .svg")
 
-    sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without any, say which there are")
+    sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without options, list candidates")
     add_network(sub)
     sub.add_argument(
         "--fuse",
@@ -233,7 +233,7 @@ def validate(args: argparse.Namespace) -> None:
     for name in ("trainings",) if is_space else ("tolerance", "quality"):
         if getattr(args, name) is not None:
             of = "widths" if is_space else "a space of architectures"
-            wrong = f"is for {of}, and the configuration's method is {cfg.prune.method}; leave it out"
+            wrong = f"is for {of}, but the configuration's method is {cfg.prune.method}; leave it out"
             raise errors.UserError(f"--{name}: {wrong}", "search.method")
     if is_space:
         return _validate_qualities(cfg, args)

@@ -32,7 +32,7 @@ def run(argv: list) -> None:
 
     families = zoo.families()
     if args.family is not None and args.family not in families:
-        raise UserError(f"--family {args.family}: there are {', '.join(families)}")
+        raise UserError(f"--family {args.family}: no such family; choose one of {', '.join(families)}")
     known = read_json(args.results, Dict[str, Trial]) if args.results and args.results.exists() else {}
 
     def look(name: str, compared: bool) -> None:

@@ -102,7 +102,7 @@ def refused(network, out, *options):
 def test_what_does_not_fit_is_refused(network, pictures, tmp_path):
     with pytest.raises(UserError, match="0.001 cannot be reached"):
         compress.compress(job(network, tmp_path / "a", target=0.001))
-    with pytest.raises(UserError, match="no saved network"):
+    with pytest.raises(UserError, match="not a saved network"):
         compress.compress(job("resnet18_v1b", tmp_path / "b"))
     (tmp_path / "two" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="class folder without images"):

@@ -80,7 +80,7 @@ def test_one_target_replaces_another_of_a_layer_below(write):
     prune = config.load(path, ["prune.target_images_per_second=9"]).prune
     assert (prune.target, prune.target_ms, prune.target_images_per_second) == (1, None, 9)
     assert config.load(path, ["prune.target=0.25"]).prune.target == 0.25
-    assert "said twice" in mistake(path, "prune={target: 0.5, target_ms: 2}")
+    assert "are alternatives" in mistake(path, "prune={target: 0.5, target_ms: 2}")
 
 
 def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
@@ -102,7 +102,7 @@ def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):
     assert config.load(top, ["output=results/bigger"], [over]).output == "results/bigger"
     over = write({"suffix": "-small", "seed": 2}, "over.yaml")
     assert config.load(top, [], [over]).name == "digits-gcp-small"
-    with pytest.raises(UserError, match="over.yaml: suffix: 1 should be what is added"):
+    with pytest.raises(UserError, match="over.yaml: suffix: 1 should be the text to append"):
         config.load(top, [], [write({"suffix": 1}, "over.yaml")])
     for moved in (["data"], {"data": 1}):
         over = write({"moved": moved}, "over.yaml")
@@ -252,7 +252,7 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(write, override, key
         ("prune.gcp.lam=[0.1, -1]", "prune.gcp.lam.1: -1 should be greater than or equal to 0"),
         ("prune.gcp.lam=[.inf]", "prune.gcp.lam.0: inf"),
         ("prune.gcp.regularise_epochs=0", "prune.gcp.regularise_epochs: 0 should be greater than 0"),
-        ("prune=gcp", "prune: 'gcp' should be a section of its own, with keys method, objective"),
+        ("prune=gcp", "prune: 'gcp' should be a section with the keys method, objective"),
         ("prune=", "prune: nothing should be a section"),
         ("scale=", "scale: nothing should be 'paper', 'reduced' or 'smoke'"),
         ("scale=huge", "scale: 'huge' should be 'paper', 'reduced' or 'smoke'"),
@@ -335,7 +335,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
         ("train.teacher=dense", "teacher: dense is the very network being trained here"),
         (
             "model={name: resnet18_v1b, weights: a.params}",
-            "weights is the file of GluonCV's published weights; set model.pretrained to true",
+            "weights is for a file of GluonCV's published weights; set model.pretrained to true",
         ),
     ],
 )
@@ -453,7 +453,7 @@ def test_bases_in_a_circle(write):
     write("base: b.yaml\n", "a.yaml")
     write("base: c.yaml\n", "b.yaml")
     path = write("base: a.yaml\n", "c.yaml")
-    assert "form a circle: c.yaml -> a.yaml -> b.yaml -> c.yaml" in mistake(path)
+    assert "form a cycle: c.yaml -> a.yaml -> b.yaml -> c.yaml" in mistake(path)
 
 
 @pytest.mark.parametrize(
@@ -463,8 +463,8 @@ def test_bases_in_a_circle(write):
         ("seed: 1\nscale: smoke\nseed: 2\n", "line 3: not valid YAML: the key 'seed' is given twice"),
         ("seed: !!python/object:os.system {}\n", "not valid YAML"),  # not a way to run code
         ("when: 2020-99-99\n", "when: no such key"),  # nothing here is a date
-        ("- scale: smoke\n", "a configuration is made of `key: value` lines"),
-        ("just words\n", "a configuration is made of `key: value` lines"),
+        ("- scale: smoke\n", "a configuration consists of `key: value` lines"),
+        ("just words\n", "a configuration consists of `key: value` lines"),
         ("base: [a.yaml, b.yaml]\n", "base: ['a.yaml', 'b.yaml'] should be the path of one configuration file"),
         ("1: 2\n", "1: no such key"),
         ("", "is missing"),
@@ -573,7 +573,7 @@ def test_the_number_of_workers_is_part_of_the_fingerprint_and_gpus_are_not(write
     "overrides, part",
     [
         (["gpus=[1, 1]"], "gpus: [1, 1] names a GPU twice"),
-        (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread over the 2 gpus"),
+        (["gpus=[0, 1]", "workers=3"], "workers: 3 cannot be spread evenly over the 2 gpus"),
         (["workers=5"], "data.batch: 64 images cannot be divided evenly among 5 workers; set it to a multiple of 5"),
         (["workers=0"], "workers: 0"),
         (["gpus=0"], "gpus: 0"),

@@ -114,7 +114,7 @@ def test_bad_input_ends_with_one_line_and_exit_2(tmp_path):
 @pytest.mark.parametrize(
     "args, said",
     [
-        (["resnet18_v1b", "--data", "digits"], "is no saved network"),
+        (["resnet18_v1b", "--data", "digits"], "is not a saved network"),
         (["net", "--data", "digitz"], "digitz"),
         (["net", "--data", "folder"], "root"),
         (["net", "--data", "digits"], "has 7 classes"),

@@ -113,7 +113,7 @@ def test_a_second_reproduction_runs_nothing(reproduced, configs):
     output, _, _ = reproduced
     before = {p: p.stat().st_mtime_ns for p in output.glob("*/*") if p.suffix != ".lock" and p.parent.name != "report"}
     code, _, err = finish(script("reproduce.py", configs, "--set", f"output={output}"))
-    assert code == 0 and f"{len(METHODS)} experiments, {len(METHODS)} done before" in err
+    assert code == 0 and f"{len(METHODS)} experiments, {len(METHODS)} already done" in err
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -204,7 +204,7 @@ def test_the_whole_recipe_from_a_configuration(tmp_path):
     other = cfg.finetune.model_copy(update={"teacher": str(next(tmp_path.glob("dense-*")) / "dense")})
     assert plan.teacher(other, data).net.name == "cifar_resnet20_v1"
     data = dataclasses.replace(data, classes=data.classes[:4])
-    with pytest.raises(errors.UserError, match="dense' has 10 classes, data 'digits' has 4; name a network that"):
+    with pytest.raises(errors.UserError, match="dense' has 10 classes, but data 'digits' has 4; name a network that"):
         plan.teacher(other, data)
 
 
@@ -284,9 +284,9 @@ def test_saved_networks_evaluate_to_the_record(reproduced):
         ("run.py", ["{configs}/nothing.yaml"], "nothing.yaml"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "train.teacher=no/such"], "no/such"),
         ("run.py", ["{configs}/gcp-macs.yaml", "--set", "finetune.dtype=float16"], "dtype: float16 needs a GPU"),
-        ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 are asked for, and 1 started"),
+        ("run.py", ["{configs}/none.yaml", "--set", "workers=2"], "2 requested, but 1 started"),
         ("launch.py", ["--workers", "0", "--", "run.py"], "argument --workers: '0' should be"),
-        ("evaluate.py", ["{configs}/none", "--data", "digits"], "no saved network"),
+        ("evaluate.py", ["{configs}/none", "--data", "digits"], "not a saved network"),
         ("evaluate.py", ["resnet18_v1b", "--data", "digitz"], "digits"),
         ("describe.py", ["resnet18_v1b", "--input", "3,32"], "argument --input: '3,32' should be"),
         ("describe.py", ["resnet18_v1b", "--classes", "ten"], "--classes"),

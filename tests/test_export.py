@@ -284,7 +284,7 @@ def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
         (["{saved}", "--onnx", "{tmp}/net.onnx", "--batch", "0"], "argument --batch"),
         (["{saved}", "--int8", "{saved}", "--data", "digits", "--repeats", "1"], "float32 network"),
         (["{saved}", "--onnx", "{saved}-symbol.json/net.onnx"], "cannot be written"),
-        (["resnet18_v1b", "--onnx", "{tmp}/net.onnx"], "'resnet18_v1b' is no saved network"),
+        (["resnet18_v1b", "--onnx", "{tmp}/net.onnx"], "'resnet18_v1b' is not a saved network"),
         (["{tmp}/absent", "--onnx", "{tmp}/net.onnx"], "absent-symbol.json"),
     ],
 )

@@ -162,7 +162,7 @@ def test_another_setup_is_refused(networks, tmp_path, setup, hardware, said):
     before = path.read_bytes()
     with pytest.raises(UserError, match="; give another folder with --out") as error:
         figure1.measure(networks.head(2), path, setup, hardware, lambda name: row(name, 10.0))
-    held, here = str(error.value).split("; this is ")
+    held, here = str(error.value).split(", but this is ")
     assert said[0] in held and said[1] in here and path.read_bytes() == before
 
 

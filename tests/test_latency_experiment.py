@@ -179,7 +179,7 @@ def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_mode
         _, budget = experiment_run.plan(cfg, load(cfg.data))
         assert budget.target == pytest.approx(0.5)
     cfg = configured("prune.objective=latency", f"prune.target_ms={2000 * reference}")
-    with pytest.raises(UserError, match="that the whole network takes; ask for less"):
+    with pytest.raises(UserError, match="that the whole network takes; set a lower latency"):
         experiment_run.plan(cfg, load(cfg.data))
 
 
@@ -212,13 +212,13 @@ def test_a_model_that_does_not_fit_is_refused(configured, overrides, message):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["prune.objective=latency", "prune.target=0.5", "prune.latency_model=null"], "latency needs a model"),
+        (["prune.objective=latency", "prune.target=0.5", "prune.latency_model=null"], "latency needs a latency model"),
         (
             ["prune.target=0.5", "prune.latency_model=null", "prune.round_to=auto"],
-            "round_to: auto is a latency model's",
+            "round_to: auto needs a latency model",
         ),
-        (["prune.target_ms=3"], "target_ms is for latencies, but the target is about macs"),
-        (["prune={objective: latency, target_ms: 3, target: 0.5}"], "the same thing said twice"),
+        (["prune.target_ms=3"], "target_ms is for latency, but the target applies to macs"),
+        (["prune={objective: latency, target_ms: 3, target: 0.5}"], "are alternatives"),
         (["prune.objective=latency"], "needs a target"),
     ],
 )

@@ -106,9 +106,9 @@ def test_the_correlation_of_just_pruned_and_final():
 
 def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there():
     twice = runs() + [finished("uniform", "macs", 0.1, 0, 0.5, name="uniform-l1-macs-0.1", train={"epochs": 3})]
-    with pytest.raises(UserError, match="two runs are uniform-l1 on resnet18_v1b at 0.1 of the macs, seed 0"):
+    with pytest.raises(UserError, match="two runs use uniform-l1 on resnet18_v1b at 0.1 of the macs, seed 0"):
         leaderboard.entries(twice)
-    with pytest.raises(UserError, match="no run is called l1; there are fpgm, gcp, uniform-l1"):
+    with pytest.raises(UserError, match="no run is called l1; choose one of fpgm, gcp, uniform-l1"):
         leaderboard.differences(leaderboard.entries(runs()), "l1")
 
 

@@ -197,7 +197,7 @@ def test_a_broken_record_is_not_taken_for_done(cfg):
 )
 def test_finish_takes_whole_records_only(cfg, change):
     with records.open_run(cfg) as run:
-        with pytest.raises(UserError, match="make no record"):
+        with pytest.raises(UserError, match="do not form a valid record"):
             run.finish(**record(**change))
         assert not run.done and not (run.path / "record.json").exists()
 
@@ -284,7 +284,7 @@ def test_curves_for_tensorboard(tmp_path):
 def test_a_missing_tensorboard_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "tensorboard.summary.writer.event_file_writer", raising=False)
-    with pytest.raises(UserError, match=r"tensorboard: true needs a package that is not there .* run `pip install"):
+    with pytest.raises(UserError, match=r"tensorboard: true needs a package that is not installed .* run `pip install"):
         events.check_tensorboard()
 
 

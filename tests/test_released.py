@@ -56,7 +56,7 @@ def test_a_wrong_shape_and_a_torn_tie_are_seen():
     assert any(name in problem for problem in released.disagreeing_shapes(net, torn))
     assert [p for p in released.disagreeing_groups(net, torn) if f"{said[name][0] + 8} outputs" in p]
     less = {key: shape for key, shape in said.items() if key != name}
-    assert any("nothing is said" in problem for problem in released.disagreeing_shapes(net, less))
+    assert any("no shape was published" in problem for problem in released.disagreeing_shapes(net, less))
 
 
 def test_accuracies_agree_to_what_decoders_differ():

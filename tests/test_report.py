@@ -81,7 +81,7 @@ def test_table_by_hand(tmp_path):
 
 def test_accuracies_on_validation_images(tmp_path):
     run = finished("uniform", "macs", 0.05, 0, 0.89, dense_top1=0.92)
-    with pytest.raises(UserError, match="does not hold"):
+    with pytest.raises(UserError, match="lacks its accuracy"):
         frame.frame([run], "validation")
     stages = run.record.stages
     on_validation = {

@@ -267,9 +267,9 @@ MISTAKES = [
     ({"prune.gcp.lam": {"low": 0.1, "hihg": 1}}, {}, "search.parameters.prune.gcp.lam.hihg: no such key"),
     ({"prune.gcp.score": {"choices": ["taylor", "tailor"]}}, {}, "'tailor' does not fit"),
     ({"prune.gcp.score": {"choices": ["taylor", "taylor"]}}, {}, "contains a duplicate value"),
-    ({"prune.gcp.score": {"low": 1, "high": 2}}, {}, "a range is for numbers; give choices"),
+    ({"prune.gcp.score": {"low": 1, "high": 2}}, {}, "a range is only for numbers; give choices"),
     ({"finetune.epochs": {"low": 1, "high": 2.5}}, {"scope": "run"}, "should be whole numbers"),
-    ({"prune.gcp.iterations": {"low": 1, "high": 2}}, {}, "no key that trials of method: gcp and scope: iteration"),
+    ({"prune.gcp.iterations": {"low": 1, "high": 2}}, {}, "not a key that trials of method: gcp and scope: iteration"),
     (LAM, {"sampler": "grid"}, "has a range; give choices"),
     ({"prune.gcp.score": {"choices": ["taylor"]}}, {"sampler": "grid", "trials": 2}, "1 combinations of the grid"),
     ({}, {"trials": 2}, "trials without parameters"),
@@ -289,7 +289,7 @@ def test_a_mistake_is_one_line_without_a_password(tmp_path, parameters, search, 
 def test_iterations_are_of_methods_that_have_some(tmp_path):
     with pytest.raises(UserError, match="search.scope: iteration, but method: uniform has no iterations to search"):
         loaded(tmp_path, "prune.method=uniform", trials=2, parameters=LAM)
-    with pytest.raises(UserError, match="prune.gcp.lam: .* is a search of its own"):
+    with pytest.raises(UserError, match="prune.gcp.lam: .* is already a search"):
         loaded(tmp_path, "prune.gcp.lam=[0.1, 1.0]", trials=2, parameters=LAM)
 
 

@@ -134,7 +134,7 @@ def test_the_records_are_those_of_a_local_sweep_whoever_watches_and_whichever_wo
     until(lambda: list(cluster.runs()), process=watching)
     watching.send_signal(signal.SIGINT)
     code, _, err = finish(watching)
-    assert code == 130 and "tasks go on" in err.splitlines()[-1] and "Traceback" not in err, err
+    assert code == 130 and "tasks continue" in err.splitlines()[-1] and "Traceback" not in err, err
 
     watching = sweeping(configs, tmp_path / "dask", *options)
     until(lambda: list(tmp_path.glob("dask/dense-*/log.jsonl")), process=watching)
@@ -154,7 +154,7 @@ def test_the_records_are_those_of_a_local_sweep_whoever_watches_and_whichever_wo
         assert len(stages) == len(set(stages)), "computed twice"
 
     code, _, err = finish(sweeping(configs, tmp_path / "dask", *options))
-    assert code == 0 and "4 experiments, 4 done before" in err and "run [" not in err
+    assert code == 0 and "4 experiments, 4 already done" in err and "run [" not in err
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_real_workers_that_cannot_be_used_are_named(cluster, configs, tmp_path):
     cluster.worker("old", "--nthreads", "1", env={"PYTHONPATH": str(tmp_path / "other")})
     until(lambda: "Registered to" in (cluster.folder / "old.log").read_text())
     code, _, err = finish(sweeping(configs, tmp_path / "out", *options))
-    assert (code, err.count("error:")) == (2, 1) and "the worker old" in err and "another package gcp" in err
+    assert (code, err.count("error:")) == (2, 1) and "the worker old" in err and "a different gcp package" in err
 
 
 # ---- bad input, without a cluster ------------------------------------------------------------------------------------

@@ -418,11 +418,11 @@ def test_a_landscape_is_drawn_and_its_minima_counted(tmp_path, capsys):
     [
         (["solve", "{held}", "--bound", "0.0001"], "the narrowest widths of the grid need"),
         (["solve", "{held}", "--bound", "3ms"], "needs a latency model"),
-        (["solve", "{held}", "--bound", "cheap"], "--bound cheap: should be a part"),
+        (["solve", "{held}", "--bound", "cheap"], "--bound cheap: should be a fraction"),
         (["solve", "{held}", "--bound", "0.4", "--latency-model", "results/latency/mobilenet1.0-32px-batch64.json"],
-         "is of 'mobilenet1.0'"),
+         "is for 'mobilenet1.0'"),
         (["solve", "{config}", "--bound", "0.4"], "line 1"),
-        (["train", "{config}", "--set", "prune.method=uniform"], "give a configuration of method ows"),
+        (["train", "{config}", "--set", "prune.method=uniform"], "give a configuration with method ows"),
         (["validate", "{config}", "--out", "x", "--quality", "synflow"], "--quality: is for a space of architectures"),
         (["train", "{config}", "--set", "prune.round_to=64"], "every group has only one width"),
     ],
@@ -438,4 +438,4 @@ def test_networks_that_the_grid_cannot_make_are_refused_before_the_slimmable_net
     how = ("--macs", "0.001", "--out", "x", "--set", "prune.ows.hold=3")
     code, out, err = called(capsys, "validate", searched[0], *how)
     last = err.strip().splitlines()[-1]  # before it, the bar of networks, which has only begun
-    assert (code, out) == (2, "") and "ask for no less" in last and "slimmable network" not in err, err
+    assert (code, out) == (2, "") and "give a higher fraction" in last and "slimmable network" not in err, err

@@ -38,7 +38,7 @@ DRAWN = 10_000  # random architectures from which the reachable fraction is esti
 def check_method(cfg: Config) -> None:
     """Raise UserError if the method of the configuration has no space of architectures."""
     if cfg.prune.method != "architecture":
-        wrong = f"'{cfg.prune.method}' has no space of architectures; give a configuration of method architecture"
+        wrong = f"'{cfg.prune.method}' has no space of architectures; give a configuration with method architecture"
         raise UserError(f"prune.method: {wrong}", "search.method")
 
 
@@ -152,7 +152,7 @@ def explained(path: Path, model: Optional[Path] = None) -> Explained:
     if model is not None:
         found = latency.load(model)
         if found.sizes != net.widths:
-            wrong = f"is of '{found.network}', the pattern is of '{net.name}' with other groups or widths"
+            wrong = f"is for '{found.network}', but the pattern is for '{net.name}' with other groups or widths"
             raise UserError(f"{model}: {wrong}; sample and fit one for this network", "search.other")
         costs["latency"] = found.cost
     whole = space.network(values)

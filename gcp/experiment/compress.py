@@ -95,8 +95,8 @@ def compress(job: Job) -> Finished:
     n_classes = cfg.data.known_size()[0]
     if cfg.data.name != "images" and dense.top1 < 1.5 / n_classes:
         warn(
-            f"the network as it came is right about {100 * dense.top1:.1f} % of the test images, as if it guessed: are "
-            "its classes those of the data, in this order, and were its training images normalised alike?"
+            f"the original network is right on only {100 * dense.top1:.1f} % of the test images, as if guessing: are "
+            "its classes those of the data, in this order, and were its training images normalised in the same way?"
         )
     finished = measure_speed(cfg)
     small = files.load(finished.path / FINAL)
@@ -111,8 +111,8 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
     n_outputs = open_network(job.network, job.data.input, pretrained=job.pretrained).n_classes
     n_classes = job.data.known_size()[0]
     if n_outputs != n_classes:
-        wrong = f"network '{job.network}' tells {n_outputs} classes apart, the data have {n_classes}"
-        raise UserError(f"{wrong}; give the images that it was trained for", "network.classes")
+        wrong = f"network '{job.network}' has {n_outputs} classes, but the data have {n_classes}"
+        raise UserError(f"{wrong}; give images of the classes that it was trained on", "network.classes")
     pruning = min(PRUNING_EPOCHS, job.n_epochs / 2)
     per_phase = pruning / (2 * METHODS.options["gcp"]().iterations)
     prune = {

@@ -102,15 +102,15 @@ class Model(Options):
         """See `Options`."""
         saved = f"{self.name!r} is a saved network, which brings its own weights"
         if self.pretrained and self.is_saved:
-            yield f"pretrained: true goes with a GluonCV name, but {saved}; set model.pretrained to false"
+            yield f"pretrained: true needs a GluonCV name, but {saved}; set model.pretrained to false"
         if self.weights is not None and not self.pretrained:
             yield (
-                "weights is the file of GluonCV's published weights; set model.pretrained to true (your own weights "
-                "come as a saved network: give its prefix as model.name)"
+                "weights is for a file of GluonCV's published weights; set model.pretrained to true (for weights of "
+                "your own, give the prefix of a saved network as model.name)"
             )
         if self.new_head and not self.is_saved:
-            named = f"{self.name!r} is a GluonCV name, whose output layer follows the data anyway"
-            yield f"new_head: true goes with a saved network, but {named}; set model.new_head to false"
+            named = f"{self.name!r} is a GluonCV name, whose output layer fits the data anyway"
+            yield f"new_head: true needs a saved network, but {named}; set model.new_head to false"
 
 
 TARGETS = ("target", "target_ms", "target_images_per_second")  # alternative ways to give the target
@@ -189,18 +189,18 @@ class _Prune(Options):
         """See `Options`."""
         targets = {key for key in TARGETS if key in self.model_fields_set and getattr(self, key) is not None}
         for key in sorted(targets - {"target"}) if not self.is_timed else ():
-            wrong = f"{key} is for latencies, but the target is about {self.counted}"
+            wrong = f"{key} is for latency, but the target applies to {self.counted}"
             yield f"{wrong}; set prune.objective or prune.budget to latency"
         if len(targets) > 1:
-            yield f"{' and '.join(sorted(targets))} are the same thing said twice; keep one of them"
+            yield f"{' and '.join(sorted(targets))} are alternatives; keep only one of them"
         needs = {key for name in (self.objective, self.counted) for key in COSTS.options[name].model_fields}
         fix = "set prune.latency_model to a file that `scripts/latency.py fit` wrote"
         if self.latency_model is None and "latency_model" in needs:
-            yield f"latency needs a model of it; {fix}"
+            yield f"latency needs a latency model; {fix}"
         if self.device is None and "device" in needs:
             yield "device needs a file that describes it; set prune.device to one, such as configs/device.yaml"
         if self.latency_model is None and self.round_to is None:
-            yield f"round_to: auto is a latency model's granularity; {fix}, or prune.round_to to a number"
+            yield f"round_to: auto needs a latency model for its granularity; {fix}, or prune.round_to to a number"
         if not self.options.PRUNES and self.target != 1:
             others = " or ".join(name for name in METHODS if METHODS.options[name].PRUNES)
             yield f"target: {self.target:g} cannot be met by method: {self.method}; set prune.method to {others}"
@@ -274,7 +274,7 @@ class Config(Options):
     @classmethod
     def _check_name(cls, value: str) -> str:
         if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
-            raise ValueError("should start with a letter or digit and hold only what suits a folder's name")
+            raise ValueError("should start with a letter or digit and contain only characters that suit a folder name")
         return value
 
     @property
@@ -288,9 +288,9 @@ class Config(Options):
             wrong = f"is for a network that starts from random weights, but {self.model.name!r} brings its own"
             yield f"train.last_gamma_zero: true {wrong}; set it to false"
         if len(set(self.gpus)) < len(self.gpus):
-            yield f"gpus: {list(self.gpus)} names a GPU twice; each takes one worker"
+            yield f"gpus: {list(self.gpus)} names a GPU twice, but each GPU takes only one worker"
         if self.gpus and self.n_workers % len(self.gpus):
-            wrong = f"cannot be spread over the {len(self.gpus)} gpus of every machine"
+            wrong = f"cannot be spread evenly over the {len(self.gpus)} gpus of each machine"
             yield f"workers: {self.workers} {wrong}; set it to a multiple of {len(self.gpus)}, or leave it out"
         if self.data.batch % self.n_workers:
             wrong = f"images cannot be divided evenly among {self.n_workers} workers"
@@ -302,8 +302,8 @@ class Config(Options):
         known, method, scope = self.searchable(), self.prune.method, self.search.scope
         lams = getattr(self.prune.options, "lam", None)
         if self.search.per_iteration and isinstance(lams, tuple) and len(lams) > 1:
-            fix = "give one value there, and all as choices in search.parameters"
-            yield f"prune.{method}.lam: {list(lams)} is a search of its own; {fix}"
+            fix = "give one value there, and list all as choices in search.parameters"
+            yield f"prune.{method}.lam: {list(lams)} is already a search; {fix}"
         for name, tried in self.search.parameters.items():
             place = f"search.parameters.{name}"
             if not known:
@@ -312,12 +312,12 @@ class Config(Options):
             elif name not in known:
                 alike = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
                 near = [*difflib.get_close_matches(name, known, n=1), *alike]
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                yield f"{place}: no key that trials of method: {method} and scope: {scope} can choose; {hint}"
+                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+                yield f"{place}: not a key that trials of method: {method} and scope: {scope} can choose; {hint}"
             elif isinstance(own := operator.attrgetter(name)(self), tuple) and len(own) > 1:
-                yield f"{name}: {list(own)} are several values, of which a trial would choose one; give one"
+                yield f"{name}: {list(own)} has several values, but a trial chooses only one; give one"
             elif tried.is_range and known[name] is None:
-                yield f"{place}: a range is for numbers; give choices"
+                yield f"{place}: a range is only for numbers; give choices"
             elif tried.is_range and known[name] is int and not all(isinstance(end, int) for end in tried.ends):
                 yield f"{place}: low: {tried.low} and high: {tried.high} should be whole numbers"
             else:
@@ -455,8 +455,8 @@ def _with_start(cfg: Config) -> Config:
         return cfg
     found = sorted(glob.glob(cfg.model.name.replace("{seed}", str(cfg.seed)) + "-symbol.json"))
     if len(found) > 1:
-        several = f"{cfg.model.name} means several saved networks: {', '.join(found)}"
-        raise UserError(f"model.name: {several}; name one with --set model.name=PREFIX", key="config.start")
+        several = f"{cfg.model.name} matches several saved networks: {', '.join(found)}"
+        raise UserError(f"model.name: {several}; choose one with --set model.name=PREFIX", key="config.start")
     name = found[0][: -len("-symbol.json")] if found else cfg.model.name
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
 
@@ -491,14 +491,14 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     here = Path(os.path.realpath(path))
     if here in above:
         circle = " -> ".join(p.name for p in (*above, here))
-        raise UserError(f"{path}: its base files form a circle: {circle}", key="config.base")
+        raise UserError(f"{path}: its base files form a cycle: {circle}", key="config.base")
     try:
         values = read_yaml(path)
     except UserError as error:
         raise UserError(f"{above[-1]}: base: {error}" if above else str(error), key=error.key) from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        wrong = f"holds {shown(values)}; a configuration is made of `key: value` lines"
+        wrong = f"holds {shown(values)}; a configuration consists of `key: value` lines"
         raise UserError(f"{path}: {wrong}", key="config.value")
     base = values.pop("base", None)
     if not isinstance(base, (str, type(None))):
@@ -514,7 +514,7 @@ def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
     for source, layer in layers:
         found, suffix = layer.pop("moved", {}), layer.pop("suffix", suffix)
         if not isinstance(suffix, str):
-            wrong = f"{shown(suffix)} should be what is added to names, such as -macs-0.1"
+            wrong = f"{shown(suffix)} should be the text to append to names, such as -macs-0.1"
             raise UserError(f"{source}: suffix: {wrong}", key="config.value")
         if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
             wrong = f"{shown(found)} should name folders, such as `data: data/smoke`"
@@ -572,7 +572,7 @@ def _explained(error: Any, layers: list[_Layer], path: str) -> UserError:
         value = shown(list(given) if isinstance(given, tuple) else given)
         key, words = "value", f": {value} does not fit: {_hint(keys)}"
     elif kind in ("model_type", "model_attributes_type"):
-        key, words = "value", f": {shown(given)} should be a section of its own, with keys {', '.join(_fields(keys))}"
+        key, words = "value", f": {shown(given)} should be a section with the keys {', '.join(_fields(keys))}"
     else:
         key, words = described(error, _hint(keys))
     if key == "unknown-key":

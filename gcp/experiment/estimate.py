@@ -90,8 +90,8 @@ def start_network(cfg: Config, n_classes: int, overlays: Sequence[str] = ()) -> 
         net = open_network(*args, new_head=model.new_head) if model.is_saved else _opened(*args)
         return net, net.widths, False
     if cfg.paper.starts_from is None:
-        fix = "finish the run that makes it, or name its configuration in paper.starts_from"
-        raise UserError(f"{cfg.name}: the saved network '{model.name}' is not there; {fix}", key="network.absent")
+        fix = "finish the run that creates it, or name its configuration in paper.starts_from"
+        raise UserError(f"{cfg.name}: the saved network '{model.name}' does not exist; {fix}", key="network.absent")
     source = load(cfg.paper.starts_from, [f"seed={cfg.seed}"], overlays)
     whole, widths, _ = start_network(source, sizes(source)[0], overlays)
     budget = budget_of(source, whole)

@@ -88,7 +88,7 @@ def check_tensorboard() -> None:
         import tensorboard.summary.writer.event_file_writer  # noqa: F401
     except ImportError as error:
         fix = "run `pip install -c constraints.txt '.[tensorboard]'`, or set it to false"
-        raise UserError(f"tensorboard: true needs a package that is not there ({error}); {fix}") from error
+        raise UserError(f"tensorboard: true needs a package that is not installed ({error}); {fix}") from error
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:

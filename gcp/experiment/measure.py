@@ -74,7 +74,7 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
         try:
             measure_speed(cfg)
         except UserError as error:
-            warn(f"{cfg.name} seed {cfg.seed} is not timed: {error}")
+            warn(f"{cfg.name} seed {cfg.seed} was not timed: {error}")
         progress(number, len(todo))
 
 
@@ -101,8 +101,8 @@ def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str,
             shares[place] = Share(*(a + b / total for a, b, total in zip(so_far, more, whole)))
         found[run.record.fingerprint] = shares
     if not found:
-        wrong = f"no run is of {model.network} at {'x'.join(map(str, model.input))}, which the latency model is of"
-        raise UserError(f"{wrong}; give another", "latency.network")
+        wrong = f"no run is for {model.network} at {'x'.join(map(str, model.input))}, as the latency model is"
+        raise UserError(f"{wrong}; give another model", "latency.network")
     return found
 
 
@@ -136,7 +136,9 @@ def open_for(name: str, data: Data, pretrained: bool = False) -> Tuple[Network, 
     images = load_data(data)
     net = open_network(name, images.shape, None if pretrained else len(images.classes), pretrained)
     if net.n_classes != len(images.classes):
-        raise UserError(f"network '{name}' has {net.n_classes} classes, data '{data.name}' has {len(images.classes)}")
+        raise UserError(
+            f"network '{name}' has {net.n_classes} classes, but data '{data.name}' has {len(images.classes)}"
+        )
     return net, images
 
 
@@ -144,7 +146,7 @@ def with_weights(name: str, pretrained: bool) -> None:
     """Raise UserError for a GluonCV name without `pretrained`: its weights would be nothing but random numbers."""
     if not pretrained and not is_saved(name):
         fix = "give the path prefix of one, or a GluonCV name with --pretrained"
-        raise UserError(f"'{name}' is no saved network (no file '{name}-symbol.json'); {fix}", "network.absent")
+        raise UserError(f"'{name}' is not a saved network (no file '{name}-symbol.json'); {fix}", "network.absent")
 
 
 def quantize(

@@ -37,7 +37,7 @@ def load_data(cfg: Data, seed: int = 0) -> Dataset:
     for why in data.skipped[:SHOWN]:
         warn(f"skipped: {why}")
     if data.skipped:
-        warn(f"{len(data.skipped)} images of data '{cfg.name}' skipped in all")
+        warn(f"{len(data.skipped)} images of data '{cfg.name}' were skipped in all")
     return data
 
 
@@ -50,8 +50,10 @@ def plan(cfg: Config, data: Dataset) -> Tuple[Network, Budget]:
     model = cfg.model
     if model.is_pattern:
         source = cfg.paper.starts_from or "CONFIG"
-        fix = f"make it first: scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
-        raise UserError(f"model.name: no saved network fits '{model.name}' (seed {cfg.seed}); {fix}", "network.absent")
+        fix = f"create it first with scripts/run.py {source} --set seed={cfg.seed} (and the same --overlay, if any)"
+        raise UserError(
+            f"model.name: no saved network matches '{model.name}' (seed {cfg.seed}); {fix}", "network.absent"
+        )
     how = data.shape, len(data.classes), model.pretrained, cfg.seed, model.weights, model.new_head
     start = checkpoints.same_network(lambda: open_network(model.name, *how))
     if cfg.train.last_gamma_zero:
@@ -107,8 +109,10 @@ def images_to_finetune(cfg: Config, n_train: int, pruning: int) -> int:
 
 def beyond_epochs(cfg: Config, taken: int, most: int) -> UserError:
     """The error if the epochs of fine-tuning are to include the images of pruning, but have fewer."""
-    wrong = f"pruning by {cfg.prune.method} takes {taken:,} images, which is more than the {most:,} of its epochs"
-    return UserError(f"finetune.includes_pruning: {wrong}; raise finetune.epochs, or prune with fewer", "config.images")
+    wrong = f"pruning by {cfg.prune.method} takes {taken:,} images, more than the {most:,} of the fine-tuning epochs"
+    return UserError(
+        f"finetune.includes_pruning: {wrong}; raise finetune.epochs, or prune with fewer images", "config.images"
+    )
 
 
 def budget_of(cfg: Config, start: Network, table: Optional[latency.LatencyModel] = None) -> Budget:
@@ -141,7 +145,7 @@ def _target(how: Prune, table: latency.LatencyModel) -> float:
     asked_s = how.target_ms / 1e3 if how.target_ms else batch / how.target_images_per_second
     if asked_s > whole_s:
         whole = f"the {1e3 * whole_s:.4g} ms that the whole network takes"
-        raise UserError(f"prune: {1e3 * asked_s:.4g} ms is more than {whole}; ask for less", "budget.target")
+        raise UserError(f"prune: {1e3 * asked_s:.4g} ms is more than {whole}; set a lower latency", "budget.target")
     return asked_s / whole_s
 
 
@@ -210,6 +214,6 @@ def teacher(recipe: Recipe, data: Dataset, dense: Optional[Network] = None) -> O
     if recipe.teacher != "dense":
         net = open_network(recipe.teacher, data.shape, None, pretrained=not is_saved(recipe.teacher))
     if net.n_classes != len(data.classes):
-        wrong = f"'{recipe.teacher}' has {net.n_classes} classes, data '{data.name}' has {len(data.classes)}"
+        wrong = f"'{recipe.teacher}' has {net.n_classes} classes, but data '{data.name}' has {len(data.classes)}"
         raise UserError(f"teacher: {wrong}; name a network that was trained on these data", "network.classes")
     return losses.Teacher(net, recipe.teacher_weight, recipe.teacher_temperature)

@@ -225,8 +225,8 @@ def whole(schema: Any, values: Dict[str, Any], folder: Path) -> Any:
     try:
         return schema.model_validate(plain(values, finite=True))
     except ValidationError as error:
-        wrong = f"the results saved there make no record: {explained(error)}"
-        fix = "remove what is wrong among dense.json, pruned.json and final.json, and it is computed again"
+        wrong = f"the results saved there do not form a valid record: {explained(error)}"
+        fix = "remove whichever of dense.json, pruned.json and final.json is wrong, and it will be computed again"
         raise UserError(f"{folder}: {wrong}; {fix}", key="record.facts") from error
 
 

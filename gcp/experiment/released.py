@@ -74,14 +74,14 @@ def verify(name: str, row: Mapping, said: Mapping[str, List[int]]) -> Tuple[dict
         for what, value, key, digits in (
             ("params (M)", facts["Params (M)"], "params_m", 3),
             ("GMACs", facts["GMACs"], "gmacs_224", 3),
-            ("params over all of the base's", ratios["kept"], "params_kept", 3),
+            ("params relative to all of the base's", ratios["kept"], "params_kept", 3),
             ("reduction of MACs", ratios["reduction"], "macs_reduction", 2),
         )
         if abs(value - row[key]) > (HALF + 1e-6) * 10**-digits
     ]
     in_name = float(name.rpartition("_")[2])
     if math.floor(100 * facts["Params kept"] + 1e-9) != round(100 * in_name):
-        problems.append(f"{name}: keeps {facts['Params kept']:.4f} of the parameters, its name says {in_name}")
+        problems.append(f"{name}: keeps {facts['Params kept']:.4f} of the parameters, but its name says {in_name}")
     return facts, problems + disagreeing_shapes(net, said) + disagreeing_groups(net, said)
 
 
@@ -91,12 +91,12 @@ def disagreeing_shapes(net: Network, said: Mapping[str, List[int]]) -> List[str]
         net.nodes[j].name: list(net.shapes[j][0]) for node in net.nodes if has_weight(node) for j, _ in node.inputs[1:]
     }
     problems = [
-        f"{net.name}: '{key}' is said to be {shape}, the network has {ours.get(key)}"
+        f"{net.name}: '{key}' should be {shape}, but the network has {ours.get(key)}"
         for key, shape in said.items()
         if ours.get(key) != shape
     ]
     return problems + [
-        f"{net.name}: '{key}' is {ours[key]}, nothing is said of it"
+        f"{net.name}: '{key}' is {ours[key]}, but no shape was published for it"
         for key in ours
         if key not in said and key.endswith("weight")
     ]
@@ -115,7 +115,7 @@ def disagreeing_groups(net: Network, said: Mapping[str, List[int]]) -> List[str]
         }
         for kind, found in (("outputs", outputs), ("inputs", inputs)):
             problems += [
-                f"{net.name}: group '{group.name}' has {group.size} channels, '{layer}' {n} {kind}"
+                f"{net.name}: group '{group.name}' has {group.size} channels, but '{layer}' has {n} {kind}"
                 for layer, n in found.items()
                 if n != group.size
             ]

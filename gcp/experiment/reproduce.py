@@ -28,7 +28,7 @@ def reproduce(items: Sequence[Item], engine: Engine, overlays: Sequence[str] = (
 
     todo = [item for item in items if not records.is_done(item[2])]
     engine.check(_tasks(items, overlays))
-    print(f"{len(items)} experiments, {len(items) - len(todo)} done before", file=sys.stderr, flush=True)
+    print(f"{len(items)} experiments, {len(items) - len(todo)} already done", file=sys.stderr, flush=True)
     try:
         # What starts from another experiment's network may have to wait for it, and has its content in the fingerprint.
         late = [item for item in todo if item[2].model.is_pattern]

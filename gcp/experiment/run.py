@@ -48,7 +48,7 @@ def run(cfg: Config) -> Record:
     if cfg.tensorboard:
         check_tensorboard()
     if records.run_path(cfg) == dense_prefix(cfg).parent:
-        taken = f"{cfg.name} is what the folder of this experiment's dense network is called"
+        taken = f"{cfg.name} is the name of the folder of this experiment's dense network"
         raise UserError(f"name: {taken}; choose another name", "config.name")
     group = process_group()
     with group.output(cfg.output) as output, open_run(cfg.model_copy(update={"output": output})) as folder:

@@ -48,7 +48,7 @@ def simulate(runs: Sequence[Run], n_slots: int) -> Schedule:
             begins[run.name] = now
             heapq.heappush(running, (now + run.seconds, len(begins), run.name))
         if not running:
-            raise ValueError(f"{waiting[0].name} waits for {waiting[0].after}, which is none of the runs")
+            raise ValueError(f"{waiting[0].name} waits for {waiting[0].after}, which is not one of the runs")
         now, _, name = heapq.heappop(running)
         done.add(name)
     return Schedule(now, sum(run.seconds for run in runs), begins)

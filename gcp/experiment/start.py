@@ -28,7 +28,7 @@ def start(
     cfg, job = config.load(path, sets, overlays), launch.job()
     if meant and cfg.fingerprint() != meant:
         raise errors.UserError(
-            f"{cfg.name}: a file that this configuration names differs here from the one where the sweep was started; "
+            f"{cfg.name}: a file that this configuration names is not the same here as where the sweep was started; "
             "copy it here",
             key="sweep.fingerprint",
         )
@@ -37,13 +37,13 @@ def start(
     if cfg.n_workers != job.world_size:
         if cfg.workers is not None or job.world_size == 1:
             raise errors.UserError(
-                f"workers: {cfg.n_workers} are asked for, and {job.world_size} started; start this with "
-                "scripts/launch.py, its --workers times its --hosts as many"
+                f"workers: {cfg.n_workers} requested, but {job.world_size} started; start as many as "
+                "requested with scripts/launch.py (--workers times the number of --hosts)"
             )
         cfg = config.load(path, [*sets, f"workers={job.world_size}"], overlays)
     if cfg.gpus and len(cfg.gpus) != job.local_size:
         raise errors.UserError(
-            f"gpus: {list(cfg.gpus)} take a worker each, and {job.local_size} are started on each "
+            f"gpus: {list(cfg.gpus)} take one worker each, but {job.local_size} are started on each "
             f"machine; give scripts/launch.py --workers {len(cfg.gpus)}"
         )
     runtime.use_threads(cfg.threads, job.local_size)
@@ -82,8 +82,8 @@ def run(argv: list) -> None:
     args = parser.parse_args(argv)
     if args.source not in (None, source.fingerprint()):
         raise errors.UserError(
-            f"{source.ROOT}: is another version of the package than the one that the sweep was started with; install "
-            "the same on all machines",
+            f"{source.ROOT}: is not the version of the package that the sweep was started with; install the "
+            "same one on all machines",
             key="sweep.version",
         )
     sets = [] if args.output is None else [f"output={json.dumps(args.output)}"]

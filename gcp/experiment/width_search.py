@@ -74,8 +74,8 @@ def _trained(cfg: Config, check: Callable[[Problem], None] = lambda problem: Non
 
 def _check_method(cfg: Config) -> None:
     if type(cfg.prune.options) is not OwsOptions:
-        wrong = f"'{cfg.prune.method}' trains no slimmable network that serves every bound"
-        raise UserError(f"prune.method: {wrong}; give a configuration of method ows", "search.method")
+        wrong = f"'{cfg.prune.method}' does not train a slimmable network that serves every bound"
+        raise UserError(f"prune.method: {wrong}; give a configuration with method ows", "search.method")
 
 
 # ---- widths for a bound ----------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class WidthProblem:
         net = open_network(head.network, head.input, head.classes)
         if net.widths != head.sizes:
             raise UserError(
-                f"{self.path}: '{head.network}' has other groups or widths; {statistics.FIX}", "search.other"
+                f"{self.path}: '{head.network}' now has other groups or widths; {statistics.FIX}", "search.other"
             )
         return net
 
@@ -120,10 +120,10 @@ class WidthProblem:
             cost = COSTS[name](net, None)
             return cost, cost(net.widths)
         if self.latency_model is None:
-            raise UserError("a bound in latency needs a latency model; give one with --latency-model", "search.model")
+            raise UserError("a bound on latency needs a latency model; give one with --latency-model", "search.model")
         model = latency.load(self.latency_model)
         if model.sizes != net.widths:
-            wrong = f"is of '{model.network}', the statistics are of '{net.name}' with other groups or widths"
+            wrong = f"is for '{model.network}', but the statistics are for '{net.name}' with other groups or widths"
             raise UserError(f"{self.latency_model}: {wrong}; sample and fit one for this network", "search.other")
         cost = model.cost(net)
         return cost, cost(net.widths)  # predicted, as in experiments, rather than measured
@@ -143,7 +143,7 @@ def bound(text: str, default: str) -> Tuple[str, float, bool]:
     number = float(found[2]) if found and found[2].strip(".") else 0.0
     if not found or number <= 0 or (found[3] and found[1] not in (None, "latency")):
         raise UserError(
-            f"--bound {text:.40}: should be a part of the network's cost such as 0.4, macs:0.4, params:0.4 or "
+            f"--bound {text:.40}: should be a fraction of the network's cost such as 0.4, macs:0.4, params:0.4 or "
             "latency:0.4, or a time such as 3ms",
             "search.bound",
         )
@@ -164,7 +164,8 @@ def solve(problem: WidthProblem, bounds: Sequence[str]) -> Iterator[Dict[str, An
             least = f"{1e3 * solver.lowest:.4g} ms" if is_seconds else f"{solver.lowest / original:.4f}"
             wrong = f"the narrowest widths of the grid need {least} of {name}"
             raise UserError(
-                f"--bound {text}: {wrong}; ask for no less, or train with a smaller narrowest", "search.bound"
+                f"--bound {text}: {wrong}; give a higher bound, or train with a lower prune.ows.narrowest",
+                "search.bound",
             )
         solution = solver.solve(problem.gains, limit)
         yield {"bound": text, **described(problem, name, solution, original)}
@@ -250,7 +251,7 @@ def validate(
         if lowest > part:
             least = f"the narrowest widths of the grid need {lowest:.4f} of the MACs"
             raise UserError(
-                f"--macs {part:g}: {least}; ask for no less, or set prune.ows.narrowest lower", "search.bound"
+                f"--macs {part:g}: {least}; give a higher fraction, or lower prune.ows.narrowest", "search.bound"
             )
 
     path, slimmable, problem = _trained(cfg, check)

@@ -61,7 +61,7 @@ def rows_path(cfg: Config) -> Path:
 
 def read_rows(path: Path) -> List[Row]:
     """The rows of a file. UserError: it does not hold rows."""
-    return read_json(path, List[Row], "remove it, and it is measured again")
+    return read_json(path, List[Row], "remove it, and it will be measured again")
 
 
 def measure(cfg: Config, targets: Sequence[float], progress: Callable[[int, int], None]) -> List[Row]:

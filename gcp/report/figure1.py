@@ -148,7 +148,7 @@ def measure(
     held = read(path) if os.path.lexists(path) else {**here, "networks": []}
     if _conditions(held) != _conditions(here):
         raise UserError(
-            f"{path}: was measured with {_conditions(held)}; this is {_conditions(here)}; "
+            f"{path}: was measured with {_conditions(held)}, but this is {_conditions(here)}; "
             "give another folder with --out"
         )
     left = networks[~networks.name.isin([row["name"] for row in held["networks"]])]

@@ -122,7 +122,7 @@ def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, 
     if images == "validation":
         found = (stage.validation_top1, stage.validation_top5, stage.n_validation)
         if None in found:
-            raise UserError("a record does not hold its accuracy on validation images; run the experiment again")
+            raise UserError("a record lacks its accuracy on validation images; run the experiment again")
     top1, top5, n_eval = found
     speed = timing and timing.images_per_second
     return {"top1": 100.0 * top1, "top5": 100.0 * top5, "n_eval": n_eval, "images_per_second": speed}

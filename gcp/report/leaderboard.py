@@ -77,8 +77,10 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
     twice = table[table.duplicated(["method", *POINT, "seed"], keep=False)]
     if len(twice):
         row = twice.iloc[0]
-        wrong = f"two runs are {row.method} on {row.network} at {row.target:g} of the {row.objective}, seed {row.seed}"
-        raise UserError(f"{wrong}; give the folder of one comparison, or the two configurations names of their own")
+        wrong = f"two runs use {row.method} on {row.network} at {row.target:g} of the {row.objective}, seed {row.seed}"
+        raise UserError(
+            f"{wrong}; give the folder of a single comparison, or give the two configurations different names"
+        )
     return table
 
 
@@ -137,7 +139,7 @@ def _paired(table: pd.DataFrame, baseline: str) -> pd.Series:
     """
     runs = table.set_index(["method", *POINT, "seed"]).top1
     if baseline not in runs.index:
-        raise UserError(f"no run is called {baseline}; there are {', '.join(sorted(table.method.unique()))}")
+        raise UserError(f"no run is called {baseline}; choose one of {', '.join(sorted(table.method.unique()))}")
     others = runs.drop(baseline, level="method")
     return (others - runs.loc[baseline].reindex(others.index.droplevel("method")).to_numpy()).dropna()
 

@@ -61,13 +61,13 @@ def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
         def do_GET(self) -> None:  # noqa: N802 (http.server's name)
             names = {f"{name}:{self.server.server_port}" for name in ("localhost", HOST)}
             if self.headers.get("Host") not in names:
-                self._send(403, "text/plain", "this page is for the machine that it is served by")
+                self._send(403, "text/plain", "this page is only for the machine that serves it")
             elif self.path == "/":
                 self._send(200, "text/html", page.page(watched(), EVERY_S))
             elif self.path == "/data.json":
                 self._send(200, "application/json", json.dumps(watched(), allow_nan=False))
             else:
-                self._send(404, "text/plain", "there is / and /data.json")
+                self._send(404, "text/plain", "only / and /data.json exist")
 
         def _send(self, code: int, kind: str, text: str) -> None:
             body = text.encode()
@@ -89,15 +89,17 @@ def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((HOST, port), Answer)
     except OSError as error:
         raise UserError(
-            f"--port: {port} cannot be served ({error.strerror}); give another, or 0", "live.port"
+            f"--port: {port} cannot be used ({error.strerror}); give another port, or 0", "live.port"
         ) from None
 
 
 def serve(folder: Path, reference: Path, port: int) -> None:
     """Serve until Ctrl-C."""
     with server(folder, reference, port) as serving:
-        print(f"http://{HOST}:{serving.server_port}/ shows {folder}, until Ctrl-C", file=sys.stderr, flush=True)
+        print(
+            f"http://{HOST}:{serving.server_port}/ shows {folder} until you press Ctrl-C", file=sys.stderr, flush=True
+        )
         try:
             serving.serve_forever()
         except KeyboardInterrupt:
-            print("stopped; experiments that run are not touched", file=sys.stderr)
+            print("stopped; running experiments are not affected", file=sys.stderr)

@@ -80,7 +80,7 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
         "axes": [axis._asdict() for axis in AXES],
         "filters": FILTERS,
         "rows": rows + (_published(reference) if reference is not None else []),
-        "problems": [*problems, *(f"{each}: another result of the same fingerprint" for each in sorted(differing))],
+        "problems": [*problems, *(f"{each}: another result with the same fingerprint" for each in sorted(differing))],
         "under_way": under_way(folder, without),
     }
 

@@ -435,7 +435,7 @@ def write_validations(folder: Path) -> list[Path]:
     be read.
     """
     found = [
-        read_json(path, Validation, "make it anew with `latency.py validate`, or remove it")
+        read_json(path, Validation, "create it again with `latency.py validate`, or remove it")
         for path in sorted(folder.glob("*.validation.json"))
     ]
     if not found:

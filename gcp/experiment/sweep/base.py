@@ -139,10 +139,10 @@ class Engine:
         return None
 
     def _left(self, n_running: int, n_waiting: int, what: str, where: str) -> str:
-        back = f" ({self.kept_back} more had not been handed over)" if self.kept_back else ""
+        back = f" ({self.kept_back} more had not been submitted)" if self.kept_back else ""
         return (
-            f"stopped watching: {n_running} {what} go on and {n_waiting} wait {where}{back}; the same command watches "
-            "them again, and with --cancel it ends them"
+            f"stopped watching: {n_running} {what} continue and {n_waiting} wait {where}{back}; the same command "
+            "watches them again, and with --cancel it ends them"
         )
 
     def cancel(self, tasks: Sequence[Task]) -> str:
@@ -181,7 +181,7 @@ def check_threads(task: Task, place: str) -> None:
     """Raise UserError if a task takes all cores of a machine, for engines that count cores."""
     if not task.cfg.threads:
         raise UserError(
-            f"{place}: {task.name} has threads: 0, all cores of whatever machine, which cannot be placed; "
+            f"{place}: {task.name} has threads: 0, all cores of any machine, which cannot be placed; "
             "give --set threads=N",
             key="sweep.threads",
         )

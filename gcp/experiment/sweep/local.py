@@ -20,7 +20,7 @@ class Local(Engine):
         refuse("local", address, "local")
         if setup.collect:
             raise UserError(
-                "--collect: fetches runs from other machines; give it with --on dask://...", "sweep.collect"
+                "--collect: only fetches runs from other machines; use it with --on dask://...", "sweep.collect"
             )
         self.script, self.at_once = setup.script, setup.jobs or 1
         self._running: Dict[int, Tuple[Task, subprocess.Popen]] = {}
@@ -50,5 +50,5 @@ class Local(Engine):
     def cancel(self, tasks: Sequence[Task]) -> str:
         """See `Engine`."""
         raise UserError(
-            "--cancel: nothing outlives a local sweep; give it with --on dask://... or slurm", "sweep.cancel"
+            "--cancel: a local sweep leaves nothing running; use it with --on dask://... or slurm", "sweep.cancel"
         )

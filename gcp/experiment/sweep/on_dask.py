@@ -91,7 +91,9 @@ class Dask(Engine):
     def __init__(self, address: str, setup: Setup) -> None:
         distributed = installed("distributed", "dask")
         if setup.jobs is not None:
-            raise UserError("--jobs: is for --on local; dask's workers say how much each takes", key="sweep.jobs")
+            raise UserError(
+                "--jobs: is only for --on local; dask's workers declare how much each takes", key="sweep.jobs"
+            )
         self.shared, self.address = not setup.collect, f"dask://{address}"
         self._watched: Dict[str, Tuple[Task, Any]] = {}
         self._seen: Dict[str, str] = {}  # the worker that each task was last seen on
@@ -104,7 +106,7 @@ class Dask(Engine):
         match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(\d{1,5}))?/?", address, re.ASCII)
         if not match or int(match[2] or 1) > 65535:
             raise UserError(
-                f"--on {self.address}: should be dask://HOST:PORT, as dask's scheduler says", "sweep.address"
+                f"--on {self.address}: should be dask://HOST:PORT, as shown by dask's scheduler", "sweep.address"
             )
         host, port = match[1], int(match[2] or 8786)
         # dask logs a lot while it retries; what the user has to know is reported here.
@@ -117,8 +119,8 @@ class Dask(Engine):
             return _within(1.5 * CONNECT_S, lambda: distributed.Client(f"{scheme}://{host}:{port}", **how))
         except Exception as error:  # whatever listens there may answer anything
             raise UserError(
-                f"--on {self.address}: no scheduler of dask answers there over {scheme} "
-                f"({type(error).__name__}: {str(error)[:200]}); start one by `dask scheduler`, or correct the address",
+                f"--on {self.address}: no dask scheduler answers there over {scheme} "
+                f"({type(error).__name__}: {str(error)[:200]}); start one with `dask scheduler`, or fix the address",
                 key="sweep.connect",
             ) from None
 
@@ -136,7 +138,7 @@ class Dask(Engine):
         self._same("the scheduler", there)
         found = self.client.run(about_worker, on_error="return")
         if not found:
-            raise UserError(f"--on {self.address}: has no workers; start some by `dask worker`", key="sweep.workers")
+            raise UserError(f"--on {self.address}: has no workers; start some with `dask worker`", key="sweep.workers")
         for address, state in sorted(found.items()):
             broken = isinstance(state, BaseException)
             name = address if broken else f"the worker {state['name']} ({address})"
@@ -149,8 +151,8 @@ class Dask(Engine):
         here = source.fingerprint()
         if there != here:
             raise UserError(
-                f"--on {self.address}: {name} has another package gcp ({there[:200]}) than this machine "
-                f"({gcp.__version__}, source {here}); install the same there, and start it again",
+                f"--on {self.address}: {name} has a different gcp package ({there[:200]}) than this machine "
+                f"({gcp.__version__}, source {here}); install the same one there, and restart it",
                 key="sweep.version",
             )
 
@@ -172,8 +174,8 @@ class Dask(Engine):
             if not any(fits(task, state) for state in self._states.values()):
                 gpus = f" and {task.gpus} GPUs" if task.gpus else ""
                 raise UserError(
-                    f"--on {self.address}: {task.name} takes {task.cores} cores{gpus}, more than any worker has; set "
-                    "threads and gpus to less, or start a worker with such --resources",
+                    f"--on {self.address}: {task.name} takes {task.cores} cores{gpus}, more than any worker has; lower "
+                    "threads and gpus, or start a worker with enough --resources",
                     key="sweep.place",
                 )
         if not self._counted:
@@ -186,7 +188,7 @@ class Dask(Engine):
                 if task.cfg.model.is_pattern:
                     raise UserError(
                         f"--collect: {task.name} starts from the final network of another run ({task.cfg.model.name}), "
-                        "which the workers would have to read; share the folder, and leave --collect out",
+                        "which the workers would have to read; share the folder, and leave out --collect",
                         key="sweep.collect",
                     )
             return
@@ -273,7 +275,7 @@ class Dask(Engine):
         lost, self._watched = self._watched, {}
         for key in lost:
             self._drop([key])
-        said = ["the worker that measures speeds has gone; run the same command again to measure them on another"]
+        said = ["the worker that measures speeds is gone; run the same command again to measure them on another"]
         return [Ended(task, 1, said) for task, _ in lost.values()]
 
     def left(self) -> Optional[str]:

@@ -45,8 +45,8 @@ class Slurm(Engine):
         self.submitit = installed("submitit", "slurm")
         for given, option in ((setup.jobs, "--jobs"), (setup.collect, "--collect")):
             if given:
-                why = "SLURM says how many jobs run at a time" if option == "--jobs" else "jobs need a shared folder"
-                raise UserError(f"{option}: cannot go with --on slurm: {why}; leave it out", key="sweep.option")
+                why = "SLURM decides how many jobs run at a time" if option == "--jobs" else "jobs need a shared folder"
+                raise UserError(f"{option}: cannot be used with --on slurm: {why}; leave it out", key="sweep.option")
         if self.CLUSTER == "slurm" and shutil.which("sbatch") is None:
             raise UserError(
                 "--on slurm: there is no `sbatch` on PATH; run this where jobs are submitted, or load SLURM's module",

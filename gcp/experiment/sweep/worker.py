@@ -120,7 +120,7 @@ def receive(task: Task, files: Dict[str, Dict[str, bytes]]) -> None:
         about = f"the record of {task.name} from a worker"
         record = parse_json(run.pop(records.RECORD), records.Record, about, "run the sweep again")
         if record.fingerprint != task.cfg.fingerprint():
-            raise UserError(f"{about} is that of another run; run the sweep again", key="sweep.record")
+            raise UserError(f"{about} belongs to another run; run the sweep again", key="sweep.record")
         for name, content in run.items():
             _write(path / name, content)
         if not (path / records.RECORD).exists():
