@@ -187,7 +187,7 @@ def run(
     }
     for name in names:
         if name not in NAMES:
-            raise UserError(f"unknown measurement '{name}': known are {', '.join(NAMES)}")
+            raise UserError(f"unknown measurement '{name}'; choose from {', '.join(NAMES)}")
     rows, details, environment = [], {}, runtime.environment()
     for name in names or NAMES:
         show(name)
@@ -228,13 +228,13 @@ class Result(BaseModel):
     def _known(cls, rows: List[Row]) -> List[Row]:
         for row in rows:
             if row.section not in NAMES:
-                raise ValueError(f"{row.section!r} should be one of {', '.join(NAMES)}")
+                raise ValueError(f"{row.section!r} must be one of {', '.join(NAMES)}")
         return rows
 
 
 def read(path: Path) -> dict:
     """A file of `run`'s results, as plain JSON values. Raises UserError if it is not such a file."""
-    return read_json(path, Result, "name another one").model_dump(mode="json")
+    return read_json(path, Result, "give another file").model_dump(mode="json")
 
 
 def renewed(old: dict, new: dict) -> dict:

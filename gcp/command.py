@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError instead of printing the usage and exiting."""
         if len(message) > 300:
             message = message[:300] + "..."
-        raise UserError(f"{message}; `{self.prog} --help` says what it takes", key="option.value")
+        raise UserError(f"{message}; see `{self.prog} --help`", key="option.value")
 
 
 def verbs(parser: Parser) -> Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]:
@@ -101,18 +101,18 @@ def _answer(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGPIPE, ""
     words = " ".join(str(error).split())[:300]
     if is_out_of_memory(error):
-        return 1, f"error: not enough memory ({words}); take smaller images, batches or networks, or another machine"
+        return 1, f"error: not enough memory ({words}); use smaller images, batches or networks, or another machine"
     if isinstance(error, RecursionError):
         return 1, f"error: something is nested too deeply ({words}); give a simpler file or network"
     if isinstance(error, UnicodeDecodeError):
-        return 2, f"error: a file that should be text in UTF-8 is not ({words}); convert it or name another"
+        return 2, f"error: a file that should be UTF-8 text is not ({words}); convert it or give another"
     if isinstance(error, UnicodeEncodeError):
-        return 2, f"error: this system's encoding cannot hold a name or text ({words}); set LC_ALL=C.UTF-8"
+        return 2, f"error: this system's encoding cannot represent a name or text ({words}); set LC_ALL=C.UTF-8"
     if isinstance(error, OSError):
         where = "the output" if error.errno in UNWRITABLE else "a file or connection"  # for an error that names no file
         where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else where
         what = error.strerror or words
-        line = UserError(f"{where}: {what}; put it right or name another, then run the same command again")
+        line = UserError(f"{where}: {what}; fix this or give another, then run the same command again")
         return 2, f"error: {line}"  # UserError shortens it if a name is too long
     raise error
 
@@ -171,7 +171,7 @@ def whole(least: int = 0, most: int = 10**9 - 1) -> Callable[[str], int]:
     def number(text: str) -> int:
         if re.fullmatch(r"\+?[0-9]{1,15}", text) and least <= int(text) <= most:
             return int(text)
-        raise argparse.ArgumentTypeError(f"'{text:.40}' should be a whole number, {least} to {most:,}")
+        raise argparse.ArgumentTypeError(f"'{text:.40}' must be a whole number from {least} to {most:,}")
 
     return number
 
@@ -183,7 +183,7 @@ def positive(kind: type, most: float = 10**6) -> Callable[[str], Any]:
         with contextlib.suppress(ValueError):
             if len(text) < 40 and 0 < float(text) <= most:
                 return float(text)
-        raise argparse.ArgumentTypeError(f"'{text:.40}' should be a number above 0, at most {most:,}")
+        raise argparse.ArgumentTypeError(f"'{text:.40}' must be a number above 0 and at most {most:,}")
 
     return whole(1, int(most)) if kind is int else number
 
@@ -198,7 +198,7 @@ def shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) == 3 and all(re.fullmatch(r"\s*[0-9]{1,5}\s*", p) and 1 <= int(p) <= 8192 for p in parts):
         return tuple(int(p) for p in parts)
-    raise argparse.ArgumentTypeError(f"'{text:.40}' should be channels,height,width such as 3,224,224, each 1 to 8,192")
+    raise argparse.ArgumentTypeError(f"'{text:.40}' must be channels,height,width such as 3,224,224, each 1 to 8,192")
 
 
 def seeds(text: str) -> list[int]:
@@ -206,6 +206,6 @@ def seeds(text: str) -> list[int]:
     found = [int(p) for p in text.split(",")] if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text) else []
     if not found or len(found) > 1000 or max(found) >= 2**31 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(
-            f"'{text:.40}' should be whole numbers such as 0,1,2: each once, below {2**31:,}, at most 1,000"
+            f"'{text:.40}' must be at most 1,000 distinct whole numbers below {2**31:,}, such as 0,1,2"
         )
     return found

@@ -40,7 +40,7 @@ class Registry(Generic[T]):
         """The entry with this name. Raises UserError if there is none."""
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._entries)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(self._entries)}"
             raise UserError(f"unknown {self.kind} '{name}'; {hint}")
         return self._entries[name]
 

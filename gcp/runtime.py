@@ -53,7 +53,9 @@ def use_threads(configured: int = 0, n_processes: int = 1) -> None:
     """Make MXNet compute with `n_threads` threads. Raises RuntimeError if it was imported with another number."""
     n = str(n_threads(configured, n_processes))
     if "mxnet" in sys.modules and os.environ.get("OMP_NUM_THREADS") != n:
-        raise RuntimeError(f"MXNet reads the number of threads as it is imported, and has been: {n} comes too late")
+        raise RuntimeError(
+            f"MXNet reads the number of threads when it is imported, which has already happened: {n} comes too late"
+        )
     os.environ["OMP_NUM_THREADS"] = n
 
 
@@ -65,12 +67,12 @@ def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
     """
     if gpus:
         if "mxnet" in sys.modules:
-            raise RuntimeError("MXNet reads CUDA_VISIBLE_DEVICES as it is imported, and has been")
+            raise RuntimeError("MXNet reads CUDA_VISIBLE_DEVICES when it is imported, which has already happened")
         visible = _visible_gpus()
         if visible and gpus[local_rank] >= len(visible):
             raise UserError(
                 f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
-                f"numbers up to {len(visible) - 1} are",
+                f"use numbers up to {len(visible) - 1}",
                 key="gpu.absent",
             )
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi

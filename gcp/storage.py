@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # /dev/null would become a file
-        raise UserError(f"{path}: is a folder or a device; name a file", key="file.kind")
+        raise UserError(f"{path}: is a folder or a device; give the path of a file", key="file.kind")
     temporary = path.with_name(f".partial-{path.name}")
     try:
         with writing(path):
@@ -78,8 +78,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror or error}; make room or set `output` to "
-            "another folder, then run the command again: finished records are kept",
+            f"{path}: cannot be written: {error.strerror or error}; free some space or set `output` "
+            "to another folder, then run the command again: finished records are kept",
             key="file.write",
         ) from error
 
@@ -104,7 +104,7 @@ def plain(value: Any, *, finite: bool, place: str = "") -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         if finite:
             place = place.lstrip(".") or "the value"
-            raise ValueError(f"{place} is {value}; JSON holds finite numbers or None")
+            raise ValueError(f"{place} is {value}; JSON can hold only finite numbers or None")
         return str(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -137,7 +137,9 @@ def content_hash(name: str, key: str, others: Sequence[Path] = ()) -> str:
         for path in (*paths, *others):
             sha.update(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{key}: '{name}' cannot be read ({error.strerror}); make it first, or name another") from error
+        raise UserError(
+            f"{key}: '{name}' cannot be read ({error.strerror}); create it first, or give another"
+        ) from error
     return sha.hexdigest()
 
 
@@ -172,7 +174,7 @@ def locked(folder: Path, name: str = "lock", wait: bool = True) -> Iterator[None
 
 # Reading
 
-REPLACE = "give another file, or remove it and make it anew"
+REPLACE = "give another file, or remove it and create it again"
 
 
 def read_text(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES) -> str:
@@ -196,16 +198,18 @@ def opened(path: str | os.PathLike, fix: str = REPLACE, limit: int = JSON_BYTES)
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
-            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no ordinary file"
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
             raise UserError(f"{path}: is {kind}; {fix}", key="file.kind")
         if about.st_size > limit:
-            raise UserError(f"{path}: has {about.st_size:,} bytes, {limit:,} at most are read; {fix}", key="file.size")
+            raise UserError(
+                f"{path}: has {about.st_size:,} bytes, but at most {limit:,} are read; {fix}", key="file.size"
+            )
         with open(path, "rb") as file:
             yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {fix}", key="file.read") from None
     except ValueError as error:  # a null byte in the path, or characters that file names on this system cannot hold
-        raise UserError(f"{str(path)!r}: no path ({error}); {fix}", key="file.read") from None
+        raise UserError(f"{str(path)!r}: not a valid path ({error}); {fix}", key="file.read") from None
 
 
 def expanded(path: str | os.PathLike) -> Path:
@@ -279,7 +283,7 @@ def _check(value: Any, depth: int = 0) -> None:
     if depth > DEPTH:
         raise ValueError(f"more than {DEPTH} levels")
     if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
-        raise ValueError(f"{value!r:.60} holds a null or half a character")
+        raise ValueError(f"{value!r:.60} contains a null character or half a surrogate pair")
     if isinstance(value, dict):
         for key, item in value.items():
             _check(key, depth + 1)
@@ -309,7 +313,7 @@ def _short_int(text: str) -> int:
 
 def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
-        raise ValueError(f"{text:.30} is more than a number can be")
+        raise ValueError(f"{text:.30} is too large for a number")
     return float(text)
 
 
@@ -339,7 +343,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, IndexError, KeyError, AttributeError):  # what PyYAML's own constructors raise
             kind = node.tag.rpartition(":")[2]
-            problem = f"{str(node.value)!r:.60} is no value of the kind '{kind}'"
+            problem = f"{str(node.value)!r:.60} is not a value of type '{kind}'"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

@@ -171,11 +171,13 @@ def test_archives_that_are_not_the_published_ones(ilsvrc, tmp_path, monkeypatch)
     monkeypatch.setattr(
         prepare, "MD5", {name: hashlib.md5((ilsvrc / name).read_bytes()).hexdigest() for name in prepare.MD5}
     )
-    assert "holds 3 classes, should be 1000; get the whole archive, or give --expect-classes 3" in mistake(made)
-    assert "holds 9 images, should be 8;" in mistake(made, expected=Expected(3, 8, 6))
+    assert "holds 3 classes, but 1000 are expected; get the complete archive, or give --expect-classes 3" in mistake(
+        made
+    )
+    assert "holds 9 images, but 8 are expected;" in mistake(made, expected=Expected(3, 8, 6))
     assert "give --expect-val 6" in mistake(made, expected=Expected(3, 9, 7))
     (ilsvrc / prepare.DEVKIT).unlink()
-    assert "not there (or give --ground-truth); download it from image-net.org" in mistake(made)
+    assert "does not exist; download it from image-net.org (account needed), or give --ground-truth" in mistake(made)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_archives_that_are_not_the_published_ones(ilsvrc, tmp_path, monkeypatch)
     [
         ("../n01440764.tar", b"", "leads out of its folder"),
         ("readme.txt", b"", "no tar of a class"),
-        ("n01440764.tar", b"junk" * 300, "n01440764.tar: not a whole tar"),
+        ("n01440764.tar", b"junk" * 300, "n01440764.tar: not a complete tar"),
         (
             "n01440764.tar",
             packed(**{"../n01440764_1.JPEG": b"a"}),
@@ -207,9 +209,9 @@ def test_validation_images_of_another_form(ilsvrc, tmp_path):
 
     assert "no validation image" in said("n01440764\n", **{"cat.JPEG": b"a"})
     first = {"ILSVRC2012_val_00000001.JPEG": b"a"}
-    assert "truth.txt, line 1: should be the class" in said("1\n", **first)
+    assert "truth.txt, line 1: must be the class" in said("1\n", **first)
     assert "class n99999999, which has no training images" in said("n99999999\n", **first)
-    assert "the ground truth is of 1 images" in said("n01440764\n", **{"ILSVRC2012_val_00000002.JPEG": b"a"})
+    assert "the ground truth covers 1 images" in said("n01440764\n", **{"ILSVRC2012_val_00000002.JPEG": b"a"})
 
 
 def test_a_devkit_that_is_none(ilsvrc, tmp_path):
@@ -339,11 +341,11 @@ def test_class_folders_as_records_are_the_same_data(folders, tmp_path):
 
 def test_other_options_need_another_folder(folders, tmp_path):
     prepare.prepare_folder(folders, tmp_path / "out", RAW)
-    assert "made from other files or with other options" in mistake(
+    assert "made from different files or with different options" in mistake(
         prepare.prepare_folder, folders, tmp_path / "out", Encoding(30)
     )
     (folders / "train/cat/9.jpg").write_bytes(photo(0, 9))
-    assert "made from other files" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+    assert "made from different files" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
     assert "the same as --root" in mistake(prepare.prepare_folder, folders, folders, RAW)
 
 
@@ -407,7 +409,7 @@ def test_a_single_training_image(folders, tmp_path):
 @pytest.mark.parametrize("name", ["train.rec", "test.rec", "train"])
 def test_files_of_other_origin_are_not_taken_for_our_own(folders, tmp_path, name):
     (tmp_path / "out" / name).mkdir(parents=True)
-    assert f"{name}: is there already" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
+    assert f"{name}: already exists" in mistake(prepare.prepare_folder, folders, tmp_path / "out", RAW)
 
 
 def test_what_was_prepared_and_removed_is_made_again(folders, tmp_path):
@@ -420,10 +422,10 @@ def test_what_was_prepared_and_removed_is_made_again(folders, tmp_path):
 
 def test_images_that_cannot_be_stored(monkeypatch):
     wide = cv2.imencode(".png", np.zeros((2, 66000, 3), np.uint8))[1].tobytes()
-    with pytest.raises(sources.BadImage, match="66000x2 pixels are more than a JPEG holds"):
+    with pytest.raises(sources.BadImage, match="66000x2 pixels, more than JPEG can hold"):
         prepare.encoded(wide, "a", Encoding(480))
     monkeypatch.setattr(sources, "MAX_PIECE", 100)
-    with pytest.raises(sources.BadImage, match="more than a record holds"):
+    with pytest.raises(sources.BadImage, match="more than a record can hold"):
         prepare.encoded(jpeg(smooth(90, 120)), "a", RAW)
 
 
@@ -469,8 +471,8 @@ def test_caltech_is_unpacked_and_gone_on_with(tmp_path, monkeypatch):
     assert written == [out / "256_ObjectCategories/257.clutter/257_0001.jpg"] and written[0].read_bytes() == b"bc"
     (out / "256_ObjectCategories/002.other").mkdir()
     (out / "256_ObjectCategories/002.other/1.jpg").write_bytes(b"a")
-    assert "holds other images, too" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out, 2)
-    assert "holds 2 images, should be 30607" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out)
+    assert "also holds images that are not in" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out, 2)
+    assert "holds 2 images, but 30607 are expected" in mistake(prepare.unpack_caltech, tmp_path / "c.tar", out)
 
 
 def test_nothing_is_unpacked_outside(tmp_path):

@@ -115,10 +115,10 @@ def edit(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "change, part",
     [
-        (lambda c: c["test"].append(c["train"][0]), "names 1 of 196 images twice: its two sides overlap"),
+        (lambda c: c["test"].append(c["train"][0]), "lists 1 of 196 images twice: its two sides overlap"),
         (lambda c: c["train"].append(c["test"].pop()), "has 61 training images of class 056.dog"),
-        (lambda c: c["train"].append("001.ak47/other.jpg"), "names 001.ak47/other.jpg, which is not there"),
-        (lambda c: c["test"].pop(), "which is there"),
+        (lambda c: c["train"].append("001.ak47/other.jpg"), "lists 001.ak47/other.jpg, which does not exist"),
+        (lambda c: c["test"].pop(), "which exists"),
         (lambda c: c.pop("test"), "test is missing"),
         (lambda c: c.update(train=5), "train: 5 should be a valid"),
     ],

@@ -51,7 +51,7 @@ def status(capsys, error):
         (MemoryError("9 TiB"), 1, "error: not enough memory (9 TiB)"),
         (RecursionError("too deep"), 1, "error: something is nested too deeply"),
         (UnicodeEncodeError("ascii", "\xe9", 0, 1, "no"), 2, "error: this system's encoding"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), 2, "error: a file that should be text"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), 2, "error: a file that should be UTF-8 text"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
         (SystemExit(7), 7, ""),
         (SystemExit(), 0, ""),
@@ -219,7 +219,7 @@ def test_numbers_of_a_command_line(kind, good, bad):
     for text, value in good.items():
         assert parser.parse_args([f"--n={text}"]).n == value
     for text in bad:
-        with pytest.raises(UserError, match="argument --n: .* should be ") as caught:
+        with pytest.raises(UserError, match="argument --n: .* must be ") as caught:
             parser.parse_args([f"--n={text}"])
         assert caught.value.key == "option.value" and len(str(caught.value)) < 250
 

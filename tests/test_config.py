@@ -302,15 +302,15 @@ def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
     [
         ("prune.method=none", "target: 0.5 cannot be met by method: none; set prune.method to"),
         ("data.name=folder", "name: folder needs a root; set data.root"),
-        ("data.name=imagenet", "name: imagenet needs a root; set data.root to what holds train.rec and val.rec"),
+        ("data.name=imagenet", "name: imagenet needs a root; set data.root to a folder with train.rec and val.rec"),
         ("data.name=caltech256", "name: caltech256 needs a root; set data.root to 256_ObjectCategories.tar"),
         (
             "data.root=a",
-            "root is for name: fashion_mnist or folder or imagenet or images or caltech256, and digits takes none",
+            "root is for name: fashion_mnist or folder or imagenet or images or caltech256, and digits does not",
         ),
         ("data.per_class=30", "per_class is for name: caltech256"),
         ("data.split_file=a.json", "split_file is for name: caltech256"),
-        ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' should end in .json or .csv"),
+        ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' must end in .json or .csv"),
         ("train.warmup_epochs=3", "warmup_epochs: 3 is longer than the whole training; set it to at most"),
         ("model={name: runs/net, pretrained: true}", "'runs/net' is a saved network"),
         ("prune={method: uniform}", "method: uniform needs a target; set prune.target"),
@@ -603,7 +603,7 @@ def test_a_worker_sees_its_own_gpu(monkeypatch, visible, gpus, local_rank, chose
 def test_a_gpu_that_is_not_visible(monkeypatch):
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; numbers up to 1 are") as caught:
+    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; use numbers up to 1") as caught:
         runtime.use_gpu((0, 2), 1)
     assert caught.value.key == "gpu.absent"
 

@@ -166,7 +166,7 @@ def test_checkpoints_of_other_networks_are_one_line(case, checkpoint, convert, t
 
 
 def test_the_named_network_is_the_one_that_is_compared(checkpoint, convert, tmp_path):
-    with pytest.raises(UserError, match="resnet34_v1b has other arrays: 'layer1.2.conv1.weight' is missing"):
+    with pytest.raises(UserError, match="resnet34_v1b has different arrays: 'layer1.2.conv1.weight' is missing"):
         convert(checkpoint[0], tmp_path / "net", "--network", "resnet34_v1b")
 
 

@@ -400,14 +400,14 @@ def test_a_damaged_idx_file_is_named(fashion, damage, part, file):
     damage(fashion / file)
     message = mistake("fashion_mnist", fashion)
     assert message.startswith(f"{fashion / file}: ") and part in message
-    assert message.endswith("; replace it with a whole copy")
+    assert message.endswith("; replace it with a complete copy")
 
 
 def test_images_where_labels_should_be(fashion):
     (fashion / "train-images-idx3-ubyte.gz").replace(fashion / "train-labels-idx1-ubyte.gz")
     write_idx(fashion / "train-images-idx3-ubyte.gz", np.zeros((N_TRAIN, 28, 28)))
     message = mistake("fashion_mnist", fashion)
-    assert "train-labels-idx1-ubyte.gz: not an IDX file of 1-dimensional bytes" in message
+    assert "train-labels-idx1-ubyte.gz: not an IDX file of 1-dimensional byte data" in message
 
 
 def test_labels_of_another_copy(fashion):
@@ -423,8 +423,8 @@ def test_a_label_out_of_range(fashion):
 def test_a_missing_idx_file(fashion):
     (fashion / "t10k-images-idx3-ubyte.gz").unlink()
     message = mistake("fashion_mnist", fashion)
-    assert f"{fashion}: Fashion-MNIST file t10k-images-idx3-ubyte.gz is not there" in message
-    assert "train-images-idx3-ubyte.gz is not there" in mistake("fashion_mnist", fashion / "nowhere")
+    assert f"{fashion}: Fashion-MNIST file t10k-images-idx3-ubyte.gz does not exist" in message
+    assert "train-images-idx3-ubyte.gz does not exist" in mistake("fashion_mnist", fashion / "nowhere")
 
 
 @pytest.mark.slow
@@ -468,7 +468,7 @@ def test_more_than_the_part_is_looked_for_in_the_known_folders(fashion, monkeypa
     assert len(load("fashion_mnist", n_train=10001).test) == N_TEST
     monkeypatch.setattr(data, "_FASHION_FOLDERS", (str(fashion / "nowhere"),))
     message = mistake("fashion_mnist", None, n_train=10001)
-    assert "dataset-fashion-mnist" in message and "data.root" in message and "10000 at most" in message
+    assert "dataset-fashion-mnist" in message and "data.root" in message and "at most 10000" in message
 
 
 def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
@@ -567,7 +567,7 @@ def test_a_pipe_among_the_images_is_no_image(folder):
     path = next((folder / "train" / "dog").iterdir())
     path.unlink()
     os.mkfifo(path)
-    assert mistake("folder", folder).startswith(f"{path}: is no ordinary file")
+    assert mistake("folder", folder).startswith(f"{path}: is not a regular file")
 
 
 @pytest.mark.parametrize("extra, missing", [("train/emu", "test/emu"), ("test/emu", "train/emu")])
@@ -579,9 +579,9 @@ def test_a_class_of_one_split_only(folder, extra, missing):
 
 def test_folders_that_are_no_data_set(tmp_path):
     nowhere = tmp_path / "nowhere"
-    assert mistake("folder", nowhere).startswith(f"{nowhere}: not there; set data.root")
+    assert mistake("folder", nowhere).startswith(f"{nowhere}: does not exist; set data.root")
     (tmp_path / "train").mkdir()
-    assert mistake("folder", tmp_path).startswith(f"{tmp_path}: should hold the folders train and test")
+    assert mistake("folder", tmp_path).startswith(f"{tmp_path}: must hold the folders train and test")
     (tmp_path / "test").mkdir()
     assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds no class folders")
 
@@ -650,7 +650,7 @@ def test_small_sets_are_checked_before_the_training_with_the_recipe_too(folder):
 def test_nothing_is_left(folder):
     for path in (folder / "test").glob("*/*"):
         path.write_bytes(b"junk")
-    with pytest.raises(UserError, match=r"nor can any other of 4 images be used"):
+    with pytest.raises(UserError, match=r"none of the 4 images can be used"):
         load("folder", folder, on_bad_image="skip")
 
 
@@ -687,7 +687,7 @@ def test_records_without_index_and_truncated(records):
     (records / "test.rec").write_bytes(content[:-30])
     assert mistake("imagenet", records).startswith(f"{records / 'test.rec'}, record 3: truncated record")
     (records / "test.idx").unlink()
-    assert mistake("imagenet", records).startswith(f"{records / 'test.idx'}: not there")
+    assert mistake("imagenet", records).startswith(f"{records / 'test.idx'}: does not exist")
 
 
 def test_a_bad_record_is_named(records):

@@ -86,9 +86,9 @@ def test_describing_takes_no_memory_for_weights():
         (["resnet18_v1bb"], "nearest: resnet18_v1b"),
         (["./nothing/here"], "no file './nothing/here-symbol.json'"),
         (["vgg16_bn", "--input", "3,16,16"], "cannot take an input of 3x16x16"),
-        (["resnet18_v1b", "--input", "224"], "argument --input: '224' should be channels,height,width"),
+        (["resnet18_v1b", "--input", "224"], "argument --input: '224' must be channels,height,width"),
         (["resnet50_v1b_gn"], "resnet50_v1b_gn"),
-        (["resnet18_v1b", "--classes", "0"], "argument --classes: '0' should be a whole number"),
+        (["resnet18_v1b", "--classes", "0"], "argument --classes: '0' must be a whole number"),
     ],
 )
 def test_bad_input_is_a_user_error_of_one_line(args, said, capsys):

@@ -185,13 +185,13 @@ def test_int8_does_not_overwrite_the_network_it_came_from(saved):
 def test_what_is_no_saved_int8_network_is_refused(saved, tmp_path):
     with pytest.raises(UserError, match="none-symbol.json' is missing"):
         export.load_quantized(tmp_path / "none")
-    with pytest.raises(UserError, match="is no int8 network"):
+    with pytest.raises(UserError, match="is not an int8 network"):
         export.load_quantized(saved)
     net = random_network(SMALL)
     symbol, params = export.save_quantized(export.quantized(net, calibration(net)), tmp_path / "int8")
     text = symbol.read_text()
     symbol.write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="is not a whole MXNet Symbol JSON"):
+    with pytest.raises(UserError, match="is not a complete MXNet Symbol JSON"):
         export.load_quantized(tmp_path / "int8")
     symbol.write_text(text)
     mx.nd.save(str(params), {"arg:conv0_weight": mx.nd.zeros(1)})

@@ -108,7 +108,7 @@ def test_what_is_no_tar(tmp_path):
     whole = tar_of(path, a=tarfile.REGTYPE, b=tarfile.REGTYPE).read_bytes()
     for n in (512 + 512 + 512 + 1, 512 + 512 + 100, 512 + 1):  # within the second's data, its header, the first's data
         path.write_bytes(whole[:n])
-        with pytest.raises(UserError, match="not all of it"):
+        with pytest.raises(UserError, match="not a complete one"):
             sources.safe_members(path)
 
 
@@ -181,12 +181,12 @@ def test_a_list_names_records_and_must_agree(tmp_path):
     source = sources.Records(tmp_path / "t.rec")
     assert source.name(1) == f"{tmp_path / 't.rec'}, record 11 (dog/b.jpg)" and source.read(1) == b"a"
     path.write_text("10\t0\tcat/a.jpg\n11\t0\tdog/b.jpg\n")
-    with pytest.raises(UserError, match=r"record 11 \(dog/b.jpg\): its label is not the 0 of t.lst"):
+    with pytest.raises(UserError, match=r"record 11 \(dog/b.jpg\): its label is not the 0 in t.lst"):
         sources.Records(tmp_path / "t.rec").read(1)
     for text, part in (
-        ("10\t0\ta\n", "lists 1 images, t.rec holds 2"),
-        ("10\t0\ta\n12\t0\tb\n", "or others"),
-        ("10 0 a\n", "line 1: should be number, label, name"),
+        ("10\t0\ta\n", "lists 1 images, but t.rec holds 2"),
+        ("10\t0\ta\n12\t0\tb\n", "or different ones"),
+        ("10 0 a\n", "line 1: must be number, label, name"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=part):
@@ -196,7 +196,7 @@ def test_a_list_names_records_and_must_agree(tmp_path):
 @pytest.mark.parametrize("label", [0.5, -1, float("nan")])
 def test_a_label_that_is_no_class(tmp_path, label):
     write_records(tmp_path / "t.rec", [b"a"], [label])
-    with pytest.raises(UserError, match=r"record 10: the label .* is no class number"):
+    with pytest.raises(UserError, match=r"record 10: the label .* is not a class number"):
         sources.Records(tmp_path / "t.rec")
 
 
@@ -214,19 +214,19 @@ def test_damaged_records_and_indices(tmp_path):
     path.write_bytes(whole[:-2])
     assert mistake().startswith(f"{path}, record 16: truncated record")
     path.write_bytes(whole[:40])
-    assert "not the index of t.rec, or that is truncated" in mistake()
+    assert "not the index of t.rec, or that file is truncated" in mistake()
     path.write_bytes(whole)
     index.write_text("".join(line + "\n" for line in lines.splitlines()[:-1]))
-    assert mistake().startswith(f"{index}: truncated: t.rec goes on after its last record")
+    assert mistake().startswith(f"{index}: truncated: t.rec continues after its last record")
     index.write_text(lines[:-2])  # the last offset without its last digit
     assert str(index) in mistake() or str(path) in mistake()
     index.write_text("10\t0\n10\t36\n")
-    assert "a record's number twice" in mistake()
+    assert "a record number twice" in mistake()
     for text, part in (("", "empty or truncated"), ("10\t0\n11\n", "empty or truncated"), ("a\tb\n", "not an index")):
         index.write_text(text)
         assert part in mistake()
     index.unlink()
-    assert mistake().startswith(f"{index}: not there, but t.rec is") and "rec2idx.py" in mistake()
+    assert mistake().startswith(f"{index}: does not exist, but t.rec does") and "rec2idx.py" in mistake()
 
 
 def test_damage_within_the_file_is_found_when_it_is_read(tmp_path):
@@ -237,7 +237,7 @@ def test_damage_within_the_file_is_found_when_it_is_read(tmp_path):
     (tmp_path / "t.rec").write_bytes(content)
     source = sources.Records(tmp_path / "t.rec")
     assert source.read(1) == b"a" and source.read(3) == CONTENTS[3]
-    with pytest.raises(sources.BadImage, match=r"record 12 \(x2\): no whole record at byte 68"):
+    with pytest.raises(sources.BadImage, match=r"record 12 \(x2\): no complete record at byte 68"):
         source.read(2)
 
 

@@ -222,7 +222,7 @@ def test_the_clock_is_compared_with_itself(net, fitted):
     again = replace(held, lines=slower)
     result = latency.validate(fitted, net, held, again=again)
     assert result.quality["repeat measurement"].nrmse < 1e-9, "a machine of a third of the speed is not noise"
-    with pytest.raises(UserError, match="holds other networks"):
+    with pytest.raises(UserError, match="does not hold the same networks"):
         latency.validate(fitted, net, held, again=samples(net, truth(net, odd=1.0), 30, seed=3))
 
 

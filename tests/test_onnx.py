@@ -310,7 +310,7 @@ def test_a_free_size_has_to_be_given_and_another_one_can_be(tmp_path):
     assert zoo.open_network(fixed).input_shape == (3, 4, 4) and zoo.open_network(fixed, (3, 5, 5)).shapes[1] == (
         (1, 3, 5, 5),
     )
-    with pytest.raises(UserError, match="3 channels, not of 1"):
+    with pytest.raises(UserError, match="3 channels, not 1"):
         zoo.open_network(fixed, (1, 4, 4))
 
 
@@ -344,10 +344,10 @@ def node(op, *inputs, **attributes):
 
 BAD = {  # what is wrong -> how to write it, the key, words of the message
     "empty": (lambda path: path.write_bytes(b""), "onnx.format", "no operators"),
-    "junk": (lambda path: path.write_bytes(b"\xff" * 99), "onnx.format", "no whole ONNX file"),
+    "junk": (lambda path: path.write_bytes(b"\xff" * 99), "onnx.format", "not a complete ONNX file"),
     "a folder": (lambda path: path.mkdir(), "file.kind", "is a folder"),
     "absent": (lambda path: None, "file.read", "No such file"),
-    "old": (lambda path: write(path, RELU, opset=6), "onnx.content", "opset 6; 7 to"),
+    "old": (lambda path: write(path, RELU, opset=6), "onnx.content", "opset 6; only 7 to"),
     "new": (lambda path: write(path, RELU, opset=99), "onnx.content", "opset 99"),
     "int8": (quantized, "onnx.quantized", "QuantizeLinear"),
     "two inputs": (lambda path: write(path, RELU, inputs=("x", "z")), "onnx.inputs", r"2 \(x, z\)"),
@@ -368,7 +368,7 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "a constant output": (lambda path: write(path, RELU, {"c": numbers(2)}, outputs=("c",)), "onnx.node", "depend"),
     "more than memory": (
         lambda path: write(path, [helper.make_node("ConstantOfShape", ["s"], ["c"], name="n"), *RELU],
-                           {"s": [2**20, 2**20]}), "onnx.node", "no room"),
+                           {"s": [2**20, 2**20]}), "onnx.node", "does not fit in memory"),
     "an endless loop": (endless, "onnx.node", "control flow"),
 }  # fmt: skip
 
@@ -443,7 +443,7 @@ def test_external_data_outside_the_folder_are_refused(location, tmp_path):
 @pytest.mark.parametrize(
     "facts, words",
     [
-        ({"location": "gone"}, "not beside it"),
+        ({"location": "gone"}, "not in its folder"),
         ({"offset": "99999"}, "has .*do not belong together"),
         ({"offset": "-1"}, "'-1'"),
     ],  # fmt: skip

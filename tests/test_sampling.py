@@ -204,7 +204,7 @@ def test_a_bad_line_is_named_and_can_be_left_out(net, tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"format": "gcp latency samples 1", "sizes": 3}'])
 def test_a_file_without_a_header_is_refused(tmp_path, text):
     (tmp_path / "s").write_text(text)
-    with pytest.raises(UserError, match="line 1: no header"):
+    with pytest.raises(UserError, match="line 1: not a header"):
         sampling.read_samples(tmp_path / "s")
 
 

@@ -57,7 +57,7 @@ def test_only_what_is_missing_is_drawn(tmp_path, monkeypatch):
     roots = ["data/smoke/folder", "elsewhere/folder", "data/smoke/unknown", None]
     assert smoke.draw_missing(roots) == [smoke.ROOT / "folder"]
     assert smoke.draw_missing(roots) == []
-    with pytest.raises(errors.UserError, match="is there already"):
+    with pytest.raises(errors.UserError, match="already exists"):
         smoke.draw("folder", smoke.ROOT / "folder")
 
 

@@ -64,11 +64,11 @@ def test_the_system_is_read(monkeypatch):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; there are mxnet, mxnet-int8, onnxruntime"),
-        ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; this machine has cpu"),
-        ({"dtype": "float16"}, "does not compute in 'float16', but in float32"),
+        ({"runtime": "tensorrt"}, "unknown runtime 'tensorrt'; choose from mxnet, mxnet-int8, onnxruntime"),
+        ({"device": "gpu(7)"}, "unknown device 'gpu\\(7\\)'; on this machine, MXNet can use cpu"),
+        ({"dtype": "float16"}, "does not compute in 'float16', only in float32"),
         ({"batch": 0}, "batch 0"),
-        ({"threads": 2}, "2 threads is asked for, but this process has 1"),
+        ({"threads": 2}, "2 threads was requested, but this process has 1"),
     ],
 )
 def test_a_wrong_setup_says_what_there_is(wrong, message):

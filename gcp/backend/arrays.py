@@ -23,7 +23,7 @@ def read_arrays(path: str | os.PathLike) -> Dict[str, np.ndarray]:
     def take(n: int) -> np.ndarray:
         nonlocal at
         if n > len(file) - at:
-            raise ValueError(f"it ends after {len(file):,} bytes, within something longer")
+            raise ValueError(f"it is cut off after {len(file):,} bytes")
         at += n
         return file[at - n : at]
 
@@ -31,21 +31,21 @@ def read_arrays(path: str | os.PathLike) -> Dict[str, np.ndarray]:
         return struct.unpack("<" + kind, take(struct.calcsize(kind)).tobytes())[0]
 
     if (number("Q"), number("Q")) != (LIST, 0):
-        raise ValueError("it begins with something else")
+        raise ValueError("it does not begin like one")
     arrays: List[np.ndarray] = []
     for _ in range(number("Q")):
         if number("I") not in DENSE or number("i") != 0:
-            raise ValueError("it holds an array of an older or of a sparse form")
+            raise ValueError("it holds an array in an older or a sparse format")
         shape = [number("q") for _ in range(number("i"))]
         number("q")  # the device that the array was on
         kind = number("i")
         if not 0 <= kind < len(KINDS) or any(n < 0 for n in shape):
-            raise ValueError("it holds an array of an unknown kind or shape")
+            raise ValueError("it holds an array of unknown type or invalid shape")
         size = int(np.prod([np.dtype(KINDS[kind]).itemsize, *shape], dtype=object))
         arrays.append(take(size).view(KINDS[kind]).reshape(shape).copy())
     names = [take(number("Q")).tobytes().decode() for _ in range(number("Q"))]
     if arrays and not names:
         raise ValueError("it holds arrays without names")
     if len(names) != len(arrays) or len(set(names)) < len(names) or at < len(file):
-        raise ValueError("its arrays and their names do not belong together")
+        raise ValueError("its arrays and their names do not match")
     return dict(zip(names, arrays))

@@ -55,21 +55,21 @@ class Setup:
     def __post_init__(self) -> None:
         """Raise UserError for a value that is not available here, naming those that are."""
         if self.runtime not in RUNTIMES:
-            raise UserError(f"unknown runtime '{self.runtime}'; there are {', '.join(RUNTIMES)}")
+            raise UserError(f"unknown runtime '{self.runtime}'; choose from {', '.join(RUNTIMES)}")
         if self.device not in devices():
-            raise UserError(f"unknown device '{self.device}'; this machine has {', '.join(devices())} for MXNet")
+            raise UserError(f"unknown device '{self.device}'; on this machine, MXNet can use {', '.join(devices())}")
         dtypes = RUNTIMES[self.runtime].dtypes(self.device)
         if not dtypes:
             raise UserError(f"runtime '{self.runtime}' does not run on '{self.device}', only on cpu")
         if self.dtype not in dtypes:
             raise UserError(
-                f"runtime '{self.runtime}' on '{self.device}' does not compute in '{self.dtype}', but in "
+                f"runtime '{self.runtime}' on '{self.device}' does not compute in '{self.dtype}', only in "
                 f"{', '.join(dtypes)}"
             )
         if self.batch < 1:
             raise UserError(f"batch {self.batch}: give 1 or more images")
         if self.threads != n_threads():
-            raise UserError(f"a latency of {self.threads} threads is asked for, but this process has {n_threads()}")
+            raise UserError(f"a latency with {self.threads} threads was requested, but this process has {n_threads()}")
 
     @property
     def cores(self) -> int:
@@ -200,8 +200,8 @@ def timed(
         if least <= 1:
             break
         warn(
-            f"the machine is busy or its speed unsteady: a spread of {100 * spread:.0f} % of the latency, other "
-            f"processes took {100 * lost:.0f} % of a core; "
+            f"the machine is busy or its speed is unsteady: a spread of {100 * spread:.0f} % of the latency, and "
+            f"other processes took {100 * lost:.0f} % of a core; "
             + (f"repeating ({attempt + 1} of {attempts})" if attempt < attempts else "recorded as noisy")
         )
     return [{**row, "attempts": attempt} for row in best]

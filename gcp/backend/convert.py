@@ -50,7 +50,11 @@ def convert(
     if is_onnx(target):
         facts |= {"files": [str(export.to_onnx(net, path))], "opset": export.OPSET, "ir": export.IR}
         if check and not is_onnx(source):  # `to_onnx` has compared them, and more strictly
-            facts["difference"] = difference(net, export.onnx_outputs(path, threads=1), target)
+            try:
+                facts["difference"] = difference(net, export.onnx_outputs(path, threads=1), target)
+            except UserError:
+                path.unlink(missing_ok=True)
+                raise
     elif path.suffix in torch_files.SAFE + torch_files.PICKLED + torch_files.PROGRAM:
         with tempfile.TemporaryDirectory() as folder:
             module = torch_files.module(export.to_onnx(net, Path(folder, "network.onnx")))
@@ -75,12 +79,13 @@ def difference(net: Network, other: Callable[[np.ndarray], np.ndarray], name: st
     except UserError:
         raise
     except Exception as error:  # each runtime has its own exceptions
-        raise UserError(f"'{name}' cannot be run to compare it: {files.first_line(error)}", "convert.check") from error
+        raise UserError(f"'{name}' cannot be run for comparison: {files.first_line(error)}", "convert.check") from error
     if expected.shape != found.shape:
-        raise UserError(f"'{name}' puts out {found.shape}, MXNet {expected.shape}; nothing is kept", "convert.check")
+        raise UserError(f"'{name}' outputs {found.shape}, but MXNet outputs {expected.shape}; discard any file already "
+                        "written", "convert.check")  # fmt: skip
     largest = float(np.abs(expected).max())
     value = float(np.abs(found - expected).max()) / (largest or 1.0)
     if not value <= TOLERANCE:  # so that NaN is refused
-        raise UserError(f"'{name}' differs from MXNet by {value:.1g} of the largest output, {TOLERANCE:g} at most is "
-                        "rounding; nothing is kept", "convert.check")  # fmt: skip
+        raise UserError(f"'{name}' differs from MXNet by {value:.1g} of the largest output; rounding explains "
+                        f"at most {TOLERANCE:g}; nothing is kept", "convert.check")  # fmt: skip
     return value

@@ -33,7 +33,7 @@ def memory(array: "mx.nd.NDArray") -> np.ndarray:
     elsewhere. Raises ValueError for an array of another type or on another device.
     """
     if array.context.device_type != "cpu" or array.dtype != np.float32 or array.stype != "default":
-        raise ValueError(f"no float32 array in the processor's memory: {array.dtype}, {array.stype}, {array.context}")
+        raise ValueError(f"not a float32 array in CPU memory: {array.dtype}, {array.stype}, {array.context}")
     shape, at = array.shape, ctypes.c_void_p()
     # This waits for the array, and first converts what oneDNN has left in blocks of channels to the plain layout.
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(at)))

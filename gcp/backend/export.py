@@ -50,7 +50,7 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
         try:
             run = _written(net, temporary)
         except ImportError as error:
-            raise UserError(f"writing ONNX needs other packages ({error}): {ONNX_NEEDS}") from error
+            raise UserError(f"writing ONNX needs additional packages ({error}): {ONNX_NEEDS}") from error
         except OSError:
             raise
         except Exception as error:  # the exporter, the checker and the runtime share no exception type
@@ -64,8 +64,8 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
             if not difference <= TOLERANCE * largest:  # so that NaN is refused
                 raise UserError(
                     f"network '{net.name}' as ONNX differs from MXNet by {difference:.2g} where the "
-                    f"largest output is {largest:.2g} (batch of {n}): more than {TOLERANCE:g} of it is "
-                    "no rounding; the file is not kept"
+                    f"largest output is {largest:.2g} (batch of {n}): more than rounding can "
+                    f"explain ({TOLERANCE:g} of it); the file is not kept"
                 )
     return path
 
@@ -198,7 +198,7 @@ def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
     be quantized.
     """
     if not mx.runtime.Features().is_enabled("MKLDNN"):
-        raise UserError("int8 networks need an MXNet that is built with oneDNN; this one is not")
+        raise UserError("int8 networks need an MXNet built with oneDNN; this one is not")
     images = [x[:n] for x, _, n in batches]
     if not images:
         raise UserError("int8 networks need images to find the ranges of their layers; none were given")
@@ -237,7 +237,7 @@ def save_quantized(block: gluon.SymbolBlock, prefix: os.PathLike) -> Tuple[Path,
     """
     symbol_path, params_path = paths(prefix)
     if symbol_path.exists() and '"quantized"' not in symbol_path.read_text():
-        raise UserError(f"'{symbol_path}' is a float32 network, which int8 would overwrite; give another prefix")
+        raise UserError(f"'{symbol_path}' is a float32 network, which would be overwritten; give another prefix")
     symbol = _symbol(block)
     aux = set(symbol.list_auxiliary_states())
     arrays = {f"{'aux' if k in aux else 'arg'}:{k}": p.data().asnumpy() for k, p in block.collect_params().items()}
@@ -260,16 +260,16 @@ def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
     try:
         symbol = mx.sym.load_json(symbol_path.read_text())
     except (ValueError, mx.MXNetError) as error:
-        raise UserError(f"'{symbol_path}' is not a whole MXNet Symbol JSON") from error
+        raise UserError(f"'{symbol_path}' is not a complete MXNet Symbol JSON file") from error
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     if set(symbol.list_inputs()) != {"data", *arrays}:
         raise UserError(
             f"'{params_path}' does not hold the arrays that '{symbol_path}' needs; "
-            "the two should come from the same export"
+            "the two must come from the same export"
         )
     block = _block(symbol, arrays)
     if not layers(block)[0]:
-        raise UserError(f"'{symbol_path}' is no int8 network")
+        raise UserError(f"'{symbol_path}' is not an int8 network")
     return block
 
 

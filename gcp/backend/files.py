@@ -68,7 +68,7 @@ def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[i
     read = {t for n in net.nodes for t in n.inputs}
     for i, node in enumerate(net.nodes):
         if node.op == "null" and node.name not in variables:
-            wrong = f"no output depends on '{node.name}'; its graph is damaged, save it anew"
+            wrong = f"no output depends on '{node.name}'; its graph is damaged, save it again"
             raise UserError(f"network '{net.name}': {wrong}", "symbol.format")
         if node.op == "null":
             shapes.append((tuple(variables[node.name]),))
@@ -111,7 +111,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
         nodes, outputs = parse_nodes(text)
         mx.sym.load_json(text)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, mx.MXNetError) as error:
-        why = f"'{symbol_path}' is not a whole MXNet Symbol JSON: {first_line(error)}"
+        why = f"'{symbol_path}' is not a complete MXNet Symbol JSON file: {first_line(error)}"
         raise UserError(why, "symbol.format") from error
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     free = [n for n in nodes if n.op == "null" and n.name not in arrays]
@@ -121,7 +121,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     if input_shape is None:
         shape = free[0].literal(INPUT_SHAPE)
         if not isinstance(shape, tuple) or len(shape) != 4:
-            raise UserError(f"'{symbol_path}' does not say its input shape; give one (channels,height,width)")
+            raise UserError(f"'{symbol_path}' does not state its input shape; give one (channels,height,width)")
         input_shape = shape[1:]
     nodes = tuple(replace(n, attrs={}) if n.name == "data" and n.op == "null" else n for n in nodes)
     net = Network(str(prefix), nodes, outputs, (), arrays)
@@ -129,10 +129,10 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     wanted = {n.name: s[0] for n, s in zip(nodes, shapes) if n.op == "null"}
     for key, value in arrays.items():
         if key not in wanted:
-            raise UserError(f"'{params_path}' holds '{key}', which '{symbol_path}' does not know")
+            raise UserError(f"'{params_path}' holds '{key}', which is not in '{symbol_path}'")
         if wanted[key] != value.shape:
             needs = f"needs {wanted[key]} for an input of {'x'.join(map(str, input_shape))}"
-            raise UserError(f"'{params_path}': '{key}' has shape {value.shape}, the graph in '{symbol_path}' {needs}")
+            raise UserError(f"'{params_path}': '{key}' has shape {value.shape}, but '{symbol_path}' {needs}")
     return with_free_scales(replace(net, name=free[0].attrs.get(SOURCE, Path(prefix).name), shapes=shapes))
 
 
@@ -161,5 +161,5 @@ def load_arrays(path: Path) -> Dict[str, np.ndarray]:
     try:
         return read_arrays(path)
     except (ValueError, OSError) as error:
-        why = f"'{path}' is not a whole MXNet parameter file: {first_line(error)}"
+        why = f"'{path}' is not a complete MXNet parameter file: {first_line(error)}"
         raise UserError(why, "params.format") from error

@@ -23,7 +23,7 @@ OLDEST = 7  # opset; before it, elementwise operators had their own rules for ax
 LARGEST = 2**31  # bytes of the file itself, limited by the format; more has to be external data
 SHARE = 0.25  # fraction of the free memory that a network's numbers may take, as they are held more than once
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
-AGAIN = "export it anew, or give another file"
+AGAIN = "export it again, or give another file"
 
 
 def is_onnx(name: str) -> bool:
@@ -44,19 +44,19 @@ def read_model(path: Path) -> "onnx.ModelProto":
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError:
-        raise _wrong(path, "is no whole ONNX file; get it anew", "onnx.format") from None
+        raise _wrong(path, "is not a complete ONNX file; obtain it again", "onnx.format") from None
     if not model.graph.node:
-        raise _wrong(path, "holds no operators, so it is no whole ONNX network; get it anew", "onnx.format")
+        raise _wrong(path, "holds no operators, so it is not a complete ONNX network; obtain it again", "onnx.format")
     opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:
-        raise _wrong(path, f"is of opset {opset}; {OLDEST} to {newest} are read: export it with one of these")
+        raise _wrong(path, f"uses opset {opset}; only {OLDEST} to {newest} are read: export it with one of these")
     quantized = next((n.op_type for n in model.graph.node if n.op_type in QUANTIZED or n.op_type[:4] == "QLin"), None)
     if quantized:
-        raise _wrong(path, f"is quantized ({quantized}); export the network before its quantization", "onnx.quantized")
+        raise _wrong(path, f"is quantized ({quantized}); export the network before quantization", "onnx.quantized")
     if model.functions:
         raise _wrong(path, f"defines operators of its own ('{model.functions[0].name}'); inline them (onnx.inliner)")
     if model.graph.sparse_initializer:
-        raise _wrong(path, "holds sparse arrays; export them dense")
+        raise _wrong(path, "holds sparse arrays; export them as dense ones")
     return model
 
 
@@ -86,7 +86,7 @@ def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
     tensors = list(model.graph.initializer)
     size = sum(_bytes(path, tensor) for tensor in tensors)
     if size > room():
-        raise _wrong(path, f"holds arrays of {size:,} bytes; there is room for {room():,}", "onnx.memory")
+        raise _wrong(path, f"holds arrays of {size:,} bytes; memory has room for {room():,}", "onnx.memory")
     return {tensor.name: array(path, tensor) for tensor in tensors}
 
 
@@ -99,8 +99,8 @@ def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
         place, offset = _place(path, tensor)
         end = place.stat().st_size
         if offset + size > end:
-            raise _wrong(path, f"'{tensor.name}' should be the bytes {offset:,} to {offset + size:,} of '{place.name}'"
-                         f", which has {end:,}; the two do not belong together", "onnx.external")  # fmt: skip
+            raise _wrong(path, f"expects '{tensor.name}' in bytes {offset:,} to {offset + size:,} of '{place.name}'"
+                         f", which has {end:,}; the two files do not belong together", "onnx.external")  # fmt: skip
         inner = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         with open(place, "rb") as file:
             file.seek(offset)
@@ -109,7 +109,9 @@ def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise _wrong(path, f"'{tensor.name}' does not hold what its shape says ({error}); get it anew") from None
+        raise _wrong(
+            path, f"holds '{tensor.name}', whose data do not match its shape ({error}); obtain it again"
+        ) from None
 
 
 def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
@@ -119,9 +121,9 @@ def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
     kinds = onnx.TensorProto
     if tensor.data_type not in (*floats(), kinds.INT8, kinds.UINT8, kinds.INT32, kinds.INT64, kinds.BOOL):
         kind = kinds.DataType.Name(tensor.data_type) if tensor.data_type in kinds.DataType.values() else "unknown"
-        raise _wrong(path, f"holds '{tensor.name}' of the type {kind}; export the network in float32")
+        raise _wrong(path, f"holds '{tensor.name}' of type {kind}; export the network in float32")
     if any(d < 0 for d in tensor.dims):
-        raise _wrong(path, f"says a shape of '{tensor.name}' that cannot be; get the file anew")
+        raise _wrong(path, f"gives '{tensor.name}' an impossible shape; obtain the file again")
     itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(np.prod([itemsize, *tensor.dims], dtype=object))
 
@@ -140,10 +142,12 @@ def _place(path: Path, tensor: "onnx.TensorProto") -> Tuple[Path, int]:
         fix = "only files in its own folder are read"
         raise _wrong(path, f"keeps '{tensor.name}' in {location!r:.200}; {fix}", "onnx.external")
     if not place.is_file():
-        raise _wrong(path, f"keeps '{tensor.name}' in '{location}', which is not beside it; put it there",
+        raise _wrong(path, f"keeps '{tensor.name}' in '{location}', which is not in its folder; put it there",
                      "onnx.external")  # fmt: skip
     if not offset.isdecimal() or len(offset) > 15:
-        raise _wrong(path, f"says {offset!r:.50} for where '{tensor.name}' begins in '{location}'", "onnx.external")
+        raise _wrong(
+            path, f"gives the invalid offset {offset!r:.50} for '{tensor.name}' in '{location}'", "onnx.external"
+        )
     return place, int(offset)
 
 
@@ -156,15 +160,15 @@ def image_input(path: Path, model: "onnx.ModelProto") -> Tuple[str, List[int]]:
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs[:5]) or "none"
-        raise _wrong(path, f"needs one input, the images; it has {len(inputs)} ({names})", "onnx.inputs")
+        raise _wrong(path, f"must have one input, the images; it has {len(inputs)} ({names})", "onnx.inputs")
     kind = inputs[0].type.tensor_type
     dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
     if len(dims) != 4:
-        raise _wrong(path, f"input '{inputs[0].name}' has {len(dims)} axes; images have 4 (batch, channels, height, "
-                     "width)", "onnx.inputs")  # fmt: skip
+        raise _wrong(path, f"has input '{inputs[0].name}' with {len(dims)} axes; images have 4 (batch, channels, "
+                     "height, width)", "onnx.inputs")  # fmt: skip
     if kind.elem_type not in floats():
-        raise _wrong(path, f"input '{inputs[0].name}' is not of floating-point numbers; export the network "
-                     "without the steps before it", "onnx.inputs")  # fmt: skip
+        raise _wrong(path, f"has input '{inputs[0].name}', which is not floating-point; export the network "
+                     "without the preprocessing steps", "onnx.inputs")  # fmt: skip
     if dims[0] > 1:
         raise _wrong(path, f"is exported for batches of {dims[0]} images; export it for one, or with a free batch axis",
                      "onnx.batch")  # fmt: skip

@@ -72,8 +72,8 @@ def load(path: str, input_shape: Optional[Sequence[int]] = None) -> Network:
     name, shape = onnx_files.image_input(place, model)
     if input_shape is not None:
         if shape[0] not in (0, input_shape[0]):
-            wrong = f"takes images of {shape[0]} channels, not of {input_shape[0]}"
-            raise UserError(f"'{path}' {wrong}; give the input that it was made for", "onnx.shape")
+            wrong = f"takes images with {shape[0]} channels, not {input_shape[0]}"
+            raise UserError(f"'{path}' {wrong}; give the input shape that it was made for", "onnx.shape")
         shape = list(input_shape)
     if 0 in shape:
         raise UserError(
@@ -109,7 +109,7 @@ class Builder:
         for name in node.input:
             if name and name not in self.values:
                 raise UserError(
-                    f"{where} reads '{name}', which nothing before it makes; {onnx_files.AGAIN}", "onnx.node"
+                    f"{where} reads '{name}', which no earlier node produces; {onnx_files.AGAIN}", "onnx.node"
                 )
         inputs = [self.values[name] if name else None for name in node.input]
         try:
@@ -123,7 +123,7 @@ class Builder:
             elif node.domain not in ("", "ai.onnx") or node.op_type not in TRANSLATIONS:
                 kind = f"{node.domain}.{node.op_type}".lstrip(".")
                 raise UserError(
-                    f"{where}: there is no translation of the operator '{kind}'; replace it in the network, or "
+                    f"{where}: there is no translation for the operator '{kind}'; replace it in the network, or "
                     "export the part before it",
                     "onnx.operator",
                 )
@@ -146,7 +146,7 @@ class Builder:
         from onnx.reference import ReferenceEvaluator
 
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-            raise ValueError("it runs a graph of its own; export the network without control flow")
+            raise ValueError("it runs a subgraph; export the network without control flow")
         given = {name: onnx.numpy_helper.from_array(x, name) for name, x in zip(node.input, inputs) if name}
         types = {n: onnx.helper.make_tensor_type_proto(x.data_type, tuple(x.dims)) for n, x in given.items()}
         schema, opsets = onnx.defs.get_schema(node.op_type, self.opset, ""), [onnx.helper.make_opsetid("", self.opset)]
@@ -155,7 +155,7 @@ class Builder:
             dims = kind.tensor_type.shape.dim
             size = math.prod(d.dim_value for d in dims if d.HasField("dim_value")) * 8
             if size > self.room or not all(d.HasField("dim_value") for d in dims):
-                raise ValueError(f"its result of {size:,} bytes or more has no room in memory")
+                raise ValueError(f"its result of {size:,} bytes or more does not fit in memory")
             self.room -= size
         constants = {name: x for name, x in zip(node.input, inputs) if name}
         return list(ReferenceEvaluator(node, opsets={"": self.opset}).run(None, constants))
@@ -183,7 +183,7 @@ class Builder:
         """
         heads = [self.values.get(name) for name in outputs]
         if not heads or not all(isinstance(head, Value) and head.batch == 0 for head in heads):
-            what = "its outputs do not depend on the images, or not image by image"
+            what = "its outputs do not depend on the images, or not on each image separately"
             raise UserError(f"'{self.path}': {what}; {onnx_files.AGAIN}", "onnx.node")
         needed, todo = set(), [head.node for head in heads]
         while todo:
@@ -222,13 +222,13 @@ class Call:
     def tensor(self, k: int = 0) -> Value:
         """Input k, which depends on the image. Raises ValueError if it does not."""
         if not isinstance(self.inputs[k], Value):
-            raise ValueError(f"its input {k} should depend on the images")
+            raise ValueError(f"its input {k} must depend on the images")
         return self.inputs[k]
 
     def constant(self, k: int) -> np.ndarray:
         """Input k, which does not depend on the image. Raises ValueError if it does."""
         if not isinstance(self.inputs[k], np.ndarray):
-            raise ValueError(f"its input {k} should not depend on the images")
+            raise ValueError(f"its input {k} must not depend on the images")
         return self.inputs[k]
 
     def axis(self, default: int) -> int:
@@ -241,7 +241,7 @@ class Call:
         of = [self.array("constant", x, name) if isinstance(x, np.ndarray) else x for x in inputs]
         batches = {x.batch for x in of} - {None}
         if len(batches) > 1 or batches != {0} and op not in ANY_BATCH:
-            raise ValueError("it takes the batch for another axis, or joins tensors of different ones")
+            raise ValueError("it treats the batch axis as another, or combines tensors with different batch axes")
         node = Node(op, name, {k: str(v) for k, v in attrs.items()}, tuple((x.node, x.output) for x in of))
         shapes = inferred(node, [x.shape for x in of], n)
         first = self.builder.add(node, *shapes)._replace(batch=batches.pop())
@@ -250,7 +250,7 @@ class Call:
     def array(self, role: str, value: np.ndarray, of: Optional[str] = None) -> Value:
         """A new variable that holds the value, named after its role in a layer."""
         if value.dtype.kind not in "fiub" or 0 in value.shape or not value.ndim:
-            raise ValueError(f"its {role} should be an array of numbers; its shape is {value.shape}")
+            raise ValueError(f"its {role} must be an array of numbers; its shape is {value.shape}")
         name = self.builder.unique(f"{of or self.name}_{role}")
         self.builder.arrays[name] = np.ascontiguousarray(value, np.float32)
         # MXNet infers the shapes of a layer's arrays, but not of an array that is added to a tensor.
@@ -303,7 +303,7 @@ def inferred(node: Node, shapes: Sequence[Shape], n: int = 1) -> Tuple[Shape, ..
     args, outs, aux = symbol.infer_shape(**{name: given[name] for name in symbol.list_arguments()})
     names = [*symbol.list_arguments(), *symbol.list_auxiliary_states()]
     if args is None or any(tuple(s) != given[name] for name, s in zip(names, [*args, *aux])):
-        raise ValueError(f"its inputs of shapes {', '.join(map(str, shapes))} do not fit together")
+        raise ValueError(f"its input shapes {', '.join(map(str, shapes))} are incompatible")
     if any(not s or 0 in s for s in outs):
         raise ValueError("its result is empty, or a single number; the images may be too small")
     return tuple(tuple(s) for s in outs)
@@ -380,7 +380,7 @@ def _window(call: Call, x: Value, kernel: Sequence[int]) -> Tuple[Dict[str, Shap
     n = len(kernel)
     stride, dilate = tuple(call.get("strides", (1,) * n)), tuple(call.get("dilations", (1,) * n))
     if min((*kernel, *stride, *dilate, call.get("group", 1))) < 1 or not len(stride) == len(dilate) == n:
-        raise ValueError("its kernel, strides, dilations or groups cannot be")  # MXNet would divide by zero
+        raise ValueError("its kernel, strides, dilations or groups are invalid")  # MXNet would divide by zero
     found, auto = {"kernel": tuple(kernel), "stride": stride, "dilate": dilate}, call.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", ""):
         pads = tuple(call.get("pads", (0,) * 2 * n))
@@ -418,7 +418,7 @@ def _deconv(call: Call) -> Value:
     weight, n = call.constant(1), call.constant(1).ndim - 2
     window, begin, end = _window(call, call.tensor(), weight.shape[2:])
     if begin != end or "output_shape" in call.attributes or call.get("auto_pad", "NOTSET") != "NOTSET":
-        raise ValueError("its borders are not alike at both ends, which MXNet cannot do")
+        raise ValueError("its padding differs between the two ends, which MXNet does not support")
     groups = call.get("group", 1)
     inputs = [call.weight(1)] + ([call.array("bias", call.constant(2))] if call.has(2) else [])
     attrs = {"num_filter": weight.shape[1] * groups, "num_group": groups, "no_bias": not call.has(2)}
@@ -430,7 +430,7 @@ def _deconv(call: Call) -> Value:
 def _gemm(call: Call) -> Value:
     x, weight = call.tensor(), call.constant(1)
     if len(x.shape) != 2 or call.get("transA", 0):
-        raise ValueError("it multiplies something else than one row of numbers for each image")
+        raise ValueError("it multiplies something other than one row of numbers per image")
     alpha, transposed = np.float32(call.get("alpha", 1.0)), not call.get("transB", 0)
     scaled = alpha * (weight.T if transposed else weight)
     weight = call.weight(1, transposed) if alpha == 1 else call.array("weight", scaled)
@@ -449,14 +449,14 @@ def _matmul(call: Call) -> Value:
         weight = call.weight(1, transposed=True)
         return call.emit("FullyConnected", x, weight, num_hidden=weight.shape[0], no_bias=True, flatten=False)
     if x.shape[:-2] != y.shape[:-2] or len(x.shape) < 3:
-        raise ValueError(f"it multiplies {x.shape} by {y.shape}, which are no matrices of equal numbers")
+        raise ValueError(f"it multiplies {x.shape} by {y.shape}, which are not equally many matrices")
     return call.emit("batch_dot" if len(x.shape) == 3 else "_linalg_gemm2", x, y)
 
 
 @translation("BatchNormalization")
 def _batch_norm(call: Call) -> Value:
     if call.get("training_mode", 0):
-        raise ValueError("it is exported in training mode; call eval() before the export")
+        raise ValueError("it was exported in training mode; call eval() before exporting")
     if len(call.tensor().shape) < 2:
         raise ValueError("its input has no channels")
     roles = ("gamma", "beta", "running_mean", "running_var")
@@ -474,7 +474,7 @@ def _instance_norm(call: Call) -> Value:
 def _layer_norm(call: Call) -> Value:
     axis, rank = call.axis(-1), len(call.tensor().shape)
     if axis != rank - 1 or len(call.node.output) > 1:
-        raise ValueError("it normalises over more than the last axis, or gives its statistics")
+        raise ValueError("it normalises over more than the last axis, or outputs its statistics")
     gamma = call.constant(1)
     beta = call.constant(2) if call.has(2) else np.zeros_like(gamma)
     arrays = call.array("gamma", gamma), call.array("beta", beta)
@@ -501,12 +501,12 @@ def _pool(call: Call) -> Value:
     x, kernel, kind = call.tensor(), call.get("kernel_shape"), call.node.op_type[:3].lower()
     window, begin, end = _window(call, x, kernel)
     if any(d != 1 for d in window.pop("dilate")) or len(call.node.output) > 1:
-        raise ValueError("its windows have gaps, or it gives the places of its values")
+        raise ValueError("its windows are dilated, or it outputs the positions of its values")
     counted = bool(call.get("count_include_pad", 0))
     border = ZEROS if kind == "ave" else {"mode": "constant", "constant_value": LOWEST}
     ceil = bool(call.get("ceil_mode", 0))
     if begin != end and kind == "ave" and not counted:
-        raise ValueError("it leaves out of its means a border that is not alike at both ends")
+        raise ValueError("it excludes padding that differs between the two ends from its averages")
     x, pad = _even(call, x, begin, end, **border)
     if ceil:
         spans = list(zip(x.shape[2:], kernel, window["stride"], pad))
@@ -517,7 +517,7 @@ def _pool(call: Call) -> Value:
             ends = [at + k - (size + 2 * p) for at, (size, k, _, p) in zip(last, spans)]
             more = [0 if left_out else end for left_out, end in zip(beyond, ends)]
             if any(more) and kind == "ave":
-                raise ValueError("its windows reach beyond the border along one axis and not along another")
+                raise ValueError("its windows reach beyond the border along one axis but not along another")
             x = call.padded(x, [0] * len(more), more, **border)
     names = {"ave": "avg", "max": "max"}
     how = {"pool_type": names[kind], "pooling_convention": "full" if ceil else "valid"}
@@ -547,7 +547,7 @@ def _resize(call: Call) -> Value:
     place, rounding = ("asymmetric", "floor") if old else (place, call.get("nearest_mode", "round_prefer_floor"))
     special = call.get("antialias", 0) or {"axes", "keep_aspect_ratio_policy"} & set(call.attributes)
     if tuple(sizes[:2]) != x.shape[:2] or len(x.shape) != 4 or special:
-        raise ValueError("it resizes something else than the height and width of images")
+        raise ValueError("it resizes something other than the height and width of images")
     if tuple(sizes) == x.shape:
         return x
     halves = ("half_pixel", "pytorch_half_pixel")
@@ -558,7 +558,7 @@ def _resize(call: Call) -> Value:
     if mode == "linear" and place in (*halves, "align_corners"):
         how = {"height": sizes[2], "width": sizes[3], "align_corners": place == "align_corners"}
         return call.emit("_contrib_BilinearResize2D", x, **how)
-    raise ValueError(f"MXNet has no resizing of mode '{mode}' ({place}, {rounding}) from {x.shape} to {sizes}")
+    raise ValueError(f"MXNet cannot resize with mode '{mode}' ({place}, {rounding}) from {x.shape} to {sizes}")
 
 
 @translation("Pad")
@@ -605,7 +605,7 @@ def _identity(call: Call) -> Value:
 def _cast(call: Call) -> Operand:
     """Conversions between floating-point types are dropped, because everything is computed in one type."""
     if call.node.op_type == "Cast" and call.get("to") not in onnx_files.floats():
-        raise ValueError("it makes whole numbers of what depends on the images")
+        raise ValueError("it converts values that depend on the images to integers")
     return call.inputs[0]
 
 
@@ -621,7 +621,7 @@ def _leaky(call: Call) -> Value:
     if kind == "prelu":
         slope = call.constant(1)
         if slope.size not in (1, max(slope.shape, default=1)):
-            raise ValueError("its slopes differ along more than the channels")
+            raise ValueError("its slopes vary along more than the channel axis")
         return call.emit("LeakyReLU", call.tensor(), call.array("slope", slope.reshape(-1)), act_type=kind)
     if kind == "selu" and {"alpha", "gamma"} & set(call.attributes):
         raise ValueError("its constants are not those of the publication")
@@ -653,7 +653,7 @@ def _mish(call: Call) -> Value:
 @translation("Gelu")
 def _gelu(call: Call) -> Value:
     if call.get("approximate", "none") != "none":
-        raise ValueError("it is approximated by tanh; export it as written out operators (opset 18)")
+        raise ValueError("it is approximated by tanh; export it as separate operators (opset 18)")
     return call.emit("LeakyReLU", call.tensor(), act_type="gelu")
 
 
@@ -661,9 +661,9 @@ def _gelu(call: Call) -> Value:
 def _softmax(call: Call) -> Value:
     axis = call.axis(-1 if call.builder.opset >= 13 else 1)
     if axis == call.tensor().batch:
-        raise ValueError("it joins the images of a batch")
+        raise ValueError("it combines the images of a batch")
     if call.builder.opset < 13 and math.prod(call.tensor().shape[axis + 1 :]) > 1:
-        raise ValueError("before opset 13 it sums over several axes; export with a newer one")
+        raise ValueError("before opset 13 it sums over several axes; export with a newer opset")
     return call.emit("softmax" if call.node.op_type == "Softmax" else "log_softmax", call.tensor(), axis=axis)
 
 
@@ -705,7 +705,7 @@ def _combined(call: Call, x: Operand, y: Operand) -> Operand:
     x, y = (o if isinstance(o, Value) else o.reshape((1,) * (rank - o.ndim) + o.shape) for o in (x, y))
     if isinstance(x, Value) and isinstance(y, Value):
         if len(x.shape) != len(y.shape):
-            raise ValueError(f"its inputs have unlike numbers of axes: {x.shape}, {y.shape}")
+            raise ValueError(f"its inputs have different numbers of axes: {x.shape}, {y.shape}")
         return call.emit(same if x.shape == y.shape else broadcast, x, y)
     return call.emit(broadcast, x, y)
 
@@ -715,7 +715,7 @@ def _concat(call: Call) -> Value:
     rank = next(len(x.shape) for x in call.inputs if isinstance(x, Value))
     axis = range(rank)[call.get("axis")]
     if any(axis == x.batch for x in call.inputs if isinstance(x, Value)):
-        raise ValueError("it joins images to a batch")
+        raise ValueError("it concatenates along the batch axis")
     return call.emit("Concat", *call.inputs, dim=axis, num_args=len(call.inputs))
 
 
@@ -749,7 +749,7 @@ def _squeeze(call: Call) -> Value:
 
 def _without_axes(call: Call, x: Value, axes: Sequence[int]) -> Value:
     if x.batch in axes or any(x.shape[a] != 1 for a in axes):
-        raise ValueError(f"it takes the axes {list(axes)} away from {x.shape}")
+        raise ValueError(f"it removes the axes {list(axes)} from {x.shape}")
     batch = x.batch - sum(a < x.batch for a in axes)
     return call.reshape(x, [d for k, d in enumerate(x.shape) if k not in axes], batch)
 
@@ -792,7 +792,7 @@ def _expand(call: Call) -> Value:
     x, wanted = call.tensor(), tuple(call.constant(1).tolist())
     shape = np.broadcast_shapes(x.shape, wanted)
     if len(shape) != len(x.shape) or shape[0] != x.shape[0]:
-        raise ValueError(f"it repeats {x.shape} to {shape}, along new axes or along the batch")
+        raise ValueError(f"it expands {x.shape} to {shape}, along new axes or along the batch")
     return x if shape == x.shape else call.emit("broadcast_to", x, shape=(0, *shape[1:]))
 
 
@@ -839,7 +839,7 @@ def _slice(call: Call) -> Value:
         if (begin, stop, step) == (0, x.shape[axis], 1):
             continue
         if axis == x.batch or step < 1:
-            raise ValueError("it takes some images of a batch, or goes backwards")
+            raise ValueError("it selects some images of a batch, or goes backwards")
         if step == 1:
             x = call.emit("slice_axis", x, axis=axis, begin=begin, end=stop)
         else:
@@ -853,7 +853,7 @@ def _gather(call: Call) -> Value:
     x, axis, at = call.tensor(), call.axis(0), call.constant(1)
     places = [range(x.shape[axis])[k] for k in at.reshape(-1).tolist()]
     if axis == x.batch or at.ndim > 1:
-        raise ValueError("it takes some images of a batch, or adds axes")
+        raise ValueError("it selects some images of a batch, or adds axes")
     if places == list(range(places[0], places[0] + len(places))):
         part = call.emit("slice_axis", x, axis=axis, begin=places[0], end=places[-1] + 1)
     else:
@@ -869,9 +869,9 @@ def _reduced(call: Call, op: str, x: Value) -> Value:
     rank, keep = len(x.shape), bool(call.get("keepdims", 1))
     axes = sorted({range(rank)[a] for a in np.atleast_1d(call.get("axes", range(rank), 1))})
     if x.batch in axes:
-        raise ValueError("it joins the images of a batch")
+        raise ValueError("it combines the images of a batch")
     if not keep and min(axes) < x.batch:
-        raise ValueError("it sums over an axis ahead of the batch")
+        raise ValueError("it reduces an axis before the batch axis")
     if op in ("mean", "max") and rank > 3 and axes == list(range(2, rank)):
         pooled = _pooled(call, x, "avg" if op == "mean" else "max")
         return pooled if keep else call.reshape(pooled, x.shape[:2])

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path) -> Dict[str, np.ndarray]:
     Raises UserError if it cannot be read, is damaged, needs PyTorch where that is not installed, or holds more than
     arrays.
     """
-    with opened(path, "give the file of a checkpoint", room()):
+    with opened(path, "give a checkpoint file", room()):
         arrays = _safe_arrays(path) if path.suffix in SAFE else _torch_arrays(path)
     wrong = next((name for name, value in arrays.items() if value.dtype.kind not in "fiub"), None)
     if wrong or not arrays:
@@ -59,7 +59,7 @@ def _safe_arrays(path: Path) -> Dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"'{path}': is no whole safetensors file of numpy's types ({error}); save it anew in float32",
+        raise UserError(f"'{path}': not a complete safetensors file of NumPy types ({error}); save it again in float32",
                         "checkpoint.format") from None  # fmt: skip
 
 
@@ -68,23 +68,23 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
         import torch
     except ImportError:
         fix = "save it as .safetensors (safetensors.torch.save_file(model.state_dict(), ...)), or install PyTorch: "
-        raise UserError(f"'{path}': PyTorch's own files are read by PyTorch, which is not installed; {fix}{NEEDS}",
+        raise UserError(f"'{path}': PyTorch's own files require PyTorch, which is not installed; {fix}{NEEDS}",
                         "torch.absent") from None  # fmt: skip
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and PyTorch each have their own exceptions
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            fix = "it is not read, because loading it runs code; save model.state_dict() instead"
+            fix = "it is not read, because loading it would run code; save model.state_dict() instead"
             raise UserError(f"'{path}': holds more than arrays, such as a whole module; {fix}",
                             "checkpoint.pickle") from None  # fmt: skip
-        raise UserError(f"'{path}': is no whole PyTorch checkpoint; get it anew", "checkpoint.format") from None
+        raise UserError(f"'{path}': not a complete PyTorch checkpoint; obtain it again", "checkpoint.format") from None
     for key in WITHIN:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"'{path}': holds no state dict; save model.state_dict()", "checkpoint.content")
     if sum(value.numel() * value.element_size() for value in found.values()) > room():
-        raise UserError(f"'{path}': its arrays are larger than memory has room for", "checkpoint.memory")
+        raise UserError(f"'{path}': its arrays are too large for the available memory", "checkpoint.memory")
     return {str(name): value.detach().float().numpy() for name, value in found.items()}
 
 
@@ -100,7 +100,7 @@ def resnet(
     """
     arrays = {key: value for key, value in arrays.items() if not key.endswith(COUNTERS)}
     if "fc.weight" not in arrays:
-        raise UserError(f"'{source}': has no array 'fc.weight', so it is no ResNet as torchvision or timm build it; "
+        raise UserError(f"'{source}': has no array 'fc.weight', so it is not a torchvision or timm ResNet; "
                         "export the network as ONNX", "checkpoint.network")  # fmt: skip
     n_classes, shape = len(arrays["fc.weight"]), tuple(input_shape or (3, 224, 224))
     names = [name] if name else _candidates(arrays)
@@ -111,7 +111,7 @@ def resnet(
         wrong = _difference(found, {key: net.arrays[own].shape for key, own in places.items()})
         if not wrong:
             return net.with_arrays({places[key]: np.asarray(value, np.float32) for key, value in found.items()})
-    what = f"GluonCV's {names[0]} has other arrays: {wrong}" if name else "no ResNet of GluonCV has arrays of its names"
+    what = f"GluonCV's {names[0]} has different arrays: {wrong}" if name else "no GluonCV ResNet has these array names"
     raise UserError(f"'{source}': {what}; export the network as ONNX", "checkpoint.network")
 
 
@@ -151,8 +151,8 @@ def module(path: Path) -> Any:
     try:
         import onnx2torch
     except ImportError as error:
-        raise UserError(f"a PyTorch module needs other packages ({error}): {NEEDS}", "torch.absent") from None
-    with _by_pytorch(f"'{path}' cannot be made a PyTorch module"):
+        raise UserError(f"a PyTorch module needs additional packages ({error}): {NEEDS}", "torch.absent") from None
+    with _by_pytorch(f"'{path}' cannot be converted to a PyTorch module"):
         return _with_constants(onnx2torch.convert(str(path)).eval())
 
 

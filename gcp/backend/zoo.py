@@ -81,7 +81,7 @@ def from_gluoncv(
     """
     if PART in name:
         if pretrained:
-            raise UserError(f"network '{name}': weights are published for the whole width only; leave out '{PART}...'")
+            raise UserError(f"network '{name}': weights are published for the full width only; leave out '{PART}...'")
         return _at_part(name, input_shape, n_classes, seed)
     block = _gluoncv_block(name, n_classes, pretrained, weights, seed or 0)
     try:
@@ -130,7 +130,9 @@ def _at_part(name: str, input_shape: Sequence[int], n_classes: Optional[int], se
     except ValueError:
         part = np.nan
     if not 0 < part <= WIDEST:
-        raise UserError(f"network '{name}': after '{PART}' comes a part of the width, above 0 and at most {WIDEST:g}")
+        raise UserError(
+            f"network '{name}': '{PART}' must be followed by a fraction of the width, above 0 and at most {WIDEST:g}"
+        )
     whole = from_gluoncv(base, input_shape, n_classes, seed=seed)
     net = resized(whole, {group: max(1, round(part * n)) for group, n in whole.widths.items()})
     if seed is None:
@@ -257,19 +259,21 @@ def _published(name: str, weights: Optional[os.PathLike]) -> gluon.HybridBlock:
         file_name = f"{key}-{model_store.short_hash(key)}"
         url = model_store._url_format.format(repo_url=model_store.apache_repo_url, file_name=file_name)
         fix = (
-            f"get {url} where there is a network, unzip it, and put {file_name}.params into ~/.mxnet/models (or "
-            "anywhere, with model.weights set to its path)"
+            f"download {url} where there is internet access, unzip it, and put {file_name}.params into "
+            "~/.mxnet/models (or anywhere, with model.weights set to its path)"
         )
     if weights is None:
         try:
             return get_model(name, pretrained=True)
         except Exception as error:  # GluonCV's downloader raises whatever its HTTP client raises
-            raise UserError(f"the published weights of '{name}' cannot be had ({first_line(error)}): {fix}") from error
+            raise UserError(
+                f"the published weights of '{name}' cannot be obtained ({first_line(error)}): {fix}"
+            ) from error
     if key is None:
-        raise UserError(f"no weights of '{name}' are published, so '{weights}' is not them: {fix}")
+        raise UserError(f"no weights of '{name}' are published, so '{weights}' cannot be them: {fix}")
     weights = Path(weights).expanduser()
     if not weights.is_file():
-        raise UserError(f"'{weights}': the weights of '{name}' are not there: {fix}")
+        raise UserError(f"'{weights}': the file with the weights of '{name}' does not exist: {fix}")
     if not model_store.check_sha1(weights, model_store._model_sha1[key]):
         raise UserError(f"'{weights}' is not {file_name}.params, whose sha1 is {model_store._model_sha1[key]}: {fix}")
     # GluonCV looks for its file in this folder first; the variable would send it elsewhere.

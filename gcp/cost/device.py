@@ -66,7 +66,7 @@ def _blocks(n: int, lanes: int) -> int:
 
 def read(path: Path) -> Device:
     """Read a device's file. UserError: no such file, or a value that is missing or invalid, named by its key."""
-    fix = "docs/latency.md says what a device's file holds"
+    fix = "docs/latency.md describes what a device file holds"
     values = read_yaml(path, fix)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; {fix}", "device.format")

@@ -179,9 +179,9 @@ class Entries(Schema):
     @model_validator(mode="after")
     def _check(self) -> Entries:
         if any(b <= a for axis in (self.read, self.made) for a, b in zip(axis, axis[1:])):
-            raise ValueError("the widths of an axis should rise")
+            raise ValueError("the widths of an axis must be increasing")
         if [len(row) for row in self.seconds] != [len(self.made)] * len(self.read):
-            raise ValueError(f"seconds should be {len(self.read)} rows of {len(self.made)}, as its axes say")
+            raise ValueError(f"seconds must be {len(self.read)} rows of {len(self.made)}, to match its axes")
         return self
 
     @cached_property
@@ -249,7 +249,9 @@ class LatencyModel(Divided):
         terms = [term(layer) for layer in layers(net)]
         cost = Cost(terms, granularity=self.granularity)
         if not 0 < cost(net.widths) < np.inf:
-            raise UserError(f"by the latency model, '{net.name}' takes {cost(net.widths):g} s; fit it to other samples")
+            raise UserError(
+                f"the latency model predicts {cost(net.widths):g} s for '{net.name}'; fit it to other samples"
+            )
         return cost
 
 
@@ -542,9 +544,9 @@ class Validation(Schema):
     @model_validator(mode="after")
     def _check(self) -> Validation:
         if self.quality.keys() != self.predicted_s.keys():
-            raise ValueError("quality and predicted_s should name the same models")
+            raise ValueError("quality and predicted_s must name the same models")
         if any(len(values) != len(self.measured_s) for values in self.predicted_s.values()):
-            raise ValueError(f"predicted_s should be {len(self.measured_s)} of each model, as measured_s are")
+            raise ValueError(f"predicted_s must hold {len(self.measured_s)} values per model, as many as measured_s")
         return self
 
 
@@ -584,7 +586,7 @@ def validate(
             (line.widths, line.decisions) for line in held_out.lines
         ]:
             raise UserError(
-                f"{again.path}: holds other networks than {held_out.path}; give a file that is not there yet"
+                f"{again.path}: does not hold the same networks as {held_out.path}; give a file that does not exist yet"
             )
         predicted["repeat measurement"] = at_that_speed(again).tolist()
     kept = ("network", "input", "setup", "n_samples", "sampling_s", "granularity", "reference_s")

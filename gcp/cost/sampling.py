@@ -100,9 +100,9 @@ class Divided(Subject):
     @model_validator(mode="after")
     def _check(self) -> Divided:
         if set(self.slowdowns) != set(GRANULARITIES):
-            raise ValueError(f"slowdowns should be those of {', '.join(map(str, GRANULARITIES))}")
+            raise ValueError(f"slowdowns must have the keys {', '.join(map(str, GRANULARITIES))}")
         if not {self.granularity, self.step} <= set(GRANULARITIES) or self.step > self.granularity:
-            raise ValueError("the granularity and the step should be powers of two, the step not the larger one")
+            raise ValueError("the granularity and the step must be powers of two, the step at most the granularity")
         return self
 
 
@@ -159,7 +159,7 @@ def difference(held: Subject, here: Subject, warn: Callable[[str], None] = lambd
         if before is not None and now is not None:
             facts.append((name, before, now))
         elif key == "cpu_model" or here.setup.device != "cpu":
-            warn(f"the {name} is not fully known: the latencies may be another '{held.hardware.cpu}' machine's")
+            warn(f"the {name} is not fully known: the latencies may be those of another '{held.hardware.cpu}' machine")
     return next((f"{name} {_shown(a)} and {name} {_shown(b)}" for name, a, b in facts if a != b), None)
 
 
@@ -314,11 +314,11 @@ class Samples:
 def read_samples(path: Path, skip_bad: bool = False, warn: Callable[[str], None] = lambda text: None) -> Samples:
     """Read a file that `sample` wrote. UserError: no such file, a bad header, or, unless `skip_bad`, a bad line."""
     first, *rest = read_text(path, FIX).split("\n")
-    header = parse_json(first, Header, f"{path}: line 1: no header of latency samples", FIX)
+    header = parse_json(first, Header, f"{path}: line 1: not a header of latency samples", FIX)
 
     def fits(line: Sample) -> Sample:
         if len(line.widths) != len(header.sizes):
-            raise ValueError(f"it has {len(line.widths)} widths, the header {len(header.sizes)} sizes")
+            raise ValueError(f"it has {len(line.widths)} widths, but the header has {len(header.sizes)} sizes")
         return line
 
     return Samples(Path(path), header, _lines(path, rest, 2, Annotated[Sample, AfterValidator(fits)], skip_bad, warn))
@@ -340,7 +340,7 @@ def _lines(
         except UserError as error:
             if not skip_bad:
                 raise
-            warn(f"left out: {error}")
+            warn(f"skipped: {error}")
     return found
 
 

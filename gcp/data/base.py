@@ -68,7 +68,7 @@ class Data(Options):
             others = [other for other in DATASETS if key in DATASETS.options[other].model_fields]
             if others and kept.pop(key) is not None:  # `--set data.root=null` removes the value in a base
                 raise ValueError(
-                    f"{key} is for name: {' or '.join(others)}, and {name} takes none; take data.{key} away"
+                    f"{key} is for name: {' or '.join(others)}, and {name} does not take it; remove data.{key}"
                 )
         return DATASETS.options[name].model_validate(kept)
 

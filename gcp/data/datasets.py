@@ -132,14 +132,14 @@ def _fashion_root(data: FashionMnist) -> Path:
     if data.root is not None:
         root = expanded(data.root)
         for name in lacking(root):
-            should = f"data.root should hold {', '.join(_FASHION_FILES)}"
-            raise UserError(f"{root}: Fashion-MNIST file {name} is not there; {should}")
+            should = f"data.root must hold {', '.join(_FASHION_FILES)}"
+            raise UserError(f"{root}: Fashion-MNIST file {name} does not exist; {should}")
         return root
     if data.n_train <= N_FASHION_PART:
         for name, digest in _FASHION_FILES.items():
             path = FASHION_PART / name
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                raise UserError(f"{path}: not the file that comes with this package; install the package again")
+                raise UserError(f"{path}: not the file that comes with this package; reinstall the package")
         return FASHION_PART
     for folder in map(Path, map(os.path.expanduser, _FASHION_FOLDERS)):
         if not lacking(folder):
@@ -147,7 +147,7 @@ def _fashion_root(data: FashionMnist) -> Path:
     raise UserError(
         f"data.n_train: {data.n_train} training images of Fashion-MNIST need the whole set, which is not in "
         f"{' or '.join(_FASHION_FOLDERS)}; install Debian's package dataset-fashion-mnist, set data.root to a folder "
-        f"with the four files of github.com/zalandoresearch/fashion-mnist, or data.n_train to {N_FASHION_PART} at most"
+        f"with the four files of github.com/zalandoresearch/fashion-mnist, or data.n_train to at most {N_FASHION_PART}"
     )
 
 
@@ -155,7 +155,7 @@ def _read_pair(image_path: Path, label_path: Path) -> Tuple[np.ndarray, np.ndarr
     images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
     if len(images) != len(labels):
         found = f"holds {len(labels)} labels for the {len(images)} images of {image_path.name}"
-        raise UserError(f"{label_path}: {found}; take both files from one copy of the data set")
+        raise UserError(f"{label_path}: {found}; take both files from the same copy of the data set")
     if labels.max() >= len(_FASHION_CLASSES):
         raise UserError(f"{label_path}: holds the label {labels.max()}; Fashion-MNIST has labels 0 to 9")
     return images, labels
@@ -171,11 +171,11 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
             header = file.read(4 + 4 * n_dims)
             if header[:4] != bytes((0, 0, 8, n_dims)):  # 8: unsigned bytes
                 start = header[:4].hex() or "nothing"
-                raise ValueError(f"not an IDX file of {n_dims}-dimensional bytes (it starts with {start})")
+                raise ValueError(f"not an IDX file of {n_dims}-dimensional byte data (it starts with {start})")
             if len(header) < 4 + 4 * n_dims:
                 raise ValueError("truncated within its header")
             sizes = struct.unpack_from(f">{n_dims}I", header, 4)
-            n_bytes, said = math.prod(sizes), f"says it holds {'x'.join(map(str, sizes))} bytes"
+            n_bytes, said = math.prod(sizes), f"claims to hold {'x'.join(map(str, sizes))} bytes"
             if n_bytes > _MOST_DEFLATED * path.stat().st_size:
                 raise ValueError(f"{said}, more than a file of its size can")
             content = file.read(min(n_bytes, _MEMORY_LIMIT) + 1)
@@ -188,7 +188,7 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
         why = f"cannot be read ({error.strerror})"
     except ValueError as error:
         why = str(error)
-    raise UserError(f"{path}: {why}; replace it with a whole copy")
+    raise UserError(f"{path}: {why}; replace it with a complete copy")
 
 
 # Image files in classes: folders, RecordIO, Caltech-256
@@ -218,7 +218,7 @@ class Encoded(Data):
 class Folder(Encoded):
     """Images in class folders or RecordIO files; of undivided class folders, a fifth of the images are for testing."""
 
-    ROOT: ClassVar[str] = "what holds train/ and test/, or train.rec and test.rec, or folders of images, one per class"
+    ROOT: ClassVar[str] = "a folder with train/ and test/, train.rec and test.rec, or one folder of images per class"
     UNCOUNTED: ClassVar[Set[str]] = {"workers"}  # only `root` says which images these are
     GET: ClassVar[str] = ""  # how to get the data
     SIZE: ClassVar[Optional[Tuple[int, int]]] = None  # for when there are no files to count
@@ -241,18 +241,18 @@ class Folder(Encoded):
     def not_so(self, root: Path) -> UserError:
         """The error that says what the folder should hold, or that it is not there."""
         if not root.exists():
-            return UserError(f"{root}: not there; set data.root to {self.ROOT}{self.GET}")
+            return UserError(f"{root}: does not exist; set data.root to {self.ROOT}{self.GET}")
         return UserError(
-            f"{root}: should hold the folders train and test (or val), each with one per class, or train.rec and "
-            "test.rec (or val.rec) with their .idx, or folders of images, one per class (images without labels are "
-            f"the data set `images`, or --unlabelled){self.GET}"
+            f"{root}: must hold the folders train and test (or val), each with one per class, or train.rec and "
+            "test.rec (or val.rec) with their .idx, or folders of images, one per class (for images without labels, "
+            f"use the data set `images`, or --unlabelled){self.GET}"
         )
 
 
 class ImageNet(Folder):
     """ILSVRC2012, in the same forms as `folder`."""
 
-    ROOT: ClassVar[str] = "what holds train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/"
+    ROOT: ClassVar[str] = "a folder with train.rec and val.rec, as scripts/prepare.py writes them, or train/ and val/"
     UNCOUNTED: ClassVar[Set[str]] = Encoded.UNCOUNTED
     GET: ClassVar[str] = "; get the ILSVRC2012 archives from image-net.org and run scripts/prepare.py imagenet"
     SIZE: ClassVar[Optional[Tuple[int, int]]] = (1000, 1_281_167)
@@ -269,7 +269,7 @@ def folder(data: Folder, seed: int) -> Dataset:
         return _divided_by_us(data, seed, tuple(found), store, root)
     kinds = [suffix for suffix in ("", ".rec") if (root / f"train{suffix}").exists()]
     if len(kinds) == 2:
-        raise UserError(f"{root}: holds both train/ and train.rec; move the one that is not meant away")
+        raise UserError(f"{root}: holds both train/ and train.rec; move the unwanted one away")
     tests = [root / (name + suffix) for suffix in kinds for name in ("test", "val")]
     paths = [root / f"train{kind}" for kind in kinds] + [path for path in tests if path.exists()][:1]
     if len(paths) < 2:
@@ -347,7 +347,7 @@ def _divided_by_us(data: Encoded, seed: int, classes: Sequence[str], store: _Sto
     """A data set that comes without a split: a fifth of every class for testing, the same images for every seed."""
     labels = store[1]
     if len(labels) < 5:
-        raise UserError(f"{root}: holds {len(labels)} images; training, validation and testing need 5 at least")
+        raise UserError(f"{root}: holds {len(labels)} images; training, validation and testing need at least 5")
     tested = spread(labels, _n_tested(len(labels)), fixed_generator())
     kept = np.setdiff1d(np.arange(len(labels)), tested)
     kept = kept[capped(labels[kept], data.n_train)]
@@ -369,7 +369,7 @@ def _divided(
     later. But augment: imagenet needs whole training images, so these stay encoded, and are only checked.
     """
     if len(kept) < 2:
-        raise UserError(f"{data.root}: holds a single training image; training and validation need one each at least")
+        raise UserError(f"{data.root}: holds a single training image; training and validation need at least one each")
     fits = (len(kept) + len(tested)) * math.prod(data.input) < _MEMORY_LIMIT
     skip = data.on_bad_image == "skip"
     skipped: List[str] = []
@@ -384,7 +384,7 @@ def _divided(
             problems = _problems(images, rows, skip) if fits else _noted_problems(images, rows, skip, beside)
         good = rows[~np.isin(rows, list(problems))]
         if not len(good):
-            raise UserError(f"{problems[rows[0]]} (nor can any other of {len(rows)} images be used)")
+            raise UserError(f"{problems[rows[0]]} (and none of the {len(rows)} images can be used)")
         skipped.extend(problems.values())
         return Split(images, labels, good, _IMAGENET_MEAN, _IMAGENET_STD)
 
@@ -427,7 +427,7 @@ def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Pa
     So the next run does not check them again, and only one of several processes does.
     """
     if not os.access(beside, os.W_OK):
-        print(f"warning: {beside}: cannot be written to, so every run checks all images anew", file=sys.stderr)
+        print(f"warning: {beside}: cannot be written to, so every run checks all images again", file=sys.stderr)
         return _problems(pictures, rows, skip)
     seen = hashlib.sha256()
     for row in rows:
@@ -436,7 +436,7 @@ def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Pa
     with locked(beside):
         if not noted.exists():
             write_json(noted, _problems(pictures, rows, skip))
-    return read_json(noted, Dict[int, str], "remove it, and the images are checked again")
+    return read_json(noted, Dict[int, str], "remove it, and the images will be checked again")
 
 
 _CALTECH_FOLDER = "256_ObjectCategories"
@@ -462,7 +462,7 @@ class Caltech256(Encoded):
         """See `Options.mistakes`."""
         yield from super().mistakes()
         if self.split_file is not None and not self.split_file.lower().endswith((".json", ".csv")):
-            yield f"split_file: {self.split_file!r} should end in .json or .csv"
+            yield f"split_file: {self.split_file!r} must end in .json or .csv"
 
     def known_size(self) -> Tuple[int, int]:
         """Of 30,607 images, 827 are clutter; those that are not for training are for testing."""
@@ -475,16 +475,16 @@ def caltech256(data: Caltech256, seed: int) -> Dataset:
     root = expanded(data.root)
     if not root.exists():
         wanted = f"{_CALTECH_FOLDER}.tar (1.2 GB, from data.caltech.edu/records/nyy15-4j048)"
-        raise UserError(f"{root}: not there; data.root should be {wanted}, or the folder that it unpacks to")
+        raise UserError(f"{root}: does not exist; data.root must be {wanted}, or the folder that it unpacks to")
     beside = caltech_folder(root) if root.is_dir() else root.parent
     found, places = (sources.class_folders(beside), {}) if root.is_dir() else caltech_tar(root)
     files = {name: names for name, names in found.items() if not _CLUTTER.fullmatch(name)}
     if not files:
-        raise UserError(f"{root}: holds no class but clutter; it should hold {_CALTECH_FOLDER}/001.ak47 and so on")
+        raise UserError(f"{root}: holds no class other than clutter; it must hold {_CALTECH_FOLDER}/001.ak47 and so on")
     for name, names in files.items():
         if len(names) <= data.per_class:
             few = f"{len(names)} images, too few for {data.per_class} to train on and one to test"
-            raise UserError(f"{root}: class {name} has {few}; set data.per_class lower")
+            raise UserError(f"{root}: class {name} has {few}; lower data.per_class")
     names, labels = sum(files.values(), []), sources.labels_of(files)
     source = sources.Members(root, [places[name] for name in names]) if places else sources.Files(beside, names)
     trained = _caltech_split(data, files, seed)
@@ -563,14 +563,14 @@ def _read_split(path: Path, files: Dict[str, List[str]], per_class: int) -> np.n
             raise wrong(f"not a split file ({type(error).__name__}: {error})") from error
     sides = dict(rows)
     if len(rows) > len(sides):
-        raise wrong(f"names {len(rows) - len(sides)} of {len(rows)} images twice: its two sides overlap")
+        raise wrong(f"lists {len(rows) - len(sides)} of {len(rows)} images twice: its two sides overlap")
     if not set(sides.values()) <= {"train", "test"}:
         raise wrong("has a split that is neither train nor test")
     names = sum(files.values(), [])
     for name in sides.keys() - set(names):
-        raise wrong(f"names {name}, which is not there")
+        raise wrong(f"lists {name}, which does not exist")
     for name in set(names) - sides.keys():
-        raise wrong(f"does not name {name}, which is there")
+        raise wrong(f"does not list {name}, which exists")
     trained = np.array([sides[name] == "train" for name in names])
     counts = np.bincount(sources.labels_of(files)[trained], minlength=len(files))
     for name, n_train in zip(files, counts):

@@ -88,8 +88,8 @@ def prepare_imagenet(
     archives = [TRAIN_TAR, VAL_TAR] + ([DEVKIT] if ground_truth is None else [])
     for name in archives:
         if not (tars / name).is_file():
-            instead = " (or give --ground-truth)" if name == DEVKIT else ""
-            raise UserError(f"{tars / name}: not there{instead}; download it from image-net.org (an account is needed)")
+            instead = ", or give --ground-truth" if name == DEVKIT else ""
+            raise UserError(f"{tars / name}: does not exist; download it from image-net.org (account needed){instead}")
     sizes = {name: (tars / name).stat().st_size for name in archives}
     job = {"data": "imagenet", "sources": sizes, **how.described(skip)}
     with _begun(out, job) as found:
@@ -107,7 +107,7 @@ def prepare_imagenet(
 
 def _check_archive(path: Path, out: Path) -> None:
     """Raise UserError unless size and MD5 are the published ones; success is noted in `out`, as it takes minutes."""
-    fix = "download it again, or say with --expect-classes, -train and -val what a subset of your own holds"
+    fix = "download it again, or specify with --expect-classes, -train and -val what your own subset holds"
     size = path.stat().st_size
     if size != SIZE.get(path.name, size):
         raise UserError(f"{path}: {size} bytes, but the published archive has {SIZE[path.name]}; {fix}")
@@ -136,7 +136,7 @@ def _numbered(path: Path, pattern: str, what: str, first: str) -> Dict[str, tarf
             match = re.fullmatch(r"(?:.*/)?" + pattern, member.name)
             if match is None or match[1] in found:
                 wrong = f"member {member.name!r} is {'there twice' if match else f'no {what}'}"
-                raise UserError(f"{path}: {wrong}; it should hold {first} and so on; get the whole archive")
+                raise UserError(f"{path}: {wrong}; it must hold {first} and so on; get the complete archive")
             found[match[1]] = member
     return found
 
@@ -153,12 +153,14 @@ def _ilsvrc_train(path: Path, expected: Expected) -> Tuple[List[str], Labelled]:
                 with tarfile.open(fileobj=outer.extractfile(inner[name]), mode="r:") as tar:
                     members = [m for m in sources.harmless(tar, where) if m.isfile()]
             except tarfile.TarError as error:
-                raise UserError(f"{where}: not a whole tar ({error}); get the whole archive") from error
+                raise UserError(f"{where}: not a complete tar ({error}); get the complete archive") from error
             files = {m.name.rpartition("/")[2]: m for m in members}
             odd = next((file for file in files if not re.fullmatch(name + r"_\d+\.JPEG", file)), None)
             if odd is not None or not files or len(files) < len(members):
                 held = odd or ("an image twice" if files else "no images")
-                raise UserError(f"{where}: holds {held}; it should hold {name}_1.JPEG and so on; get the whole archive")
+                raise UserError(
+                    f"{where}: holds {held}; it must hold {name}_1.JPEG and so on; get the complete archive"
+                )
             for file in sorted(files):
                 places.append(sources.place_of(files[file], inner[name].offset_data))
                 names.append(f"{name}/{file}")
@@ -177,9 +179,9 @@ def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expect
     for number, member in sorted(files.items()):
         of = truth[int(number) - 1] if 1 <= int(number) <= len(truth) else None
         if of not in label:
-            why = f"but the ground truth is of {len(truth)} images"
-            why = why if of is None else f"which is of class {of}, which has no training images"
-            raise UserError(f"{path}: holds {member.name}, {why}; they should come from the same release")
+            why = f"but the ground truth covers {len(truth)} images"
+            why = why if of is None else f"which belongs to class {of}, which has no training images"
+            raise UserError(f"{path}: holds {member.name}, {why}; they must come from the same release")
         names.append(f"{of}/{member.name.rpartition('/')[2]}")
         labels.append(label[of])
         places.append(sources.place_of(member))
@@ -188,8 +190,8 @@ def _ilsvrc_val(path: Path, classes: Sequence[str], truth: Sequence[str], expect
 
 def _check_count(path: Path, what: str, found: int, wanted: int, option: str) -> None:
     if found != wanted:
-        fix = f"get the whole archive, or give {option} {found} if it is a subset on purpose"
-        raise UserError(f"{path}: holds {found} {what}, should be {wanted}; {fix}")
+        fix = f"get the complete archive, or give {option} {found} if it is deliberately a subset"
+        raise UserError(f"{path}: holds {found} {what}, but {wanted} are expected; {fix}")
 
 
 def _devkit_truth(path: Path) -> List[str]:
@@ -213,7 +215,7 @@ def _text_truth(path: Path) -> List[str]:
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(r"n\d{8}", line.strip()):
             wanted = f"the class of validation image {number}, such as n01440764"
-            raise UserError(f"{path}, line {number}: should be {wanted}")
+            raise UserError(f"{path}, line {number}: must be {wanted}")
     return [line.strip() for line in lines]
 
 
@@ -227,9 +229,9 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
     """
     splits = {path.name: path for path in (root / "train", root / "val", root / "test") if path.is_dir()}
     if "train" not in splits or len(splits) != 2:
-        raise UserError(f"{root}: should hold the folders train and either val or test, each with one per class")
+        raise UserError(f"{root}: must hold the folders train and either val or test, each with one per class")
     if out.resolve() == root.resolve():
-        raise UserError(f"--out {out}: the same as --root; name another folder")
+        raise UserError(f"--out {out}: the same as --root; choose another folder")
     files = {name: sources.class_folders(path) for name, path in splits.items()}
     sources.same_classes({splits[name]: found for name, found in files.items()})
     images = {}
@@ -269,7 +271,7 @@ def unpack_caltech(tar: Path, out: Path, n_images: int = 30607) -> dict:
             bar.update()
         unpacked_to = caltech_folder(out)
         if sources.class_folders(unpacked_to) != found:
-            raise UserError(f"{unpacked_to}: holds other images, too, than {tar}; give --out an empty folder")
+            raise UserError(f"{unpacked_to}: also holds images that are not in {tar}; give --out an empty folder")
     return {"classes": len(found), "images": n_images, "folder": str(out)}
 
 
@@ -297,20 +299,20 @@ def _begun(out: Path, job: dict) -> Iterator[Optional[dict]]:
     Raises UserError if the folder holds another job, completed or not, or images of other origin.
     """
     done, begun = out / PREPARED, out / f".begun-{PREPARED}"
-    anew = "name another folder, or remove it and the .rec files to start anew"
+    anew = "choose another folder, or remove it and the .rec files to start over"
     with locked(out):
         known = False
         for path, schema in ((done, _Prepared), (begun, _Begun)):
             if path.exists():
                 known, found = True, read_json(path, schema, anew)
                 if found.job != job:
-                    raise UserError(f"{path}: made from other files or with other options; {anew}")
+                    raise UserError(f"{path}: made from different files or with different options; {anew}")
                 if path == done and all((out / f"{name}.rec").exists() for name in found.images):
                     yield found.model_dump()
                     return
         for name in () if known else ("train", "train.rec", "val.rec", "test.rec"):
             if (out / name).exists():
-                raise UserError(f"{out / name}: is there already, and not made by this command; name another folder")
+                raise UserError(f"{out / name}: already exists and was not made by this command; choose another folder")
         write_json(begun, {"job": job})
         yield None
 
@@ -327,14 +329,14 @@ def _written(
         sources.every_class(str(out / f"{name}.rec"), np.array(images.labels), classes)
         _check_names(images.names)
     if len(splits["train"].names) < 2:
-        raise UserError(f"{splits['train'].source.name(0)}: a single training image; two at least are needed")
+        raise UserError(f"{splits['train'].source.name(0)}: a single training image; at least two are needed")
     write_text(out / "classes.txt", "".join(name + "\n" for name in classes))
     done = {name: write_records(out / f"{name}.rec", images, how, skip, workers) for name, images in splits.items()}
     listed = sources.read_classes(out / "classes.txt")
     for name, (n_images, problems) in done.items():  # some may have been skipped
         sources.every_class(str(out / f"{name}.rec"), sources.Records(out / f"{name}.rec").labels, listed)
         if name == "train" and n_images < 2:
-            raise UserError(f"{out / 'train.rec'}: holds a single image, two at least are needed: {problems[0]}")
+            raise UserError(f"{out / 'train.rec'}: holds a single image, but at least two are needed: {problems[0]}")
     report = _Prepared(
         job=job,
         classes=len(classes),
@@ -350,7 +352,7 @@ def _check_names(names: Sequence[str]) -> None:
     """Raise UserError for a name that classes.txt or a .lst file, which hold one name per line, cannot hold."""
     for name in names:
         if not name.strip() or re.search("[\t\r\n\ud800-\udfff]", name):
-            odd = "a name that is blank, holds tabs or line ends, or is not UTF-8"
+            odd = "a name that is blank, holds tabs or line breaks, or is not UTF-8"
             raise UserError(f"{name!r}: {odd} cannot be listed in a text file; rename it")
 
 
@@ -401,10 +403,10 @@ def write_records(
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        fix = "make room, then run the same command again: it goes on from there"
+        fix = "free some space, then run the same command again: it resumes from there"
         raise UserError(f"{partial}: cannot be written: {error.strerror}; {fix}") from error
     if not places:
-        raise UserError(f"{path}: none of {len(images.names)} images can be used: {problems[0]}")
+        raise UserError(f"{path}: none of the {len(images.names)} images can be used: {problems[0]}")
     listed = "".join(f"{key}\t{images.labels[key]:f}\t{images.names[key]}\n" for key, _ in places)
     write_text(path.with_suffix(".idx"), _index(places))
     write_text(path.with_suffix(".lst"), listed)
@@ -460,7 +462,7 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
     if how.resize is None or (shape is not None and shape[2] == 3 and min(shape[:2]) <= how.resize):
         check(content, name)
         if len(content) > sources.MAX_PIECE - sources.LABEL.size:
-            raise BadImage(f"{name}: {len(content):,} bytes, more than a record holds; store it smaller")
+            raise BadImage(f"{name}: {len(content):,} bytes, more than a record can hold; make it smaller")
         return content
     image = decoded(content, name)
     height, width = image.shape[:2]
@@ -470,5 +472,5 @@ def encoded(content: bytes, name: str, how: Encoding) -> bytes:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, how.quality])
     if not done:
-        raise BadImage(f"{name}: {image.shape[1]}x{image.shape[0]} pixels are more than a JPEG holds; cut or remove it")
+        raise BadImage(f"{name}: {image.shape[1]}x{image.shape[0]} pixels, more than JPEG can hold; crop or remove it")
     return jpeg.tobytes()

@@ -58,7 +58,7 @@ def draw(name: str, folder: Path) -> None:
     """
     spec = SETS[name]
     if folder.exists():
-        raise UserError(f"{folder}: is there already; remove it or name another folder")
+        raise UserError(f"{folder}: already exists; remove it or choose another folder")
     images = datasets.load(datasets.options(name=spec.source, input=(3, 32, 32)))
     partial = folder.with_name(f".partial-{folder.name}")
     unfinished = partial / "images" if spec.form == "records" else partial

@@ -62,7 +62,7 @@ class Files:
         path = self.root / self.names[row]
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting for ever
-                raise BadImage(f"{self.name(row)}: is no ordinary file; replace or remove it")
+                raise BadImage(f"{self.name(row)}: is not a regular file; replace or remove it")
             return path.read_bytes()
         except OSError as error:
             raise BadImage(f"{self.name(row)}: image cannot be read: {error.strerror}; replace or remove it") from error
@@ -117,7 +117,7 @@ class Members(_Pieces):
         _, offset, length = self._places[row]
         content = self.read_at(offset, length)
         if len(content) < length:
-            raise BadImage(f"{self.name(row)}: the tar ends within it; replace the tar with a whole copy")
+            raise BadImage(f"{self.name(row)}: the tar ends within it; replace the tar with a complete copy")
         return content
 
     def size(self, row: int) -> int:
@@ -139,10 +139,10 @@ def safe_members(path: Path) -> List[tarfile.TarInfo]:
         with tarfile.open(path, "r:") as tar:
             return harmless(tar, str(path))
     except tarfile.TarError as error:
-        why = f"not an uncompressed tar file, or not all of it ({error})"
+        why = f"not an uncompressed tar file, or not a complete one ({error})"
     except OSError as error:
         why = f"cannot be read ({error.strerror or error})"
-    raise UserError(f"{path}: {why}; replace it with a whole copy")
+    raise UserError(f"{path}: {why}; replace it with a complete copy")
 
 
 def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
@@ -180,7 +180,7 @@ def _entries(folder: Path) -> List[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        fix = "give yourself the right to, or remove it"
+        fix = "give yourself permission to read it, or remove it"
         raise UserError(f"{folder}: folder cannot be read: {error.strerror}; {fix}") from error
 
 
@@ -212,7 +212,7 @@ def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
     if not found:
         raise UserError(f"{where}: holds no class folders")
     for other, name in _alike(sorted(found), str.casefold):
-        raise UserError(f"{where}/{name}: the same class as {other}, but for the case; make them one")
+        raise UserError(f"{where}/{name}: the same class as {other}, except for case; merge them")
     classes = {}
     for name in sorted(found):
         shown = [file for file in found[name] if not file.startswith(".")]
@@ -220,7 +220,7 @@ def classes_of(found: Dict[str, List[str]], where: str) -> Dict[str, List[str]]:
         if not files:
             raise UserError(f"{where}/{name}: class folder without images ({', '.join(sorted(SUFFIXES))})")
         for other, file in _alike(files, lambda file: os.path.splitext(file)[0]):
-            fix = "remove one, or rename it if they are two images"
+            fix = "remove one, or rename it if they are different images"
             raise UserError(f"{where}/{name}/{file}: the same name as {other}; {fix}")
         classes[name] = [f"{name}/{file}" for file in files]
     return classes
@@ -240,7 +240,7 @@ def same_classes(splits: Mapping[Path, Mapping[str, Any]]) -> None:
     for here, there in itertools.permutations(splits):
         for name in splits[here]:
             if name not in splits[there]:
-                found = f"no such class folder, but {here / name} is there"
+                found = f"no such class folder, but {here / name} exists"
                 raise UserError(f"{there / name}: {found}; both need the same classes")
 
 
@@ -267,7 +267,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 LABEL = struct.Struct("<IfQQ")  # number of further labels, label, id, the id's high bits
 MAX_PIECE = 2**29 - 1
 MAX_RECORD = 2**28  # bytes; no image is larger, and a damaged file may claim anything
-ANEW = "make the index anew with MXNet's tools/rec2idx.py, or both with scripts/prepare.py"
+ANEW = "recreate the index with MXNet's tools/rec2idx.py, or both with scripts/prepare.py"
 
 
 def packed(content: bytes) -> bytes:
@@ -322,8 +322,8 @@ class Records(_Pieces):
         numbers = np.array(labels, np.float64)
         odd = np.flatnonzero(~((numbers >= 0) & (numbers < 2**24) & (numbers == np.floor(numbers))))  # also finds NaN
         for row in odd:
-            label = f"the label {labels[row]:g} is no class number (0, 1, ...)"
-            raise UserError(f"{self.name(row)}: {label}; make the file anew")
+            label = f"the label {labels[row]:g} is not a class number (0, 1, ...)"
+            raise UserError(f"{self.name(row)}: {label}; recreate the file")
         self.labels = numbers.astype(np.int32)
 
     def __len__(self) -> int:
@@ -344,15 +344,15 @@ class Records(_Pieces):
             raise self._no_record(row)
         content, _ = found
         if len(content) < LABEL.size:
-            raise BadImage(f"{self.name(row)}: holds no image; make the file anew")
+            raise BadImage(f"{self.name(row)}: holds no image; recreate the file")
         if _label_of(content) != self.labels[row]:
-            listed = f"the {self.labels[row]} of {self.path.stem}.lst"
-            raise UserError(f"{self.name(row)}: its label is not {listed}; the list is of another file")
+            listed = f"the {self.labels[row]} in {self.path.stem}.lst"
+            raise UserError(f"{self.name(row)}: its label is not {listed}; the list belongs to another file")
         return content[LABEL.size + 4 * LABEL.unpack_from(content)[0] :]
 
     def _read_index(self, path: Path) -> Tuple[List[int], np.ndarray]:
         if not os.path.lexists(path):
-            raise UserError(f"{path}: not there, but {self.path.name} is; {ANEW}")
+            raise UserError(f"{path}: does not exist, but {self.path.name} does; {ANEW}")
         try:
             numbers = np.array(read_bytes(path, ANEW).split(), np.int64)
         except (ValueError, OverflowError) as error:
@@ -361,7 +361,7 @@ class Records(_Pieces):
             raise UserError(f"{path}: empty or truncated; {ANEW}")
         keys, offsets = numbers.reshape(-1, 2).T
         if len(np.unique(keys)) < len(keys):
-            raise UserError(f"{path}: holds a record's number twice; {ANEW}")
+            raise UserError(f"{path}: holds a record number twice; {ANEW}")
         return keys.tolist(), offsets
 
     def _find_ends(self, index: Path) -> np.ndarray:
@@ -371,13 +371,15 @@ class Records(_Pieces):
         ends[order] = np.append(self._offsets[order][1:], self.n_bytes)
         last, start = int(order[-1]), int(self._offsets.max())
         if self._offsets.min() != 0 or start >= self.n_bytes:
-            found = f"the last record should begin at byte {start} of {self.n_bytes}"
-            raise UserError(f"{index}: not the index of {self.path.name}, or that is truncated: {found}; {ANEW}")
+            found = f"the last record would begin at byte {start} of {self.n_bytes}"
+            raise UserError(f"{index}: not the index of {self.path.name}, or that file is truncated: {found}; {ANEW}")
         found = unpacked(self.read_at(start, min(self.n_bytes - start, MAX_RECORD)))
         if found is None:
-            raise UserError(f"{self.name(last)}: truncated record, or {index.name} is of another file; make both anew")
+            raise UserError(
+                f"{self.name(last)}: truncated record, or {index.name} belongs to another file; recreate both"
+            )
         if start + found[1] < self.n_bytes:
-            raise UserError(f"{index}: truncated: {self.path.name} goes on after its last record; {ANEW}")
+            raise UserError(f"{index}: truncated: {self.path.name} continues after its last record; {ANEW}")
         return ends
 
     def _read_list(self, path: Path) -> Tuple[List[float], List[str]]:
@@ -387,10 +389,10 @@ class Records(_Pieces):
             try:
                 found[int(fields[0])] = float(fields[1]), fields[2]
             except (ValueError, IndexError):
-                raise UserError(f"{path}, line {number}: should be number, label, name with tabs between") from None
+                raise UserError(f"{path}, line {number}: must be number, label, name separated by tabs") from None
         if len(found) != len(self.keys) or any(key not in found for key in self.keys):
-            held = f"{self.path.name} holds {len(self.keys)}, or others"
-            raise UserError(f"{path}: lists {len(found)} images, {held}; remove the list, or make both anew")
+            held = f"but {self.path.name} holds {len(self.keys)}, or different ones"
+            raise UserError(f"{path}: lists {len(found)} images, {held}; remove the list, or recreate both")
         return [found[key][0] for key in self.keys], [found[key][1] for key in self.keys]
 
     def _label(self, row: int) -> float:
@@ -400,8 +402,8 @@ class Records(_Pieces):
         return _label_of(content[8:])
 
     def _no_record(self, row: int) -> BadImage:
-        wrong = f"no whole record at byte {self._offsets[row]}"
-        return BadImage(f"{self.name(row)}: {wrong}; index and file do not belong together, or one is damaged: {ANEW}")
+        wrong = f"no complete record at byte {self._offsets[row]}"
+        return BadImage(f"{self.name(row)}: {wrong}; index and file do not match, or one is damaged: {ANEW}")
 
 
 def _label_of(content: bytes) -> float:
@@ -422,7 +424,7 @@ def read_classes(path: Path) -> Tuple[str, ...]:
     """The class names in a file, one per line. Raises UserError if one is empty or occurs twice."""
     names = lines_of(path)
     if names == [""]:
-        raise UserError(f"{path}: empty; it should hold a class name a line")
+        raise UserError(f"{path}: empty; it must hold one class name per line")
     seen = set()
     for number, name in enumerate(names, 1):
         if not name.strip() or name in seen:

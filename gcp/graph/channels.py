@@ -248,7 +248,7 @@ class Structure:
             call.node for call in walk.calls.values() if not call.operator.known and any(call.ins)
         ]
         if self.unknown:
-            more = f" (and {len(self.unknown) - 1} more nodes)" if len(self.unknown) > 1 else ""
+            more = f" (other such nodes: {len(self.unknown) - 1})" if len(self.unknown) > 1 else ""
             warnings.warn(
                 f"network '{net.name}': operator '{self.unknown[0].op}' at node '{self.unknown[0].name}' is not "
                 f"known{more}; the channels that it reads are not pruned",

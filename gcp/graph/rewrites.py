@@ -79,7 +79,9 @@ def fuse_expand(net: Network, depthwise: str) -> Network:
     """
     blocks = expansions(net)
     if depthwise not in blocks:
-        raise _unknown(net, f"'{depthwise}' is no depthwise convolution of an inverted bottleneck", depthwise, blocks)
+        raise _unknown(
+            net, f"'{depthwise}' is not a depthwise convolution of an inverted bottleneck", depthwise, blocks
+        )
     block = blocks[depthwise]
     expand, node = net.nodes[block.expand], net.nodes[block.depthwise]
     pointwise = net.arrays[net.weight(expand.name)].astype(np.float64)[:, :, 0, 0]
@@ -119,7 +121,7 @@ def resize_kernel(net: Network, layer: str, size: int) -> Network:
     """
     names = [node.name for node in net.nodes if node.op == "Convolution"]
     if layer not in names:
-        raise _unknown(net, f"'{layer}' is no convolution", layer, names)
+        raise _unknown(net, f"'{layer}' is not a convolution", layer, names)
     i = net.index[layer]
     node, weight = net.nodes[i], net.arrays[net.weight(layer)]
     ones = (1,) * (weight.ndim - 2)
@@ -128,8 +130,8 @@ def resize_kernel(net: Network, layer: str, size: int) -> Network:
     if size % 2 == 0 or size < 1 or any(k % 2 == 0 for k in weight.shape[2:]) or min(pad) < 0:
         kernel = "x".join(map(str, weight.shape[2:]))
         raise UserError(
-            f"network '{net.name}': '{layer}' has a kernel of {kernel}, which cannot become one of {size}: sizes "
-            "should be odd, and the padding no less than 0",
+            f"network '{net.name}': '{layer}' has a kernel of {kernel}, which cannot be resized to {size}: sizes "
+            "must be odd, and the padding must not become negative",
             "rewrite.kernel",
         )
     other = np.zeros((*weight.shape[:2], *(size for _ in ones)), np.float32)
@@ -151,7 +153,7 @@ def depthwise_to_full(net: Network, depthwise: str) -> Network:
     i = net.index.get(depthwise)
     if i is None or net.nodes[i].op != "Convolution" or not is_depthwise(net, i):
         names = [node.name for k, node in enumerate(net.nodes) if node.op == "Convolution" and is_depthwise(net, k)]
-        raise _unknown(net, f"'{depthwise}' is no depthwise convolution", depthwise, names)
+        raise _unknown(net, f"'{depthwise}' is not a depthwise convolution", depthwise, names)
     node, kernel = net.nodes[i], net.arrays[net.weight(depthwise)]
     n_in = net.shapes[node.inputs[0][0]][node.inputs[0][1]][1]
     full = np.zeros((len(kernel), n_in, *kernel.shape[2:]), np.float32)
@@ -193,7 +195,7 @@ def drop_block(net: Network, addition: str) -> Network:
     """
     blocks = droppable(net)
     if addition not in blocks:
-        raise _unknown(net, f"no block that could be left out ends in '{addition}'", addition, blocks)
+        raise _unknown(net, f"no block that can be removed ends in '{addition}'", addition, blocks)
     i, shortcut = blocks[addition]
 
     def redirected(inputs: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
@@ -207,7 +209,7 @@ def _unknown(net: Network, wrong: str, name: str, known: Iterable[str]) -> UserE
     """The error for a name that is not among the known ones; it suggests the closest match, or else the first."""
     known = [layer_name(each) for each in known]
     near = difflib.get_close_matches(name, known, n=1) or known[:1]
-    there = f"there are {len(known)}, such as '{near[0]}'" if known else "it has none"
+    there = f"it has {len(known)}, such as '{near[0]}'" if known else "it has none"
     return UserError(f"network '{net.name}': {wrong}; {there}", "rewrite.name")
 
 
