@@ -81,8 +81,9 @@ def difference(net: Network, other: Callable[[np.ndarray], np.ndarray], name: st
     except Exception as error:  # each runtime has its own exceptions
         raise UserError(f"'{name}' cannot be run for comparison: {files.first_line(error)}", "convert.check") from error
     if expected.shape != found.shape:
-        raise UserError(f"'{name}' outputs {found.shape}, but MXNet outputs {expected.shape}; discard any file already "
-                        "written", "convert.check")  # fmt: skip
+        raise UserError(
+            f"'{name}' outputs {found.shape}, but MXNet outputs {expected.shape}; nothing is kept", "convert.check"
+        )
     largest = float(np.abs(expected).max())
     value = float(np.abs(found - expected).max()) / (largest or 1.0)
     if not value <= TOLERANCE:  # so that NaN is refused
