@@ -1,4 +1,4 @@
-"""What all scripts' command lines share: the parser, the types of its options, and how a script ends.
+"""What all scripts' command lines share: the parser, its options and their types, and how a script ends.
 
 A user's mistake, an unreadable file, too little memory or a signal ends a script with one line on stderr and an exit
 status; only a bug in the program shows a traceback.
@@ -209,3 +209,47 @@ def seeds(text: str) -> list[int]:
             f"'{text:.40}' must be at most 1,000 distinct whole numbers below {2**31:,}, such as 0,1,2"
         )
     return found
+
+
+# Arguments that several scripts take
+
+
+def add_network(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add the arguments for a network (or one or more), its input shape and its number of classes."""
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        nargs="+" if many else None,
+        help="a GluonCV name, an ONNX file or the path prefix of a saved network",
+    )
+    add_input(parser)
+    parser.add_argument("--classes", type=positive(int), help="number of classes (default: the network's own)")
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the option for a network's input shape."""
+    parser.add_argument("--input", type=shape, metavar="C,H,W", help="input shape (default: the network's own)")
+
+
+def add_overlay(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change configurations: overlays, then single keys."""
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a YAML file laid over every configuration; configs/smoke.yaml makes small versions",
+    )
+    add_set(parser)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add the option that changes single keys of configurations."""
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change single keys of every configuration, e.g. prune.target=0.2",
+    )

@@ -32,9 +32,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--config", default="configs/without_training/resnet18_v1b.yaml", help="configuration of the trained network"
     )
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of that config"
-    )
+    command_line.add_set(parser)
     parser.add_argument("--out", metavar="STEM", default="results/beside_torch_pruning", help="write STEM.json and .md")
     parser.add_argument("--cut", choices=list(CUTS), help="make a single cut, print its seconds and MiB, and exit")
     args = parser.parse_args(argv)

@@ -51,9 +51,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--augment", choices=["none", "crop", "crop_flip", "imagenet"], default="crop_flip")
     parser.add_argument("--batch", type=command_line.batch, default=64, help="images per training batch")
     parser.add_argument("--n-train", type=command_line.positive(int), help="use only this many training images")
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
-    )
+    command_line.add_input(parser)
     parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     parser.add_argument("--threads", type=command_line.threads, default=0)
     parser.add_argument("--timed-batch", type=command_line.batch, default=1, metavar="N", help="images per timed batch")

@@ -26,9 +26,7 @@ def run(argv: list) -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare outputs; differing by more than 1e-4 of the largest is an error"
     )
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
-    )
+    command_line.add_input(parser)
     parser.add_argument(
         "--network", metavar="NAME", help="the GluonCV ResNet that a checkpoint belongs to (default: detected)"
     )

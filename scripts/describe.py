@@ -11,13 +11,7 @@ from gcp.errors import UserError
 def run(argv: list) -> None:
     """Parse the arguments, open the network, and print its description."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("network", help="a GluonCV name, an ONNX file, or the path prefix of a saved network")
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
-    )
-    parser.add_argument(
-        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
-    )
+    command_line.add_network(parser)
     parser.add_argument("--strict", action="store_true", help="treat unknown operators as errors")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)

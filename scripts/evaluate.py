@@ -14,9 +14,7 @@ def run(argv: list) -> None:
     )
     parser.add_argument("--data", required=True, help="digits, fashion_mnist, folder, imagenet or caltech256")
     parser.add_argument("--root", help="folder with the data set's files")
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
-    )
+    command_line.add_input(parser)
     parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     parser.add_argument("--batch", type=command_line.batch, default=64)
     args = parser.parse_args(argv)

@@ -36,9 +36,7 @@ def run(argv: list) -> None:
         help="digits, fashion_mnist, folder, imagenet or caltech256; int8 is calibrated on its training images",
     )
     parser.add_argument("--root", help="folder with the data set's files")
-    parser.add_argument(
-        "--input", type=command_line.shape, metavar="C,H,W", help="input shape (default: the network's own)"
-    )
+    command_line.add_input(parser)
     parser.add_argument("--pretrained", action="store_true", help="use GluonCV's published weights")
     parser.add_argument(
         "--calibration",

@@ -15,12 +15,12 @@ def run(argv: list) -> None:
     verb = command_line.verbs(parser)
 
     sub = verb("measure", measure, "time networks in turn (A B A B) on this machine")
-    add_network(sub, many=True)
+    command_line.add_network(sub, many=True)
     add_setup(sub)
     sub.add_argument("--json", metavar="FILE", help="write the measurement to this file")
 
     sub = verb("sample", sample, "time networks of random widths, appending to FILE until it holds N")
-    add_network(sub)
+    command_line.add_network(sub)
     add_setup(sub)
     sub.add_argument("--out", required=True, metavar="FILE", help="JSON-lines file; an existing one is continued")
     sub.add_argument(
@@ -66,24 +66,6 @@ def run(argv: list) -> None:
     sub.add_argument("folder", metavar="FOLDER", help="folder with *.validation.json files")
     args = parser.parse_args(argv)
     args.function(args)
-
-
-def add_network(sub: argparse.ArgumentParser, many: bool = False) -> None:
-    """Add the arguments for a network, its input shape and its number of classes."""
-    sub.add_argument(
-        "network",
-        nargs="+" if many else None,
-        help="a GluonCV name, an ONNX file or the path prefix of a saved network",
-    )
-    sub.add_argument(
-        "--input",
-        type=command_line.shape,
-        metavar="C,H,W",
-        help="input shape (default: that of the saved network, or 3,224,224)",
-    )
-    sub.add_argument(
-        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
-    )
 
 
 def add_space(sub: argparse.ArgumentParser) -> None:

@@ -25,16 +25,7 @@ def run(argv: list) -> None:
     parser.add_argument(
         "--seeds", type=command_line.seeds, metavar="0,1,2", help="seeds to run each config at (default: its own)"
     )
-    parser.add_argument(
-        "--overlay",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a YAML file laid over every config; configs/smoke.yaml makes small versions",
-    )
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys of every config"
-    )
+    command_line.add_overlay(parser)
     parser.add_argument(
         "--jobs",
         type=command_line.whole(1, 256),

@@ -8,21 +8,7 @@ def run(argv: list) -> None:
     """Parse the arguments, run, print the record's path and its main numbers."""
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("config", help="a YAML file, such as those in configs/")
-    parser.add_argument(
-        "--overlay",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a YAML file laid over the config, e.g. configs/smoke.yaml",
-    )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change single keys, e.g. prune.target=0.2",
-    )
+    command_line.add_overlay(parser)
     parser.add_argument(
         "--untimed",
         action="store_true",

@@ -85,14 +85,14 @@ def run(argv: list[str]) -> None:
 
     sub = verb("transfer", transfer, "transfer a pattern to another network, input size or number of classes")
     sub.add_argument("pattern", metavar="PATTERN")
-    add_network(sub)
+    command_line.add_network(sub)
     sub.add_argument(
         "--round-to", type=command_line.whole(1, 65536), default=8, help="every width is a multiple of this (default 8)"
     )
     sub.add_argument("--out", required=True, metavar="FILE", help="write the other network's pattern to this file")
 
     sub = verb("landscape", landscape, "plot a cost along a line of widths, for every width and for curated ones")
-    add_network(sub)
+    command_line.add_network(sub)
     add_cost(sub)
     sub.add_argument(
         "--multiple", type=command_line.whole(1, 4096), help="multiple of curated widths (default: the granularity)"
@@ -103,31 +103,13 @@ def run(argv: list[str]) -> None:
     sub.add_argument("--out", required=True, metavar="PREFIX", help="write PREFIX.png and .svg")
 
     sub = verb("rewrite", rewrite, "fuse, fill or leave out blocks of a network; without options, list candidates")
-    add_network(sub)
-    sub.add_argument(
-        "--fuse",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="depthwise layers to fuse with their 1x1 expansions",
-    )
-    sub.add_argument(
-        "--full",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="depthwise layers to replace by ordinary convolutions",
-    )
-    sub.add_argument(
-        "--drop",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="residual blocks to leave out, named by their additions",
-    )
+    command_line.add_network(sub)
+    for name, what in (
+        ("fuse", "depthwise layers to fuse with their 1x1 expansions"),
+        ("full", "depthwise layers to replace by ordinary convolutions"),
+        ("drop", "residual blocks to leave out, named by their additions"),
+    ):
+        sub.add_argument(f"--{name}", action="extend", nargs="+", default=[], metavar="NAME", help=what)
     sub.add_argument("--out", metavar="PREFIX", help="prefix under which the rewritten network is saved")
     args = parser.parse_args(argv)
     args.function(args)
@@ -136,24 +118,7 @@ def run(argv: list[str]) -> None:
 def add_config(sub: argparse.ArgumentParser) -> None:
     """Add the arguments for a configuration, overlays and overrides."""
     sub.add_argument("config", metavar="CONFIG")
-    sub.add_argument("--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over it")
-    sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys")
-
-
-def add_network(sub: argparse.ArgumentParser) -> None:
-    """Add the arguments for a network, its input shape and its number of classes."""
-    sub.add_argument(
-        "network", metavar="NETWORK", help="a GluonCV name, an ONNX file or the path prefix of a saved network"
-    )
-    sub.add_argument(
-        "--input",
-        type=command_line.shape,
-        metavar="C,H,W",
-        help="input shape (default: that of the saved network, or 3,224,224)",
-    )
-    sub.add_argument(
-        "--classes", type=command_line.positive(int), help="number of classes (default: the network's own)"
-    )
+    command_line.add_overlay(sub)
 
 
 def add_cost(sub: argparse.ArgumentParser) -> None:

@@ -18,12 +18,7 @@ def run(argv: list[str]) -> None:
         "configs", nargs="?", default="configs/without_training", help="a folder of configurations, or a single one"
     )
     parser.add_argument("--seeds", type=command_line.seeds, default=[0, 1, 2], metavar="0,1,2")
-    parser.add_argument(
-        "--overlay", action="append", default=[], metavar="FILE", help="a YAML file laid over every config"
-    )
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="change single keys of every config"
-    )
+    command_line.add_overlay(parser)
     args = parser.parse_args(argv)
     loaded = [cfg for _, _, cfg in config.load_all(args.configs, args.set, args.seeds, args.overlay)]
     runtime.use_threads(loaded[0].threads)

@@ -85,6 +85,14 @@ def test_forms_that_differ_are_refused_and_nothing_is_kept(target, convert, tmp_
     assert raised.value.key == "convert.check" and not list(tmp_path.iterdir())
 
 
+def test_an_onnx_file_that_differs_from_a_saved_network_is_not_kept(convert, tmp_path, monkeypatch):
+    convert(GOLDEN / "resnet.onnx", tmp_path / "saved")
+    monkeypatch.setattr("gcp.backend.convert.TOLERANCE", -1)
+    with pytest.raises(UserError, match="nothing is kept"):
+        convert(tmp_path / "saved", tmp_path / "net.onnx", "--check")
+    assert {path.name for path in tmp_path.iterdir()} == {"saved-symbol.json", "saved-0000.params"}
+
+
 def test_a_gluoncv_name_needs_its_published_weights(convert, tmp_path):
     with pytest.raises(UserError, match="--pretrained"):
         convert("resnet18_v1b", tmp_path / "x.onnx")
