@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gcp.experiment.record import BudgetLatency, Finished, Record, Speed, Speeds, Timing
 
-OPTIONS = {"gcp": {"score": "relative", "iterations": 4}, "uniform": {"criterion": "l1"}, "none": {}}
+OPTIONS = {"gcp": {"score": "relative", "iterations": 4}, "uniform": {"criterion": "l1"}, "none": {}, "one_shot": {}}
 
 
 def stage(top1, *, top5=0.99, n_eval=10_000, macs=1_000_000, params=1_000_000, epochs=0, images=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,68 @@ def test_at_equal_parameters_it_is_the_line_between_a_methods_own_points():
 def test_the_correlation_of_just_pruned_and_final():
     found = leaderboard.correlations(leaderboard.entries(runs()))
     assert list(found.rho) == [1, 1] and list(found.n) == [3, 3]
+
+
+def factorial(signs=(-1, 1), **more):
+    """Uniform pruning and a one-shot criterion, each with two allocations and two seeds: 8 runs of known effects."""
+    criteria, allocations = ("l1", "lamp"), ("uniform", "global")
+    for (i, criterion), (j, allocation), k in itertools.product(enumerate(criteria), enumerate(allocations), range(2)):
+        a, b, c = signs[i], signs[j], signs[k]
+        top1 = 0.5 + 0.03 * a + 0.02 * b + 0.01 * a * b + 0.02 * c + 0.01 * a * b * c
+        is_uniform = (criterion, allocation) == ("l1", "uniform")
+        options = {} if is_uniform else {"criterion": criterion, "allocation": allocation}
+        name = "uniform-l1" if is_uniform else f"{allocation}-{criterion}"
+        yield finished(
+            "uniform" if is_uniform else "one_shot", "macs", 0.1, k, top1, name=f"{name}-macs-0.1", **options, **more
+        )
+
+
+def test_what_the_criterion_and_the_allocation_explain():
+    """Effects of orthogonal signs: the parts of the sum of squares are those of the squared coefficients."""
+    table = leaderboard.entries(factorial())
+    cells = leaderboard.crossed(table)
+    assert cells.loc[("lamp", 1), "uniform"] == pytest.approx(0.5 + 0.03 - 0.02 - 0.01 + 0.02 - 0.01)
+    found = leaderboard.shares(cells)
+    squares = {"criterion": 9, "allocation": 4, "combination": 1, "seed": 4}
+    for name, square in squares.items():
+        part, p = found[name]
+        assert part == pytest.approx(square / 19)
+        # One degree of freedom, and the noise's three: the t-test of the same contrast.
+        assert p == pytest.approx(2 * stats.t.sf((square / (1 / 3)) ** 0.5, 3))
+    # A cut with a largest fraction per group is not decided by these two alone.
+    floors = [finished("one_shot", "macs", 0.1, k, 0.9, name="floor-macs-0.1", max_cut=0.8) for k in range(2)]
+    assert leaderboard.crossed(leaderboard.entries([*factorial(), *floors])).equals(cells)
+    # A criterion that lacks an allocation, and a seed that one cell lacks, are left out.
+    assert leaderboard.crossed(table[~((table.criterion == "lamp") & (table.allocation == "global"))]) is None
+    part = leaderboard.crossed(table.drop(table.index[-1]))
+    assert list(part.index) == [("l1", 0), ("lamp", 0)] and np.isnan(leaderboard.shares(part)["criterion"][1])
+
+
+@pytest.mark.slow
+def test_the_table_of_criteria_by_allocations(tmp_path):
+    leaderboard.write(factorial(), tmp_path, "uniform-l1")
+    text = (tmp_path / "resnet18_v1b_grid.md").read_text()
+    assert [row["Criterion"] for row in rows_of(text)] == ["lamp", "l1", "mean of complete rows"]
+    assert [row["global"] for row in rows_of(text)] == ["56.00 ± 4.24", "48.00 ± 1.41", "52.00"]
+    assert "the criterion 47 %" in text
+
+
+@pytest.mark.slow
+def test_a_grid_does_not_outweigh_the_points_that_methods_have_in_common(tmp_path):
+    """Three methods at four points, and at two of them a grid of further methods, which has a table of its own."""
+    top1 = {name: {0.1: (0.9 - 0.1 * i,), 0.02: (0.8 - 0.1 * i,)} for i, name in enumerate(TOP1)}
+    some = runs(top1) + runs(top1, "other")
+    for target in (0.1, 0.02):
+        for i, (criterion, allocation) in enumerate(itertools.product(("l2", "lamp", "taylor"), ("global", "exact"))):
+            name = f"{allocation}-{criterion}-macs-{target:g}"
+            options = {"criterion": criterion, "allocation": allocation}
+            some.append(finished("one_shot", "macs", target, 0, 0.5 + i / 100, name=name, **options))
+    found = leaderboard.ranking(leaderboard.entries(some))
+    assert found.n_blocks == 4 and set(found.ranks.index) == set(TOP1)
+    leaderboard.write(some, tmp_path, "uniform-l1")
+    rows = rows_of((tmp_path / "resnet18_v1b_accuracy.md").read_text())
+    assert {row["Method"] for row in rows} == {"unpruned", *TOP1}
+    assert len(rows_of((tmp_path / "resnet18_v1b_grid.md").read_text())) == 10
 
 
 def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there():

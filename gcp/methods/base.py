@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Protocol, Tuple
+from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Optional, Protocol, Tuple
 
 from gcp.cost.base import Budget
 from gcp.cost.measured import fit_to_measured_budget
@@ -43,6 +43,13 @@ class MethodOptions(Options):
     def variant(self) -> Dict[str, str]:
         """Options that distinguish rows of this method in tables, even at targets where they have one value only."""
         return {}
+
+    def factors(self) -> Optional[Tuple[str, str]]:
+        """The criterion and the allocation, if the method is one cut and these two decide all of it.
+
+        By these, tables separate what a score is worth from what the way of spending the budget is worth.
+        """
+        return None
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """The number of images that pruning will use, given `n_train` training images in batches of `batch`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, Iterator, Literal, Optional
+from typing import Dict, Iterator, Literal, Optional, Tuple
 
 from pydantic import Field
 
@@ -52,6 +52,10 @@ class OneShotOptions(MethodOptions):
     def variant(self) -> Dict[str, str]:
         """The allocation, which decides how much of each group is removed."""
         return {"allocation": self.allocation}
+
+    def factors(self) -> Optional[Tuple[str, str]]:
+        """See `MethodOptions`; None if another option than these two has its say."""
+        return (self.criterion, self.allocation) if self.per_cost is None and self.max_cut is None else None
 
     def n_images(self, n_train: int, batch: int, n_renewed: int = 0) -> int:
         """Images used for the scores, and those used after the cut."""

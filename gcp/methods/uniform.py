@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Tuple
 
 import numpy as np
 from pydantic import Field
@@ -45,6 +45,10 @@ class UniformOptions(MethodOptions):
     def label(self, cost: str) -> str:
         """The method's name, with the criterion."""
         return f"Uniform ({'L1' if self.criterion == 'l1' else self.criterion})"
+
+    def factors(self) -> Tuple[str, str]:
+        """See `MethodOptions`."""
+        return self.criterion, "uniform"
 
 
 @METHODS.register("uniform", UniformOptions)

@@ -19,7 +19,7 @@ import gcp.methods  # noqa: F401
 from gcp.cost.base import COSTS
 from gcp.errors import UserError
 from gcp.experiment.record import Finished, Stage, Timing
-from gcp.methods.base import METHODS
+from gcp.methods.base import METHODS, MethodOptions
 
 Images = Literal["test", "validation"]
 DENSE_SECTIONS = ("model", "data", "train", "threads")  # sections of a configuration that the dense network depends on
@@ -207,7 +207,7 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
 
     A method's variant is named only if the runs have several of it.
     """
-    options = [METHODS.options[run.record.method](**_own(run)) for run in runs]
+    options = [options_of(run) for run in runs]
     seen = {(run.record.method, *item) for run, each in zip(runs, options) for item in each.variant().items()}
     n_values, names = Counter((method, key) for method, key, _ in seen), []
     for run, each in zip(runs, options):
@@ -221,10 +221,12 @@ def method_names(runs: Sequence[Finished]) -> list[tuple[str, str]]:
     return names
 
 
-def _own(run: Finished) -> dict[str, Any]:
+def options_of(run: Finished) -> MethodOptions:
     """The options of the run's own method; lists become tuples, as in a configuration that has been read."""
     own = run.record.config["prune"][run.record.method]
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    return METHODS.options[run.record.method](
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    )
 
 
 def varying(
@@ -258,7 +260,7 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
             values = NEW_OPTIONS.get(section, {}) | values
         if section == "prune":
             values = {key: value for key, value in values.items() if not isinstance(value, dict)}
-            values |= METHODS.options[run.record.method](**_own(run)).model_dump(mode="json")
+            values |= options_of(run).model_dump(mode="json")
         if section == "search":
             values = {**values, **values["parameters"]} if run.record.searches else {}
             values.pop("parameters", None)

@@ -20,7 +20,7 @@ from gcp.cost.layers import Share
 from gcp.errors import UserError
 from gcp.experiment.record import Finished
 from gcp.report import figures, tables
-from gcp.report.frame import counted, unique
+from gcp.report.frame import counted, options_of, unique
 
 LEVEL = 0.05  # significance level of all tests and intervals
 POINT = ["network", "objective", "target"]
@@ -45,15 +45,18 @@ class Ranking(NamedTuple):
 def entries(runs: Iterable[Finished]) -> pd.DataFrame:
     """A row per run; accuracies, costs and images as in the record.
 
-    A run's method is its configuration's name without the objective and target at its end. UserError: two different
-    runs have the same method, target and seed.
+    A run's method is its configuration's name without the objective and target at its end; `criterion` and `allocation`
+    are those of `MethodOptions.factors`. UserError: two different runs have the same method, target and seed.
     """
     rows = []
     for run in unique(runs):
         record, stages = run.record, run.record.stages
+        criterion, allocation = options_of(run).factors() or (None, None)
         rows.append(
             {
                 "method": record.name.removesuffix(f"-{counted(run)}-{record.target:g}"),
+                "criterion": criterion,
+                "allocation": allocation,
                 "network": record.model,
                 "data": record.data,
                 "scale": record.scale,
@@ -87,13 +90,14 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
 def ranking(table: pd.DataFrame) -> Ranking | None:
     """Methods ranked by accuracy, 1 the best, in blocks that contain all of them; None with fewer than two of either.
 
-    Blocks and methods are chosen so that as many cells as possible take part.
+    Blocks and methods are chosen so that as many cells as possible take part, each counted as often as there are
+    blocks: more blocks make mean ranks more certain, whereas more methods only add to what has to be told apart.
     """
     means = table.pivot_table(index=POINT, columns="method", values="top1")
     cells = means.notna().to_numpy()
     # A set of blocks admits the methods that all of its blocks have. All sets are tried, as there are few blocks.
     sizes = {
-        rows: sum(rows) * int(cells[np.array(rows)].all(0).sum())
+        rows: sum(rows) ** 2 * int(cells[np.array(rows)].all(0).sum())
         for rows in itertools.product((False, True), repeat=len(cells))
         if sum(rows) > 1 and cells[np.array(rows)].all(0).sum() > 1
     }
@@ -165,12 +169,66 @@ def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=wanted.index)
 
 
+def crossed(table: pd.DataFrame) -> pd.DataFrame | None:
+    """Top-1 at one point by (criterion, seed), a column per allocation, where everything has been combined.
+
+    Allocations are chosen so that as many cells as possible take part; seeds are those that all cells have. None with
+    fewer than two of either factor.
+    """
+    cells = table.pivot_table(index="criterion", columns=["allocation", "seed"], values="top1")
+    ran = cells.notna().T.groupby(level="allocation").any().T
+    choices = [
+        (ran.index[ran[list(some)].all(axis=1)], list(some))
+        for n in range(2, ran.shape[1] + 1)
+        for some in itertools.combinations(ran, n)
+    ]
+    choices = [choice for choice in choices if len(choice[0]) > 1]
+    if not choices:
+        return None
+    criteria, allocations = max(choices, key=lambda choice: len(choice[0]) * len(choice[1]))
+    found = cells.loc[criteria, allocations].stack("seed", future_stack=True)
+    seeds = found.notna().all(axis=1).groupby(level="seed").all()
+    found = found[found.index.get_level_values("seed").isin(seeds.index[seeds])]
+    return None if found.empty else found
+
+
+def shares(cells: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """What criterion, allocation, their combination and the seed explain of the result of `crossed`.
+
+    For each, its part of the sum of squares and the p-value of the F-test (analysis of variance, seeds as blocks; NaN
+    with a single seed).
+    """
+    values = cells.stack()
+    total, n = values - values.mean(), len(values)
+    keys = {"criterion": ["criterion"], "allocation": ["allocation"], "seed": ["seed"]}
+    keys["combination"] = ["criterion", "allocation"]
+    explained = {name: float((total.groupby(level=key).transform("mean") ** 2).sum()) for name, key in keys.items()}
+    levels = {name: total.groupby(level=key).ngroups - 1 for name, key in keys.items()}
+    for name in ("criterion", "allocation"):
+        explained["combination"] -= explained[name]
+        levels["combination"] -= levels[name]
+    all_of_it = float((total**2).sum())
+    rest, free = all_of_it - sum(explained.values()), n - 1 - sum(levels.values())
+    return {
+        name: (
+            explained[name] / all_of_it,
+            float(stats.f.sf(explained[name] / levels[name] / (rest / free), levels[name], free))
+            if free and levels[name]
+            else np.nan,
+        )
+        for name in ("criterion", "allocation", "combination", "seed")
+    }
+
+
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """For each point, Spearman's rank correlation over methods between accuracy before and after fine-tuning."""
+    """For each point, Spearman's rank correlation over methods between accuracy before and after fine-tuning.
+
+    Points at which either is the same for all methods are left out: there is nothing to correlate.
+    """
     means = table.groupby([*POINT, "method"])[["pruned_top1", "top1"]].mean()
     rows = []
     for point, own in means.groupby(POINT):
-        if len(own) > 2:
+        if len(own) > 2 and own.nunique().min() > 1:
             found = stats.spearmanr(own.pruned_top1, own.top1)
             rows.append({**dict(zip(POINT, point)), "rho": found[0], "p": found[1], "n": len(own)})
     return pd.DataFrame(rows, columns=[*POINT, "rho", "p", "n"])
@@ -196,6 +254,10 @@ def write(
     by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
     order += [method for method in by_mean.index if method not in order]
     paths = []
+    grids = {point: own for point, own in table.groupby(POINT, sort=False) if crossed(own) is not None}
+    if ranked and grids:  # the others of a grid are shown in its own table
+        in_grid = set(table[table.criterion.notna()].method) - {*ranked.ranks.index, baseline}
+        table = table[~table.method.isin(in_grid)]
     several = table.groupby("network").objective.transform("nunique").max() > 1
     for (network, objective), own in table.groupby(["network", "objective"], sort=False):
         said = _said(own)
@@ -212,6 +274,11 @@ def write(
             blocks = "Target %" if "Target %" in frame else None
             paths += tables.save(frame, digits, f"{caption} {said}", path, f"tab:{of}-{name}", blocks)
         paths += figures.save(figures.accuracy_bars(own, order, baseline), output / f"{of}_accuracy")
+        points = {target: grid for (*place, target), grid in grids.items() if place == [network, objective]}
+        if points:
+            columns, digits, caption = _grid(points)
+            path = output / f"{of}_grid"
+            paths += tables.save(columns, digits, f"{caption} {said}", path, f"tab:{of}-grid", "Target %")
     found = correlations(table)
     if len(found):
         columns = {"Network": found.network, "Target %": 100 * found.target, "Rank correlation": found.rho}
@@ -356,6 +423,34 @@ def _reached(own: pd.DataFrame) -> str:
         counts = ", ".join(f"{off.le(part).sum()} are within {100 * part:g} %" for part in NEAR)
         said += f" Of {len(off)} networks with a latency target of {_percent(target)}, {counts} of it."
     return said
+
+
+def _grid(points: Mapping[float, pd.DataFrame]) -> tuple:
+    """A row per criterion and a column per allocation, and what each of the two explains."""
+    frames, said = [], []
+    for target in sorted(points, reverse=True):
+        by_cell = 100 * points[target].groupby(["criterion", "allocation"]).top1.mean().unstack()
+        sds = 100 * points[target].groupby(["criterion", "allocation"]).top1.std().unstack()
+        by_cell = by_cell.loc[by_cell.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+        whole = crossed(points[target])
+        names = list(whole.index.unique("criterion"))
+        columns: dict = {"Target %": _percent(target).rstrip(" %")}
+        columns["Criterion"] = [*by_cell.index, "mean of complete rows"]
+        for allocation in by_cell:
+            mean = by_cell.loc[names, allocation].mean() if allocation in whole else np.nan
+            columns[allocation] = [*by_cell[allocation], mean]
+            columns[f"{allocation} sd"] = [*sds[allocation].reindex(by_cell.index), np.nan]
+        frames.append(pd.DataFrame(columns))
+        parts = ", ".join(f"the {name} {100 * part:.0f} % (p = {p:.2g})" for name, (part, p) in shares(whole).items())
+        said.append(f"at {_percent(target)}, {parts}")
+    table = pd.concat(frames, ignore_index=True)
+    caption = (
+        "Top-1 % of networks cut once, by criterion (rows) and allocation (columns), mean ± sample standard deviation "
+        "over seeds. Of the sum of squares of complete rows, this explains (analysis of variance, seeds as blocks): "
+        f"{'; '.join(said)}; the rest is noise."
+    )
+    digits = {title: 2 for title in table if title not in ("Target %", "Criterion") and not title.endswith(" sd")}
+    return table, digits, caption
 
 
 def _places(own: pd.DataFrame, order: Sequence[str], predicted: Mapping[str, Mapping[str, Share]]) -> tuple:
