@@ -173,12 +173,21 @@ def test_what_a_worker_knows_of_itself(monkeypatch):
     assert launch.job() == launch.Job(5, 8, 1, 4)
 
 
-def test_a_guard_ends_with_its_input(tmp_path):
-    """Also a command that does not heed SIGTERM, and what it has started."""
+@pytest.mark.parametrize(
+    "handler, ends, code",
+    [
+        ("lambda *_: None", "[time.sleep(1) for _ in range(60)]", 137),
+        ("signal.SIG_IGN", "[time.sleep(1) for _ in range(60)]", 137),  # which the child inherits
+        ("signal.SIG_IGN", "sys.stdin.read()", 0),
+    ],
+)
+def test_a_guard_ends_with_its_input(handler, ends, code):
+    """Also a command that does not heed SIGTERM, and what it has started, even if the command itself is gone."""
+    expected = code
     text = (
-        "import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, lambda *_: None); "
+        f"import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, {handler}); "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-        "print(os.getpid(), child.pid, flush=True); [time.sleep(1) for _ in range(60)]"
+        f"print(os.getpid(), child.pid, flush=True); {ends}"
     )
     command = [sys.executable, "-c", text]
     code = f"import sys; from gcp.train import guard; guard.GRACE_S = 0.2; sys.exit(guard.run({command!r}))"
@@ -187,7 +196,7 @@ def test_a_guard_ends_with_its_input(tmp_path):
     )
     pids = guard.stdout.readline().split()
     guard.stdin.close()
-    assert guard.wait(10) == 137
+    assert guard.wait(10) == expected
     time.sleep(0.1)
     assert not any(is_running(pid) for pid in pids)
     guard.stdout.close()

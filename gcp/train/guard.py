@@ -1,9 +1,9 @@
 """Commands that must not outlive the process that started them, however it ends: on this machine, or over ssh.
 
 Each runs under a guard, `python -m gcp.train.guard COMMAND ...`. When the guard's standard input closes, for whatever
-reason and over whatever connection, it sends SIGTERM to the command's process group and then, if need be, SIGKILL to
-the command. The command's temporary folder is removed with it. The guard exits with the command's code, or with 128 + n
-if the command was ended by signal n.
+reason and over whatever connection, it sends SIGTERM to the command's process group and then, if need be, SIGKILL;
+what the command leaves running when it ends by itself is ended in the same way. The command's temporary folder is
+removed with it. The guard exits with the command's code, or with 128 + n if the command was ended by signal n.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import tempfile
 import threading
 import time
 from typing import Any, Sequence
+
+import psutil
 
 from gcp.command import GUARDED
 
@@ -70,19 +72,37 @@ def run(command: Sequence[str]) -> int:
         except OSError as error:
             print(f"error: {command[0]}: cannot be started: {error.strerror}", file=sys.stderr)
             return 2
-        threading.Thread(target=_end_with_input, args=(process,), daemon=True).start()
+        threading.Thread(target=_end_with_input, daemon=True).start()
         code = process.wait()
+        _end_others()
     return code if code >= 0 else 128 - code
 
 
-def _end_with_input(process: subprocess.Popen) -> None:
+def _end_with_input() -> None:
     while os.read(0, 1024):
         pass
-    os.killpg(0, signal.SIGTERM)
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    _end_others()
+
+
+def _end_others() -> None:
+    """End all other processes of this process group: SIGTERM, and after `GRACE_S` SIGKILL to those that are left."""
+    until = time.monotonic() + GRACE_S
+    if _others():
+        os.killpg(0, signal.SIGTERM)
+    while _others() and time.monotonic() < until:
+        time.sleep(0.05)
+    for pid in _others():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _others() -> list[int]:
+    found = []
+    for pid in set(psutil.pids()) - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) == os.getpgrp():
+                found.append(pid)
+    return found
 
 
 if __name__ == "__main__":
