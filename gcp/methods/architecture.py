@@ -32,7 +32,7 @@ from gcp.search.exploration import (
     EvolutionOptions,
     ExactOptions,
     Limit,
-    ParetoOptions,
+    PopulationOptions,
     Question,
     RandomOptions,
     check,
@@ -106,7 +106,7 @@ class ArchitectureOptions(MethodOptions):
     training: TrainingOptions = Field(TrainingOptions(), description="training of the candidates, for quality trained")
     supernet: SupernetOptions = Field(SupernetOptions(), description="for quality supernet")
     evolution: EvolutionOptions = Field(EvolutionOptions(), description="for solver evolution")
-    nsga2: ParetoOptions = Field(ParetoOptions(), description="for solver nsga2")
+    nsga2: PopulationOptions = Field(PopulationOptions(), description="for solver nsga2")
     exact: ExactOptions = Field(ExactOptions(), description="for solver exact")
     random: RandomOptions = Field(RandomOptions(), description="for solver random")
     jobs: int = Field(1, ge=1, le=1024, description="candidates trained at the same time, each with `threads` threads")

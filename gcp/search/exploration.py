@@ -142,10 +142,15 @@ def at_random(question: Question, options: RandomOptions) -> Levels:
     return question.ranked(question.asked)
 
 
-class EvolutionOptions(Options):
-    """How evolution proceeds."""
+class PopulationOptions(Options):
+    """The size of the population: all that NSGA-II needs, and a part of what evolution does."""
 
     population: int = Field(32, ge=2, le=10**5, description="architectures in the population")
+
+
+class EvolutionOptions(PopulationOptions):
+    """How evolution proceeds."""
+
     tournament: int = Field(8, ge=1, le=10**5, description="architectures drawn at random; the best becomes a parent")
     brood: int = Field(4, ge=1, le=10**4, description="children that are made, and evaluated, at once")
 
@@ -190,12 +195,8 @@ def _changed(question: Question, parent: Tuple[int, ...], taken: Dict[Tuple[int,
     return None
 
 
-class ParetoOptions(EvolutionOptions):
-    """The options of evolution, of which NSGA-II uses the population."""
-
-
-@SOLVERS.register("nsga2", ParetoOptions, label="NSGA-II")
-def nsga2(question: Question, options: ParetoOptions) -> Levels:
+@SOLVERS.register("nsga2", PopulationOptions, label="NSGA-II")
+def nsga2(question: Question, options: PopulationOptions) -> Levels:
     """The Pareto front of quality and every limited cost, by NSGA-II (Deb et al. 2002) as implemented in pymoo.
 
     All evaluated architectures are returned, those on the front first. UserError: pymoo is not installed.
