@@ -3,9 +3,11 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 from finished import rows_of
 from networks import random_network
+from scipy import stats
 
 from gcp.backend import clock
 from gcp.cost import latency, sampling
@@ -85,12 +87,11 @@ def test_gcp_latency_is_cut_by_the_clock(configured, model):
     assert record.objective == "latency" and record.round_to == 4
     assert all(w % 4 == 0 for w in record.widths.final.values())
     for row in record.history:
-        assert 1 <= len(row["timings"]) <= 5
+        first, *corrected = row["timings"]  # the made-up model knows nothing of this machine
         limit = 0.7 ** (row["iteration"] / 2)
-        assert row["timings"][0]["aim"] == pytest.approx(limit)
-        for before, after in zip(row["timings"], row["timings"][1:]):  # the made-up model knows nothing of this machine
-            assert abs(before["measured"] / limit - 1) > 0.02
-            assert after["aim"] == pytest.approx(before["aim"] * limit / before["measured"])
+        assert first["aim"] == pytest.approx(limit) and len(corrected) <= 6 and first["error"] >= 0
+        if abs(first["measured"] / limit - 1) > 0.05:
+            assert (corrected[0]["aim"] > limit) == (first["measured"] < limit)
     predicted = latency.load(model).cost(random_network("cifar_resnet20_v1", (3, 8, 8), 10))
     assert record.cost_predicted == pytest.approx(predicted(record.widths.final) / predicted(record.widths.dense))
     before = (records.run_path(cfg) / records.RECORD).read_bytes()
@@ -135,7 +136,9 @@ def test_a_ratio_of_latencies_is_measured_until_it_is_known(ratios, busy, n, noi
         monkeypatch.setattr(plan, name, value)
     rows = iter([({"latency_s": 2.0 * ratio, "noisy": k < busy}, 2.0) for k, ratio in enumerate(ratios)])
     monkeypatch.setattr(clock, "against_reference", lambda *args, **options: lambda net: next(rows))
-    assert plan.relative_latency(None, None, None) == (pytest.approx(sum(ratios[:n]) / n), 2.0, noisy)
+    found = plan.relative_latency(None, None, None)
+    assert found.kept == pytest.approx(np.mean(ratios[:n])) and (found.whole_s, found.noisy) == (2.0, noisy)
+    assert found.error == pytest.approx(stats.sem(ratios[:n]))
     assert len(list(rows)) == len(ratios) - n
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gcp.cost import measured
 from gcp.cost.base import Budget, Cost, Term, product
-from gcp.cost.measured import bent, fit_to_measured_budget, solve_to_measured_budget
+from gcp.cost.measured import Seen, bent, fit_to_measured_budget, next_aim, solve_to_measured_budget
 from gcp.search.solvers import Solver
 
 GROUPS = [f"g{k}" for k in range(8)]
@@ -41,10 +41,10 @@ def drawn(n, seed=0):
 
 def test_a_bent_model_says_what_was_measured_where_it_was():
     truth, some = missed(0), drawn(6)
-    seen = [(widths, truth(widths)) for widths in some]
+    seen = [Seen(widths, truth(widths)) for widths in some]
     found = bent(MODEL, seen)
-    before = [abs(MODEL(widths) / cost - 1) for widths, cost in seen]
-    after = [abs(found(widths) / cost - 1) for widths, cost in seen]
+    before = [abs(MODEL(widths) / cost - 1) for widths, cost, _ in seen]
+    after = [abs(found(widths) / cost - 1) for widths, cost, _ in seen]
     assert max(after) < 3 * measured.NOISE < max(before)
     assert [term.names for term in found.terms] == [term.names for term in MODEL.terms]
 
@@ -59,28 +59,67 @@ def test_a_bent_model_is_the_conditional_mean_written_out():
         for k, term in enumerate(MODEL.terms):
             apart = sum(np.log(a[n] / b[n]) ** 2 for n in term.names) / measured.REACH**2
             total += measured.OWN**2 * whole[i, k] * whole[j, k] * np.exp(-apart / 2)
-        return total + (i == j) * (measured.NOISE * whole[i].sum()) ** 2
+        return total + (i == j) * ((measured.NOISE * whole[i].sum()) ** 2 + errors[i] ** 2)
 
-    points = [new, *some]
+    points, errors = [new, *some], [0.0, 0.5, 0.0, 0.2, 0.1]
     joint = np.array([[covariance(a, b, i, j) for j, b in enumerate(points)] for i, a in enumerate(points)])
     missing = np.array([truth(w) for w in some]) - whole[1:].sum(1)
     expected = whole[0].sum() + joint[0, 1:] @ np.linalg.solve(joint[1:, 1:], missing)
-    assert bent(MODEL, [(w, truth(w)) for w in some])(new) == pytest.approx(expected)
+    assert bent(MODEL, [Seen(w, truth(w), e) for w, e in zip(some, errors[1:])])(new) == pytest.approx(expected)
 
 
 def test_what_all_terms_miss_alike_is_expected_everywhere():
-    seen = [(widths, 1.25 * MODEL(widths)) for widths in drawn(6)]
+    seen = [Seen(widths, 1.25 * MODEL(widths)) for widths in drawn(6)]
     assert bent(MODEL, seen)(drawn(1, 5)[0]) / MODEL(drawn(1, 5)[0]) == pytest.approx(1.25, abs=0.05)
 
 
-def test_a_model_without_measurements_or_sum_stays_as_it_is():
-    largest = Cost(MODEL.terms, "max")
-    assert bent(MODEL, []) is MODEL and bent(largest, [(WIDTHS, 1.0)]) is largest
+def test_a_model_without_measurements_stays_as_it_is():
+    assert bent(MODEL, []) is MODEL
+
+
+def test_a_measurement_that_is_not_certain_counts_for_less():
+    """Far off with a large error: the model is believed; with a small one: the clock."""
+    off = 1.3 * MODEL(WIDTHS)
+    assert bent(MODEL, [Seen(WIDTHS, off, off)])(WIDTHS) == pytest.approx(MODEL(WIDTHS), rel=0.01)
+    assert bent(MODEL, [Seen(WIDTHS, off, 0.0)])(WIDTHS) == pytest.approx(off, rel=0.02)
+
+
+def test_the_next_aim():
+    """Scaled while all costs are on one side, and at least by the tolerance; then between the nearest of both sides."""
+    assert next_aim([(10, 1.25)]) == pytest.approx(8) and next_aim([(10, 0.8), (9, 0.5)]) == pytest.approx(12.5)
+    assert next_aim([(10, 1.001)]) < 9.91 and next_aim([(10, 0.999)]) > 10.09
+    assert next_aim([(10, 1.2), (8, 1 / 1.2)]) == pytest.approx(80**0.5)
+    assert next_aim([(10, 1.2), (8, 1 / 1.2), (9, 0.9)]) == next_aim([(10, 1.2), (9, 0.9)])
+    assert next_aim([(10, 2.0), (8, 0.9999)]) == pytest.approx(8 * (10 / 8) ** 0.1), "not where it has been"
+
+
+@pytest.mark.parametrize("target", [0.23, 0.37, 0.61])
+def test_what_is_coarse_is_searched_between_its_neighbours(target):
+    """Uniform widths in steps, by a model that is off by a quarter: no other step is nearer by the true cost."""
+    steps = [dict.fromkeys(GROUPS, 1 + 63 * k / 100) for k in range(101)]
+    truth = lambda widths: 1.25 * MODEL(widths)  # noqa: E731
+    budget = Budget(MODEL, MODEL(WIDTHS), target, 1, None, lambda net: (truth(net.widths), 0.0))
+    limit = target * budget.original
+
+    def choose(aim):
+        return SimpleNamespace(widths=max((w for w in steps if MODEL(w) <= aim), key=MODEL))
+
+    net, rows = fit_to_measured_budget(budget, limit, choose)
+    nearest = min(abs(truth(widths) / limit - 1) for widths in steps)
+    assert abs(truth(net.widths) / limit - 1) <= max(nearest, 1.1 * measured.MEASUREMENT_TOLERANCE)
+    assert len(rows) <= 1 + measured.MAX_CORRECTIONS
+
+
+def test_a_budget_without_a_clock_is_met_by_the_model():
+    budget = Budget(MODEL, MODEL(WIDTHS), 0.5)
+    asked = []
+    net, rows = fit_to_measured_budget(budget, 3.0, lambda aim: asked.append(aim) or "network")
+    assert (net, rows, asked) == ("network", [], [3.0])
 
 
 def problem(truth, target=0.4):
     """A budget with a clock, and what is best by a cost and an aim."""
-    budget = Budget(MODEL, MODEL(WIDTHS), target, 8, None, lambda net: truth(net.widths))
+    budget = Budget(MODEL, MODEL(WIDTHS), target, 8, None, lambda net: (truth(net.widths), 0.0))
     rng = np.random.default_rng(7)
     gains = {name: np.cumsum(np.sort(rng.exponential(size=len(of)))[::-1]) for name, of in LEVELS.items()}
 

@@ -187,7 +187,7 @@ def test_one_slimmable_network_serves_every_bound_and_autoslim(net, tmp_path, mo
     assert other.history[-1]["cost_kept"] <= 0.3 and greedy.history[-1]["steps"] > 0
     again, _, _ = attempt(net, tmp_path / "d", "autoslim", 0.2)
     assert again.history[-1]["steps"] > greedy.history[-1]["steps"]
-    # A way that has been walked is walked for every bound on the same cost, and its images count each time.
+    # What has been judged is judged for every bound, and its images count each time.
     monkeypatch.setattr(autoslim_method._Greedy, "_loss", lambda *_: pytest.fail("it is judged again"))
     third, _, _ = attempt(net, tmp_path / "e", "autoslim")
     assert (third.network.widths, third.history, third.images) == (greedy.network.widths, greedy.history, greedy.images)
@@ -274,7 +274,7 @@ def test_a_killed_search_ends_with_the_same_widths(net, tmp_path, monkeypatch, n
 
 @pytest.mark.slow
 def test_autoslim_narrows_what_costs_least_per_saved_cost(net, tmp_path, monkeypatch):
-    """Against the same search written out, with planted losses."""
+    """Against the same search written out, with planted losses: down to the limit, and up again as far as it allows."""
     worth = {g: 1.0 + k for k, g in enumerate(net.widths)}
     monkeypatch.setattr(
         autoslim_method._Greedy, "_loss", lambda self, widths: -sum(worth[g] * np.sqrt(n) for g, n in widths.items())
@@ -291,10 +291,23 @@ def test_autoslim_narrows_what_costs_least_per_saved_cost(net, tmp_path, monkeyp
                 best.append((rise / (cost(widths) - cost(other)), g, other))
         _, g, widths = min(best, key=lambda row: row[:2])
         order.append(g)
-    assert found.network.widths == widths and found.history[-1]["steps"] == len(order)
-    [path] = tmp_path.rglob("*.narrowed-*.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["group"] for line in lines] == order
+    assert found.history[-1]["steps"] == len(order)
+    limit, narrowed = 0.4 * problem.budget.original, cost(widths)
+    while True:
+        best = []
+        for g, of in levels.items():
+            if widths[g] < of[-1]:
+                other = {**widths, g: of[of.index(widths[g]) + 1]}
+                if cost(other) <= limit:
+                    fall = worth[g] * (np.sqrt(other[g]) - np.sqrt(widths[g]))
+                    best.append((fall / (cost(other) - cost(widths)), g, other))
+        if not best:
+            break
+        widths = max(best, key=lambda row: row[:2])[2]
+    assert found.network.widths == widths and narrowed < cost(widths) <= limit
+    [path] = tmp_path.rglob("*.judged-*.jsonl")
+    judged = [tuple(json.loads(line)["widths"]) for line in path.read_text().splitlines()]
+    assert len(judged) == len(set(judged)) == found.images["judging"] / len(problem.data.validation)
 
 
 def test_what_cannot_be_searched_is_refused(net):

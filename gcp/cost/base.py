@@ -178,8 +178,9 @@ class Budget:
     """Keep at most the fraction `target` of the dense network's cost, `original`, which is in the units of `cost`.
 
     `priced_by` is the cost that a channel's importance is weighed against, if that is not `cost` itself. `measure`,
-    where `cost` is a model of measured time, returns the measured cost of a network in the same units. `cost_of`
-    returns the same cost for another architecture, for methods that change more than widths.
+    where `cost` is a model of measured time and a sum of terms, returns the measured cost of a network and its standard
+    error, both in the same units. `cost_of` returns the same cost for another architecture, for methods that change
+    more than widths.
     """
 
     cost: Cost
@@ -187,7 +188,7 @@ class Budget:
     target: float
     round_to: int = 1
     priced_by: Optional[Cost] = None
-    measure: Optional[Callable[[Network], float]] = None
+    measure: Optional[Callable[[Network], Tuple[float, float]]] = None
     cost_of: Optional[Callable[[Network], Cost]] = None
 
     def of(self, net: Network) -> float:

@@ -149,20 +149,25 @@ def _target(how: Prune, table: latency.LatencyModel) -> float:
     return asked_s / whole_s
 
 
-def _clock(start: Network, table: latency.LatencyModel, original: float) -> Callable[[Network], float]:
-    """A function that measures a network's latency in the model's units, by its ratio to `start`, timed alternately."""
+def _clock(start: Network, table: latency.LatencyModel, original: float) -> Callable[[Network], Tuple[float, float]]:
+    """A function that measures a network's latency, and its standard error, in the model's units.
+
+    It is the ratio to the latency of `start`, timed alternately.
+    """
     setup = clock.Setup(**dict(table.setup))
 
-    def measure(net: Network) -> float:
-        return process_group().broadcast(lambda: relative_latency(start, net, setup).kept) * original
+    def measure(net: Network) -> Tuple[float, float]:
+        kept, error = process_group().broadcast(lambda: relative_latency(start, net, setup)[:2])
+        return kept * original, error * original
 
     return measure
 
 
 class RelativeLatency(NamedTuple):
-    """A network's latency relative to that of a reference, the reference's seconds, and whether the ratio is noisy."""
+    """A network's latency relative to a reference, its standard error, the reference's seconds, and if it is noisy."""
 
     kept: float
+    error: float
     whole_s: float
     noisy: bool
 
@@ -185,7 +190,8 @@ def relative_latency(start: Network, net: Network, setup: clock.Setup) -> Relati
         if len(ratios) > 1:
             error = float(np.std(ratios, ddof=1) / np.mean(ratios) / len(ratios) ** 0.5)
     is_noisy = error > PRECISION or 2 * noisy > len(ratios)
-    return RelativeLatency(float(np.mean(ratios)), float(np.median(wholes)), is_noisy)
+    kept = float(np.mean(ratios))
+    return RelativeLatency(kept, error * kept, float(np.median(wholes)), is_noisy)
 
 
 def latency_model(cfg: Config, start: Network) -> Optional[latency.LatencyModel]:

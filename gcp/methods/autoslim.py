@@ -2,7 +2,8 @@
 
 Yu & Huang, "AutoSlim: Towards One-Shot Architecture Search for Channel Numbers", 2019 (arXiv 1903.11728), section 3:
 the greedy search that AOWS is compared with. Differences here: a narrowing is judged by the increase of the validation
-loss per unit of cost that it saves, so that any cost can be the budget; batch norms use batch statistics.
+loss per unit of cost that it saves, so that any cost can be the budget; what the last step saves beyond the limit is
+spent again; batch norms use batch statistics.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,23 +43,21 @@ class AutoslimOptions(OwsOptions):
         return OwsOptions(**own).key(round_to)
 
 
-class Narrowed(BaseModel):
-    """One greedy search step: the group narrowed, the widths left, their loss, and the number of candidates judged."""
+class Judged(BaseModel):
+    """Widths, in the order of the groups, and the slimmable network's validation loss with them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    group: str
-    widths: Dict[str, int]
+    widths: List[int]
     loss: float
-    judged: int
 
 
 @METHODS.register("autoslim", AutoslimOptions)
 def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
     """Train a slimmable network, then repeatedly narrow the group whose loss rises least per unit of cost saved.
 
-    OWS's slimmable network is reused where there is one. The steps are the same for every limit on one cost, so
-    experiments that share a dense network share them too; the images used to judge candidates are counted in each.
+    OWS's slimmable network is reused where there is one. Experiments that share it also share the losses of narrower
+    networks; the images used to judge them are counted in each.
     """
     prefix = shared_prefix(run.shared, options, problem.budget.round_to)
     net, _ = trained(problem, options, prefix, run)
@@ -68,23 +67,22 @@ def autoslim(problem: Problem, options: AutoslimOptions, run: Run) -> Outcome:
     )
     small, n_statistics = with_new_statistics(problem, small)
     row: Dict[str, Any] = {
-        "steps": len(search.walked),
+        "steps": search.n_steps,
         "cost_kept": problem.budget.cost(small.widths) / problem.budget.original,
         "widths": small.widths,
         **({"timings": timings} if timings else {}),
     }
     run.log("solved", **row)
     n = options.n_images(len(problem.data.train), problem.batch)
-    judged = sum(step.judged for step in search.walked)
-    images = {"slimmable": n, "judging": judged * search.n_judged, "statistics": n_statistics}
+    images = {"slimmable": n, "judging": len(search.judged) * search.n_judged, "statistics": n_statistics}
     return Outcome(small, {purpose: n for purpose, n in images.items() if n}, [row])
 
 
 class _Greedy:
-    """Widths narrowed level by level, as far as they have been asked for.
+    """Widths narrowed level by level.
 
-    The steps are kept in a file beside the slimmable network; its name encodes everything else that they depend on.
-    `walked`: the steps to the lowest limit asked for.
+    The losses are kept in a file beside the slimmable network; its name encodes everything else that they depend on.
+    `judged`: the widths whose losses this experiment has used; `n_steps`: those to the lowest limit asked for.
     """
 
     def __init__(self, problem: Problem, options: AutoslimOptions, net: Network, prefix: Path) -> None:
@@ -97,57 +95,50 @@ class _Greedy:
             if self.n_judged < options.n_judged:
                 self._batches.append((x[:n], y[:n]))
                 self.n_judged += n
-        self._widest = {name: of[-1] for name, of in self._levels.items()}
-        costs = [self._cost({**self._widest, name: n}) for name, of in self._levels.items() for n in of]
-        text = json.dumps([self.n_judged, costs])
-        self._path = Path(f"{prefix}.narrowed-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
-        self.walked: List[Narrowed] = []
+        text = json.dumps([self.n_judged, self._levels])
+        self._path = Path(f"{prefix}.judged-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
+        self._known: Dict[Tuple[int, ...], float] = {}
+        self.judged: Set[Tuple[int, ...]] = set()
+        self.n_steps = 0
 
     def within(self, limit: float) -> Widths:
-        """The widths of the first step whose cost is within the limit; the narrowest of all if there is none.
+        """The widths after the first step that meets the limit, or after the last, widened as far as the limit allows.
 
         Waits while another process is searching.
         """
         with locked(self._path.parent, f"{self._path.name}.lock"):
-            steps = self._read()
-            n = next((n for n, step in enumerate([None, *steps]) if self._at(step) <= limit), None)
-            if n is None:
-                self._go_on(steps, limit)
-                n = len(steps)
-        if n > len(self.walked):
-            self.walked = steps[:n]
-        return steps[n - 1].widths if n else self._widest
+            self._known = self._read()
+            return self._widened(self._narrowed(limit), limit)
 
-    def _at(self, step: Optional[Narrowed]) -> float:
-        """The cost after a step; for None, the cost at the start."""
-        return self._cost(self._widest if step is None else step.widths)
-
-    def _read(self) -> List[Narrowed]:
-        if not self._path.exists():
-            return []
-        drop_torn_line(self._path)
-        fix = "remove it, and the search starts afresh"
-        texts = read_text(self._path, fix).splitlines()
-        return [parse_json(text, Narrowed, f"{self._path}: line {n}", fix) for n, text in enumerate(texts, 1)]
-
-    def _go_on(self, steps: List[Narrowed], limit: float) -> None:
-        """Append steps, also to the file, until the limit is met or no group can be narrowed any further."""
-        widths, loss = (steps[-1].widths, steps[-1].loss) if steps else (self._widest, self._loss(self._widest))
+    def _narrowed(self, limit: float) -> Widths:
+        widths, n_steps = {name: of[-1] for name, of in self._levels.items()}, 0
         begun = self._cost(widths)
         with runtime.progress_bar("narrowed by AutoSlim", "%") as progress:
             while (now := self._cost(widths)) > limit:
                 progress(int(100 * np.log(begun / now) / np.log(begun / limit)), 100)
-                candidates = self._candidates(widths)
+                candidates, loss = self._narrower(widths), self._judge(widths)
                 if not candidates:
                     break
-                losses = {name: self._loss(other) for name, (other, _) in candidates.items()}
-                name = min(losses, key=lambda each: ((losses[each] - loss) / candidates[each][1], each))
-                widths, loss = candidates[name][0], losses[name]
-                steps.append(Narrowed(group=name, widths=widths, loss=loss, judged=len(losses)))
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(steps[-1].model_dump()) + "\n")
+                rises = {name: (self._judge(other) - loss) / saved for name, (other, saved) in candidates.items()}
+                widths, n_steps = candidates[min(rises, key=lambda name: (rises[name], name))][0], n_steps + 1
+        self.n_steps = max(self.n_steps, n_steps)
+        return widths
 
-    def _candidates(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
+    def _widened(self, widths: Widths, limit: float) -> Widths:
+        """The same search backwards: repeatedly the wider level of a group that lowers the loss most per unit of cost.
+
+        One step of the narrowing can save much more than was left to save.
+        """
+        while candidates := self._wider(widths, limit):
+            loss = self._judge(widths)
+            gains = {name: (loss - self._judge(other)) / added for name, (other, added) in candidates.items()}
+            best = max(gains, key=lambda name: (gains[name], name))
+            if gains[best] <= 0:
+                break
+            widths = candidates[best][0]
+        return widths
+
+    def _narrower(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
         """For each group that can be narrowed: the widths with its next level that saves cost, and the cost saved."""
         found, now = {}, self._cost(widths)
         for name, of in self._levels.items():
@@ -158,6 +149,38 @@ class _Greedy:
                     found[name] = (other, saved)
                     break
         return found
+
+    def _wider(self, widths: Widths, limit: float) -> Dict[str, Tuple[Widths, float]]:
+        """For each group: the widths with its next level that adds cost within the limit, and the cost added."""
+        found, now = {}, self._cost(widths)
+        for name, of in self._levels.items():
+            for width in of[of.index(widths[name]) + 1 :]:
+                other = {**widths, name: width}
+                added = self._cost(other) - now
+                if added > 0:
+                    if now + added <= limit:
+                        found[name] = (other, added)
+                    break
+        return found
+
+    def _judge(self, widths: Widths) -> float:
+        """The loss with these widths, from the file if it is there."""
+        key = tuple(widths[name] for name in self._levels)
+        self.judged.add(key)
+        if key not in self._known:
+            self._known[key] = self._loss(widths)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(Judged(widths=list(key), loss=self._known[key]).model_dump_json() + "\n")
+        return self._known[key]
+
+    def _read(self) -> Dict[Tuple[int, ...], float]:
+        if not self._path.exists():
+            return {}
+        drop_torn_line(self._path)
+        fix = "remove it, and the networks are judged again"
+        texts = read_text(self._path, fix).splitlines()
+        rows = [parse_json(text, Judged, f"{self._path}: line {n}", fix) for n, text in enumerate(texts, 1)]
+        return {tuple(row.widths): row.loss for row in rows}
 
     def _loss(self, widths: Widths) -> float:
         """The mean validation loss of the slimmable network cut to these widths, with batch statistics in its norms."""

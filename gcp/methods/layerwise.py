@@ -90,8 +90,14 @@ def at_uniform_widths(
     sizes = prunable_sizes(problem.net, options.where)
     part = _of_part(budget, problem.net.widths)
 
+    made: Dict[Tuple[int, ...], Network] = {}
+
     def small(aim: float) -> Network:
-        return pruned(uniform_widths(sizes, replace(part, target=aim / budget.original)))
+        widths = uniform_widths(sizes, replace(part, target=aim / budget.original))
+        key = tuple(widths.values())
+        if key not in made:  # neighbouring aims can give the same widths, and pruning takes data passes
+            made[key] = pruned(widths)
+        return made[key]
 
     net, timings = fit_to_measured_budget(budget, budget.target * budget.original, small)
     if timings:
