@@ -73,6 +73,7 @@ def test_a_saved_network_is_described_by_its_prefix(tmp_path, capsys):
         script("describe")([str(tmp_path / "net"), "--classes", "10"])
 
 
+@pytest.mark.slow
 def test_describing_takes_no_memory_for_weights():
     for name in ("resnet101_v1b", "vgg16_bn"):
         arrays = shape_only(name).arrays.values()

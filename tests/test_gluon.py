@@ -97,6 +97,7 @@ def test_a_part_of_the_width_is_the_multiplier_that_mobilenets_have(name, same):
     assert np.array_equal(blocks.predict(moved, x), blocks.predict(theirs, x))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_width_draws_its_weights_by_the_seed():
     a, b, c, d = (zoo.open_network("resnet18_v1b@0.25", (3, 32, 32), 10, seed=s).arrays for s in (1, 1, 2, None))
     assert all(np.array_equal(a[k], b[k]) for k in a) and not any(v.any() for v in d.values())

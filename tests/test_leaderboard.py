@@ -187,6 +187,7 @@ def test_targets_of_two_costs_are_never_in_one_table(tmp_path):
     assert cells["macs"]["gcp"] == "92.00 ± 1.00" and cells["params"]["gcp"] == "50.00 ± 0.00"
 
 
+@pytest.mark.slow
 def test_how_many_networks_take_the_latency_that_they_should(tmp_path):
     """As measured in the latency model's setup, not at the batch of the throughput: there, all take half."""
     kept = {0.4: (0.4, 0.408, 0.413, 0.45), 0.6: (0.5, 0.59)}

@@ -85,6 +85,7 @@ def test_text_of_a_record_cannot_end_the_script_that_it_stands_in(results):
     assert EVIL in {row["model"] for row in data_of(text)["rows"]}
 
 
+@pytest.mark.slow
 def test_damaged_records_are_named_and_the_rest_is_shown(results, capsys):
     first, second, _ = sorted(results.rglob("record.json"))
     first.write_text("{")

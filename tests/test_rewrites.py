@@ -80,6 +80,7 @@ def test_the_inner_norms_constant_moves_on():
         assert difference(predict(net, images(net)), predict(fused, images(net))) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_larger_kernel_says_the_same_and_a_smaller_one_has_the_middle(net):
     for layer in (list(expansions(net))[2], net.nodes[expansions(net)[list(expansions(net))[2]].expand].name):
         size = net.arrays[net.weight(layer)].shape[-1]
@@ -105,6 +106,7 @@ def test_a_dilated_kernel_grows_with_its_padding():
     assert difference(predict(net, images(net)), predict(larger, images(net))) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_full_convolution_in_a_depthwise_ones_place_says_the_same(net):
     name = list(expansions(net))[3]
     full = depthwise_to_full(net, name)

@@ -14,6 +14,7 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*.jpg"))}
 
 
+@pytest.mark.slow
 def test_digits_as_class_folders(tmp_path):
     smoke.draw("folder", tmp_path / "digits")
     files = contents(tmp_path / "digits")
@@ -28,6 +29,7 @@ def test_digits_as_class_folders(tmp_path):
     assert contents(tmp_path / "again") == files
 
 
+@pytest.mark.slow
 def test_fashion_mnist_as_records(tmp_path):
     smoke.draw("imagenet", tmp_path / "f")
     assert {p.name for p in (tmp_path / "f").iterdir() if p.name != "lock"} == {
