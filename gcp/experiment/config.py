@@ -274,7 +274,7 @@ class Config(Options):
     @classmethod
     def _check_name(cls, value: str) -> str:
         if not re.fullmatch(r"\w[\w.+-]*", value, flags=re.ASCII):
-            raise ValueError("should start with a letter or digit and contain only characters that suit a folder name")
+            raise ValueError("should start with a letter, a digit or _, and contain only these and . + -")
         return value
 
     @property
