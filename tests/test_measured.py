@@ -110,6 +110,16 @@ def test_what_is_coarse_is_searched_between_its_neighbours(target):
     assert len(rows) <= 1 + measured.MAX_CORRECTIONS
 
 
+@pytest.mark.parametrize("error, n_least", [(0.0, 2), (0.06, 1)])
+def test_nothing_is_corrected_within_a_standard_error(error, n_least):
+    """A model that is off by 5 % is corrected if the clock is certain, but not if it might be off by 6 %."""
+    budget = Budget(
+        Cost([product(1.0, "g")]), 100.0, 0.5, 1, None, lambda net: (1.05 * net.widths["g"], error * net.widths["g"])
+    )
+    _, rows = fit_to_measured_budget(budget, 50.0, lambda aim: SimpleNamespace(widths={"g": aim}))
+    assert min(len(rows), 2) == n_least and rows[0]["measured"] == pytest.approx(0.525)
+
+
 def test_a_budget_without_a_clock_is_met_by_the_model():
     budget = Budget(MODEL, MODEL(WIDTHS), 0.5)
     asked = []

@@ -43,10 +43,10 @@ def fit_to_measured_budget(
     """The network of `choose(limit)`; where the cost can be measured, corrected until it is expected to be `limit`.
 
     `choose(aim)` returns a network of at most that cost by the budget's model. While no measured network's expected
-    cost (`bent`) is within `MEASUREMENT_TOLERANCE` of the limit, the aim is corrected, up to `MAX_CORRECTIONS` times:
-    scaled by limit / expected, or, once there are networks on both sides of the limit, set between their aims. Returns
-    the network nearest to the limit, and a row for each measurement: aim, predicted and measured cost, as fractions of
-    the original.
+    cost (`bent`) is within `MEASUREMENT_TOLERANCE` or a standard error of the limit, the aim is corrected, up to
+    `MAX_CORRECTIONS` times: scaled by limit / expected, or, once there are networks on both sides of the limit, set
+    between their aims. Returns the network nearest to the limit, and a row for each measurement: aim, predicted and
+    measured cost, and the standard error, as fractions of the original.
     """
     tried = [(limit, choose(limit))]
 
@@ -112,7 +112,8 @@ def _until_met(
         nets.append(net)
         seen.append(Seen(net.widths, cost, error))
         expected = bent(budget.cost, seen)
-        if not left or min(map(missed, nets)) <= MEASUREMENT_TOLERANCE:
+        # What differs by less than a standard error cannot be told apart.
+        if not left or any(missed(own) <= max(MEASUREMENT_TOLERANCE, of.error / limit) for own, of in zip(nets, seen)):
             break
         try:
             following = correct(expected, seen)
