@@ -383,7 +383,7 @@ def test_a_mistake_in_a_base_names_the_base(write):
 
 def test_a_stem_that_cannot_name_a_folder(write):
     path = write(MINIMAL, "my run.yaml")
-    assert mistake(path).startswith(f"{path}: name: 'my run' should start with a letter or digit")
+    assert mistake(path).startswith(f"{path}: name: 'my run' should start with a letter, a digit or _")
     assert config.load(path, ["name=my-run"]).name == "my-run"
 
 

@@ -441,7 +441,10 @@ def _grid(points: Mapping[float, pd.DataFrame]) -> tuple:
             columns[allocation] = [*by_cell[allocation], mean]
             columns[f"{allocation} sd"] = [*sds[allocation].reindex(by_cell.index), np.nan]
         frames.append(pd.DataFrame(columns))
-        parts = ", ".join(f"the {name} {100 * part:.0f} % (p = {p:.2g})" for name, (part, p) in shares(whole).items())
+        parts = ", ".join(
+            f"the {name} {100 * part:.0f} %" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
+            for name, (part, p) in shares(whole).items()
+        )
         said.append(f"at {_percent(target)}, {parts}")
     table = pd.concat(frames, ignore_index=True)
     caption = (
