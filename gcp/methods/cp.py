@@ -52,7 +52,7 @@ def by_lasso(contributions: Contributions, width: int) -> np.ndarray:
     wanted, n = contributions.wanted / norms, len(norms)
     # Steps of the path add channels, and some remove one again. Beyond `width` channels the path is of no use, and the
     # time to follow it grows with the cube of its length. Coordinate descent at one penalty after another is ten times
-    # as fast where channels are independent, and up to seven times as slow where they are correlated, as real ones are.
+    # as fast where channels are independent, and up to eight times as slow where they are correlated, as real ones are.
     for most in (width + width // 16 + 1, width + width // 4 + 1, 8 * n):
         # Changed in place by `lars_path_gram`, which swaps columns. Rows are padded: with 2,048 channels, all numbers
         # of a column would otherwise compete for the same few places of the cache.
