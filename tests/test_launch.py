@@ -174,16 +174,15 @@ def test_what_a_worker_knows_of_itself(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "handler, ends, code",
+    "handler, ends, expected",
     [
         ("lambda *_: None", "[time.sleep(1) for _ in range(60)]", 137),
         ("signal.SIG_IGN", "[time.sleep(1) for _ in range(60)]", 137),  # which the child inherits
         ("signal.SIG_IGN", "sys.stdin.read()", 0),
     ],
 )
-def test_a_guard_ends_with_its_input(handler, ends, code):
+def test_a_guard_ends_with_its_input(handler, ends, expected):
     """Also a command that does not heed SIGTERM, and what it has started, even if the command itself is gone."""
-    expected = code
     text = (
         f"import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, {handler}); "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "

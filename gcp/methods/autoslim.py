@@ -98,6 +98,7 @@ class _Greedy:
         text = json.dumps([self.n_judged, self._levels])
         self._path = Path(f"{prefix}.judged-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
         self._known: Dict[Tuple[int, ...], float] = {}
+        self._way: List[Widths] = [{name: of[-1] for name, of in self._levels.items()}]
         self.judged: Set[Tuple[int, ...]] = set()
         self.n_steps = 0
 
@@ -111,55 +112,44 @@ class _Greedy:
             return self._widened(self._narrowed(limit), limit)
 
     def _narrowed(self, limit: float) -> Widths:
-        widths, n_steps = {name: of[-1] for name, of in self._levels.items()}, 0
-        begun = self._cost(widths)
+        way, n_steps, begun = self._way, 0, self._cost(self._way[0])
         with runtime.progress_bar("narrowed by AutoSlim", "%") as progress:
-            while (now := self._cost(widths)) > limit:
+            while (now := self._cost(way[n_steps])) > limit:
                 progress(int(100 * np.log(begun / now) / np.log(begun / limit)), 100)
-                candidates, loss = self._narrower(widths), self._judge(widths)
-                if not candidates:
-                    break
-                rises = {name: (self._judge(other) - loss) / saved for name, (other, saved) in candidates.items()}
-                widths, n_steps = candidates[min(rises, key=lambda name: (rises[name], name))][0], n_steps + 1
+                if n_steps + 1 == len(way):
+                    candidates, loss = self._next(way[-1], wider=False), self._judge(way[-1])
+                    if not candidates:
+                        break
+                    rises = {name: (self._judge(other) - loss) / saved for name, (other, saved) in candidates.items()}
+                    way.append(candidates[min(rises, key=lambda name: (rises[name], name))][0])
+                n_steps += 1
         self.n_steps = max(self.n_steps, n_steps)
-        return widths
+        return way[n_steps]
 
     def _widened(self, widths: Widths, limit: float) -> Widths:
         """The same search backwards: repeatedly the wider level of a group that lowers the loss most per unit of cost.
 
         One step of the narrowing can save much more than was left to save.
         """
-        while candidates := self._wider(widths, limit):
-            loss = self._judge(widths)
-            gains = {name: (loss - self._judge(other)) / added for name, (other, added) in candidates.items()}
-            best = max(gains, key=lambda name: (gains[name], name))
-            if gains[best] <= 0:
-                break
-            widths = candidates[best][0]
-        return widths
+        while True:
+            left, loss = limit - self._cost(widths), self._judge(widths)
+            candidates = self._next(widths, wider=True).items()
+            gains = {n: (loss - self._judge(other)) / added for n, (other, added) in candidates if added <= left}
+            best = max(gains, key=lambda name: (gains[name], name), default=None)
+            if best is None or gains[best] <= 0:
+                return widths
+            widths = dict(candidates)[best][0]
 
-    def _narrower(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
-        """For each group that can be narrowed: the widths with its next level that saves cost, and the cost saved."""
+    def _next(self, widths: Widths, wider: bool) -> Dict[str, Tuple[Widths, float]]:
+        """For each group: the widths with its next level that adds cost (`wider`) or saves some, and how much."""
         found, now = {}, self._cost(widths)
         for name, of in self._levels.items():
-            for width in reversed(of[: of.index(widths[name])]):
+            at = of.index(widths[name])
+            for width in of[at + 1 :] if wider else reversed(of[:at]):
                 other = {**widths, name: width}
-                saved = now - self._cost(other)
-                if saved > 0:
-                    found[name] = (other, saved)
-                    break
-        return found
-
-    def _wider(self, widths: Widths, limit: float) -> Dict[str, Tuple[Widths, float]]:
-        """For each group: the widths with its next level that adds cost within the limit, and the cost added."""
-        found, now = {}, self._cost(widths)
-        for name, of in self._levels.items():
-            for width in of[of.index(widths[name]) + 1 :]:
-                other = {**widths, name: width}
-                added = self._cost(other) - now
-                if added > 0:
-                    if now + added <= limit:
-                        found[name] = (other, added)
+                change = (self._cost(other) - now) * (1 if wider else -1)
+                if change > 0:
+                    found[name] = (other, change)
                     break
         return found
 

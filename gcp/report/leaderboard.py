@@ -209,15 +209,17 @@ def shares(cells: pd.DataFrame) -> dict[str, tuple[float, float]]:
         levels["combination"] -= levels[name]
     all_of_it = float((total**2).sum())
     rest, free = all_of_it - sum(explained.values()), n - 1 - sum(levels.values())
-    return {
-        name: (
-            explained[name] / all_of_it,
-            float(stats.f.sf(explained[name] / levels[name] / (rest / free), levels[name], free))
-            if free and levels[name]
-            else np.nan,
-        )
-        for name in ("criterion", "allocation", "combination", "seed")
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # seeds may not differ, or nothing at all may
+        noise = np.float64(rest) / free
+        return {
+            name: (
+                float(np.float64(explained[name]) / all_of_it),
+                float(stats.f.sf(explained[name] / levels[name] / noise, levels[name], free))
+                if free and levels[name]
+                else np.nan,
+            )
+            for name in ("criterion", "allocation", "combination", "seed")
+        }
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +256,8 @@ def write(
     by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
     order += [method for method in by_mean.index if method not in order]
     paths = []
-    grids = {point: own for point, own in table.groupby(POINT, sort=False) if crossed(own) is not None}
+    grids = {point: (own, crossed(own)) for point, own in table.groupby(POINT, sort=False)}
+    grids = {point: grid for point, grid in grids.items() if grid[1] is not None}
     if ranked and grids:  # the others of a grid are shown in its own table
         in_grid = set(table[table.criterion.notna()].method) - {*ranked.ranks.index, baseline}
         table = table[~table.method.isin(in_grid)]
@@ -425,14 +428,14 @@ def _reached(own: pd.DataFrame) -> str:
     return said
 
 
-def _grid(points: Mapping[float, pd.DataFrame]) -> tuple:
-    """A row per criterion and a column per allocation, and what each of the two explains."""
+def _grid(points: Mapping[float, tuple[pd.DataFrame, pd.DataFrame]]) -> tuple:
+    """A row per criterion and a column per allocation, and what each explains, of runs and `crossed` by target."""
     frames, said = [], []
     for target in sorted(points, reverse=True):
-        by_cell = 100 * points[target].groupby(["criterion", "allocation"]).top1.mean().unstack()
-        sds = 100 * points[target].groupby(["criterion", "allocation"]).top1.std().unstack()
+        own, whole = points[target]
+        cells = own.groupby(["criterion", "allocation"]).top1
+        by_cell, sds = (100 * cells.agg(how).unstack() for how in ("mean", "std"))
         by_cell = by_cell.loc[by_cell.mean(axis=1).sort_values(ascending=False, kind="stable").index]
-        whole = crossed(points[target])
         names = list(whole.index.unique("criterion"))
         columns: dict = {"Target %": _percent(target).rstrip(" %")}
         columns["Criterion"] = [*by_cell.index, "mean of complete rows"]
@@ -445,11 +448,11 @@ def _grid(points: Mapping[float, pd.DataFrame]) -> tuple:
             f"the {name} {100 * part:.0f} %" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
             for name, (part, p) in shares(whole).items()
         )
-        said.append(f"at {_percent(target)}, {parts}")
+        said.append(f"at {_percent(target)}, of rows with {' and '.join(whole)}, {parts}")
     table = pd.concat(frames, ignore_index=True)
     caption = (
         "Top-1 % of networks cut once, by criterion (rows) and allocation (columns), mean ± sample standard deviation "
-        "over seeds. Of the sum of squares of complete rows, this explains (analysis of variance, seeds as blocks): "
+        "over seeds. The sum of squares of complete rows is explained by (analysis of variance, seeds as blocks): "
         f"{'; '.join(said)}; the rest is noise."
     )
     digits = {title: 2 for title in table if title not in ("Target %", "Criterion") and not title.endswith(" sd")}

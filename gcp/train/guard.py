@@ -97,10 +97,11 @@ def _end_others() -> None:
 
 
 def _others() -> list[int]:
+    """The other processes of this group that run; those that have ended may wait for their parent as zombies."""
     found = []
     for pid in set(psutil.pids()) - {os.getpid()}:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(pid) == os.getpgrp():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getpgid(pid) == os.getpgrp() and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 found.append(pid)
     return found
 
