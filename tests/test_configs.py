@@ -128,7 +128,11 @@ def test_a_row_and_its_smoke_differ_in_size_only():
             "model": {"pretrained", "name"},
             "train": {"epochs", "lr", "warmup_epochs", "dtype"},
             "finetune": {"epochs", "lr", "warmup_epochs", "dtype"},
-            "prune": {"gcp": {"iterations", "regularise_epochs", "recover_epochs", "lr", "recover_lr"}},
+            "prune": {
+                "gcp": {"iterations", "regularise_epochs", "recover_epochs", "lr", "recover_lr"},
+                "random_widths": {"tries"},
+                "autoslim": {"levels"},
+            },
             "throughput": {"batch", "repeats"},
             "scale": True,
             "output": True,
