@@ -702,7 +702,7 @@ def test_architectures_to_train_keep_the_target_by_the_clock_and_each_is_timed_o
     """A made-up device takes 1.25 of what is predicted, so the aim of 80 has to become 64."""
     timed = []
 
-    def measure(cost):
+    def measure(cost, limit):
         timed.append(cost)
         return 1.25 * cost, 0.0
 
@@ -722,7 +722,7 @@ def test_architectures_to_train_keep_the_target_by_the_clock_and_each_is_timed_o
 
 def test_of_architectures_that_all_miss_the_target_by_the_clock_the_nearest_is_taken(tmp_path):
     space = SimpleNamespace(network=lambda pattern: pattern, pattern=lambda level: float(level[0]))
-    budget = SimpleNamespace(target=0.1, original=100.0, of=float, measure=lambda cost: (cost, 0.0))
+    budget = SimpleNamespace(target=0.1, original=100.0, of=float, measure=lambda cost, limit: (cost, 0.0))
     clock = Clock(space, budget, tmp_path / "timings.json")
     assert clock.first(np.array([[50], [40], [60]])).tolist() == [40]
 

@@ -141,6 +141,18 @@ def test_a_ratio_of_latencies_is_measured_until_it_is_known(ratios, busy, n, noi
     assert len(list(rows)) == len(ratios) - n
 
 
+@pytest.mark.parametrize("asked, n", [(0.4, 3), (0.6, 3), (0.46, 4), (0.48, 5), (0.5, 5)])
+def test_a_candidate_is_measured_only_until_it_is_clear_that_it_misses_its_limit(asked, n, monkeypatch):
+    """Means of 0.497 and 0.5 of 3 and 4: a t-test with 2 and 3 degrees of freedom excludes 0.046 and 0.026 more."""
+    ratios = [0.49, 0.51] * 6
+    for name, value in (("FEWEST", 3), ("MOST", 12), ("PRECISION", 0.01), ("SURE", 0.99)):
+        monkeypatch.setattr(plan, name, value)
+    rows = iter([({"latency_s": 2.0 * ratio, "noisy": False}, 2.0) for ratio in ratios])
+    monkeypatch.setattr(clock, "against_reference", lambda *args, **options: lambda net: next(rows))
+    assert plan.relative_latency(None, None, None, asked).kept == pytest.approx(np.mean(ratios[:n]))
+    assert len(list(rows)) == len(ratios) - n
+
+
 @pytest.mark.slow
 def test_noise_goes_from_the_clock_through_the_file_to_the_tables_marks(configured, tmp_path, monkeypatch):
     """Of the throughput and of the latency that the budget is about; the processor's load is made up."""

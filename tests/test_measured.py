@@ -98,7 +98,7 @@ def test_what_is_coarse_is_searched_between_its_neighbours(target):
     """Uniform widths in steps, by a model that is off by a quarter: no other step is nearer by the true cost."""
     steps = [dict.fromkeys(GROUPS, 1 + 63 * k / 100) for k in range(101)]
     truth = lambda widths: 1.25 * MODEL(widths)  # noqa: E731
-    budget = Budget(MODEL, MODEL(WIDTHS), target, 1, None, lambda net: (truth(net.widths), 0.0))
+    budget = Budget(MODEL, MODEL(WIDTHS), target, 1, None, lambda net, limit: (truth(net.widths), 0.0))
     limit = target * budget.original
 
     def choose(aim):
@@ -113,9 +113,9 @@ def test_what_is_coarse_is_searched_between_its_neighbours(target):
 @pytest.mark.parametrize("error, n_least", [(0.0, 2), (0.06, 1)])
 def test_nothing_is_corrected_within_a_standard_error(error, n_least):
     """A model that is off by 5 % is corrected if the clock is certain, but not if it might be off by 6 %."""
-    budget = Budget(
-        Cost([product(1.0, "g")]), 100.0, 0.5, 1, None, lambda net: (1.05 * net.widths["g"], error * net.widths["g"])
-    )
+    model = Cost([product(1.0, "g")])
+    clock = lambda net, limit: (1.05 * net.widths["g"], error * net.widths["g"])  # noqa: E731
+    budget = Budget(model, 100.0, 0.5, 1, None, clock)
     _, rows = fit_to_measured_budget(budget, 50.0, lambda aim: SimpleNamespace(widths={"g": aim}))
     assert min(len(rows), 2) == n_least and rows[0]["measured"] == pytest.approx(0.525)
 
@@ -129,7 +129,7 @@ def test_a_budget_without_a_clock_is_met_by_the_model():
 
 def problem(truth, target=0.4):
     """A budget with a clock, and what is best by a cost and an aim."""
-    budget = Budget(MODEL, MODEL(WIDTHS), target, 8, None, lambda net: (truth(net.widths), 0.0))
+    budget = Budget(MODEL, MODEL(WIDTHS), target, 8, None, lambda net, limit: (truth(net.widths), 0.0))
     rng = np.random.default_rng(7)
     gains = {name: np.cumsum(np.sort(rng.exponential(size=len(of)))[::-1]) for name, of in LEVELS.items()}
 

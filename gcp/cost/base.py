@@ -173,14 +173,17 @@ def round_width(width: int, size: int, round_to: int) -> int:
     return max(width // round_to * round_to, min(size, round_to))
 
 
+Measure = Callable[[Network, float], Tuple[float, float]]  # of `Budget.measure`
+
+
 @dataclass(frozen=True)
 class Budget:
     """Keep at most the fraction `target` of the dense network's cost, `original`, which is in the units of `cost`.
 
     `priced_by` is the cost that a channel's importance is weighed against, if that is not `cost` itself. `measure`,
     where `cost` is a model of measured time and a sum of terms, returns the measured cost of a network and its standard
-    error, both in the same units. `cost_of` returns the same cost for another architecture, for methods that change
-    more than widths.
+    error, both in the same units; it ends as soon as it is clear that the network misses a limit, which is its second
+    argument. `cost_of` returns the same cost for another architecture, for methods that change more than widths.
     """
 
     cost: Cost
@@ -188,7 +191,7 @@ class Budget:
     target: float
     round_to: int = 1
     priced_by: Optional[Cost] = None
-    measure: Optional[Callable[[Network], Tuple[float, float]]] = None
+    measure: Optional[Measure] = None
     cost_of: Optional[Callable[[Network], Cost]] = None
 
     def of(self, net: Network) -> float:

@@ -106,7 +106,7 @@ def _until_met(
         return abs(expected(net.widths) / limit - 1)
 
     for left in reversed(range(most + 1)):
-        cost, error = budget.measure(net)
+        cost, error = budget.measure(net, limit)
         costs = {"aim": aim, "predicted": budget.of(net), "measured": cost, "error": error}
         rows.append({key: value / budget.original for key, value in costs.items()})
         nets.append(net)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
+from scipy import stats
 
 from gcp import runtime
 from gcp.backend import clock
 from gcp.backend.files import is_saved
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
-from gcp.cost.base import COSTS, Budget, Cost
+from gcp.cost.base import COSTS, Budget, Cost, Measure
+from gcp.cost.measured import MEASUREMENT_TOLERANCE
 from gcp.data.datasets import Data, Dataset
 from gcp.data.datasets import load as open_data
 from gcp.errors import UserError
@@ -27,8 +29,9 @@ from gcp.train.options import Recipe
 
 SHOWN = 10  # skipped images that are listed
 # To choose widths by measured latency, and for the record, a network is timed alternately with the dense one for about
-# MEASURED_S seconds each, FEWEST to MOST times, until the mean ratio's relative standard error is at most PRECISION.
-MEASURED_S, FEWEST, MOST, PRECISION = 1.0, 3, 12, 0.01
+# MEASURED_S seconds each, FEWEST to MOST times, until the mean ratio's relative standard error is at most PRECISION; a
+# network that is a candidate for a limit, only until it misses the limit with the probability SURE.
+MEASURED_S, FEWEST, MOST, PRECISION, SURE = 1.0, 3, 12, 0.01, 0.99
 
 
 def load_data(cfg: Data, seed: int = 0) -> Dataset:
@@ -149,15 +152,12 @@ def _target(how: Prune, table: latency.LatencyModel) -> float:
     return asked_s / whole_s
 
 
-def _clock(start: Network, table: latency.LatencyModel, original: float) -> Callable[[Network], Tuple[float, float]]:
-    """A function that measures a network's latency, and its standard error, in the model's units.
-
-    It is the ratio to the latency of `start`, timed alternately.
-    """
+def _clock(start: Network, table: latency.LatencyModel, original: float) -> Measure:
+    """The measured latency of a network, relative to that of `start`, in the model's units; see `Budget.measure`."""
     setup = clock.Setup(**dict(table.setup))
 
-    def measure(net: Network) -> Tuple[float, float]:
-        kept, error = process_group().broadcast(lambda: relative_latency(start, net, setup)[:2])
+    def measure(net: Network, limit: float) -> Tuple[float, float]:
+        kept, error = process_group().broadcast(lambda: relative_latency(start, net, setup, limit / original)[:2])
         return kept * original, error * original
 
     return measure
@@ -172,11 +172,15 @@ class RelativeLatency(NamedTuple):
     noisy: bool
 
 
-def relative_latency(start: Network, net: Network, setup: clock.Setup) -> RelativeLatency:
+def relative_latency(
+    start: Network, net: Network, setup: clock.Setup, asked: Optional[float] = None
+) -> RelativeLatency:
     """A network's latency relative to that of `start`, timed alternately.
 
     On a shared host, even this ratio varies by a few percent from one minute to the next, so it is measured until its
-    mean is known to `PRECISION`. It is noisy if that is not reached, or if most of the measurements were noisy.
+    mean is known to `PRECISION`. It is noisy if that is not reached, or if most of the measurements were noisy. With
+    `asked`, a ratio, it is also enough to be `SURE` that the latency differs from it by more than
+    `MEASUREMENT_TOLERANCE`, by a t-test.
     """
     measured = clock.against_reference(start, setup, 10, min_time_s=MEASURED_S, attempts=1)
     ratios: List[float] = []
@@ -189,6 +193,10 @@ def relative_latency(start: Network, net: Network, setup: clock.Setup) -> Relati
         noisy += row["noisy"]
         if len(ratios) > 1:
             error = float(np.std(ratios, ddof=1) / np.mean(ratios) / len(ratios) ** 0.5)
+            if asked is not None and len(ratios) >= FEWEST:
+                missed = abs(np.mean(ratios) - asked) - MEASUREMENT_TOLERANCE * asked
+                if missed > stats.t.ppf(SURE, len(ratios) - 1) * error * np.mean(ratios):
+                    break
     is_noisy = error > PRECISION or 2 * noisy > len(ratios)
     kept = float(np.mean(ratios))
     return RelativeLatency(kept, error * kept, float(np.median(wholes)), is_noisy)

@@ -302,7 +302,8 @@ class Clock:
         name = " ".join(map(str, level))
         if name not in self.rows:
             net = self._space.network(self._space.pattern(level))
-            costs = {"aim": self._limit, "predicted": self._budget.of(net), "measured": self._budget.measure(net)[0]}
+            measured, _ = self._budget.measure(net, self._limit)
+            costs = {"aim": self._limit, "predicted": self._budget.of(net), "measured": measured}
             self.rows[name] = {key: value / self._budget.original for key, value in costs.items()}
             write_json(self._path, self.rows)
         return self.rows[name]["measured"] / self._budget.target
