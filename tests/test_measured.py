@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from gcp.cost import measured
 from gcp.cost.base import Budget, Cost, Term, product
@@ -110,14 +111,37 @@ def test_what_is_coarse_is_searched_between_its_neighbours(target):
     assert len(rows) <= 1 + measured.MAX_CORRECTIONS
 
 
-@pytest.mark.parametrize("error, n_least", [(0.0, 2), (0.06, 1)])
-def test_nothing_is_corrected_within_a_standard_error(error, n_least):
+@pytest.mark.parametrize("error, n_aims", [(0.0, 2), (0.06, 1)])
+def test_nothing_is_corrected_within_a_standard_error(error, n_aims):
     """A model that is off by 5 % is corrected if the clock is certain, but not if it might be off by 6 %."""
     model = Cost([product(1.0, "g")])
     clock = lambda net, limit: (1.05 * net.widths["g"], error * net.widths["g"])  # noqa: E731
     budget = Budget(model, 100.0, 0.5, 1, None, clock)
     _, rows = fit_to_measured_budget(budget, 50.0, lambda aim: SimpleNamespace(widths={"g": aim}))
-    assert min(len(rows), 2) == n_least and rows[0]["measured"] == pytest.approx(0.525)
+    assert min(len({row["aim"] for row in rows}), 2) == n_aims and rows[0]["measured"] == pytest.approx(0.525)
+
+
+@pytest.mark.parametrize("is_solver", [False, True])
+def test_what_meets_the_limit_is_measured_again_and_given_up_if_it_met_it_by_chance(is_solver):
+    """The clock is right except for the first time, when it takes 41.2 for the limit of 40."""
+    model, timed = Cost([product(1.0, "g")]), []
+
+    def clock(net, limit):
+        timed.append(net.widths["g"])
+        return timed[-1] / (1.03 if len(timed) == 1 else 1), 0.0
+
+    def choose(aim):
+        return SimpleNamespace(widths={"g": aim if timed else 41.2})
+
+    def solve(cost):
+        return choose(optimize.brentq(lambda width: cost({"g": width}) - 40, 20, 80))
+
+    budget = Budget(model, 100.0, 0.4, 1, None, clock)
+    net, _ = (
+        solve_to_measured_budget(budget, 40.0, solve) if is_solver else fit_to_measured_budget(budget, 40.0, choose)
+    )
+    assert timed[:2] == [41.2, 41.2] and timed.count(net.widths["g"]) == measured.CONFIRMED
+    assert net.widths["g"] == pytest.approx(40, rel=0.02)
 
 
 def test_a_budget_without_a_clock_is_met_by_the_model():
