@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+from scipy import stats
 
 from gcp import runtime
 from gcp.backend import clock, export
@@ -17,7 +20,7 @@ from gcp.data.datasets import Data, Dataset
 from gcp.errors import UserError
 from gcp.experiment import config, record
 from gcp.experiment.config import Config
-from gcp.experiment.plan import latency_model, load_data, relative_latency, warn
+from gcp.experiment.plan import PRECISION, latency_model, load_data, relative_latency, warn
 from gcp.experiment.run import FINAL, dense_prefix, measured
 from gcp.graph.channels import has_weight, layer_name
 from gcp.graph.network import Network
@@ -25,20 +28,45 @@ from gcp.graph.surgery import resized
 from gcp.storage import write_json
 from gcp.train.tasks import TASKS
 
+# Rounds in which `time_records` times networks whose target applies to a latency. On a shared host, measurements some
+# minutes apart differ by more than their standard errors say.
+ROUNDS = 3
 
-def measure_speed(cfg: Config) -> record.Finished:
+
+def measure_speed(cfg: Config, n_rounds: Optional[int] = None) -> record.Finished:
     """Time a finished run's dense and final network alternately, and write `speed.json` beside its record.
 
-    Nothing is measured if the file already has a measurement at the configured batch size.
+    Nothing is measured if the file already has a measurement at the configured batch size, unless its latency is of
+    fewer rounds than `n_rounds`: then one more is measured.
     """
     with record.open_run(cfg) as folder:
         speeds = record.read_speeds(folder.path)
-        nets = [] if record.is_timed(cfg) else _networks(cfg, folder)
+        is_timed = record.is_timed(cfg)
+        goes_on = is_timed and n_rounds is not None and _lacks_rounds(speeds, n_rounds)
+        nets = [] if is_timed and not goes_on else _networks(cfg, folder)
         if nets:
             setup = clock.Setup(device=clock.default_device(), batch=cfg.throughput.batch)
-            speeds = record.Speeds(throughput=_timed(nets, setup, cfg), budget=_budget_latency(nets, setup, cfg))
+            throughput = speeds.throughput if goes_on else _timed(nets, setup, cfg)
+            budget = _budget_latency(nets, cfg)
+            if budget is not None and n_rounds is not None:
+                budget = _with_rounds(budget, (speeds.budget.rounds if goes_on else []) + [budget.kept])
+            speeds = record.Speeds(throughput=throughput, budget=budget)
             write_json(folder.path / record.SPEED, speeds.model_dump(mode="json"))
         return record.Finished(folder.path, folder.record, speeds)
+
+
+def _lacks_rounds(speeds: Optional[record.Speeds], n_rounds: int) -> bool:
+    """Whether a run's latency has been measured in rounds, but in fewer than `n_rounds`."""
+    rounds = None if speeds is None or speeds.budget is None else speeds.budget.rounds
+    return rounds is not None and len(rounds) < n_rounds
+
+
+def _with_rounds(budget: record.BudgetLatency, rounds: List[float]) -> record.BudgetLatency:
+    """The mean of the rounds; if there are several, it is noisy if its standard error is above `PRECISION`."""
+    kept, noisy = float(np.mean(rounds)), budget.noisy
+    if len(rounds) > 1:
+        noisy = bool(stats.sem(rounds) > PRECISION * kept)
+    return budget.model_copy(update={"kept": kept, "noisy": noisy, "rounds": rounds})
 
 
 def _networks(cfg: Config, folder: record.Run) -> List[Network]:
@@ -61,21 +89,30 @@ def _networks(cfg: Config, folder: record.Run) -> List[Network]:
 def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
     """Time the networks of all finished runs below a folder that have not been timed, one run after another.
 
-    Runs with another number of threads than this process has are left out, and so are runs that were moved. Runs that
-    cannot be timed here, such as those with a latency model of another processor, are reported on stderr.
+    Where the target applies to a latency, it is measured in `ROUNDS` rounds over all of these runs, so that what
+    changes with time affects them alike. Runs with another number of threads than this process has are left out, and so
+    are runs that were moved. Runs that cannot be timed here, such as those with a latency model of another processor,
+    are reported on stderr.
     """
     todo = []
     for run in record.load_records(Path(folder)):
-        if run.speeds is None and (run.path / "config.yaml").exists():
+        untimed = run.speeds is None or _lacks_rounds(run.speeds, ROUNDS)
+        if untimed and (run.path / "config.yaml").exists():
             cfg = config.load(run.path / "config.yaml")
             if record.run_path(cfg).resolve() == run.path.resolve() and cfg.threads in (0, runtime.n_threads()):
                 todo.append(cfg)
-    for number, cfg in enumerate(todo, 1):
-        try:
-            measure_speed(cfg)
-        except UserError as error:
-            warn(f"{cfg.name} seed {cfg.seed} was not timed: {error}")
-        progress(number, len(todo))
+    done, n = 0, sum(ROUNDS if cfg.prune.is_timed else 1 for cfg in todo)
+    for n_rounds in range(1, ROUNDS + 1):
+        for cfg in list(todo):
+            try:
+                measure_speed(cfg, n_rounds)
+                done += 1
+            except UserError as error:
+                warn(f"{cfg.name} seed {cfg.seed} was not timed: {error}")
+                todo.remove(cfg)
+                done += 1 + (ROUNDS - n_rounds) * cfg.prune.is_timed
+            progress(done, n)
+        todo = [cfg for cfg in todo if cfg.prune.is_timed]
 
 
 def predicted(runs: Iterable[record.Finished], model: LatencyModel) -> Dict[str, Dict[str, Share]]:
@@ -111,7 +148,7 @@ def _timed(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.S
     return record.Speed(setup=setup.as_json(), hardware=clock.hardware(setup.device), dense=dense, final=final)
 
 
-def _budget_latency(nets: Sequence[Network], setup: clock.Setup, cfg: Config) -> record.BudgetLatency | None:
+def _budget_latency(nets: Sequence[Network], cfg: Config) -> record.BudgetLatency | None:
     """The fraction of latency kept, in the latency model's setup; None unless the target applies to latency."""
     if not cfg.prune.is_timed:
         return None

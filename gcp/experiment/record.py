@@ -191,13 +191,17 @@ class Speed(_Part):
 
 
 class BudgetLatency(_Part):
-    """The final network's latency as a fraction of the dense one's, in the setup of the latency model."""
+    """The final network's latency as a fraction of the dense one's, in the setup of the latency model.
+
+    `rounds`: where several runs were timed together, round by round, the fraction in each round; `kept` is their mean.
+    """
 
     setup: Dict[str, Any]
     hardware: Dict[str, Any]
     kept: Positive
     dense_s: Optional[Positive] = None  # the dense network's seconds; None if they were not recorded, as below
     noisy: Optional[bool] = None
+    rounds: Optional[List[Positive]] = None
 
 
 class Speeds(_Part):
