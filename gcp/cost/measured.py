@@ -16,9 +16,9 @@ from gcp.errors import UserError
 from gcp.graph.network import Network, Widths
 
 MEASUREMENT_TOLERANCE = 0.01  # relative: an expected cost further than this from its target is corrected
-MAX_CORRECTIONS = 6  # of an aim
+MAX_CORRECTIONS = 6  # measurements after the first, where an aim is corrected
 MAX_TRIES = 6  # aims to try for one correction, since neighbouring aims can give the same widths
-MAX_BENT = 9  # corrections of a model: each adds the measured cost of one choice of widths
+MAX_BENT = 9  # measurements after the first, where a model is corrected
 CONFIRMED = 2  # measurements of a network before it counts as meeting the limit
 # Relative standard deviations: of the error that all terms of a model share, of each term's own, and of what changes
 # from one measurement to the next beyond the standard error within each (1.1 to 2.8 % on a processor that its host
