@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from scipy import stats
 
 from gcp import runtime
 from gcp.backend import clock, export
@@ -63,10 +62,8 @@ def _lacks_rounds(speeds: Optional[record.Speeds], n_rounds: int) -> bool:
 
 def _with_rounds(budget: record.BudgetLatency, rounds: List[float]) -> record.BudgetLatency:
     """The mean of the rounds; if there are several, it is noisy if its standard error is above `PRECISION`."""
-    kept, noisy = float(np.mean(rounds)), budget.noisy
-    if len(rounds) > 1:
-        noisy = bool(stats.sem(rounds) > PRECISION * kept)
-    return budget.model_copy(update={"kept": kept, "noisy": noisy, "rounds": rounds})
+    mean = budget.model_copy(update={"kept": float(np.mean(rounds)), "rounds": rounds})
+    return mean.model_copy(update={"noisy": budget.noisy if len(rounds) == 1 else mean.error > PRECISION})
 
 
 def _networks(cfg: Config, folder: record.Run) -> List[Network]:

@@ -8,8 +8,10 @@ it has the speeds of the run's networks, which are measured later, when the mach
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
@@ -202,6 +204,13 @@ class BudgetLatency(_Part):
     dense_s: Optional[Positive] = None  # the dense network's seconds; None if they were not recorded, as below
     noisy: Optional[bool] = None
     rounds: Optional[List[Positive]] = None
+
+    @property
+    def error(self) -> float:
+        """The relative standard error of `kept`; NaN if there are not several rounds that could tell."""
+        if self.rounds is None or len(self.rounds) < 2:
+            return math.nan
+        return statistics.stdev(self.rounds) / len(self.rounds) ** 0.5 / self.kept
 
 
 class Speeds(_Part):

@@ -70,6 +70,7 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
                 "macs_kept": record.macs_kept,
                 "params_kept": record.params_kept,
                 LATENCY: run.speeds.latency_kept if run.speeds else np.nan,
+                "latency_error": run.speeds.budget.error if run.speeds and run.speeds.budget else np.nan,
                 "images": record.images,
                 "images_total": record.images_total,
                 "seconds": stages.pruned.seconds,
@@ -424,7 +425,11 @@ def _reached(own: pd.DataFrame) -> str:
     for target, same in own[own.objective.eq("latency") & own[LATENCY].notna()].groupby("target", sort=False):
         off = (same[LATENCY] / target - 1).abs()
         counts = ", ".join(f"{off.le(part).sum()} are within {100 * part:g} %" for part in NEAR)
-        said += f" Of {len(off)} networks with a latency target of {_percent(target)}, {counts} of it."
+        said += f" Of {len(off)} networks with a latency target of {_percent(target)}, {counts} of it"
+        known = 100 * same.latency_error.dropna()
+        if len(known):
+            said += f" (standard errors, of {len(known)} timed in rounds: {known.min():.1f} to {known.max():.1f} %)"
+        said += "."
     return said
 
 
