@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Optional, Tuple
 
 import mxnet as mx
@@ -67,7 +69,7 @@ def test_a_criterion_and_a_method(monkeypatch):
     exec(code, vars(criteria).copy())
     net = random_network("cifar_resnet20_v1")
     cost = macs(net)
-    problem = methods.Problem(net, Budget(cost, cost(net.widths), 0.5), data=None, seed=0, batch=1)
+    problem = methods.Problem(net, Budget(cost, cost(net.widths), 0.5), data=SimpleNamespace(train=()), seed=0, batch=1)
     group = net.groups[0]
     scores = criteria.CRITERIA["largest_weight"](problem)[group.name]
     weights = [np.abs(net.arrays[net.weight(layer)]).max((1, 2, 3)) for layer in group.producers]
@@ -75,7 +77,7 @@ def test_a_criterion_and_a_method(monkeypatch):
 
     code = example("A method")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    exec(code, {**vars(methods), "CRITERIA": criteria.CRITERIA, "select": select, "shrink": shrink})
+    exec(code, {**vars(methods), "CRITERIA": criteria.CRITERIA, "select": select, "partial": partial})
     options = methods.METHODS.options["ranked"](criterion="largest_weight")
     outcome = methods.METHODS["ranked"](problem, options, run=None)
     assert macs(outcome.network)(outcome.network.widths) <= 0.5 * cost(net.widths)

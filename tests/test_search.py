@@ -273,6 +273,7 @@ MISTAKES = [
     (LAM, {"sampler": "grid"}, "has a range; give choices"),
     ({"prune.gcp.score": {"choices": ["taylor"]}}, {"sampler": "grid", "trials": 2}, "1 combinations of the grid"),
     ({}, {"trials": 2}, "trials without parameters"),
+    (LAM, {"pruner": "median"}, "they have only one; raise prune.gcp.recover_epochs, or set search.pruner to none"),
     (LAM, {"storage": f"oracle://me:{PASSWORD}@host/db"}, "storage should be a URL such as postgresql://"),
     (LAM, {"storage": f"me:{PASSWORD}"}, "storage should be a URL such as postgresql://"),
 ]  # fmt: skip
@@ -291,6 +292,16 @@ def test_iterations_are_of_methods_that_have_some(tmp_path):
         loaded(tmp_path, "prune.method=uniform", trials=2, parameters=LAM)
     with pytest.raises(UserError, match="prune.gcp.lam: .* is already a search"):
         loaded(tmp_path, "prune.gcp.lam=[0.1, 1.0]", trials=2, parameters=LAM)
+
+
+def test_a_pruner_has_something_to_compare(tmp_path):
+    how = {"trials": 2, "pruner": "median"}
+    assert loaded(tmp_path, "prune.gcp.recover_epochs=1.5", parameters=LAM, **how).search.pruner == "median"
+    epochs = {"prune.gcp.recover_epochs": {"low": 1.0, "high": 3.0}}
+    assert loaded(tmp_path, parameters=epochs, **how).search.pruner == "median"
+    assert loaded(tmp_path, "finetune.epochs=2", parameters=LAM, scope="run", **how).search.pruner == "median"
+    with pytest.raises(UserError, match="raise finetune.epochs, or set search.pruner to none"):
+        loaded(tmp_path, "finetune.epochs=1", parameters=LAM, scope="run", **how)
 
 
 def test_parameters_can_be_set_on_the_command_line(tmp_path):

@@ -304,6 +304,11 @@ class Config(Options):
         if self.search.per_iteration and isinstance(lams, tuple) and len(lams) > 1:
             fix = "give one value there, and list all as choices in search.parameters"
             yield f"prune.{method}.lam: {list(lams)} is already a search; {fix}"
+        judged = f"prune.{method}.recover_epochs" if scope == "iteration" else "finetune.epochs"
+        stops_early = known and self.search.trials and self.search.pruner != "none"
+        if stops_early and judged not in self.search.parameters and operator.attrgetter(judged)(self) <= 1:
+            wrong = "compares trials after each epoch but the last, and they have only one"
+            yield f"search.pruner: {self.search.pruner} {wrong}; raise {judged}, or set search.pruner to none"
         for name, tried in self.search.parameters.items():
             place = f"search.parameters.{name}"
             if not known:

@@ -59,6 +59,8 @@ def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> O
         net, facts = _try(replace(problem, iteration=number), scores, options, run)
         images = {purpose: n + facts["images"].get(purpose, 0) for purpose, n in images.items()}
         row = {"try": number, "validation_loss": facts["loss"], "widths": net.widths}
+        if facts["timings"]:
+            row["timings"] = facts["timings"]
         run.log("try", **row)
         tried.append((net, row))
     # A loss of None was not finite.

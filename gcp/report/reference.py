@@ -7,6 +7,7 @@ import typing
 from typing import Any, Container, Iterator, List, Literal, Tuple, Type
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from gcp.data.base import DATASETS, Data
 from gcp.experiment.config import Config
@@ -27,9 +28,15 @@ def markdown() -> str:
     for path, model in _sections("", Config):
         sections += _table(f"`{path}`" if path else "Top level", model, model.model_fields)
     for name, kind in DATASETS.options.items():
-        own = set(kind.model_fields) - set(Data.model_fields)
-        sections += _table(f"`data`, further keys of `name: {name}`", kind, own)
+        common = Data.model_fields
+        own = {key for key, field in kind.model_fields.items() if key not in common or _differs(field, common[key])}
+        sections += _table(f"`data` with `name: {name}`: keys of its own", kind, own)
     return "\n".join(sections)
+
+
+def _differs(field: FieldInfo, other: FieldInfo) -> bool:
+    """Whether a key takes other values, or has another default or meaning, than the key of this name elsewhere."""
+    return any(getattr(field, part) != getattr(other, part) for part in ("annotation", "default", "description"))
 
 
 def _is_section(annotation: Any) -> bool:
@@ -71,9 +78,9 @@ def _kind(annotation: Any) -> str:
     if origin is typing.Union:
         words = ["nothing" if kind is type(None) else _kind(kind) for kind in arguments]
         return f"{', '.join(words[:-1])} or {words[-1]}"
-    if origin is dict:
+    if origin is dict or _is_section(annotation):
         return "section"
     if origin is tuple:
-        return f"list of {_kind(arguments[0])}"
+        return f"list of {'sections' if _is_section(arguments[0]) else _kind(arguments[0])}"
     words = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}
     return words.get(annotation, str(annotation))
