@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -376,6 +377,10 @@ def test_a_supernet_is_trained_once_and_compares(tiny, tmp_path):
     levels = tiny.random(3, np.random.default_rng(0))
     scores = QUALITIES["supernet"](first, options)(levels)
     assert np.isfinite(scores).all() and first.images["supernet"] == 96
+    few = judged(tiny, tmp_path)
+    few.data.validation = Noise(few.batch - 1)  # fewer than a batch
+    assert np.isfinite(QUALITIES["supernet"](few, options)(levels)).all()
+    assert few.images["supernet, comparing"] == 3 * (few.batch - 1)
     again = judged(tiny, tmp_path)
     assert np.array_equal(QUALITIES["supernet"](again, options)(levels), scores)
     assert len(list(tmp_path.glob("supernet-*.params"))) == 1 and not list(tmp_path.glob("*.checkpoint"))
@@ -432,6 +437,15 @@ def test_evolution_repeats_itself_and_asks_nothing_twice(tiny):
     assert len(asked) == len(set(asked)) == 20
     again = SOLVERS["evolution"](question(tiny, 20, score=score, part=2.0), options)
     assert np.array_equal(first, again)
+
+
+@pytest.mark.slow
+def test_where_no_exact_solution_uses_enough_of_the_budget_what_was_judged_is_ranked(tiny):
+    """The fewer, the better: the best sum uses as little as it can, and nothing that was judged is lost."""
+    asked = question(tiny, 20, score=lambda levels: -levels.sum(1).astype(float))
+    asked.limits = tuple(replace(limit, least=0.9) for limit in asked.limits)
+    ranked = SOLVERS["exact"](asked, SOLVERS.options["exact"]())
+    assert len(ranked) and (asked.excess(ranked) == 0).all()
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_steps_bring_readers_nearer_to_what_they_said(net, monkeypatch):
 
     found = small(16)
     assert error(found) < 0.8 * error(small(0))
-    monkeypatch.setattr(reconstruct, "MEMORY", 0)
+    monkeypatch.setattr(dcp, "HELD", 0)
     again = small(16)
     assert all(np.array_equal(again.arrays[k], v) for k, v in found.arrays.items())
 

@@ -218,6 +218,19 @@ def test_runs_are_timed_in_rounds_and_an_interrupted_round_goes_on(configured, t
 
 
 @pytest.mark.slow
+def test_a_run_that_cannot_be_timed_does_not_keep_others_from_it(configured, tmp_path, monkeypatch, capsys):
+    how = ("prune={method: uniform, target: 0.9}", "train.epochs=0", "finetune.epochs=0")
+    runs = [configured(*how, f"seed={seed}") for seed in range(2)]
+    for cfg in runs:
+        experiment_run.run(cfg)
+    path = records.run_path(runs[0]) / "config.yaml"
+    path.write_text(path.read_text() + "train: no section\n")
+    measure.time_records(tmp_path / "results", lambda *_: None)
+    assert f"{records.run_path(runs[0])} was not timed" in capsys.readouterr().err
+    assert records.read_speeds(records.run_path(runs[1])) is not None
+
+
+@pytest.mark.slow
 def test_targets_in_milliseconds_and_images_per_second_are_fractions_of_the_model(configured, model):
     from gcp.data.datasets import load
 

@@ -67,6 +67,38 @@ def test_ranks_are_means_over_the_blocks_that_all_methods_have():
     assert leaderboard.ranking(part[part.target == 0.1]) is None
 
 
+def test_blocks_and_methods_are_those_of_most_cells():
+    """Against all sets of blocks, at random; and of thirty blocks, which have too many sets to try them all."""
+    rng = np.random.default_rng(0)
+
+    def table(n_blocks, n_methods, share):
+        cells = rng.random((n_blocks, n_methods)) < share
+        rows = [
+            {"method": f"m{j}", **dict.fromkeys(leaderboard.POINT, "x"), "target": i, "top1": rng.random()}
+            for i, j in zip(*np.nonzero(cells))
+        ]
+        return cells, pd.DataFrame(rows)
+
+    for _ in range(30):
+        cells, some = table(5, 6, 0.7)
+        best = max(
+            (len(rows) ** 2 * n if n > 1 else 0)
+            for k in range(2, 6)
+            for rows in itertools.combinations(range(5), k)
+            for n in [cells[list(rows)].all(axis=0).sum()]
+        )
+        found = leaderboard.ranking(some)
+        assert best == (0 if found is None else found.n_blocks**2 * len(found.ranks))
+    assert leaderboard.ranking(table(30, 12, 0.9)[1]).n_blocks >= 10
+
+
+def test_a_cost_is_that_of_the_seeds_whose_accuracy_is_meant():
+    table = leaderboard.entries(runs())
+    table.loc[(table.method == "uniform-l1") & (table.seed > 0), "params_kept"] = np.nan  # as a latency can be
+    found = leaderboard.at_equal(table, "params_kept", "uniform-l1")
+    assert found.loc["uniform-l1", 0.1] == pytest.approx(TOP1["uniform-l1"][0.1][0])
+
+
 def test_differences_are_paired_by_seed():
     found = leaderboard.differences(leaderboard.entries(runs()), "uniform-l1").set_index(["method", "target"])
     each = np.array([0.05, 0.04, 0.06])
@@ -167,6 +199,14 @@ def test_a_grid_does_not_outweigh_the_points_that_methods_have_in_common(tmp_pat
     rows = rows_of((tmp_path / "resnet18_v1b_accuracy.md").read_text())
     assert {row["Method"] for row in rows} == {"unpruned", *TOP1}
     assert len(rows_of((tmp_path / "resnet18_v1b_grid.md").read_text())) == 10
+    # Where there is no grid, what has a criterion is shown, whatever it is called elsewhere; so is a network that the
+    # baseline lacks.
+    alone = [finished("one_shot", "macs", 0.5, 0, 0.7, name="exact-l2-macs-0.5", criterion="l2", allocation="exact")]
+    alone += runs({"gcp": {0.1: (0.9,)}}, "third")
+    leaderboard.write([*some, *alone], tmp_path, "uniform-l1")
+    rows = rows_of((tmp_path / "resnet18_v1b_accuracy.md").read_text())
+    assert {row["Method"]: row["50 %"] for row in rows}["exact-l2"].startswith("70.00")
+    assert (tmp_path / "third_accuracy.md").exists() and not (tmp_path / "third_difference.md").exists()
 
 
 def test_two_runs_of_one_name_are_refused_and_so_is_a_baseline_that_is_not_there():

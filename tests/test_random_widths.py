@@ -10,8 +10,11 @@ from networks import random_network
 
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
+from gcp.errors import UserError
 from gcp.methods.base import METHODS, Problem
 from gcp.methods.random_widths import scaled_widths
+from gcp.train import loop
+from gcp.train.optimisers import DivergedError
 from tests.test_prune import Noise
 
 
@@ -72,3 +75,28 @@ def test_the_best_by_validation_goes_on_and_all_images_count(net, tmp_path):
     (tmp_path / "whole" / f"try-{best}.json").write_text(json.dumps({**facts, "loss": None}))
     second = outcome(tmp_path / "whole").network
     assert second.widths == found.history[int(np.argsort(losses)[1])]["widths"]
+
+
+@pytest.mark.slow
+def test_a_try_that_diverges_is_left_out_and_all_of_them_are_an_error(net, tmp_path, monkeypatch):
+    cost, data = macs(net), SimpleNamespace(train=Noise(24), validation=Noise(8))
+    problem, asked = Problem(net, Budget(cost, cost(net.widths), 0.5), data, 0, 8), itertools.count()
+    options = METHODS.options["random_widths"](tries=2, epochs=0.67)
+    fit = loop.fit
+
+    def diverging(*args, **how):
+        if next(asked) != 1:
+            error = DivergedError("the loss is nan")
+            error.steps = 1
+            raise error
+        return fit(*args, **how)
+
+    monkeypatch.setattr(loop, "fit", diverging)
+    run = SimpleNamespace(path=tmp_path, log=lambda event, **values: None)
+    outcome = METHODS["random_widths"](problem, options, run)
+    assert outcome.history[0]["validation_loss"] is None and outcome.images["tries"] == 8 + 16
+    assert outcome.network.widths == outcome.history[1]["widths"]
+    for path in tmp_path.glob("try-*"):
+        path.unlink()
+    with pytest.raises(UserError, match="all networks of random widths diverged"):
+        METHODS["random_widths"](problem, options, run)

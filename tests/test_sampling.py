@@ -138,6 +138,9 @@ def test_a_killed_sampling_goes_on_as_if_it_had_not_been(net, tmp_path):
     ]
     headers = [(tmp_path / name).read_text().splitlines()[0] for name in ("cut", "whole")]
     assert headers[0] == headers[1]
+    (tmp_path / "new").write_text('{"format": "gcp lat')  # the kill came within the header
+    again = sampling.sample(net, tmp_path / "new", SETUP, HARDWARE, Clock(), 12)
+    assert [line.widths for line in again.lines] == [line.widths for line in whole.lines]
 
 
 @pytest.mark.slow

@@ -294,6 +294,11 @@ def test_iterations_are_of_methods_that_have_some(tmp_path):
         loaded(tmp_path, "prune.gcp.lam=[0.1, 1.0]", trials=2, parameters=LAM)
 
 
+def test_a_penalty_is_listed_once(tmp_path):
+    with pytest.raises(UserError, match="lam: .* contains a duplicate value"):
+        loaded(tmp_path, "prune.gcp.lam=[0.1, 0.1]")
+
+
 def test_a_pruner_has_something_to_compare(tmp_path):
     how = {"trials": 2, "pruner": "median"}
     assert loaded(tmp_path, "prune.gcp.recover_epochs=1.5", parameters=LAM, **how).search.pruner == "median"

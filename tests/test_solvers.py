@@ -76,6 +76,33 @@ def test_where_the_search_between_multipliers_stops_the_bound_is_still_one():
     assert n_open > 5
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_scale_of_gains_makes_no_difference(scale):
+    """Squared gradients can be tiny: what is best is best for all that, and what it is worth scales."""
+    for seed in range(40):
+        gains, levels, cost = random_problem(seed)
+        limit = 0.6 * cost({name: of[-1] for name, of in levels.items()})
+        best, _ = brute_force(gains, levels, cost, limit)
+        if np.isfinite(best):
+            scaled = {name: scale * of for name, of in gains.items()}
+            found = solvers.Solver(levels, cost).solve(scaled, limit)
+            assert found.value == pytest.approx(scale * best) and found.gap == 0
+            own, other = (
+                solvers.Solver(levels, cost).marginals(values, limit, temperature)
+                for values, temperature in ((gains, 0.3), (scaled, 0.3 * scale))
+            )
+            assert all(np.allclose(other[name], at) for name, at in own.items())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_worth_no_finite_number_is_refused(bad):
+    gains, levels, cost = random_problem(1)
+    gains["b"][-1] = bad
+    for ask in (lambda s: s.solve(gains, 1e9), lambda s: s.marginals(gains, 1e9, 1.0), lambda s: s.front(gains, 3)):
+        with pytest.raises(UserError, match="'b': what its choices are worth"):
+            ask(solvers.Solver(levels, cost))
+
+
 @pytest.mark.parametrize("part", range(2))
 def test_marginals_are_those_of_all_choices(part):
     """The price is read off the brute force's own: that of the least-cost choice among the best at it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from test_experiment import TINY, finish, script
 from test_prune import Noise
 
 from gcp import command
+from gcp.cost import latency
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.errors import UserError
@@ -191,6 +193,16 @@ def test_one_slimmable_network_serves_every_bound_and_autoslim(net, tmp_path, mo
     monkeypatch.setattr(autoslim_method._Greedy, "_loss", lambda *_: pytest.fail("it is judged again"))
     third, _, _ = attempt(net, tmp_path / "e", "autoslim")
     assert (third.network.widths, third.history, third.images) == (greedy.network.widths, greedy.history, greedy.images)
+
+
+@pytest.mark.slow
+def test_without_its_statistics_a_slimmable_network_is_trained_again(net, tmp_path):
+    first, *_ = attempt(net, tmp_path / "a", "ows")
+    path = next(tmp_path.rglob("*.statistics.jsonl"))
+    text = path.read_text()
+    path.unlink()
+    again, *_ = attempt(net, tmp_path / "a", "ows")
+    assert path.read_text() == text and again.network.widths == first.network.widths
 
 
 @pytest.mark.slow
@@ -444,6 +456,23 @@ def test_a_users_mistake_is_one_line(searched, capsys, args, said):
     path, held = searched
     code, out, err = called(capsys, *(arg.format(held=held, config=path) for arg in args))
     assert (code, out) == (2, "") and said in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.slow
+def test_the_lowest_bound_that_a_message_names_can_be_solved(searched, capsys):
+    for cost in ("macs", "params"):
+        code, _, err = called(capsys, "solve", searched[1], "--bound", f"{cost}:0.0001")
+        least = re.search(r"need ([\d.]+) of", err)[1]
+        assert code == 2 and called(capsys, "solve", searched[1], "--bound", f"{cost}:{least}")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_latency_model_of_another_input_size_is_refused(searched, capsys, monkeypatch):
+    head = statistics.read(Path(searched[1])).header
+    other = SimpleNamespace(network=head.network, sizes=head.sizes, input=(3, 99, 99), classes=head.classes)
+    monkeypatch.setattr(latency, "load", lambda path: other)
+    code, _, err = called(capsys, "solve", searched[1], "--bound", "0.4", "--latency-model", "m.json")
+    assert code == 2 and "is for images of 3x99x99, but the statistics are for" in err
 
 
 @pytest.mark.slow

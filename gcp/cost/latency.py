@@ -220,7 +220,10 @@ class LatencyModel(Divided):
         return layer.kind in self.table
 
     def layer(self, layer: Layer, n_in: int, n_out: int) -> float:
-        """Predicted seconds for one layer, by the regression if its kind is not in the table."""
+        """Predicted seconds for one layer: by the table, or by the regression if its kind is not in the table.
+
+        Beyond the table's widest entries, time grows as the regression says.
+        """
         n_in, n_out = np.array(n_in), np.array(n_out)
         factor, flags = _sides(layer, self.steps, n_in, n_out)
         if layer.kind in self.extras:
@@ -230,7 +233,13 @@ class LatencyModel(Divided):
         if not self.knows(layer):
             return float(factor * self.regression.layer(layer, n_in, n_out))
         axes, values = self.table[layer.kind].arrays
-        entries, shares = _corners(axes, n_in, n_out)
+        inside = [np.minimum(n, axis[-1]) if len(axis) > 1 else n for n, axis in zip((n_in, n_out), axes)]
+        if layer.depthwise:  # its only axis is that of its input
+            inside[1] = inside[0]
+        if inside != [n_in, n_out]:
+            wider, widest = (self.regression.layer(layer, *at) for at in ((n_in, n_out), inside))
+            factor = factor * (wider / widest if widest > 0 else 1.0)
+        entries, shares = _corners(axes, *inside)
         return float(factor * (shares * values[entries]).sum(-1))
 
     def cost(self, net: Network) -> Cost:
@@ -269,7 +278,8 @@ def _sides(layer: Layer, steps: Steps, n_in: np.ndarray, n_out: np.ndarray) -> T
 def _corners(axes: Tuple[np.ndarray, np.ndarray], n_in: np.ndarray, n_out: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Flat indices and weights, along a last axis of 4, of the entries around points, for bilinear interpolation.
 
-    Above the axes the extrapolation is linear; a point below an axis counts as the axis's first width.
+    Above the axes, which samples are only by rounding, the extrapolation is linear; a point below an axis counts as the
+    axis's first width.
     """
     low, high, share = [], [], []
     for axis, at in zip(axes, (n_in, n_out)):

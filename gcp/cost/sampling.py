@@ -380,8 +380,8 @@ def sample(
     path, sizes, sampled = Path(path), net.widths, sampled or Sampled(net)
     subject, seen = Subject.of(net, setup, hardware), {}
     with locked(path.parent, f".{path.name}.lock"):
-        if path.exists():
-            drop_torn_line(path)
+        drop_torn_line(path)
+        if path.exists() and path.stat().st_size:  # it is empty after a kill before the header was complete
             held = read_samples(path)
             apart = difference(held.header, subject, warn)
             if apart:

@@ -94,10 +94,14 @@ def time_records(folder: str, progress: Callable[[int, int], None]) -> None:
     todo = []
     for run in record.load_records(Path(folder)):
         untimed = run.speeds is None or _lacks_rounds(run.speeds, ROUNDS)
-        if untimed and (run.path / "config.yaml").exists():
+        if not untimed or not (run.path / "config.yaml").exists():
+            continue
+        try:
             cfg = config.load(run.path / "config.yaml")
             if record.run_path(cfg).resolve() == run.path.resolve() and cfg.threads in (0, runtime.n_threads()):
                 todo.append(cfg)
+        except UserError as error:
+            warn(f"{run.path} was not timed: {error}")
     done, n = 0, sum(ROUNDS if cfg.prune.is_timed else 1 for cfg in todo)
     for n_rounds in range(1, ROUNDS + 1):
         for cfg in list(todo):

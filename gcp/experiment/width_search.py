@@ -122,8 +122,13 @@ class WidthProblem:
         if self.latency_model is None:
             raise UserError("a bound on latency needs a latency model; give one with --latency-model", "search.model")
         model = latency.load(self.latency_model)
+        wrong = None
         if model.sizes != net.widths:
             wrong = f"is for '{model.network}', but the statistics are for '{net.name}' with other groups or widths"
+        elif tuple(model.input) != tuple(net.input_shape):
+            sizes = ["x".join(map(str, size)) for size in (model.input, net.input_shape)]
+            wrong = f"is for images of {sizes[0]}, but the statistics are for {sizes[1]}"
+        if wrong is not None:
             raise UserError(f"{self.latency_model}: {wrong}; sample and fit one for this network", "search.other")
         cost = model.cost(net)
         return cost, cost(net.widths)  # predicted, as in experiments, rather than measured
@@ -161,7 +166,8 @@ def solve(problem: WidthProblem, bounds: Sequence[str]) -> Iterator[Dict[str, An
         solver, original = problem.solver(name)
         limit = number if is_seconds else number * original
         if limit < solver.lowest:
-            least = f"{1e3 * solver.lowest:.4g} ms" if is_seconds else f"{solver.lowest / original:.4f}"
+            lowest = 1e3 * solver.lowest if is_seconds else solver.lowest / original
+            least = f"{np.ceil(1e4 * lowest) / 1e4:.4f}{' ms' if is_seconds else ''}"
             wrong = f"the narrowest widths of the grid need {least} of {name}"
             raise UserError(
                 f"--bound {text}: {wrong}; give a higher bound, or train with a lower prune.ows.narrowest",
@@ -201,8 +207,9 @@ def uniform(problem: WidthProblem, name: str) -> List[Dict[str, Any]]:
     cost, original = problem.cost(name)
     levels, gains = problem.held.header.levels, problem.gains
     rows = []
-    for k in range(max(map(len, levels.values()))):
-        at = {group: round(k * (len(of) - 1) / (max(map(len, levels.values())) - 1)) for group, of in levels.items()}
+    most = max(map(len, levels.values()))
+    for k in range(most):
+        at = {group: round(k * (len(of) - 1) / max(1, most - 1)) for group, of in levels.items()}
         widths = {group: levels[group][i] for group, i in at.items()}
         rows.append({"kept": cost(widths) / original, "gain": sum(gains[group][i] for group, i in at.items())})
     return rows

@@ -25,6 +25,8 @@ from gcp.methods.base import METHODS, Outcome, Problem, Run, whole_batches
 from gcp.methods.layerwise import LayerwiseOptions, at_uniform_widths
 from gcp.seeds import Stream
 
+HELD = 2**29  # bytes of outputs that are held at a time: 1 MB for each of the 512 images that are seen by default
+
 
 class DcpOptions(LayerwiseOptions):
     """The auxiliary classifiers, the training with them, and how channels are chosen."""
@@ -157,17 +159,18 @@ def _cut_group(
 class _Examples:
     """Batches of images and labels, repeated in a cycle, with the outputs of some layers in the whole network.
 
-    Only outputs that the pruned network still has are included. Small ones are cached; large ones are computed again
-    each time.
+    Only outputs that the pruned network still has are included. They are cached up to `HELD` bytes, and computed again
+    each time where all batches together take more.
     """
 
     def __init__(self, whole: Network, layers: Sequence[str], keep: Keep, batches: Sequence[Any]) -> None:
-        from gcp.train.reconstruct import MEMORY, kept_outputs, tensors_of
+        from gcp.train.reconstruct import kept_outputs, tensors_of
 
         at = [whole.index[layer] for layer in layers]
         self._said, self._batches = tensors_of(whole, [(i, 0) for i in at]), batches
         self._kept = [kept_outputs(whole, whole.structure.calls[i], keep) for i in at]
-        self._is_small = 4 * sum(int(np.prod(whole.shapes[i][0][1:])) for i in at) <= MEMORY
+        n_images = sum(len(x) for x, _ in batches)
+        self._is_small = 4 * n_images * sum(int(np.prod(whole.shapes[i][0][1:])) for i in at) <= HELD
         self._held: Dict[int, List[np.ndarray]] = {}
 
     def __len__(self) -> int:

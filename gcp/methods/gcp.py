@@ -74,6 +74,8 @@ class GcpOptions(MethodOptions):
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""
         yield from without_effect(self.allocation, self.max_cut)
+        if len(set(self.lam)) < len(self.lam):
+            yield f"lam: {list(self.lam)} contains a duplicate value; list each penalty once"
 
     def check(self, net: Network, budget: Budget) -> None:
         """See `MethodOptions`."""

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from gcp.cost.base import Budget, largest_scale, round_width
+from gcp.errors import UserError
 from gcp.graph.network import Keep, Network, Widths
 from gcp.methods.base import METHODS, MethodOptions, Outcome, Problem, Run, cut, with_new_statistics
 from gcp.methods.criteria import CRITERIA
@@ -63,20 +64,23 @@ def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> O
             row["timings"] = facts["timings"]
         run.log("try", **row)
         tried.append((net, row))
-    # A loss of None was not finite.
-    net, _ = min(
-        tried, key=lambda found: np.inf if found[1]["validation_loss"] is None else found[1]["validation_loss"]
-    )
+    if all(row["validation_loss"] is None for _, row in tried):
+        raise UserError("all networks of random widths diverged; lower prune.random_widths.lr", "random_widths.lr")
+    net, _ = min(((net, row) for net, row in tried if row["validation_loss"] is not None), key=_loss)
     return Outcome(net, {purpose: n for purpose, n in images.items() if n}, [row for _, row in tried])
+
+
+def _loss(found: Tuple[Network, dict]) -> float:
+    return found[1]["validation_loss"]
 
 
 def _try(
     problem: Problem, scores: Dict[str, np.ndarray], options: RandomWidthsOptions, run: Run
 ) -> Tuple[Network, dict]:
-    """One network of random widths, trained briefly, and its loss, images and timings."""
+    """One network of random widths, trained briefly, and its loss (None if it diverged), images and timings."""
     from gcp.train import checkpoints, loop, schedules
     from gcp.train.losses import Objective
-    from gcp.train.optimisers import SGD
+    from gcp.train.optimisers import SGD, DivergedError
     from gcp.train.steps import OrdinaryStep
     from gcp.train.tasks import TASKS
 
@@ -91,13 +95,16 @@ def _try(
         small, timings, images = cut(problem, problem.budget.target * problem.budget.original, choose)
         small, images["statistics"] = with_new_statistics(problem, small)
         step = OrdinaryStep(small, Objective(task), lambda block: SGD(block, options.momentum, options.wd), seed)
-        n_steps = options.n_steps(data.train.n_batches(problem.batch))
-        if n_steps:
-            batches = loop.Batches(data.train, problem.batch, seed, problem.augment)
-            name = f"random widths {problem.iteration}/{options.tries}"
-            loop.fit(step, batches, schedules.cosine(options.lr, n_steps), name=name, checkpoint=checkpoint)
+        n_steps, loss = options.n_steps(data.train.n_batches(problem.batch)), None
+        batches = loop.Batches(data.train, problem.batch, seed, problem.augment)
+        name = f"random widths {problem.iteration}/{options.tries}"
+        try:
+            if n_steps:
+                loop.fit(step, batches, schedules.cosine(options.lr, n_steps), name=name, checkpoint=checkpoint)
+            loss = task.evaluate(step.outputs, data.validation)["loss"]
+        except DivergedError as error:
+            n_steps = error.steps
         images["tries"] = n_steps * problem.batch
-        loss = task.evaluate(step.outputs, data.validation)["loss"]
         return step.network(), {"loss": loss, "images": images, "timings": timings}
 
     return checkpoints.run_once(run.path / f"try-{problem.iteration}", cut_and_train)

@@ -261,6 +261,8 @@ def trained(
         return step.network(), {}
 
     with storage.locked(prefix.parent, f"{prefix.name}.lock"):
+        if process_group().rank == 0 and not path.exists():  # without its statistics, the network is of no use
+            Path(f"{prefix}.json").unlink(missing_ok=True)
         net, _ = checkpoints.run_once(prefix, compute)
         process_group().broadcast_file(path)
         return net, statistics.read(path).drawn

@@ -96,15 +96,18 @@ def ranking(table: pd.DataFrame) -> Ranking | None:
     """
     means = table.pivot_table(index=POINT, columns="method", values="top1")
     cells = means.notna().to_numpy()
-    # A set of blocks admits the methods that all of its blocks have. All sets are tried, as there are few blocks.
-    sizes = {
-        rows: sum(rows) ** 2 * int(cells[np.array(rows)].all(0).sum())
-        for rows in itertools.product((False, True), repeat=len(cells))
-        if sum(rows) > 1 and cells[np.array(rows)].all(0).sum() > 1
-    }
+    shared: set[tuple[bool, ...]] = set()  # the methods that a set of blocks shares, for every set of blocks
+    for own in cells:
+        shared |= {tuple(own)} | {tuple(own & np.array(other)) for other in shared}
+    sizes = {}
+    for some in sorted(shared):
+        of = cells[:, np.array(some)].all(axis=1)
+        if sum(some) > 1 and of.sum() > 1:
+            sizes[some] = int(of.sum()) ** 2 * sum(some)
     if not sizes:
         return None
-    block = means[np.array(max(sizes, key=sizes.__getitem__))].dropna(axis=1)
+    methods = np.array(max(sizes, key=sizes.__getitem__))
+    block = means.loc[cells[:, methods].all(axis=1), methods]
     n, k = block.shape
     ranks = block.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
     p = stats.friedmanchisquare(*block.to_numpy().T).pvalue if k > 2 else np.nan
@@ -142,11 +145,16 @@ def _paired(table: pd.DataFrame, baseline: str) -> pd.Series:
 
     UserError: no run is the baseline.
     """
+    _check(table, baseline)
     runs = table.set_index(["method", *POINT, "seed"]).top1
-    if baseline not in runs.index:
-        raise UserError(f"no run is called {baseline}; choose one of {', '.join(sorted(table.method.unique()))}")
     others = runs.drop(baseline, level="method")
     return (others - runs.loc[baseline].reindex(others.index.droplevel("method")).to_numpy()).dropna()
+
+
+def _check(table: pd.DataFrame, baseline: str) -> None:
+    """UserError: no run is the baseline."""
+    if not table.method.eq(baseline).any():
+        raise UserError(f"no run is called {baseline}; choose one of {', '.join(sorted(table.method.unique()))}")
 
 
 def _half(found: pd.Series) -> float:
@@ -160,7 +168,7 @@ def at_equal(table: pd.DataFrame, key: str, baseline: str) -> pd.DataFrame:
 
     Interpolated linearly between the method's own points, over the logarithm of the cost; NaN beyond its ends.
     """
-    means = table.groupby(["method", "target"])[[key, "top1"]].mean().dropna().reset_index()
+    means = table.dropna(subset=[key]).groupby(["method", "target"])[[key, "top1"]].mean().reset_index()
     wanted = means[means.method == baseline].set_index("target")[key]
     rows = {}
     for method, own in means.groupby("method"):
@@ -252,6 +260,7 @@ def write(
     runs have the same method, target and seed, or no run is the baseline.
     """
     table = entries(runs)
+    _check(table, baseline)
     ranked = ranking(table)
     order = list(ranked.ranks.index) if ranked else []
     by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
@@ -260,16 +269,16 @@ def write(
     grids = {point: (own, crossed(own)) for point, own in table.groupby(POINT, sort=False)}
     grids = {point: grid for point, grid in grids.items() if grid[1] is not None}
     if ranked and grids:  # the others of a grid are shown in its own table
-        in_grid = set(table[table.criterion.notna()].method) - {*ranked.ranks.index, baseline}
-        table = table[~table.method.isin(in_grid)]
+        is_crossed = table.set_index(POINT).index.isin(list(grids)) & table.criterion.notna()
+        table = table[~(is_crossed & ~table.method.isin({*ranked.ranks.index, baseline}))]
     several = table.groupby("network").objective.transform("nunique").max() > 1
     for (network, objective), own in table.groupby(["network", "objective"], sort=False):
-        said = _said(own)
+        said, base = _said(own), own[own.method == baseline]
         of = f"{network}_{objective}" if several else network
         for name, columns, digits, caption in (
             _accuracies(own, order, ranked),
-            _differences(own, order, baseline),
-            *(_at_equal(own, order, key, baseline) for key in BUDGETS if own[key].notna().any()),
+            *([_differences(own, order, baseline)] if len(base) else []),
+            *(_at_equal(own, order, key, baseline) for key in BUDGETS if base[key].notna().any()),
             _costs(own, order),
             *([_places(own, order, predicted)] if own.fingerprint.isin(predicted).any() else []),
         ):

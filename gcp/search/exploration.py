@@ -269,11 +269,11 @@ def exact(question: Question, options: ExactOptions) -> Levels:
             solution = solver.solve(gains, most)
             ends[tuple(solution.widths[name] for name in question.space.names)] = None
             question.facts.setdefault("gap", solution.gap)
-    solutions = np.unique(question.space.canonical(np.array(list(ends))), axis=0)
-    solutions = solutions[question.excess(solutions) == 0]
-    if not len(solutions):
-        raise question._unmet(levels[0])
-    question.scores(solutions)
+    if ends:
+        solutions = np.unique(question.space.canonical(np.array(list(ends))), axis=0)
+        solutions = solutions[question.excess(solutions) == 0]
+        if len(solutions):  # all of them can be outside other limits, or use too little of the budget
+            question.scores(solutions)
     return question.ranked(question.asked)
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from gcp.cost.analytic import macs, params
 from gcp.cost.base import Cost, Term
 from gcp.cost.layers import layers
+from gcp.errors import UserError
 from gcp.options import Options
 from gcp.registry import Registry
 from gcp.search import zero_shot
@@ -73,8 +74,8 @@ def by_supernet(judged: Judged, options: SupernetOptions) -> Scores:
     store = _supernet(judged, options)
     n, batches = 0, []
     for x, y, valid in judged.data.validation.batches(judged.batch):
-        if n < options.images and valid == len(x):
-            batches.append((x, y))
+        if n < options.images:
+            batches.append((x[:valid], y[:valid]))
             n += valid
 
     @lru_cache(maxsize=None)
@@ -163,9 +164,12 @@ def additive(space: Any, levels: Levels, scores: np.ndarray, ridge: float = 1.0)
     """Gains of each level of each decision by least squares on some architectures' scores, and the fit's R squared.
 
     It approximates a quality that is not a sum by one, for exact solvers: ridge regression on the chosen levels,
-    without architectures whose score is not finite.
+    without architectures whose score is not finite. UserError: none is.
     """
     known = np.isfinite(scores)
+    if not known.any():
+        wrong = f"none of {len(scores)} architectures could be judged: all diverged"
+        raise UserError(f"{wrong}; lower prune.architecture.training.lr", "quality.diverged")
     levels, scores = levels[known], scores[known]
     columns: List[np.ndarray] = [levels[:, k] == at for k, n in enumerate(space.sizes) for at in range(n)]
     x, mean = np.stack(columns, 1).astype(np.float64), scores.mean()

@@ -44,8 +44,7 @@ class Solution:
     @property
     def gap(self) -> float:
         """How much more widths within the budget could be worth, as a fraction of the bound; 0: these are optimal."""
-        more = self.bound - self.value
-        return more / max(abs(self.bound), 1e-300) if more > _tolerance(self.bound) else 0.0
+        return (self.bound - self.value) / max(abs(self.bound), 1e-300)
 
 
 def _tolerance(value: float) -> float:
@@ -73,12 +72,16 @@ class Solver:
         return float(next(v for v in values if np.isfinite(self._within(v).tables({}, 1.0)[1])))
 
     def solve(self, gains: Gains, limit: float, max_nodes: int = MAX_NODES) -> Solution:
-        """The widths of largest summed gain whose cost is at most `limit`. UserError: no widths cost that little."""
-        problem, losses = self._problem(limit), _losses(gains)
+        """The widths of largest summed gain whose cost is at most `limit`.
+
+        UserError: no widths cost that little, or a gain is not a finite number.
+        """
+        (losses, unit), problem = _losses(gains), self._problem(limit)
         choice, bound = _search(problem, losses, self._ceiling(limit), max_nodes)
         widths = {name: int(self.levels[name][k]) for name, k in choice.items()}
-        value = -sum(float(losses[name][k]) for name, k in choice.items())
-        return Solution(widths, value, self.cost(widths), max(value, -bound))
+        value, loss = (sum(float(of[name][k]) for name, k in choice.items()) for of in (gains, losses))
+        left = loss - bound if loss - bound > _tolerance(bound) else 0.0
+        return Solution(widths, value, self.cost(widths), value + unit * left)
 
     def marginals(self, gains: Gains, limit: float, temperature: float) -> Dict[str, np.ndarray]:
         """Per group, each level's probability if widths are weighted by exp((gain - price * cost) / temperature).
@@ -87,9 +90,9 @@ class Solver:
         elimination as their minimum; on a chain, this is the forward-backward algorithm (AOWS, section 3.4). UserError:
         as in `solve`.
         """
-        problem, losses = self._problem(limit), _losses(gains)
+        (losses, unit), problem = _losses(gains), self._problem(limit)
         price = _priced(problem, losses, self._ceiling(limit)).price if self.cost.is_sum else 1.0
-        return problem.marginals(losses, price, temperature)
+        return problem.marginals(losses, price, temperature / unit)
 
     def front(self, gains: Gains, n: int) -> List[Solution]:
         """The widths of largest value at up to `n` limits, geometrically spaced from the lowest cost upwards.
@@ -122,8 +125,22 @@ class Solver:
         return problem
 
 
-def _losses(gains: Gains) -> Dict[str, np.ndarray]:
-    return {name: -np.asarray(of, np.float64) for name, of in gains.items()}
+def _losses(gains: Gains) -> Tuple[Dict[str, np.ndarray], float]:
+    """Minus the gains, in units of the largest difference between two levels of a group; and this unit.
+
+    So rounding errors are small compared with what decides, however small the gains are. UserError: a gain is not a
+    finite number.
+    """
+    values = {name: np.asarray(of, np.float64) for name, of in gains.items()}
+    wrong = next((name for name, of in values.items() if not np.isfinite(of).all()), None)
+    if wrong is not None:
+        raise UserError(
+            f"'{wrong}': what its choices are worth is not a finite number; the network may have diverged, so lower "
+            "its learning rate",
+            "search.gains",
+        )
+    unit = max((float(np.ptp(of)) for of in values.values()), default=0.0) or 1.0
+    return {name: -of / unit for name, of in values.items()}, unit
 
 
 def _cost_factors(levels: Mapping[str, Sequence[int]], cost: Cost) -> List[Factor]:
