@@ -25,7 +25,7 @@ class UserError(Exception):
 
 def without_passwords(text: str) -> str:
     """The text with the passwords of URLs replaced by ***, in whichever way they are given."""
-    return re.sub(r"(?i)(password=)[^&\s'\"]*", r"\1***", re.sub(r"(://[^/:@\s]*:)\S*@", r"\1***@", text))
+    return re.sub(r"(?i)(password=)[^&\s'\"]*", r"\1***", re.sub(r"(://[^/:\s]*:)\S*@", r"\1***@", text))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -317,6 +317,15 @@ def _finite(text: str) -> float:
     return float(text)
 
 
+def yaml_text(value: Any, width: int = 80) -> str:
+    """YAML that `parse_yaml` reads back as the same plain values, with keys in their own order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=width)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that the loader would take for a number."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-4 is a number (in YAML 1.1, text), duplicate keys are errors, there are no dates."""
 
@@ -368,6 +377,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )

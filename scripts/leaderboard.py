@@ -11,7 +11,7 @@ from gcp import command as command_line
 from gcp import runtime
 from gcp.errors import UserError
 from gcp.experiment import record as records
-from gcp.report import leaderboard, tables
+from gcp.report import frame, leaderboard, tables
 
 
 def run(argv: list[str]) -> None:
@@ -44,7 +44,10 @@ def run(argv: list[str]) -> None:
         with runtime.progress_bar("timed", "run") as progress:
             for folder in arguments.results:
                 measure.time_records(folder, progress)
-    runs, predicted = [run for folder in arguments.results for run in records.load_records(folder)], {}
+    runs, problems = frame.known(run for folder in arguments.results for run in records.load_records(folder))
+    if problems:
+        raise UserError(problems[0])
+    predicted = {}
     if arguments.latency_model is not None:
         from gcp.cost import latency
         from gcp.experiment import measure

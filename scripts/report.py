@@ -55,7 +55,11 @@ def run(argv: list[str]) -> None:
         raise UserError("--paper and --validation exclude each other: the paper's tables are on test images")
     images = "validation" if arguments.validation else "test"
     output = Path(arguments.output or Path(arguments.results) / ("report" if images == "test" else "report_validation"))
-    runs = records.load_records(arguments.results)
+    runs, problems = frame.known(records.load_records(arguments.results))
+    if problems:
+        raise UserError(problems[0])
+    for each in frame.differing(runs):
+        print(f"warning: {each}", file=sys.stderr)
     table = frame.frame(runs, images)
     with tables.writing(output, "--output"):
         paths = tables.write(table, output) + figures.write(table, output) + search.write(runs, table, output)

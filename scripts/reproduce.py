@@ -44,7 +44,11 @@ def run(argv: list) -> None:
         action="store_true",
         help="with --on: end what an interrupted sweep of these configs left running or waiting",
     )
-    parser.add_argument("--report", help="folder for the tables and figures (default: OUTPUT/report)")
+    parser.add_argument(
+        "--report",
+        help="folder for the tables and figures (default: OUTPUT/report); if the configurations have several outputs, "
+        "it has a sub-folder for each",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -68,9 +72,12 @@ def run(argv: list) -> None:
         code = reproduce.reproduce(cfgs, engine, args.overlay)
     if code:
         sys.exit(code)
-    for output in sorted({cfg.output for _, _, cfg in cfgs}):
-        command = [sys.executable, str(SCRIPTS / "report.py"), output]
-        code = guard.call(command + (["--output", args.report] if args.report else []))
+    outputs = sorted({cfg.output for _, _, cfg in cfgs})
+    for output in outputs:
+        command, folder = [sys.executable, str(SCRIPTS / "report.py"), output], args.report
+        if folder and len(outputs) > 1:  # a folder for the report of each
+            folder = str(Path(folder) / Path(output).name)
+        code = guard.call(command + (["--output", folder] if folder else []))
         if code:
             sys.exit(code)
 

@@ -97,6 +97,51 @@ def test_damaged_records_are_named_and_the_rest_is_shown(results, capsys):
     assert len(data["problems"]) == 2 and len([row for row in data["rows"] if row["layer"] == "pruned"]) == 1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config__model": None},
+        {"config__prune": {}},
+        {"stages__dense__macs": 0},
+        {"method": "another"},
+        {"config__finetune": 3},
+    ],
+)
+def test_what_this_version_cannot_report_is_a_problem_and_no_traceback(results, capsys, changes):
+    path = sorted(results.rglob("record.json"))[0]
+    change(path, **changes)
+    found = page.contents(results)
+    assert [str(path) in problem for problem in found["problems"]] == [True]
+    assert len([row for row in found["rows"] if row["layer"] == "pruned"]) == 2
+    code, err = report(capsys, results)
+    assert code == 2 and str(path) in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_a_run_under_way_with_an_odd_configuration_is_shown(results):
+    folder = results / "odd"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("finetune: 3\n")
+    event = {"event": "epoch", "time": now(), "stage": "final", "epoch": 1}
+    (folder / "log.jsonl").write_text(json.dumps(event) + "\n")
+    (shown,) = page.under_way(results)
+    assert shown["folder"] == str(folder) and shown["of_epochs"] is None
+
+
+def test_a_record_that_is_written_while_the_page_is_read_is_shown_next(results, monkeypatch):
+    path, contents = sorted(results.rglob("record.json"))[0], page.contents
+    text = path.read_text()
+    path.unlink()
+
+    def slow(*args):
+        found = contents(*args)
+        path.write_text(text)
+        return found
+
+    monkeypatch.setattr(page, "contents", slow)
+    watched = live.Watched(results, REFERENCE)
+    assert len([row for row in watched()["rows"] if row["layer"] == "pruned"]) == 3
+
+
 def test_two_results_of_one_fingerprint_are_both_shown_and_flagged_and_a_copy_is_not(results):
     path = next(results.rglob("record.json"))
     shutil.copytree(path.parent, results / "copy")

@@ -491,6 +491,25 @@ def test_a_broken_validation_is_named(tmp_path, text, part):
         tables.write_validations(tmp_path)
 
 
+def test_of_copies_the_timed_one_is_taken_and_differing_ones_are_told():
+    timed, other = finished(seed=0), finished(seed=0, top1=0.1)
+    copy = timed._replace(speeds=None, path=Path("copy"))
+    assert frame.unique([copy, timed, copy]) == [timed]
+    assert frame.differing([copy, timed]) == []
+    assert len(frame.differing([timed, other._replace(path=Path("other"))])) == 1
+
+
+def test_numbers_of_workers_are_told_apart():
+    """Batch norm normalises each worker's part by itself; one worker is what a run has by default."""
+    runs = [finished(seed=0, top1=0.9), finished(seed=1, top1=0.8), finished(seed=0, top1=0.5)]
+    for k, (run, workers) in enumerate(zip(runs, (None, 1, 2))):
+        config = {**run.record.config, "workers": workers, "gpus": []}
+        runs[k] = run._replace(record=run.record.model_copy(update={"config": config, "fingerprint": f"{k:012x}"}))
+    found = frame.frame(runs)
+    labels = found[found.method != "Dense"].label
+    assert labels.nunique() == 2 and labels.iloc[0] == labels.iloc[1] and "workers=2" in labels.iloc[2]
+
+
 def test_every_named_method_has_a_look_of_its_own():
     methods = ["uniform-l1", *(f"gcp-{n}" for n in range(20))]
     rows = [

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,11 +29,12 @@ from gcp.experiment import record as records
 from gcp.experiment import run as experiment_run
 from gcp.methods import gcp as gcp_method
 from gcp.methods.base import METHODS, Problem
-from gcp.report import frame
+from gcp.report import figures, frame
 from gcp.report import search as search_report
 from gcp.search import tuning
 from gcp.search.options import Range, Search
 from gcp.train import optimisers
+from gcp.train.optimisers import DivergedError
 
 SPACE = {"x": Range(low=0.01, high=10.0, log=True), "kind": Range(choices=("plain", "shifted"))}
 PASSWORD = "corr%40ct-horse"  # with an escaped character
@@ -275,6 +277,7 @@ MISTAKES = [
     ({}, {"trials": 2}, "trials without parameters"),
     (LAM, {"pruner": "median"}, "they have only one; raise prune.gcp.recover_epochs, or set search.pruner to none"),
     (LAM, {"storage": f"oracle://me:{PASSWORD}@host/db"}, "storage should be a URL such as postgresql://"),
+    (LAM, {"storage": f"postgresql://me:{PASSWORD} 1@host/db"}, "storage contains a space"),
     (LAM, {"storage": f"me:{PASSWORD}"}, "storage should be a URL such as postgresql://"),
 ]  # fmt: skip
 
@@ -331,6 +334,7 @@ def test_where_trials_are_kept_decides_no_number_and_no_password_is_written(tmp_
     "text, hidden",
     [
         ("x postgresql://me:a@b/c@host/db y", "x postgresql://me:***@host/db y"),
+        ("postgresql://me@host:a@b@host/db", "postgresql://me@host:***@host/db"),
         ("mysql://host/db?user=me&password=a&x=1", "mysql://host/db?user=me&password=***&x=1"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("http://host:80/a", "http://host:80/a"),
@@ -404,6 +408,43 @@ def searched(run, values):
     facts["config"]["search"] = {"trials": len(values), "scope": "iteration", "parameters": space}
     facts |= {"searches": [study], "fingerprint": f"{run.record.seed:012x}"}
     return run._replace(record=records.Record.model_validate(facts))
+
+
+def test_searches_of_two_networks_are_told_apart(tmp_path):
+    runs = [searched(finished(seed=0, model=f"a$x^{{$b{k}"), [0.9 - k / 2, 0.3 + k / 2]) for k in (0, 1)]
+    runs = [
+        run._replace(record=run.record.model_copy(update={"fingerprint": f"{k:012x}"})) for k, run in enumerate(runs)
+    ]
+    table = frame.frame(runs)
+    trials = search_report.trials_of(runs, table)
+    found = search_report.history(trials)
+    assert list(found.Model) == ["a$x^{$b0", "a$x^{$b1"] and list(found.Trials) == [2, 2]
+    assert list(found["Best loss"]) == [0.3, 0.4] and list(found.Target) == ["5 % of the MACs"] * 2
+    assert len(search_report.importances(runs, table)) == 4
+    assert len(figures.save(figures.search_history(trials), tmp_path / "history")) == 2  # dollars are no formulas
+
+
+@pytest.mark.parametrize(
+    "ending, images", [("diverged", {"recover": 1000, "diverged": 150}), ("ended", {"recover": 1000, "fine-tune": 100})]
+)
+def test_images_of_a_trial_that_does_not_end_count_once(ending, images, monkeypatch, tmp_path):
+    """One that pruned with 1,000 images, and was last heard of at step 10 of its fine-tuning, of ten images each."""
+    trial = SimpleNamespace(images=Counter(), values={}, report=lambda *_: None, path=None)
+
+    def small_networks(cfg, data, dense, budget, folder, report, seen):
+        seen({"recover": 1000})
+        report(10, 0.5)
+        error = DivergedError("the loss is nan") if ending == "diverged" else KeyboardInterrupt()
+        error.steps, error.images = 15, 0
+        raise error
+
+    monkeypatch.setattr(experiment_run, "small_networks", small_networks)
+    once = SimpleNamespace(best=lambda attempt: attempt(trial))
+    monkeypatch.setattr(experiment_run, "tuner", lambda cfg, folder: once)
+    cfg = SimpleNamespace(data=SimpleNamespace(batch=10), with_values=lambda values: None)
+    with pytest.raises((DivergedError, KeyboardInterrupt)):
+        experiment_run.searched(cfg, None, None, None, SimpleNamespace(path=tmp_path))
+    assert dict(trial.images) == images
 
 
 @pytest.mark.slow

@@ -119,6 +119,16 @@ def test_yaml_that_is_refused_at_once(text, part):
     assert error.key == "yaml.syntax" and str(error).startswith("place") and part in str(error), error
 
 
+def test_yaml_is_read_back_as_it_was_written():
+    values = {
+        "name": "1e-4",
+        "z": ["-.5E3", "1e5", "yes", "2020-01-01", "a: b", ""],
+        "a": [1e-4, 1.0, 10**20, True, None],
+    }
+    assert storage.parse_yaml(storage.yaml_text(values), "place") == values
+    assert list(storage.parse_yaml(storage.yaml_text(values), "place")) == list(values)
+
+
 def test_yaml_as_people_expect_it(tmp_path):
     (tmp_path / "a.yaml").write_text("a: &a {b: 1e-4, c: 2020-99-99}\nd: {<<: *a, e: yes}\nf: [*a, *a]\n")
     value = {"b": 1e-4, "c": "2020-99-99"}

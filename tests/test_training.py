@@ -72,6 +72,23 @@ def test_equal_outputs_count_once(net):
     assert CLASSIFICATION.evaluate(flat, Noise(20))["top1"] == 0.25
 
 
+def test_what_is_no_number_is_never_right():
+    output = np.array([[1.0, 2.0], [np.nan, np.nan], [np.nan, 1.0], [2.0, 1.0]])
+    n, top1, top5, _ = Classification._sums(output, np.array([1, 0, 1, 1]))
+    assert (n, top1, top5) == (4, 1, 2)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_state_is_on_the_device_that_trains(half, monkeypatch):
+    """MXNet refuses to check arrays of several devices together; another CPU stands for a GPU."""
+    for module in (steps, optimisers):
+        monkeypatch.setattr(module, "device", lambda: mx.cpu(1))
+    net = random_network("cifar_resnet20_v1", (3, 8, 8), 4)
+    kind = optimisers.MixedSGD if half else optimisers.SGD
+    step = steps.OrdinaryStep(net, losses.Objective(CLASSIFICATION), lambda block: kind(block, 0.9), 0)
+    assert {value.context for value in step.state().values()} == {mx.cpu(1)}
+
+
 def test_training_is_sgd_with_momentum_and_decay_on_weights(net):
     """Two steps of the loop against two steps written out."""
     split = Noise(16)

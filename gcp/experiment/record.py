@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gcp.errors import UserError
@@ -26,7 +25,7 @@ from gcp.graph.channels import layer_widths
 from gcp.graph.network import Network
 from gcp.options import LONGEST, explained
 from gcp.search.options import Range
-from gcp.storage import locked, plain, read_json, write_json, write_text
+from gcp.storage import locked, plain, read_json, write_json, write_text, yaml_text
 
 RECORD, SPEED = "record.json", "speed.json"
 
@@ -314,7 +313,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
     path = run_path(cfg)
     with locked(path, wait=False):
         if not (path / "config.yaml").exists():
-            write_text(path / "config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+            write_text(path / "config.yaml", yaml_text(cfg.model_dump(mode="json")))
         record = _read(path / RECORD, Record) if (path / RECORD).exists() else None
         try:
             with Log(path / "log.jsonl", cfg.tensorboard) as log:

@@ -80,10 +80,20 @@ def dense_network(cfg: Config, data: Dataset, start: Network) -> Stage:
 
 
 def small_networks(
-    cfg: Config, data: Dataset, dense: Network, budget: Budget, folder: Run, report: Optional[Report] = None
+    cfg: Config,
+    data: Dataset,
+    dense: Network,
+    budget: Budget,
+    folder: Run,
+    report: Optional[Report] = None,
+    seen: Callable[[Dict[str, int]], None] = lambda images: None,
 ) -> Tuple[Stage, Stage]:
-    """The pruned network and the fine-tuned one; `report` is passed to `train` for fine-tuning."""
+    """The pruned network and the fine-tuned one.
+
+    `report` is passed to `train` for fine-tuning; `seen` is called with the images of pruning, by purpose, before it.
+    """
     pruned = run_once(folder.path / PRUNED, lambda _: prune(cfg, data, dense, budget, folder))
+    seen(pruned[1]["images_by_purpose"])
 
     def finetune(checkpoint: Path) -> Stage:
         net, taken = pruned[0], pruned[1]["images"] if cfg.finetune.includes_pruning else 0
@@ -103,11 +113,14 @@ def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder:
             trial.images["fine-tune"] = step * cfg.data.batch  # in case the trial ends here
             trial.report(step, loss)
 
+        def seen(images: Dict[str, int]) -> None:
+            trial.images.update(images)  # of pruning, in case fine-tuning does not end
+
         try:
-            pruned, final = small_networks(
-                cfg.with_values(trial.values), data, dense, budget, trial, trial.report and report
-            )
+            how = cfg.with_values(trial.values), data, dense, budget, trial
+            pruned, final = small_networks(*how, trial.report and report, seen)
         except DivergedError as error:
+            trial.images.pop("fine-tune", None)  # among those of the error
             trial.images["diverged"] = error.images or error.steps * cfg.data.batch
             raise
         trial.images = Counter({**pruned[1]["images_by_purpose"], "fine-tune": final[1]["images"]})

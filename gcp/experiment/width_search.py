@@ -299,8 +299,11 @@ def _trained_alone(cfg: Config, data: Dataset, small: Network, prefix: Path, see
 
     def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
         with Log(prefix.parent / "log.jsonl", False) as log:
-            how = cfg.finetune, Stream.FINETUNE, checkpoint, log.add
-            return experiment_run.train(redrawn(small, seed), data, cfg, *how)
+
+            def add(event: str, **facts: Any) -> None:
+                log.add(event, **{**facts, "stage": prefix.name})  # one log holds all networks
+
+            return experiment_run.train(redrawn(small, seed), data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, add)
 
     return checkpoints.run_once(prefix, compute)[1]
 

@@ -56,6 +56,7 @@ LOOK = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.axisbelow": True,
+    "text.parse_math": False,  # names can contain dollars
 }
 # Limits adjustText by iterations, not by time, so that the same points give the same figure on every machine.
 MOVES = {"iter_lim": 100, "prevent_crossings": False}
@@ -152,6 +153,9 @@ def accuracy_latency(runs: pd.DataFrame) -> Figure | None:
 def widths(runs: pd.DataFrame) -> Figure | None:
     """Percent of channels kept per group at one objective and target (the paper's Figures 2 and 3)."""
     settings = list(runs[runs.method != "Dense"].groupby("setting"))
+    if not settings:
+        return None
+    settings = [(setting, some) for setting, some in settings if len(some.n_channels.iloc[0])]
     if not settings:
         return None
     n_groups = max(len(some.n_channels.iloc[0]) for _, some in settings)
@@ -463,10 +467,12 @@ def figure1(
 @matplotlib.rc_context(LOOK)
 def search_history(trials: pd.DataFrame) -> Figure:
     """The validation loss of each trial and the lowest so far, one panel per study, from rows of `search.trials_of`."""
-    studies = list(trials.groupby(["label", "target", "seed", "study"], sort=False))
+    place = ["setting", "objective", "target", "label", "seed", "study"]
+    studies = list(trials.groupby(place, sort=False))
+    several = trials.setting.nunique() > 1
     n_columns = min(len(studies), 4)
     figure, axes = _panels(-(-len(studies) // n_columns), n_columns, 3.6, 2.9)
-    for ax, ((label, target, seed, study), own) in zip(axes.flat, studies):
+    for ax, ((setting, _, target, label, seed, study), own) in zip(axes.flat, studies):
         for state, marker, colour in (("complete", "o", COLOURS["GCP-f"]), ("pruned", "v", FAINT)):
             some = own[own.state == state]
             ax.plot(some.trial, some.value, marker, color=colour, markersize=4.5)
@@ -481,7 +487,8 @@ def search_history(trials: pd.DataFrame) -> Figure:
             ax.yaxis.set_minor_locator(NullLocator())
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        title = textwrap.wrap(f"{label}, {100 * target:g} %, seed {seed}", 48)
+        of = f"{_whose(setting)}, " if several else ""
+        title = textwrap.wrap(f"{of}{label}, {100 * target:g} %, seed {seed}", 48)
         ax.set_title("\n".join([*title, study]), loc="left", fontsize=FONT)
     for ax in axes.flat[len(studies) :]:
         ax.axis("off")

@@ -18,11 +18,12 @@ import gcp.cost
 import gcp.methods  # noqa: F401
 from gcp.cost.base import COSTS
 from gcp.errors import UserError
-from gcp.experiment.record import Finished, Stage, Timing
+from gcp.experiment.record import RECORD, Finished, Stage, Timing
 from gcp.methods.base import METHODS, MethodOptions
 
 Images = Literal["test", "validation"]
-DENSE_SECTIONS = ("model", "data", "train", "threads")  # sections of a configuration that the dense network depends on
+# Sections and keys of a configuration that the dense network depends on.
+DENSE_SECTIONS = ("model", "data", "train", "threads", "workers")
 PRUNE_SECTIONS = ("prune", "finetune", "search")
 # Options that a method's name or the table's own columns already show.
 NAMED_OPTIONS = {
@@ -48,9 +49,47 @@ NUMBERS = (
 ).split()
 
 
+def known(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
+    """The runs that this version can report, and a message for each of the others, such as of an unknown method."""
+    found, problems = [], []
+    for run in runs:
+        try:
+            frame([run])
+            cost_label(counted(run))
+        except (UserError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            problems.append(f"{run.path / RECORD}: not a record of this version ({why}); run the experiment again")
+        else:
+            found.append(run)
+    return found, problems
+
+
 def unique(runs: Iterable[Finished]) -> list[Finished]:
-    """The runs without duplicates: a copy of a record is not a second seed."""
-    return list({run.record.fingerprint: run for run in runs}.values())
+    """The runs without duplicates: a copy of a record is not a second seed. A copy that was timed is preferred."""
+    found: dict[str, Finished] = {}
+    for run in runs:
+        if found.setdefault(run.record.fingerprint, run).speeds is None and run.speeds is not None:
+            found[run.record.fingerprint] = run
+    return list(found.values())
+
+
+def differing(runs: Iterable[Finished]) -> list[str]:
+    """A message for each fingerprint under which there are different results, of which tables show only one."""
+    alike: dict[str, list[Finished]] = {}
+    for run in runs:
+        alike.setdefault(run.record.fingerprint, []).append(run)
+    return [
+        f"{', '.join(str(run.path) for run in some)}: results with the same fingerprint differ; tables show one of them"
+        for some in alike.values()
+        if any(results(run) != results(some[0]) for run in some)
+    ]
+
+
+def results(run: Finished) -> tuple[Any, ...]:
+    """What is the same for copies of a run."""
+    stages = run.record.stages
+    numbers = [(s.top1, s.top5, s.macs, s.params) for s in (stages.dense, stages.pruned, stages.final)]
+    return (*numbers, sorted(run.record.widths.final.items()))
 
 
 def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
@@ -256,6 +295,8 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
     """
     for section in sections:
         values = run.record.config.get(section, {})
+        if section == "workers":  # by default one for each GPU
+            values = values or max(1, len(run.record.config.get("gpus") or ()))
         if isinstance(values, dict):
             values = NEW_OPTIONS.get(section, {}) | values
         if section == "prune":

@@ -23,9 +23,8 @@ class Watched:
 
     def __init__(self, folder: Path, reference: Path) -> None:
         self._folder, self._reference = folder, reference
-        self._seen: Tuple[Any, ...] = ()
+        self._seen: Tuple[Any, ...] = self._state()  # before anything is read: what comes later is new
         self._contents: Dict[str, Any] = page.contents(folder, reference)
-        self._seen = self._state()
         self._lock = threading.Lock()
 
     def __call__(self) -> Dict[str, Any]:

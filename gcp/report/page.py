@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import pandas as pd
-import yaml
 
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment.log import read_log
 from gcp.experiment.record import RECORD, Finished, Speed
 from gcp.report import figure1, frame
-from gcp.storage import now, plain, read_yaml
+from gcp.storage import now, plain, read_yaml, yaml_text
 
 MOST_POINTS = 60  # of a training curve: more than a few hundred pixels can show
 KB = 1024
@@ -71,7 +70,9 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
     Records that cannot be read are listed as problems. Two that share a fingerprint but hold different results are both
     shown, and flagged. `reference` is the folder of the published data. UserError: there is no such folder.
     """
-    runs, problems = _known(*records.load_readable(folder, without))
+    runs, problems = records.load_readable(folder, without)
+    runs, others = frame.known(runs)
+    problems += others
     runs, differing = _told_apart(runs)
     rows = list(_rows(runs, folder, differing)) if runs else []
     return {
@@ -85,21 +86,6 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
     }
 
 
-def _known(runs: Sequence[Finished], problems: List[str]) -> Tuple[List[Finished], List[str]]:
-    """The runs whose method and options this version knows, and the problems, including those of the other runs."""
-    known = []
-    for run in runs:
-        try:
-            frame.method_names([run])
-            frame.cost_label(frame.counted(run))
-        except (UserError, KeyError, ValueError, TypeError) as error:
-            why = " ".join(str(error).split())[:200]
-            problems.append(f"{run.path / RECORD}: not a record of this version ({why}); run the experiment again")
-        else:
-            known.append(run)
-    return known, problems
-
-
 def _told_apart(runs: Sequence[Finished]) -> Tuple[List[Finished], Dict[str, str]]:
     """The runs without copies; runs that share a fingerprint but have different results get names of their own.
 
@@ -108,7 +94,7 @@ def _told_apart(runs: Sequence[Finished]) -> Tuple[List[Finished], Dict[str, str
     found: Dict[str, List[Finished]] = {}
     for run in runs:
         alike = found.setdefault(run.record.fingerprint, [])
-        if all(_results(run) != _results(other) for other in alike):
+        if all(frame.results(run) != frame.results(other) for other in alike):
             alike.append(run)
     kept, differing = [], {}
     for name, alike in found.items():
@@ -118,12 +104,6 @@ def _told_apart(runs: Sequence[Finished]) -> Tuple[List[Finished], Dict[str, str
             if len(alike) > 1:
                 differing[str(run.path)] = own
     return kept, differing
-
-
-def _results(run: Finished) -> Tuple[Any, ...]:
-    stages, record = run.record.stages, run.record
-    numbers = [(s.top1, s.top5, s.macs, s.params) for s in (stages.dense, stages.pruned, stages.final)]
-    return (*numbers, sorted(record.widths.final.items()))
 
 
 def _rows(runs: Sequence[Finished], folder: Path, differing: Dict[str, str]) -> Iterator[Dict[str, Any]]:
@@ -205,7 +185,7 @@ def _config(config: Dict[str, Any]) -> str:
     """The configuration as YAML, without the options of other methods and without empty values."""
     prune = config["prune"]
     own = {key: value for key, value in prune.items() if not isinstance(value, dict) or key == prune["method"]}
-    return yaml.safe_dump(_set({**config, "prune": own}), sort_keys=False, width=100)
+    return yaml_text(_set({**config, "prune": own}), width=100)
 
 
 def _set(values: Any) -> Any:
@@ -342,7 +322,8 @@ def _progress(path: Path, is_dense: bool) -> Optional[Dict[str, Any]]:
         changed = datetime.datetime.fromisoformat(last["time"]).timestamp()
     except (KeyError, TypeError, ValueError):  # a log written by another program
         return None
-    planned = (config.get("finetune") or {}).get("epochs") if facts.get("stage") == "final" else None
+    recipe = config.get("finetune")
+    planned = recipe.get("epochs") if isinstance(recipe, dict) and facts.get("stage") == "final" else None
     row = {"folder": str(path), "changed": changed, "of_epochs": planned, "curves": _curves(log), **facts}
     return plain(row, finite=False)
 

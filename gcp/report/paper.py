@@ -207,7 +207,8 @@ def levels(name: str, known: Reference) -> dict[int, tuple[float, pd.DataFrame]]
 
 def place(run: Finished) -> tuple[str | None, int]:
     """The table and level to which a run says it belongs."""
-    return run.record.config["paper"]["table"], run.record.config["paper"]["level"]
+    own = run.record.config.get("paper") or {}
+    return own.get("table"), own.get("level", 0)
 
 
 def _ours(layout: Layout, runs: Sequence[Finished], targets: dict[int, float]) -> pd.DataFrame:

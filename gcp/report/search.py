@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import pandas as pd
 
 from gcp.experiment.record import Finished, SearchStudy
 from gcp.report import figures, tables
-from gcp.report.frame import Measure, aggregate, in_order, unique
+from gcp.report.frame import Measure, aggregate, cost_label, in_order, unique
 from gcp.search.options import Range
 
 EQUAL_IMAGES = 0.02  # totals further apart than this (relative) are not an equal comparison
+PLACE = ["setting", "objective", "target", "label"]  # of a searched run: runs of the same place differ by seed only
+STUDY = [*PLACE, "seed", "study"]
 FEWEST = 4  # finished trials needed to tell which options mattered
 WORTH = (
     Measure("Top-1 difference (points)", "difference", "mean +- sd"),
@@ -54,33 +56,40 @@ def write(runs: Iterable[Finished], table: pd.DataFrame, output: Path) -> list[P
 def trials_of(runs: Iterable[Finished], table: pd.DataFrame) -> pd.DataFrame:
     """A row per trial, by run and study, in the order of the tables; `trial` counts from 1."""
     rows = []
-    for label, target, run in _labelled(runs, table):
+    for place, run in _placed(runs, table):
         for study in run.record.searches:
             for trial in study.trials:
                 facts = trial.model_dump(include={"state", "value", "values"})
-                place = {"label": label, "target": target, "seed": run.record.seed, "study": study.name}
-                rows.append({**place, "trial": trial.trial + 1, "is_best": trial.trial == study.best, **facts})
-    frame = pd.DataFrame(rows, columns="label target seed study trial is_best state value values".split())
+                at = {**place, "seed": run.record.seed, "study": study.name, "trial": trial.trial + 1}
+                rows.append({**at, "is_best": trial.trial == study.best, **facts})
+    frame = pd.DataFrame(rows, columns=[*STUDY, *"trial is_best state value values".split()])
     return frame.astype({"value": float})
 
 
-def _labelled(runs: Iterable[Finished], table: pd.DataFrame) -> list[tuple[str, float, Finished]]:
+def _placed(runs: Iterable[Finished], table: pd.DataFrame) -> list[tuple[dict[str, Any], Finished]]:
+    """The searched runs in the order of tables, each with its values of `PLACE`."""
     named = in_order(table.drop_duplicates("fingerprint", keep="last")).set_index("fingerprint")
     known = {run.record.fingerprint: run for run in unique(runs)}
-    return [(row.label, row.target, known[key]) for key, row in named.iterrows() if known[key].record.searches]
+    return [(row[PLACE].to_dict(), known[key]) for key, row in named.iterrows() if known[key].record.searches]
+
+
+def _titles(place: Mapping[str, Any]) -> dict[str, Any]:
+    """The first columns of a row of these tables."""
+    data, model, *_ = place["setting"]
+    target = f"{100 * place['target']:g} % of the {cost_label(place['objective'])}"
+    return {"Data": data, "Model": model, "Method": place["label"], "Target": target}
 
 
 def history(trials: pd.DataFrame) -> pd.DataFrame:
     """A row per study: how many trials there were, failed and ended early, the first and best loss, the best values."""
     rows = []
-    for (label, target, seed, study), own in trials.groupby(["label", "target", "seed", "study"], sort=False):
-        best = own[own.is_best].iloc[0]
+    for at, own in trials.groupby(STUDY, sort=False):
+        best, place = own[own.is_best].iloc[0], dict(zip(STUDY, at))
         rows.append(
             {
-                "Method": label,
-                "Target %": 100 * target,
-                "Seed": seed,
-                "Search": study,
+                **_titles(place),
+                "Seed": place["seed"],
+                "Search": place["study"],
                 "Trials": len(own),
                 "Failed": (own.state == "failed").sum(),
                 "Ended early": (own.state == "pruned").sum(),
@@ -96,13 +105,13 @@ def history(trials: pd.DataFrame) -> pd.DataFrame:
 def importances(runs: Iterable[Finished], table: pd.DataFrame) -> pd.DataFrame:
     """A row per study and parameter: its range, and its mean importance over seeds (NaN with too few trials)."""
     rows = []
-    for label, target, run in _labelled(runs, table):
+    for place, run in _placed(runs, table):
         for study in run.record.searches:
             found = importance(study)
             for key, tried in study.parameters.items():
-                place = {"Method": label, "Target %": 100 * target, "Search": study.name}
-                rows.append({**place, "Parameter": key, "From": _range(tried), "Importance %": found.get(key)})
-    cells = ["Method", "Target %", "Search", "Parameter", "From"]
+                at = {**_titles(place), "Search": study.name}
+                rows.append({**at, "Parameter": key, "From": _range(tried), "Importance %": found.get(key)})
+    cells = ["Data", "Model", "Method", "Target", "Search", "Parameter", "From"]
     frame = pd.DataFrame(rows).astype({"Importance %": float})
     return frame.groupby(cells, sort=False, dropna=False)["Importance %"].mean().reset_index()
 
@@ -139,9 +148,10 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
     cells += ["label", "label_other"]
     found = aggregate(pairs, cells, WORTH)
     furthest = pairs.groupby(cells, sort=False).apart.max()
-    names: dict[str, Any] = {"Method": found.label, "Other": found.label_other, "Target %": 100 * found.target}
+    places = [_titles(place) for place in found[PLACE].to_dict("records")]
     return (
-        pd.DataFrame(names)
+        pd.DataFrame(places)
+        .assign(Other=found.label_other)
         .join(found[[*(c for c in found if c not in cells)]])
         .assign(**{"Equal images": ["yes" if most <= EQUAL_IMAGES else "NO" for most in furthest]})
     )

@@ -123,6 +123,8 @@ class Search(Options):
             yield f"sampler: grid tries choices, but {ranges[0]} has a range; give choices, or use another sampler"
         if self.sampler == "grid" and self.trials > n_points:
             yield f"trials: {self.trials} is more than the {n_points} combinations of the grid; set it to {n_points}"
+        if self.storage is not None and " " in self.storage:
+            yield "storage contains a space; write it as %20"
         if self.storage is not None and not self.storage.startswith(tuple(SERVERS)):
             yield (
                 "storage should be a URL such as postgresql://USER@HOST/DATABASE or mysql://USER@HOST/DATABASE, or "

@@ -7,14 +7,13 @@ from pathlib import Path
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
 from typing import Annotated, Any, Dict, List, Optional, Tuple, Union
 
-import yaml
 from pydantic import Field, ValidationError
 
 from gcp.cost.sampling import Count, Schema
 from gcp.errors import UserError
 from gcp.options import explained
 from gcp.search.space import Space
-from gcp.storage import read_yaml, write_text
+from gcp.storage import read_yaml, write_text, yaml_text
 
 FIX = "see docs/search.md for what a pattern contains"
 HEAD = (
@@ -63,7 +62,7 @@ def write(path: Path, pattern: Pattern) -> None:
     """Write a pattern as YAML, whole or not at all. UserError: it cannot be written."""
     values = pattern.model_dump(exclude_none=True)
     values["input"] = list(values["input"])
-    write_text(path, HEAD + yaml.safe_dump(values, sort_keys=False))
+    write_text(path, HEAD + yaml_text(values))
 
 
 def transferred(pattern: Pattern, space: Space, other: Space) -> Pattern:

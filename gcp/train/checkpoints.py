@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Tuple
 
 from gcp.backend.files import load, paths, save
 from gcp.graph.network import Network
-from gcp.storage import read_json, write_text
+from gcp.storage import plain, read_json, write_text
 from gcp.train.distributed import process_group
 
 ANEW = "remove it, and its result will be recomputed"
@@ -29,8 +29,9 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
         return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
     net, facts = compute(checkpoint)
     facts = group.broadcast(lambda: facts)
+    text = json.dumps(plain(facts, finite=True))  # before anything is saved: it could not be read back
     save(net, prefix)
-    write_text(facts_path, json.dumps(facts))
+    write_text(facts_path, text)
     checkpoint.unlink(missing_ok=True)
     return net, read_json(facts_path, Dict[str, Any], ANEW)
 

@@ -137,7 +137,7 @@ class MixedSGD(SGD):
 
     def state(self) -> Dict[str, mx.nd.NDArray]:
         """The velocities and the loss scale; the masters are saved as the network's own values."""
-        return {**super().state(), "loss scale": mx.nd.array([self.loss_scale, self._n_good])}
+        return {**super().state(), "loss scale": mx.nd.array([self.loss_scale, self._n_good], device())}
 
     def restore(self, state: Dict[str, mx.nd.NDArray]) -> None:
         """Restore what `state` returned."""

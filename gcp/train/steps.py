@@ -147,7 +147,7 @@ class OrdinaryStep:
         return {
             **{NET + k: p.data() for k, p in self._params.items()},
             **{OPTIMISER + k: v for k, v in self.optimiser.state().items()},
-            WIDTH: mx.nd.array([self.width]),
+            WIDTH: mx.nd.array([self.width], device()),  # MXNet checks all of a state together, on one device
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:

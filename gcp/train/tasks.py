@@ -85,10 +85,12 @@ class Classification:
         top = output.max(1, keepdims=True)
         log_z = top[:, 0] + np.log(np.exp(output - top).sum(1))
         of_label = output[np.arange(len(y)), y]
-        # An image is correct if fewer than k classes score above its label; ties go by class index, as in argmax.
+        # An image is correct if fewer than k classes score above its label; ties go by class index, as in argmax. What
+        # is not a finite number is larger than nothing, and would make every label the best.
         above = (output > of_label[:, None]).sum(1) + (
             (output == of_label[:, None]) & (np.arange(output.shape[1]) < y[:, None])
         ).sum(1)
+        above = np.where(np.isfinite(output).all(1), above, 5)
         return len(y), (above < 1).sum(), (above < 5).sum(), (log_z - of_label).sum()
 
     def random_batch(self, shape: Sequence[int], n_classes: int, size: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:

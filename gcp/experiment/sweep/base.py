@@ -10,13 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import yaml
-
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment import source
 from gcp.experiment.config import Config
 from gcp.registry import Registry
+from gcp.storage import yaml_text
 
 
 class Setup(NamedTuple):
@@ -77,7 +76,7 @@ class Task:
         files = {records.RECORD: (path / records.RECORD).read_text()} if self.timed and not shared else {}
         return {
             "name": self.cfg.name,
-            "config": yaml.safe_dump(values, sort_keys=False),
+            "config": yaml_text(values),
             "options": [] if self.timed else ["--untimed"],
             "fingerprint": self.cfg.fingerprint(),
             "source": source.fingerprint(),

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
 import filelock
-import yaml
 
 from gcp.errors import UserError
 from gcp.experiment import record as records
 from gcp.experiment.sweep.base import Task
-from gcp.storage import locked, parse_json, replacing, write_json, write_text
+from gcp.storage import locked, parse_json, replacing, write_json, write_text, yaml_text
 from gcp.train import guard
 
 LOCK_S = 120.0  # to wait for the lock of a run whose machine has died, which a file server keeps for a while
@@ -124,7 +123,7 @@ def receive(task: Task, files: Dict[str, Dict[str, bytes]]) -> None:
         for name, content in run.items():
             _write(path / name, content)
         if not (path / records.RECORD).exists():
-            write_text(path / "config.yaml", yaml.safe_dump(task.cfg.model_dump(mode="json"), sort_keys=False))
+            write_text(path / "config.yaml", yaml_text(task.cfg.model_dump(mode="json")))
             config = {**record.config, "output": task.cfg.output}
             write_json(path / records.RECORD, {**record.model_dump(mode="json"), "config": config})
     with locked(dense):  # shared by several runs, each of which may have trained it on another worker
