@@ -84,6 +84,7 @@ def test_layers_and_arrays_are_called_as_pytorch_calls_them():
 
 # ---- operators ------------------------------------------------------------------------------------------------------
 
+FLOOR = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 X = ("n", 4, 6, 6)
 WINDOW = {"kernel_shape": [3, 3], "strides": [2, 2]}
 OPERATORS = {  # operator and what sets it apart -> attributes, constant inputs, shape of the image
@@ -110,15 +111,16 @@ OPERATORS = {  # operator and what sets it apart -> attributes, constant inputs,
     "GlobalAveragePool": ({}, [], X),
     "GlobalMaxPool": ({}, [], X),
     "Resize nearest": (
-        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        FLOOR,
         [None, np.array([1, 1, 2, 2], np.float32)],
         X,
     ),
     "Resize linear": ({"mode": "linear"}, [None, np.array([1, 1, 1.5, 2], np.float32)], X),
     "Resize linear by corners": (
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
-        [None, np.array([1, 1, 1.5, 2], np.float32)], X
+        [None, np.array([1, 1, 1.55, 2], np.float32)], X
     ),
+    "Resize linear by thirds": ({"mode": "linear"}, [None, np.array([1, 1, 7 / 6, 1 / 3], np.float32)], X),
     "Pad reflected": ({"mode": "reflect"}, [np.array([0, 0, 1, 2, 0, 0, 2, 1])], X),
     "Pad with a number, and cut": ({}, [np.array([0, 0, -1, 2, 0, 0, 2, -1]), np.float32(1.5)], X),
     "Pad of three axes": ({}, [np.array([0, 0, 1, 0, 1, 2])], ("n", 4, 1, 6)),
@@ -369,6 +371,10 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "more than memory": (
         lambda path: write(path, [helper.make_node("ConstantOfShape", ["s"], ["c"], name="n"), *RELU],
                            {"s": [2**20, 2**20]}), "onnx.node", "does not fit in memory"),
+    "a scale": (lambda path: write(path, node("Resize", "", "s", mode="linear"), {"s": np.float32([1, 1, 1.55, 2])}),
+                "onnx.node", "'n' .Resize.*1.55.*--check"),
+    "a factor": (lambda path: write(path, node("Resize", "", "s", **FLOOR), {"s": np.float32([1, 1, 2.1, 2])}),
+                 "onnx.node", "'n' .Resize.*2.1.*--check"),
     "an endless loop": (endless, "onnx.node", "control flow"),
 }  # fmt: skip
 

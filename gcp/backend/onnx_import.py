@@ -541,10 +541,16 @@ def _pooled(call: Call, x: Value, kind: str) -> Value:
 def _resize(call: Call) -> Value:
     x, old = call.tensor(), call.node.op_type == "Upsample" or call.builder.opset < 11
     scales, sizes = call.get("scales", None, 1 if old else 2), call.get("sizes", None, 3)
-    if sizes is None:
-        sizes = [math.floor(size * scale) for size, scale in zip(x.shape, scales)]
     mode, place = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     place, rounding = ("asymmetric", "floor") if old else (place, call.get("nearest_mode", "round_prefer_floor"))
+    if sizes is None:
+        exact = np.float32(x.shape) * np.float32(scales)
+        sizes = np.floor(exact).astype(int).tolist()
+        # ONNX places pixels by the scale that the file states, MXNet by the ratio of the sizes.
+        if place != "align_corners" and sizes != exact.tolist():
+            stated = ", ".join(f"{scale:g}" for scale in scales)
+            fix = "export it with sizes, and compare by scripts/convert.py --check"
+            raise ValueError(f"its scales {stated} make no whole number of pixels of {x.shape}; {fix}")
     special = call.get("antialias", 0) or {"axes", "keep_aspect_ratio_policy"} & set(call.attributes)
     if tuple(sizes[:2]) != x.shape[:2] or len(x.shape) != 4 or special:
         raise ValueError("it resizes something other than the height and width of images")
@@ -552,8 +558,8 @@ def _resize(call: Call) -> Value:
         return x
     halves = ("half_pixel", "pytorch_half_pixel")
     factor = sizes[2] // x.shape[2]
-    exact = [(place, rounding) == ("asymmetric", "floor"), place in halves and rounding.startswith("round")]
-    if mode == "nearest" and any(exact) and tuple(sizes[2:]) == tuple(factor * size for size in x.shape[2:]):
+    by_factor = [(place, rounding) == ("asymmetric", "floor"), place in halves and rounding.startswith("round")]
+    if mode == "nearest" and any(by_factor) and tuple(sizes[2:]) == tuple(factor * size for size in x.shape[2:]):
         return call.emit("UpSampling", x, scale=factor, sample_type="nearest", num_args=1)
     if mode == "linear" and place in (*halves, "align_corners"):
         how = {"height": sizes[2], "width": sizes[3], "align_corners": place == "align_corners"}
