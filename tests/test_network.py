@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -252,6 +254,29 @@ def test_repeated_names_are_told_apart():
     x = mx.sym.var("data")
     nodes, _ = parse_nodes(mx.sym.relu(mx.sym.relu(mx.sym.relu(x, name="r"), name="r_1"), name="r").tojson())
     assert [n.name for n in nodes] == ["data", "r", "r_1", "r_2"]
+
+
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (lambda nodes, heads: nodes[1]["inputs"][0].__setitem__(1, 7), "node 'r' reads output 7 of node 'data', .* 1$"),
+        (lambda nodes, heads: nodes[-1]["inputs"][0].__setitem__(1, 2), "node 'n' reads output 2 of node 's', .* 2$"),
+        (lambda nodes, heads: heads[0].__setitem__(1, 1), "the network's output reads output 1 of node 'n', .* 1$"),
+        (lambda nodes, heads: heads[0].__setitem__(0, 99), "output 0 of node 99, which no earlier node has"),
+        (lambda nodes, heads: nodes[2]["inputs"][0].__setitem__(0, 3), "node 's' reads output 0 of node 3, which no"),
+        (lambda nodes, heads: nodes[1].update(subgraphs=[{"nodes": nodes[:1], "heads": [[0, 4, 0]]}]), "output 4 of"),
+    ],
+)
+def test_outputs_that_no_node_has_are_found_before_mxnet_reads_past_them(damage, part, tmp_path):
+    halves = mx.sym.split(mx.sym.relu(mx.sym.var("data"), name="r"), num_outputs=2, name="s")
+    text = mx.sym.BatchNorm(halves[1], name="n").tojson()
+    files.check_outputs(text)
+    graph = json.loads(text)
+    damage(graph["nodes"], graph["heads"])
+    (tmp_path / "net-symbol.json").write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="net-symbol.json.*" + part) as raised:  # not `load`, which could end the tests
+        files.symbol_text(tmp_path / "net-symbol.json")
+    assert raised.value.key == "symbol.format"
 
 
 # ---- silence and removal ------------------------------------------------------------------------------------------

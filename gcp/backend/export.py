@@ -20,7 +20,7 @@ import numpy as np
 
 from gcp.backend.blocks import predict, to_symbol
 from gcp.backend.engine import gluon, mx
-from gcp.backend.files import load_arrays, paths, save_arrays
+from gcp.backend.files import load_arrays, paths, save_arrays, symbol_text
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, auxiliary
 from gcp.graph.surgery import rewrite
@@ -257,10 +257,7 @@ def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
     for path in (symbol_path, params_path):
         if not path.is_file():
             raise UserError(f"int8 network '{prefix}': file '{path}' is missing")
-    try:
-        symbol = mx.sym.load_json(symbol_path.read_text())
-    except (ValueError, mx.MXNetError) as error:
-        raise UserError(f"'{symbol_path}' is not a complete MXNet Symbol JSON file") from error
+    symbol = mx.sym.load_json(symbol_text(symbol_path))
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     if set(symbol.list_inputs()) != {"data", *arrays}:
         raise UserError(

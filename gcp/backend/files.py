@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -82,6 +84,29 @@ def node_shapes(net: Network, input_shape: Sequence[int]) -> Tuple[Tuple[Tuple[i
     return tuple(shapes)
 
 
+def check_outputs(text: str) -> None:
+    """Raise ValueError if a Symbol JSON text reads an output that its node does not have: MXNet would read past it.
+
+    MXNet, which alone knows how many outputs a node has, is asked about each node with variables as its inputs, and
+    about the graphs within a node before the node. Raises whatever else `parse_nodes` and MXNet do.
+    """
+    graph = json.loads(text)
+    nodes, heads = parse_nodes(text)
+    alone: List[dict] = [{"op": "null", "name": "x", "inputs": []}]
+    for i, raw in enumerate(graph["nodes"]):
+        for inner in raw.get("subgraphs") or ():
+            check_outputs(json.dumps(inner))
+        alone.append({**raw, "name": f"{i}_", "inputs": [[0, 0, 0]] * len(raw["inputs"]), "control_deps": []})
+    probe = {**graph, "nodes": alone, "arg_nodes": [0], "heads": [[i, 0, 0] for i in range(len(alone))]}
+    listed = mx.sym.load_json(json.dumps(probe)).get_internals().list_outputs()
+    n_outputs = Counter(name.partition("_")[0] for name in listed)
+    for reader, tensors in [*((f"node '{n.name}'", n.inputs) for n in nodes), ("the network's output", heads)]:
+        for i, o in tensors:
+            if o >= n_outputs[str(i)]:
+                has = f"which has {n_outputs[str(i)]}"
+                raise ValueError(f"{reader} reads output {o} of node '{nodes[i].name}', {has}")
+
+
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
@@ -106,13 +131,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
     for path in (symbol_path, params_path):
         if not path.exists():
             raise UserError(f"saved network '{prefix}': file '{path}' is missing", "network.absent")
-    try:
-        text = read_text(symbol_path)
-        nodes, outputs = parse_nodes(text)
-        mx.sym.load_json(text)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, mx.MXNetError) as error:
-        why = f"'{symbol_path}' is not a complete MXNet Symbol JSON file: {first_line(error)}"
-        raise UserError(why, "symbol.format") from error
+    nodes, outputs = parse_nodes(symbol_text(symbol_path))
     arrays = {k.split(":", 1)[-1]: v for k, v in load_arrays(params_path).items()}
     free = [n for n in nodes if n.op == "null" and n.name not in arrays]
     if len(free) != 1 or free[0].name != "data":
@@ -134,6 +153,18 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
             needs = f"needs {wanted[key]} for an input of {'x'.join(map(str, input_shape))}"
             raise UserError(f"'{params_path}': '{key}' has shape {value.shape}, but '{symbol_path}' {needs}")
     return with_free_scales(replace(net, name=free[0].attrs.get(SOURCE, Path(prefix).name), shapes=shapes))
+
+
+def symbol_text(path: Path) -> str:
+    """The text of a Symbol JSON file that MXNet can read. Raises UserError if it is no such file, or is damaged."""
+    try:
+        text = read_text(path)
+        check_outputs(text)
+        mx.sym.load_json(text)
+        return text
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, mx.MXNetError) as error:
+        why = f"'{path}' is not a complete MXNet Symbol JSON file: {first_line(error)}"
+        raise UserError(why, "symbol.format") from error
 
 
 def is_saved(name: str) -> bool:

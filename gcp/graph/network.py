@@ -13,7 +13,7 @@ import ast
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Dict, List, Mapping, Optional, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -193,7 +193,8 @@ class Network:
 def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], Tuple[Tensor, ...]]:
     """Nodes and outputs of a Symbol JSON text; where several nodes share a name, the later ones get a number appended.
 
-    Raises ValueError, KeyError, TypeError or IndexError if the text is not Symbol JSON at all.
+    Raises ValueError, KeyError, TypeError or IndexError if the text is not Symbol JSON at all, or an input or an output
+    is none of an earlier node. How many outputs a node has, only MXNet knows.
     """
     graph = json.loads(text)
     nodes, taken = [], {raw["name"] for raw in graph["nodes"]}
@@ -205,10 +206,18 @@ def parse_nodes(text: str) -> Tuple[Tuple[Node, ...], Tuple[Tensor, ...]]:
             name, k = f"{raw['name']}_{k}", k + 1
             name = name if name not in taken else raw["name"]
         seen.add(name)
-        nodes.append(Node(raw["op"], name, dict(attrs), tuple((i, o) for i, o, *_ in raw["inputs"])))
+        nodes.append(Node(raw["op"], name, dict(attrs), _tensors(raw["inputs"], len(nodes), f"node '{name}'")))
     if not nodes or not graph["heads"]:
         raise ValueError("no nodes")
-    return tuple(nodes), tuple((i, o) for i, o, *_ in graph["heads"])
+    return tuple(nodes), _tensors(graph["heads"], len(nodes), "the network's output")
+
+
+def _tensors(entries: Sequence[Sequence[int]], n_nodes: int, reader: str) -> Tuple[Tensor, ...]:
+    """The (node, output) pairs of JSON entries. Raises ValueError if one is not of the first `n_nodes` nodes."""
+    for i, o, *_ in entries:
+        if type(i) is not int or type(o) is not int or not 0 <= i < n_nodes or o < 0:
+            raise ValueError(f"{reader} reads output {o!r:.20} of node {i!r:.20}, which no earlier node has")
+    return tuple((i, o) for i, o, *_ in entries)
 
 
 def residual_branches(net: Network) -> List[Tuple[Tensor, Tensor]]:
