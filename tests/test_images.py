@@ -275,6 +275,39 @@ def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_pat
     assert read(3, 300, 300).shape == (3, 300, 300)
 
 
+@pytest.mark.parametrize("height, width", [(80, 200), (31, 29), (3, 120), (500, 11), (64, 64 * 40)])
+def test_cutting_an_image_before_it_is_resized_changes_no_ordinary_image(tmp_path, height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    scale = 8 / 7 * max(40 / height, 32 / width)
+    size = max(32, round(width * scale)), max(40, round(height * scale))
+    whole = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (len(whole) - 40) // 2, (whole.shape[1] - 32) // 2
+    expected = whole[top : top + 40, left : left + 32, ::-1].transpose(2, 0, 1)
+    assert np.array_equal(picture(tmp_path, cv2.imencode(".png", image)[1].tobytes(), (3, 40, 32)), expected)
+
+
+def test_a_line_of_pixels_takes_little_memory(tmp_path, monkeypatch):
+    """Resized as a whole, 254 bytes would take 11.8 GB."""
+    resize, sizes = cv2.resize, []
+    monkeypatch.setattr(cv2, "resize", lambda image, size, **how: sizes.append(size) or resize(image, size, **how))
+    for shape in ((1, 60000, 3), (60000, 1, 3)):
+        line = np.zeros(shape, np.uint8)
+        line.reshape(-1, 3)[29_990:30_010] = 200  # in the middle
+        pixels = picture(tmp_path, cv2.imencode(".png", line)[1].tobytes(), (3, 224, 224))
+        assert pixels.shape == (3, 224, 224) and (pixels == 200).all()
+    assert max(width * height for width, height in sizes) < 100 * 224 * 224
+
+
+@pytest.mark.parametrize("error", [cv2.error("Failed to allocate"), MemoryError()])
+def test_an_image_too_large_to_be_resized_is_named(tmp_path, monkeypatch, error):
+    def resize(*args, **options):
+        raise error
+
+    monkeypatch.setattr(cv2, "resize", resize)
+    with pytest.raises(sources.BadImage, match=f"^{tmp_path}/picture: image too large"):
+        picture(tmp_path, jpeg(smooth(50, 60)))
+
+
 @pytest.mark.parametrize(
     "suffix, options",
     [

@@ -7,6 +7,8 @@ dropped.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import struct
 import sys
@@ -23,6 +25,8 @@ from gcp.runtime import physical_cores
 
 # Images are decoded in parallel, so threads that OpenCV starts for a single image would only get in the way.
 cv2.setNumThreads(1)
+
+_LONGEST = 64  # a resized image's sides, over those of the network's input; what is beyond is cut off before resizing
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -86,16 +90,22 @@ class Pictures:
 
     def image(self, row: int) -> np.ndarray:
         """One image, uint8 RGB (3, H, W). Raises BadImage if it cannot be decoded."""
-        image = decoded(self.source.read(row), self.source.name(row))
+        name = self.source.name(row)
+        image = decoded(self.source.read(row), name)
         height, width = self.shape[1:]
         scale = 8 / 7 * max(height / image.shape[0], width / image.shape[1])
+        # So that a few bytes, a line of 60,000 pixels, cannot ask for gigabytes; ordinary images stay whole.
+        image = _centre(image, math.ceil(_LONGEST * height / scale), math.ceil(_LONGEST * width / scale))
         size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        return image[top : top + height, left : left + width, ::-1].transpose(2, 0, 1)
+        with _legible(name):
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        return _centre(image, height, width)[..., ::-1].transpose(2, 0, 1)
 
     def varied(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """One image with the ImageNet recipe's random changes, made from the whole image: uint8 RGB (3, H, W)."""
+        """One image with the ImageNet recipe's random changes, made from the whole image: uint8 RGB (3, H, W).
+
+        Raises BadImage if it cannot be decoded.
+        """
         content = self.source.read(row)
         found = jpeg_shape(content)
         if found is None:
@@ -128,13 +138,27 @@ def decoded(content: bytes, name: str, how: int = cv2.IMREAD_COLOR) -> np.ndarra
     """An encoded image as uint8 BGR (height, width, 3). Raises BadImage if it is not an image, or is incomplete."""
     if is_truncated(content):  # OpenCV would fill the missing part with grey and say nothing
         raise BadImage(f"{name}: truncated image; replace or remove it")
-    try:
+    with _legible(name):
         image = cv2.imdecode(np.frombuffer(content, np.uint8), how) if content else None
-    except cv2.error:  # more pixels than OpenCV accepts
-        image = None
     if image is None:
         raise BadImage(f"{name}: not an image that OpenCV can decode; replace or remove it")
     return image
+
+
+@contextlib.contextmanager
+def _legible(name: str) -> Iterator[None]:
+    """Turn what OpenCV and NumPy raise for an image that is too large into BadImage."""
+    try:
+        yield
+    except (cv2.error, MemoryError) as error:
+        why = getattr(error, "err", None) or "out of memory"
+        raise BadImage(f"{name}: image too large to be decoded or resized ({why}); replace or remove it") from None
+
+
+def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The centre of an image (h, w, 3), at most `height` x `width` of it."""
+    top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def check(content: bytes, name: str) -> None:
