@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gcp.data import datasets as data
-from gcp.data import sources
+from gcp.data import decode, sources
 from gcp.errors import UserError
 
 N_TRAIN, N_TEST = 40, 15
@@ -509,7 +509,7 @@ def test_class_folders(folder):
     found = load("folder", folder, validation=0.25)
     assert found.classes == ("cat", "dog")
     assert (len(found.train), len(found.validation), len(found.test)) == (9, 3, 4)
-    assert isinstance(found.train.images, np.ndarray)  # a small data set stays in memory
+    assert isinstance(found.train.images, decode.Decoded)  # a small data set stays in memory
     x, y, _ = next(found.train.batches(9))
     assert np.allclose(raw(found.train, x), 50 + 100 * y[:, None, None, None], atol=2)
 
@@ -518,7 +518,7 @@ def test_class_folders_too_large_for_memory_are_decoded_batch_by_batch(folder, m
     small = load("folder", folder)
     monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
     large = load("folder", folder)
-    assert not isinstance(large.train.images, np.ndarray)
+    assert isinstance(large.train.images, decode.Pictures)
     for (x, y, n), (x_large, y_large, n_large) in zip(
         small.train.batches(4, seed=1, augment="crop"), large.train.batches(4, seed=1, augment="crop")
     ):

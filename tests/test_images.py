@@ -275,6 +275,15 @@ def test_an_image_is_rgb_resized_by_its_short_side_and_cut_in_the_middle(tmp_pat
     assert read(3, 300, 300).shape == (3, 300, 300)
 
 
+def test_rows_that_are_not_in_use_take_no_memory():
+    """All rows together would take three terabytes."""
+    images = decode.Decoded(10**6, np.array([70, 3]), (3, 1000, 1000))
+    images[3], images[70] = 1, 2
+    assert images[np.array([3, 70, 3])][:, 0, 0, 0].tolist() == [1, 2, 1] and images.shape == (10**6, 3, 1000, 1000)
+    with pytest.raises(IndexError):
+        images[np.array([4])]
+
+
 @pytest.mark.parametrize("height, width", [(80, 200), (31, 29), (3, 120), (500, 11), (64, 64 * 40)])
 def test_cutting_an_image_before_it_is_resized_changes_no_ordinary_image(tmp_path, height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
-from gcp.data.decode import Pictures, crop_box, in_order, shifted, shifts, varied
+from gcp.data.decode import Decoded, Pictures, crop_box, in_order, shifted, shifts, varied
 from gcp.errors import UserError
 from gcp.options import Options, listed
 from gcp.registry import Registry
@@ -95,7 +95,7 @@ class Split:
     int32; `mean` and `std` are per channel, in units of the uint8 values.
     """
 
-    images: Union[np.ndarray, Pictures]
+    images: Union[np.ndarray, Decoded, Pictures]
     labels: np.ndarray
     rows: np.ndarray
     mean: np.ndarray

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 from gcp.data import sources
 from gcp.data.base import DATASETS, Data, Dataset, Split, capped, from_arrays, held_out, spread
-from gcp.data.decode import Pictures, in_order, progress
+from gcp.data.decode import Decoded, Pictures, in_order, progress
 from gcp.data.sources import BadImage
 from gcp.errors import UserError
 from gcp.options import section
@@ -378,7 +378,7 @@ def _divided(
         source, labels = store
         images, problems = Pictures(source, data.input, data.workers), {}
         if in_memory:
-            decoded = np.zeros((len(source), *data.input), np.uint8)  # rows that are not in use take no memory
+            decoded = Decoded(len(source), rows, data.input)
             images, problems = decoded, _problems(images, rows, skip, decoded)
         elif fits or skip:
             problems = _problems(images, rows, skip) if fits else _noted_problems(images, rows, skip, beside)
@@ -397,7 +397,7 @@ def _divided(
     return Dataset(data.name, data.input, tuple(classes), *splits, skipped=tuple(skipped))
 
 
-def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, decoded: Optional[np.ndarray] = None) -> Dict[int, str]:
+def _problems(pictures: Pictures, rows: np.ndarray, skip: bool, decoded: Optional[Decoded] = None) -> Dict[int, str]:
     """What is wrong with the rows that cannot be decoded, after checking all; the others go into `decoded`, if given.
 
     Raises BadImage if there is such a row and `skip` is off.

@@ -126,6 +126,25 @@ class Pictures:
         return None
 
 
+class Decoded:
+    """Some rows of a source in memory, used like a uint8 array (n, c, H, W) of all rows; the others take no memory.
+
+    Raises IndexError for a row that is not among them.
+    """
+
+    def __init__(self, n: int, rows: np.ndarray, shape: Tuple[int, int, int]) -> None:
+        self.shape = (n, *shape)
+        self._pixels = np.zeros((len(rows), *shape), np.uint8)
+        self._places = np.full(n, len(rows))
+        self._places[rows] = np.arange(len(rows))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._pixels[self._places[rows]]
+
+    def __setitem__(self, rows: np.ndarray, images: np.ndarray) -> None:
+        self._pixels[self._places[rows]] = images
+
+
 REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
