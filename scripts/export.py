@@ -5,6 +5,7 @@ With several networks, speeds are relative to the first (such as the dense one).
 
 import json
 from pathlib import Path
+from typing import Dict, List, Sequence
 
 from gcp import command as command_line
 from gcp import errors
@@ -57,6 +58,7 @@ def run(argv: list) -> None:
         raise errors.UserError(
             "--int8 and --data go together: int8 is calibrated on training images and compared on test images"
         )
+    endings = _endings(args.network)
     from gcp import storage
     from gcp.backend import export, zoo
     from gcp.experiment import measure
@@ -68,7 +70,7 @@ def run(argv: list) -> None:
     if args.int8:
         shape = args.input or zoo.open_network(args.network[0], pretrained=args.pretrained).input_shape
         data = datasets.options(name=args.data, root=args.root, input=shape)
-        prefixes = [_named(args.int8, name, len(args.network)) for name in args.network]
+        prefixes = [args.int8 + ending for ending in endings]
         facts["int8"] = measure.quantize(
             args.network, prefixes, data, args.pretrained, args.calibration, args.batch, args.repeats
         )
@@ -76,19 +78,31 @@ def run(argv: list) -> None:
             tables.write_int8(facts["int8"], Path(args.table))
     if args.onnx:
         facts["onnx"] = []
-        for name in args.network:
+        stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
+        for name, ending in zip(args.network, endings):
             net = zoo.open_network(name, args.input, pretrained=args.pretrained)
-            stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
-            path = export.to_onnx(net, _named(stem, name, len(args.network)) + suffix)
+            path = export.to_onnx(net, stem + ending + suffix)
             facts["onnx"].append({"network": name, "file": str(path), "bytes": path.stat().st_size})
     if args.json:
         storage.write_json(args.json, facts)
     print(json.dumps(facts, indent=1))
 
 
-def _named(stem: str, network: str, n_networks: int) -> str:
-    """The stem for one of several networks, named after its folder: saved networks are all called `final`."""
-    return stem if n_networks == 1 else f"{stem}-{Path(network).parent.name or network}"
+def _endings(networks: Sequence[str]) -> List[str]:
+    """What to append to the stem for each network: its folder's name, as saved networks are all called `final`.
+
+    Nothing for a single network. Raises UserError if two networks would be written to the same files.
+    """
+    if len(networks) == 1:
+        return [""]
+    found: Dict[str, str] = {}
+    for network in networks:
+        ending = f"-{Path(network).parent.name or Path(network).name}"
+        if ending in found:
+            fix = "export them by separate commands, or move one to a folder of another name"
+            raise errors.UserError(f"'{found[ending]}' and '{network}' would both be written as ...{ending}; {fix}")
+        found[ending] = network
+    return list(found)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,17 @@ def pruned(name):
     return shrink(net, random_keep(net))
 
 
-def run(*args):
-    """The script's `run`, in this process."""
+def script():
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("scripts_export", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.run([str(a) for a in args])
+    return module
+
+
+def run(*args):
+    """The script's `run`, in this process."""
+    script().run([str(a) for a in args])
 
 
 def calibration(net, n=32):
@@ -238,6 +243,21 @@ def test_the_script_writes_both_and_reports_both(saved, digits, tmp_path, capsys
     assert all(int8["int8"][k] == again[k] for k in ("top1", "top5", "n_eval"))
     assert int8["float32"]["times_first"] == 1
     assert int8["int8"]["times_first"] == int8["float32"]["latency_s"] / int8["int8"]["latency_s"]
+
+
+@pytest.mark.parametrize(
+    "networks, endings",
+    [(["runs/x/final"], [""]), (["runs/dense/dense", "runs/x/final", "./net"], ["-dense", "-x", "-net"])],
+)
+def test_files_are_named_after_the_folders_of_networks(networks, endings):
+    assert script()._endings(networks) == endings
+
+
+@pytest.mark.parametrize("other", ["{}/x/final", "{}/y/x/final"])
+def test_networks_that_would_overwrite_each_other_are_refused(other, tmp_path):
+    networks = [str(tmp_path / "x" / "dense"), other.format(tmp_path)]
+    with pytest.raises(UserError, match=f"'{networks[0]}' and '{networks[1]}' would both be written as ...-x; "):
+        run(*networks, "--onnx", tmp_path / "out.onnx")
 
 
 @pytest.mark.slow
