@@ -475,6 +475,30 @@ def test_arrays_larger_than_memory_are_refused_before_they_are_read(tmp_path):
     assert raised.value.key == "onnx.memory"
 
 
+def constants(path, n):
+    """A file of `n` constants of 4 MB, which are external data."""
+    tensor = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[2**20], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="weights.bin")
+    (path.parent / "weights.bin").write_bytes(bytes(2**22))
+    nodes = [helper.make_node("Constant", [], [f"c{k}"], value=tensor) for k in range(n)]
+    return write(path, [*nodes, helper.make_node("ReduceSum", ["c0"], ["c"]), helper.make_node("Add", ["x", "c"], "y")])
+
+
+def test_external_data_of_constants_are_part_of_the_network(tmp_path):
+    path = constants(tmp_path / "net.onnx", 1)
+    assert zoo.open_network(path).input_shape == (4, 6, 6)
+    assert onnx_files.external_files(Path(path)) == [tmp_path / "weights.bin"]
+
+
+def test_constants_larger_than_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    """Each alone would fit, and together they take no more room on the disk than one."""
+    path = constants(tmp_path / "net.onnx", 16)
+    monkeypatch.setattr(onnx_files, "room", lambda: 2**25)
+    with pytest.raises(UserError, match="arrays of 67,108,864 bytes") as raised:
+        zoo.open_network(path)
+    assert raised.value.key == "onnx.memory"
+
+
 def test_reading_raises_no_warnings_and_prints_nothing(capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -73,7 +73,14 @@ def opset_of(model: "onnx.ModelProto") -> int:
 def external_files(path: Path) -> List[Path]:
     """The external data files that belong to the file, each once. Raises UserError as `read_model` and `arrays` do."""
     model = read_model(path)
-    return sorted({_place(path, tensor)[0] for tensor in model.graph.initializer if tensor.external_data})
+    tensors = [*model.graph.initializer, *attribute_tensors(model)]
+    return sorted({_place(path, tensor)[0] for tensor in tensors if tensor.external_data})
+
+
+def attribute_tensors(model: "onnx.ModelProto") -> List["onnx.TensorProto"]:
+    """The tensors that are attributes of nodes, such as the values of constants; these can be external data, too."""
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    return [attribute.t for attribute in attributes if attribute.type == attribute.TENSOR]
 
 
 def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
@@ -81,10 +88,10 @@ def arrays(path: Path, model: "onnx.ModelProto") -> Dict[str, np.ndarray]:
 
     Raises UserError for external data that are missing, too short or outside the file's folder, shapes that do not
     match the numbers, types that are not numeric, or more data than memory has room for, which is checked before any is
-    allocated.
+    allocated, with those of the attributes.
     """
     tensors = list(model.graph.initializer)
-    size = sum(_bytes(path, tensor) for tensor in tensors)
+    size = sum(n_bytes(path, tensor) for tensor in [*tensors, *attribute_tensors(model)])
     if size > room():
         raise _wrong(path, f"holds arrays of {size:,} bytes; memory has room for {room():,}", "onnx.memory")
     return {tensor.name: array(path, tensor) for tensor in tensors}
@@ -94,7 +101,7 @@ def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
     """One array, which is read from its file if it is external data. Raises UserError as `arrays` does."""
     import onnx
 
-    size = _bytes(path, tensor)
+    size = n_bytes(path, tensor)
     if tensor.external_data:
         place, offset = _place(path, tensor)
         end = place.stat().st_size
@@ -114,7 +121,7 @@ def array(path: Path, tensor: "onnx.TensorProto") -> np.ndarray:
         ) from None
 
 
-def _bytes(path: Path, tensor: "onnx.TensorProto") -> int:
+def n_bytes(path: Path, tensor: "onnx.TensorProto") -> int:
     """The array's size in bytes by its shape. Raises UserError for a non-numeric type or a damaged shape."""
     import onnx
 

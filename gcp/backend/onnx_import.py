@@ -96,7 +96,8 @@ class Builder:
     def __init__(self, path: Path, model: "onnx.ModelProto") -> None:
         self.path, self.opset = path, onnx_files.opset_of(model)
         self.values: Dict[str, Operand] = dict(onnx_files.arrays(path, model))
-        self.room = onnx_files.room()
+        constants = onnx_files.attribute_tensors(model)  # which the nodes still have to read
+        self.room = onnx_files.room() - sum(onnx_files.n_bytes(path, tensor) for tensor in constants)
         self.nodes: List[Node] = []
         self.shapes: List[Tuple[Shape, ...]] = []
         self.arrays: Dict[str, np.ndarray] = {}
