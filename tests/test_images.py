@@ -87,10 +87,11 @@ def test_members_are_read_where_they_lie(tmp_path):
         ("/etc/a.jpg", tarfile.REGTYPE, "leads out"),
         ("d/../../a.jpg", tarfile.REGTYPE, "leads out"),
         ("d\\..\\a.jpg", tarfile.REGTYPE, "leads out"),
-        ("a.jpg", tarfile.SYMTYPE, "link or a device"),
-        ("a.jpg", tarfile.LNKTYPE, "link or a device"),
-        ("a.jpg", tarfile.CHRTYPE, "link or a device"),
-        ("a.jpg", tarfile.FIFOTYPE, "link or a device"),
+        ("a.jpg", tarfile.SYMTYPE, "is a link, a device"),
+        ("a.jpg", tarfile.LNKTYPE, "is a link, a device"),
+        ("a.jpg", tarfile.CHRTYPE, "is a link, a device"),
+        ("a.jpg", tarfile.FIFOTYPE, "is a link, a device"),
+        ("a.jpg", tarfile.GNUTYPE_SPARSE, "or a sparse file"),
     ],
 )
 def test_a_tar_that_is_not_harmless_is_refused(tmp_path, name, kind, part):

@@ -133,7 +133,8 @@ def place_of(member: tarfile.TarInfo, start: int = 0) -> Tuple[str, int, int]:
 def safe_members(path: Path) -> List[tarfile.TarInfo]:
     """The files and folders of an uncompressed tar, in its order.
 
-    Raises UserError if the tar is incomplete, or if a member leads out of the folder or is neither a file nor a folder.
+    Raises UserError if the tar is incomplete, or if a member leads out of the folder or is neither an ordinary file nor
+    a folder.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -154,8 +155,9 @@ def harmless(tar: tarfile.TarFile, where: str) -> List[tarfile.TarInfo]:
     for member in members:
         name = PurePosixPath(member.name)
         leads_out = name.is_absolute() or ".." in name.parts or "\\" in member.name
-        if leads_out or not (member.isfile() or member.isdir()):
-            wrong = "leads out of its folder" if leads_out else "is a link or a device"
+        # A sparse file, of which the tar holds only parts, can have any size, and cannot be read in place.
+        if leads_out or member.issparse() or not (member.isfile() or member.isdir()):
+            wrong = "leads out of its folder" if leads_out else "is a link, a device or a sparse file"
             raise UserError(f"{where}: member {member.name!r} {wrong}; get another copy, without such members")
     return members
 
