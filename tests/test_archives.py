@@ -50,6 +50,15 @@ def photo(label, k) -> bytes:
     return jpeg(np.zeros((40, 50, 3), np.uint8) + np.array((60 * label, 20 * k, 0), np.uint8))
 
 
+def savemat_bytes(is_table) -> bytes:
+    """A compressed file of MATLAB 5, with the table of classes or another."""
+    kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "num_children")]
+    file = io.BytesIO()
+    rows = np.array([(k, f"n{k:08}", 0) for k in range(1, 60)], kinds)
+    savemat(file, {"synsets" if is_table else "other": rows}, do_compression=True)
+    return file.getvalue()
+
+
 @pytest.fixture
 def ilsvrc(tmp_path):
     """The three archives' form with 3 classes, 3 training and 2 validation images each, ids not in wnids' order."""
@@ -217,6 +226,28 @@ def test_validation_images_of_another_form(ilsvrc, tmp_path):
 def test_a_devkit_that_is_none(ilsvrc, tmp_path):
     (ilsvrc / prepare.DEVKIT).write_bytes(b"junk")
     assert "cannot be understood" in mistake(prepare.prepare_imagenet, ilsvrc, tmp_path / "out", RAW, SUBSET)
+
+
+MAT_5 = savemat_bytes(True)
+
+
+@pytest.mark.parametrize(
+    "meta, part",
+    [
+        (b"", "MatReadError"),
+        (MAT_5[:200] + bytes([MAT_5[200] ^ 1]) + MAT_5[201:], "(error: "),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(99), "NotImplementedError"),
+        (savemat_bytes(False), "KeyError: 'synsets'"),
+        (bytes(2**26 + 1), "67,108,865 bytes, more than"),
+    ],
+    ids=["empty", "a flipped byte", "version 7.3", "another table", "too long"],
+)
+def test_tables_of_classes_that_cannot_be_read(tmp_path, meta, part):
+    with tarfile.open(tmp_path / "devkit.tar.gz", "w:gz", compresslevel=1) as tar:
+        add(tar, "meta.mat", meta)
+        add(tar, "ILSVRC2012_validation_ground_truth.txt", b"1\n")
+    message = mistake(prepare._devkit_truth, tmp_path / "devkit.tar.gz")
+    assert "devkit.tar.gz: cannot be understood" in message and part in message
 
 
 # Going on

@@ -37,6 +37,7 @@ MD5 = {
 }
 SIZE = {TRAIN_TAR: 147897477120, VAL_TAR: 6744924160}
 PREPARED = "prepared.json"
+_DEVKIT_BYTES = 2**26  # of a file in the devkit that is read; as published, the archive has 2.5 MB
 _FLUSH = 256  # records between two points from which a later run can resume
 
 
@@ -201,12 +202,17 @@ def _devkit_truth(path: Path) -> List[str]:
     try:
         with tarfile.open(path, "r:gz") as tar:
             files = {m.name.rpartition("/")[2]: m for m in sources.harmless(tar, str(path)) if m.isfile()}
-            meta = io.BytesIO(tar.extractfile(files["meta.mat"]).read())
-            truth = tar.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read()
-        synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
+            wanted = [files[name] for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")]
+            for member in wanted:
+                if member.size > _DEVKIT_BYTES:
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, more than {_DEVKIT_BYTES:,}")
+            meta, truth = (tar.extractfile(member).read() for member in wanted)
+        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
         return [wnids[int(line)] for line in truth.split()]
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of tarfile, zlib and scipy, each of which has several of its own
         raise UserError(f"{path}: cannot be understood ({type(error).__name__}: {error}); download it again") from error
 
 
