@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import pytest
 from networks import images, random_keep
+from onnx import helper
 from safetensors.numpy import save_file
-from test_onnx import GOLDEN
+from test_onnx import GOLDEN, write
 
 from gcp.backend import files, torch_files, zoo
 from gcp.backend.blocks import predict
@@ -91,6 +92,22 @@ def test_an_onnx_file_that_differs_from_a_saved_network_is_not_kept(convert, tmp
     with pytest.raises(UserError, match="nothing is kept"):
         convert(tmp_path / "saved", tmp_path / "net.onnx", "--check")
     assert {path.name for path in tmp_path.iterdir()} == {"saved-symbol.json", "saved-0000.params"}
+
+
+def test_several_outputs_are_refused_where_they_cannot_be_compared(convert, tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Sigmoid", ["x"], ["z"])]
+    two = write(tmp_path / "two.onnx", nodes, outputs=("y", "z"))
+    convert(two, tmp_path / "net")
+    for source, target, *check in (
+        (two, "o.onnx"),
+        (tmp_path / "net", "o.onnx"),
+        (tmp_path / "net", "o.pt2"),
+        (two, "new", "--check"),
+    ):
+        with pytest.raises(UserError, match="has 2 outputs") as raised:
+            convert(source, tmp_path / target, *check)
+        assert raised.value.key == "onnx.outputs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net-0000.params", "net-symbol.json", "two.onnx"]
 
 
 def test_a_gluoncv_name_needs_its_published_weights(convert, tmp_path):

@@ -41,10 +41,11 @@ def to_onnx(net: Network, path: os.PathLike) -> Path:
     """Write the network as an ONNX file with a free batch axis; its input `data` is (batch, channels, height, width).
 
     The file is put in place only if onnxruntime agrees with MXNet on random images, to within `TOLERANCE`. Raises
-    UserError if a package is missing, MXNet's exporter cannot write an operator, the results differ, or the file cannot
-    be written.
+    UserError if the network has several outputs, a package is missing, MXNet's exporter cannot write an operator, the
+    results differ, or the file cannot be written.
     """
     path = Path(path)
+    _check_one(len(net.outputs), f"network '{net.name}'")
     with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -134,10 +135,18 @@ def _spelt(net: Network) -> Network:
     return rewrite(net, edit, arrays)
 
 
-def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX file as a function from images to its first output, run by onnxruntime on the CPU.
+def _check_one(n_outputs: int, what: str) -> None:
+    if n_outputs > 1:
+        fix = "export the network with the one that you need"
+        raise UserError(f"{what} has {n_outputs} outputs; ONNX files are written and compared with one only: {fix}",
+                        "onnx.outputs")  # fmt: skip
 
-    With `each`, images are passed one by one, as files from elsewhere may require.
+
+def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file as a function from images to its output, run by onnxruntime on the CPU.
+
+    With `each`, images are passed one by one, as files from elsewhere may require. Raises UserError if it has several
+    outputs.
     """
     import onnxruntime
 
@@ -145,6 +154,7 @@ def onnx_outputs(path: os.PathLike, threads: int, each: bool = False) -> Callabl
     options.intra_op_num_threads = threads  # by default it pins a thread to every core
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    _check_one(len(session.get_outputs()), f"'{path}'")
     name = session.get_inputs()[0].name
     if each:
         return lambda images: np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
