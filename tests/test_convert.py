@@ -208,6 +208,10 @@ DAMAGED = {
     "a shape that lies": safetensors(
         {"fc.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, bytes(4)
     ),
+    "a number for a matrix": safetensors(
+        {"fc.weight": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)
+    ),
+    "a matrix of nothing": safetensors({"fc.weight": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}}),
     "a type of numbers that numpy lacks": safetensors(
         {"fc.weight": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)
     ),
@@ -219,7 +223,7 @@ def test_damaged_safetensors_are_one_line(case, convert, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(DAMAGED[case])
     with pytest.raises(UserError, match="x.safetensors") as raised:
         convert(tmp_path / "x.safetensors", tmp_path / "net")
-    assert raised.value.key in ("checkpoint.format", "checkpoint.content")
+    assert raised.value.key in ("checkpoint.format", "checkpoint.content", "checkpoint.network")
 
 
 def test_pytorchs_files_without_pytorch(convert, tmp_path, monkeypatch):
@@ -243,6 +247,7 @@ def test_a_checkpoint_has_no_graph_to_check(checkpoint, convert, tmp_path):
 # ---- with PyTorch, in the environment of scripts/peers.sh -----------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
 def test_pytorchs_own_files(convert, tmp_path):
     """State dicts, plain and in a training script's checkpoint; a whole module is refused and nothing in it runs."""
     torch = pytest.importorskip("torch")
@@ -257,7 +262,17 @@ def test_pytorchs_own_files(convert, tmp_path):
         np.testing.assert_allclose(predict(files.load(tmp_path / "net"), x), torch_files.outputs(module, x), atol=1e-4)
     torch.save(module, tmp_path / "whole.pt")
     torch.save({"fc.weight": torch.zeros(1).expand(2**50)}, tmp_path / "vast.pt")
-    for name, key in (("whole.pt", "checkpoint.pickle"), ("vast.pt", "checkpoint.memory")):
+    weight = torch.eye(4)
+    torch.save({"fc.weight": weight.to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"fc.weight": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)}, tmp_path / "int8.pt")
+    torch.save({"fc.weight": weight.to("meta")}, tmp_path / "meta.pt")
+    for name, key in (
+        ("whole.pt", "checkpoint.pickle"),
+        ("vast.pt", "checkpoint.memory"),
+        ("sparse.pt", "checkpoint.content"),
+        ("int8.pt", "checkpoint.content"),
+        ("meta.pt", "checkpoint.content"),
+    ):
         with pytest.raises(UserError) as raised:
             convert(tmp_path / name, tmp_path / "other")
         assert raised.value.key == key

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
 from gcp.backend import zoo
+from gcp.backend.files import first_line
 from gcp.backend.onnx_files import room
 from gcp.errors import UserError
 from gcp.graph.network import Network
@@ -71,7 +73,9 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
         raise UserError(f"'{path}': PyTorch's own files require PyTorch, which is not installed; {fix}{NEEDS}",
                         "torch.absent") from None  # fmt: skip
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about PyTorch's own storage, and how long it takes to check sparse arrays
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and PyTorch each have their own exceptions
         if "weights_only" in str(error) or "Unsupported" in str(error):
             fix = "it is not read, because loading it would run code; save model.state_dict() instead"
@@ -85,7 +89,15 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
         raise UserError(f"'{path}': holds no state dict; save model.state_dict()", "checkpoint.content")
     if sum(value.numel() * value.element_size() for value in found.values()) > room():
         raise UserError(f"'{path}': its arrays are too large for the available memory", "checkpoint.memory")
-    return {str(name): value.detach().float().numpy() for name, value in found.items()}
+    arrays = {}
+    for name, value in found.items():
+        try:
+            arrays[str(name)] = value.detach().float().numpy()
+        except (TypeError, ValueError, RuntimeError) as error:  # sparse, quantized, or without any numbers
+            fix = f"save dense float32 arrays ({first_line(error)})"
+            raise UserError(f"'{path}': holds {str(name)!r}, which is no dense array of numbers; {fix}",
+                            "checkpoint.content") from None  # fmt: skip
+    return arrays
 
 
 def resnet(
@@ -99,10 +111,11 @@ def resnet(
     Raises UserError, whose message begins with `source`, if no ResNet of GluonCV has arrays of these names and shapes.
     """
     arrays = {key: value for key, value in arrays.items() if not key.endswith(COUNTERS)}
-    if "fc.weight" not in arrays:
-        raise UserError(f"'{source}': has no array 'fc.weight', so it is not a torchvision or timm ResNet; "
+    head = arrays.get("fc.weight", np.zeros(0))
+    if head.ndim != 2 or not head.size:
+        raise UserError(f"'{source}': has no matrix 'fc.weight', so it is not a torchvision or timm ResNet; "
                         "export the network as ONNX", "checkpoint.network")  # fmt: skip
-    n_classes, shape = len(arrays["fc.weight"]), tuple(input_shape or (3, 224, 224))
+    n_classes, shape = len(head), tuple(input_shape or (3, 224, 224))
     names = [name] if name else _candidates(arrays)
     for candidate in names:
         net = zoo.from_gluoncv(candidate, shape, n_classes)
