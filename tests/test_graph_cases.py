@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from networks import built, difference, images, random_keep
 
+from gcp.backend import files
 from gcp.backend.blocks import predict
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
-from gcp.graph.surgery import rescale, shrink, silence, with_gates
+from gcp.graph.surgery import fold_gates, rescale, shrink, silence, with_gates
 from gcp.methods.base import Problem
 from gcp.methods.criteria import CRITERIA
 
@@ -169,3 +170,36 @@ def test_removed_is_silenced(make):
         keep = {g.name: np.arange(1, g.size, 2) for g in each.groups if g.size > 1}
         keep, x = {**random_keep(each, 0.0), **keep}, images(each)[: 1 if make is boxes else None]
         assert difference(predict(shrink(each, keep), x), predict(silence(each, keep), x)) < 1e-5
+
+
+def test_an_array_of_the_network_that_is_called_a_gate_is_none_of_ours():
+    array = mx.sym.var("u_gate", shape=(1, 6, 1, 1))
+    x = mx.sym.relu(mx.sym.broadcast_mul(mx.sym.relu(conv(mx.sym.var("data"), "u")), array))
+    net = built(classifier(conv(x, "last", 5)), SHAPE)
+    gated, x = with_gates(net), images(net)
+    assert {g.name: g.norms for g in gated.groups} == {"u": ("u_gate__fwd",), "last": ("last_gate_fwd",)}
+    folded = fold_gates(gated)
+    assert folded.nodes == net.nodes and "u_gate" in folded.arrays
+    assert difference(predict(folded, x), predict(net, x)) < 1e-6
+
+
+def test_a_tensor_that_is_called_a_gate_is_none_of_ours():
+    x = conv(mx.sym.var("data"), "first")
+    excite = mx.sym.sigmoid(conv(mx.sym.Pooling(x, global_pool=True, pool_type="avg"), "se"), name="se_gate")
+    check_cut(classifier(mx.sym.broadcast_mul(x, excite)), {"first": 6})
+
+
+def check_cut(symbol, widths, shape=SHAPE):
+    """These groups can be cut, and what is removed is what is silenced, with gates and without."""
+    net = built(symbol, shape)
+    assert net.widths == widths
+    x = images(net)
+    for each in (net, with_gates(net)):
+        keep = random_keep(each, 0.5)
+        small = shrink(each, keep)
+        expected = predict(silence(each, keep), x)
+        assert difference(predict(small, x), expected) < 1e-5
+        assert difference(predict(fold_gates(small), x), expected) < 1e-5
+        assert small.shapes == files.node_shapes(small, shape)
+        assert macs(each)(small.widths) == macs(small)(small.widths)
+    return net

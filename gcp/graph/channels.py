@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Tensor = Tuple[int, int]  # position of a node, and number of one of its outputs
 FROZEN = "__lr_mult__"  # MXNet's own attribute; 0.0 on variables that no optimiser may touch
-GATE = "_gate"  # arrays with this suffix scale channels; see `surgery.with_gates`
+GATE = "__gate__"  # marks the arrays that this project made to scale channels; see `surgery.with_gates`
 
 
 @dataclass(frozen=True)
@@ -466,7 +466,7 @@ def _shifts(call: Call) -> bool:
 def is_gate(net: "Network", i: int) -> bool:
     """Whether node i multiplies channels by a gate of this project."""
     node = net.nodes[i]
-    return node.op == "broadcast_mul" and net.nodes[node.inputs[1][0]].name.endswith(GATE)
+    return node.op == "broadcast_mul" and GATE in net.nodes[node.inputs[1][0]].attrs
 
 
 def is_norm(net: "Network", i: int) -> bool:

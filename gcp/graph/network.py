@@ -125,6 +125,12 @@ class Network:
         """Whether node i is a variable that has an array."""
         return self.nodes[i].op == "null" and self.nodes[i].name in self.arrays
 
+    def unused(self, name: str) -> str:
+        """The name, with underscores appended until no node has it."""
+        while name in self.index:
+            name += "_"
+        return name
+
     def _input(self, layer: str, k: int) -> str:
         return self.nodes[self.nodes[self.index[layer]].inputs[k][0]].name
 

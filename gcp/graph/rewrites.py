@@ -243,9 +243,7 @@ def _with_convolution(
 
 def _with_bias(net: Network, i: int, bias: np.ndarray) -> Network:
     """The network with a bias for convolution i, which had none."""
-    name, arrays = net.nodes[i].name + "_bias", dict(net.arrays)
-    while name in net.index:
-        name += "_"
+    name, arrays = net.unused(net.nodes[i].name + "_bias"), dict(net.arrays)
     arrays[name] = bias.astype(np.float32)
 
     def edit(k: int, node: Node, add) -> int:

@@ -67,12 +67,12 @@ def with_gates(net: Network) -> Network:
         at = add(node, net.shapes[i])
         if i not in places:
             return at
-        out, name = structure.calls[i].outs[0], layer_name(net.nodes[i].name) + GATE
+        out, name = structure.calls[i].outs[0], net.unused(layer_name(net.nodes[i].name) + "_gate")
         value = out.spread(len(net.shapes[i][0]), np.ones(len(out.labels), np.float32))
         arrays[name] = value
         # MXNet cannot infer this shape from the graph
-        gate = add(Node("null", name, {"__shape__": str(value.shape)}), (value.shape,))
-        return add(Node("broadcast_mul", name + "_fwd", {}, ((at, 0), (gate, 0))), net.shapes[i])
+        gate = add(Node("null", name, {"__shape__": str(value.shape), GATE: "True"}), (value.shape,))
+        return add(Node("broadcast_mul", net.unused(name + "_fwd"), {}, ((at, 0), (gate, 0))), net.shapes[i])
 
     return rewrite(net, edit, arrays)
 
@@ -377,7 +377,7 @@ def _with_biases(net: Network) -> Network:
             n = net.shapes[net.nodes[i].inputs[structure.calls[i].operator.weight][0]][0][n]
             if n != len(structure.calls[i].outs[0].labels):
                 n = len(structure.calls[i].outs[0].labels)
-            name = layer_name(node.name) + "_bias"
+            name = net.unused(layer_name(node.name) + "_bias")
             arrays[name] = np.zeros(n, np.float32)
             at = add(Node("null", name, {}), ((n,),))
             node = replace(node, attrs={**node.attrs, "no_bias": "False"}, inputs=(*node.inputs, (at, 0)))
