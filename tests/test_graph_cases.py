@@ -203,3 +203,8 @@ def check_cut(symbol, widths, shape=SHAPE):
         assert small.shapes == files.node_shapes(small, shape)
         assert macs(each)(small.widths) == macs(small)(small.widths)
     return net
+
+
+def test_every_second_channel_is_taken_from_channels_that_stay():
+    x = mx.sym.slice(conv(mx.sym.var("data"), "first"), begin=(None, 0), end=(None, None), step=(None, 2))
+    check_cut(classifier(conv(x, "last", 5)), {"last": 5})

@@ -1017,7 +1017,7 @@ class Slice(Moving):
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
         """`begin` and `end`, counted in the remaining channels."""
         x, parts = call.ins[0], self.parts(call)
-        if x is None or call.node.op not in ("slice_axis", "slice") or x.axis not in parts[0]:
+        if call.outs[0] is None or call.node.op not in ("slice_axis", "slice") or x.axis not in parts[0]:
             return {}
         taken = parts[0][x.axis]
         begin = count(x.labels[: taken[0]])
