@@ -208,3 +208,23 @@ def check_cut(symbol, widths, shape=SHAPE):
 def test_every_second_channel_is_taken_from_channels_that_stay():
     x = mx.sym.slice(conv(mx.sym.var("data"), "first"), begin=(None, 0), end=(None, None), step=(None, 2))
     check_cut(classifier(conv(x, "last", 5)), {"last": 5})
+
+
+@pytest.mark.parametrize(
+    "function, passes",
+    [
+        (lambda x: mx.sym.clip(x, a_min=0.0, a_max=20.0), False),
+        (lambda x: mx.sym.clip(x, a_min=-20.0, a_max=3.4028235e38), False),
+        (lambda x: mx.sym.clip(x, a_min=0.0, a_max=3.4028235e38), True),
+        (lambda x: mx.sym._internal._MinimumScalar(x, scalar=20.0), False),
+        (lambda x: mx.sym._internal._MaximumScalar(x, scalar=-20.0), False),
+        (lambda x: mx.sym._internal._MaximumScalar(x, scalar=0.0), True),
+        (lambda x: mx.sym.relu(x * 2), True),
+    ],
+)
+def test_factors_pass_through_bounds_only_where_no_value_can_meet_them(function, passes):
+    x = norm(conv(mx.sym.var("data"), "first"), "norm")
+    net = built(classifier(conv(function(x), "last", 5)), SHAPE)
+    assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [not passes] * 6
+    net, x = net.with_arrays({"norm_gamma": net.arrays["norm_gamma"] * 30}), images(net)
+    assert difference(predict(rescale(net), x), predict(net, x)) < 1e-5

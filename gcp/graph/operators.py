@@ -29,6 +29,7 @@ OPERATORS: "Registry[Operator]" = Registry("operator")
 TIES = "__ties__"  # how a grouped convolution ties its channels, where its sizes no longer determine this
 ANY, CONSTANT, ZERO = 0, 1, 2  # what a dropped channel has to be; see `Operator.demand`
 Count = Callable[[np.ndarray], int]  # labels -> number of these channels in the other network
+LARGEST = float(np.finfo(np.float32).max)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 
 
@@ -417,10 +418,6 @@ class Pointwise(Operator):
     def is_relu(self, call: "Call") -> bool:
         return False
 
-    def homogeneous(self, call: "Call") -> bool:
-        at, f = np.array([-3.0, -1.0, 1.0, 3.0]), self.function(call)
-        return all(np.array_equal(f(k * at), k * f(at)) for k in (0.5, 4.0))
-
     def keeps_zero(self, call: "Call") -> bool:
         return not np.any(self.function(call)(np.zeros(1)))
 
@@ -474,6 +471,9 @@ class Activation(Pointwise):
     def is_relu(self, call: "Call") -> bool:
         return self.name(call) == "relu"
 
+    def homogeneous(self, call: "Call") -> bool:
+        return self.name(call) in ("relu", "abs", "negative")
+
 
 @register("LeakyReLU")
 class LeakyReLU(Pointwise):
@@ -514,12 +514,22 @@ class Clip(Pointwise):
         if call.node.op == "hard_sigmoid":
             alpha, beta = float(call.node.attrs.get("alpha", 0.2)), float(call.node.attrs.get("beta", 0.5))
             return lambda x: np.clip(alpha * x + beta, 0.0, 1.0)
-        low, high = float(call.node.attrs["a_min"]), float(call.node.attrs["a_max"])
+        low, high = self.bounds(call)
         return lambda x: np.clip(x, low, high)
 
 
 SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "_plus_scalar": lambda x, s: x + s,
+    def bounds(self, call: "Call") -> Tuple[float, float]:
+        return float(call.node.attrs["a_min"]), float(call.node.attrs["a_max"])
+
+    def homogeneous(self, call: "Call") -> bool:
+        """Only if each bound is at zero or out of reach."""
+        if call.node.op == "hard_sigmoid":
+            return False
+        low, high = self.bounds(call)
+        return (low == 0 or low <= -LARGEST) and (high == 0 or high >= LARGEST)
+
     "_minus_scalar": lambda x, s: x - s,
     "_rminus_scalar": lambda x, s: s - x,
     "_mul_scalar": lambda x, s: x * s,
@@ -540,6 +550,14 @@ class Scalar(Pointwise):
 
     def additive(self, call: "Call") -> bool:
         return call.node.op not in ("_maximum_scalar", "_minimum_scalar", "_power_scalar")
+
+    def homogeneous(self, call: "Call") -> bool:
+        op, s = call.node.op, float(call.node.attrs["scalar"])
+        if op in ("_mul_scalar", "_div_scalar"):
+            return True
+        if op == "_power_scalar":
+            return s == 1
+        return s == 0 or op == "_maximum_scalar" and s <= -LARGEST or op == "_minimum_scalar" and s >= LARGEST
 
     def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
         f = self.function(call)
