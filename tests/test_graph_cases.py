@@ -228,3 +228,12 @@ def test_factors_pass_through_bounds_only_where_no_value_can_meet_them(function,
     assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [not passes] * 6
     net, x = net.with_arrays({"norm_gamma": net.arrays["norm_gamma"] * 30}), images(net)
     assert difference(predict(rescale(net), x), predict(net, x)) < 1e-5
+
+
+def test_slopes_of_channels_are_along_the_first_axis_of_an_image_wherever_its_channels_are():
+    x = mx.sym.transpose(conv(mx.sym.var("data"), "first", 5), axes=(0, 2, 3, 1))
+    x = mx.sym.transpose(mx.sym.LeakyReLU(x, mx.sym.var("slopes", shape=(8,)), act_type="prelu"), axes=(0, 3, 1, 2))
+    net = built(mx.sym.FullyConnected(x, num_hidden=3, name="dense"), SHAPE)
+    assert net.structure.calls[net.nodes.index(next(n for n in net.nodes if n.op == "LeakyReLU"))].arrays == {}
+    keep, x = random_keep(net, 0.5), images(net)
+    assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < 1e-5

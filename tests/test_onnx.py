@@ -366,6 +366,10 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "no kernel": (lambda path: write(path, node("MaxPool", kernel_shape=[2, -2])), "onnx.node", "kernel"),
     "training": (lambda path: write(path, node("BatchNormalization", *"gbmv", training_mode=1),
                                     dict.fromkeys("gbmv", numbers(4))), "onnx.node", r"eval\(\)"),
+    "slopes of columns": (lambda path: write(path, node("PRelu", "s"), {"s": numbers(6)}, ("n", 6, 6, 6)), "onnx.node",
+                          "another axis"),
+    "slopes of rows": (lambda path: write(path, node("PRelu", "s"), {"s": numbers(6, 1)}, ("n", 6, 6, 6)), "onnx.node",
+                       "another axis"),
     "a batch joined": (lambda path: write(path, node("ReduceMean", "a"), {"a": [0]}), "onnx.node", "images of a batch"),
     "a constant output": (lambda path: write(path, RELU, {"c": numbers(2)}, outputs=("c",)), "onnx.node", "depend"),
     "more than memory": (

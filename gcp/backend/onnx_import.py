@@ -627,8 +627,10 @@ def _leaky(call: Call) -> Value:
     kind = call.node.op_type.lower().replace("leakyrelu", "leaky")
     if kind == "prelu":
         slope = call.constant(1)
-        if slope.size not in (1, max(slope.shape, default=1)):
-            raise ValueError("its slopes vary along more than the channel axis")
+        rank = len(call.tensor().shape)
+        shape = (1,) * (rank - slope.ndim) + slope.shape
+        if slope.size > 1 and (rank < 2 or slope.size != shape[1]):
+            raise ValueError(f"its slopes, of shape {slope.shape}, vary along another axis than that of the channels")
         return call.emit("LeakyReLU", call.tensor(), call.array("slope", slope.reshape(-1)), act_type=kind)
     if kind == "selu" and {"alpha", "gamma"} & set(call.attributes):
         raise ValueError("its constants are not those of the publication")

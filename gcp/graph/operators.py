@@ -481,8 +481,12 @@ class LeakyReLU(Pointwise):
 
     def channels(self, call: "Call") -> None:
         call.passes()
-        if call.ins[0] is not None and len(call.ins) > 1 and call.shapes[1] != (1,):
+        if self.slopes_per_channel(call):
             call.array(1, 0, call.ins[0].labels)
+
+    def slopes_per_channel(self, call: "Call") -> bool:
+        """Whether there is a slope for every channel: MXNet has them along axis 1, wherever the channels are."""
+        return len(call.ins) > 1 and call.shapes[1] != (1,) and call.ins[0] is not None and call.ins[0].axis == 1
 
     def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
         kind, slope = call.node.attrs.get("act_type", "leaky"), float(call.node.attrs.get("slope", 0.25))
@@ -493,9 +497,8 @@ class LeakyReLU(Pointwise):
         if kind == "gelu":
             return lambda x: x * special.ndtr(x)
         if kind == "prelu":
-            slopes = call.value(1).astype(np.float64)
-            per_channel = len(slopes) > 1 and call.ins[0] is not None
-            slope = call.ins[0].spread(len(call.shapes[0]), slopes) if per_channel else slopes[0]
+            slopes = Channels(1, call.value(1).astype(np.float64))
+            slope = slopes.labels if call.shapes[1] == (1,) else slopes.spread(len(call.shapes[0]))
             return lambda x: np.where(x > 0, x, slope * x)
         return lambda x: np.where(x > 0, x, slope * x)
 
@@ -517,9 +520,6 @@ class Clip(Pointwise):
         low, high = self.bounds(call)
         return lambda x: np.clip(x, low, high)
 
-
-SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "_plus_scalar": lambda x, s: x + s,
     def bounds(self, call: "Call") -> Tuple[float, float]:
         return float(call.node.attrs["a_min"]), float(call.node.attrs["a_max"])
 
@@ -530,6 +530,9 @@ SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
         low, high = self.bounds(call)
         return (low == 0 or low <= -LARGEST) and (high == 0 or high >= LARGEST)
 
+
+SCALARS: Dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "_plus_scalar": lambda x, s: x + s,
     "_minus_scalar": lambda x, s: x - s,
     "_rminus_scalar": lambda x, s: s - x,
     "_mul_scalar": lambda x, s: x * s,
@@ -548,9 +551,6 @@ class Scalar(Pointwise):
         s = float(call.node.attrs["scalar"])
         return lambda x: SCALARS[call.node.op](x, s)
 
-    def additive(self, call: "Call") -> bool:
-        return call.node.op not in ("_maximum_scalar", "_minimum_scalar", "_power_scalar")
-
     def homogeneous(self, call: "Call") -> bool:
         op, s = call.node.op, float(call.node.attrs["scalar"])
         if op in ("_mul_scalar", "_div_scalar"):
@@ -558,6 +558,9 @@ class Scalar(Pointwise):
         if op == "_power_scalar":
             return s == 1
         return s == 0 or op == "_maximum_scalar" and s <= -LARGEST or op == "_minimum_scalar" and s >= LARGEST
+
+    def additive(self, call: "Call") -> bool:
+        return call.node.op not in ("_maximum_scalar", "_minimum_scalar", "_power_scalar")
 
     def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
         f = self.function(call)
