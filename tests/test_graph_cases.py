@@ -11,6 +11,7 @@ from gcp.backend import files
 from gcp.backend.blocks import predict
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
+from gcp.graph.operators import Gaussian
 from gcp.graph.surgery import fold_gates, rescale, shrink, silence, with_gates
 from gcp.methods.base import Problem
 from gcp.methods.criteria import CRITERIA
@@ -237,3 +238,128 @@ def test_slopes_of_channels_are_along_the_first_axis_of_an_image_wherever_its_ch
     assert net.structure.calls[net.nodes.index(next(n for n in net.nodes if n.op == "LeakyReLU"))].arrays == {}
     keep, x = random_keep(net, 0.5), images(net)
     assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < 1e-5
+
+
+IMAGE = mx.sym.var("data")
+
+
+def first(**how):
+    return conv(IMAGE, "first", **how)
+
+
+def last(x):
+    return classifier(mx.sym.relu(conv(x, "last", 5)))
+
+
+def bare(x):
+    """A layer without a bias behind a layer that is cut, so that its outputs lack constants."""
+    return conv(mx.sym.relu(x), "bare", 4, no_bias=True)
+
+
+def dense_along_rows(x):
+    rows = mx.sym.FullyConnected(x, flatten=False, num_hidden=5, name="rows")
+    return mx.sym.FullyConnected(rows, num_hidden=3, name="dense")
+
+
+PLACES = mx.sym.var("places", shape=(1, 1, 8, 8))
+EVERYWHERE = mx.sym.var("everywhere", shape=(1, 6, 8, 8))
+UNEVEN = {  # what is not the same at all positions -> network, its groups
+    "two tensors in a row": (lambda: last(mx.sym.Concat(first(), conv(IMAGE, "b"), dim=2)), {"first": 6}),
+    "their sigmoid": (
+        lambda: last(mx.sym.sigmoid(mx.sym.Concat(first(), conv(IMAGE, "b"), dim=2))), {"first": 6}
+    ),
+    "their mean": (lambda: classifier(mx.sym.Concat(first(), conv(IMAGE, "b"), dim=2)), {"first": 6}),
+    "an array added": (lambda: last(mx.sym.broadcast_add(first(), EVERYWHERE)), {}),
+    "its mean": (lambda: classifier(mx.sym.broadcast_add(first(), EVERYWHERE)), {"first": 6}),
+    "its values": (
+        lambda: mx.sym.FullyConnected(mx.sym.broadcast_add(first(), EVERYWHERE), num_hidden=3), {"first": 6}
+    ),
+    "its maximum": (
+        lambda: mx.sym.FullyConnected(
+            mx.sym.Pooling(mx.sym.broadcast_add(first(), EVERYWHERE), global_pool=True, pool_type="max"), num_hidden=3
+        ), {"first": 6},
+    ),
+    "a factor": (lambda: last(mx.sym.broadcast_mul(first(), PLACES)), {"first": 6}),
+    "its sigmoid": (lambda: last(mx.sym.sigmoid(mx.sym.broadcast_mul(first(), PLACES))), {"first": 6}),
+    "a factor of what lacks constants": (
+        lambda: last(mx.sym.broadcast_mul(bare(first()), PLACES)), {"first": 6, "bare": 4}
+    ),
+    "a factor ahead of a depthwise layer": (
+        lambda: last(conv(mx.sym.broadcast_mul(first(), PLACES), "depthwise", num_group=6)), {"first": 6}
+    ),
+    "channels that become positions": (lambda: dense_along_rows(mx.sym.reshape(first(n=8), shape=(0, 4, -1))), None),
+    "channels read along another axis": (lambda: dense_along_rows(bare(first())), {"first": 6, "rows": 5}),
+    "a norm along another axis": (lambda: last(mx.sym.BatchNorm(bare(first()), axis=2, name="norm")), {"first": 6}),
+    "a transposed layer with a stride": (
+        lambda: last(mx.sym.Deconvolution(bare(first()), num_filter=3, kernel=(2, 2), stride=(2, 2), name="up")),
+        {"first": 6, "bare": 4, "up": 3},
+    ),
+    "a mean that counts a border": (
+        lambda: last(mx.sym.Pooling(bare(first()), kernel=(3, 3), pad=(1, 1), pool_type="avg")),
+        {"first": 6, "bare": 4},
+    ),
+    "fixed channels that lack constants": (
+        lambda: last(mx.sym.relu(conv(conv(mx.sym.relu(first()), "back", 3, no_bias=True) + IMAGE, "b",
+                                      no_bias=True))), {"first": 6, "b": 6}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_what_is_removed_is_what_is_silenced_at_every_position(case):
+    make, widths = UNEVEN[case]
+    symbol = make()
+    if widths is None:  # a unit of several channels of which one remains is another network
+        net = built(symbol, SHAPE)
+        keep, x = random_keep(net, 0.5), images(net)
+        assert net.widths["first"] == 2
+        assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < 1e-5
+        return
+    check_cut(symbol, {**widths, **({"last": 5} if "last_weight" in symbol.list_arguments() else {})})
+
+
+@pytest.mark.parametrize("size", [7, 14])
+@pytest.mark.parametrize("function", [mx.sym.softmax, mx.sym.log_softmax, mx.sym.softmin])
+def test_equal_shares_are_one_over_their_number(function, size):
+    check_cut(classifier(function(first(), axis=2)), {"first": 6}, (3, size, size))
+    check_cut(last(function(first(), axis=2)), {"first": 6, "last": 5}, (3, size, size))
+
+
+def test_the_logarithm_of_a_softmax_is_one():
+    net = built(classifier(mx.sym.log_softmax(first(), axis=2)), SHAPE)
+    call = next(c for c in net.structure.calls.values() if c.node.op == "log_softmax")
+    (found,) = call.operator.moments(call, [Gaussian(np.full((1, 6, 1, 1), 3.0), np.zeros((1, 6, 1, 1)))])
+    np.testing.assert_allclose(found.mean, np.full((1, 6, 1, 1), -np.log(8)))
+    assert not found.variance.any()
+
+
+def excited(x):
+    """Squeeze-excite."""
+    return mx.sym.broadcast_mul(x, mx.sym.sigmoid(conv(mx.sym.Pooling(x, global_pool=True, pool_type="avg"), "excite")))
+
+
+ADDED = {  # what is added to channels -> network, whether they can be cut
+    "an array": (lambda a: mx.sym.relu(mx.sym.broadcast_add(a, mx.sym.var("v", shape=(1, 6, 1, 1)))), True),
+    "an array, then a product": (
+        lambda a: excited(mx.sym.broadcast_add(a, mx.sym.var("v", shape=(1, 6, 1, 1)))), False
+    ),
+    "a map": (lambda a: mx.sym.broadcast_add(a, conv(IMAGE, "map", 1)), False),
+    "a map taken away": (lambda a: mx.sym.broadcast_sub(a, conv(IMAGE, "map", 1)), False),
+    "the larger of a map": (lambda a: mx.sym.broadcast_maximum(a, conv(IMAGE, "map", 1)), False),
+    "a mean": (lambda a: mx.sym.broadcast_add(a, mx.sym.mean(conv(IMAGE, "b"), axis=1, keepdims=True)), False),
+    "a map as a factor": (lambda a: mx.sym.broadcast_mul(a, conv(IMAGE, "map", 1)), True),
+    "a factor of a sigmoid": (lambda a: mx.sym.broadcast_mul(mx.sym.sigmoid(a), conv(IMAGE, "map", 1)), False),
+    "a vector": (
+        lambda a: mx.sym.transpose(
+            mx.sym.broadcast_add(mx.sym.transpose(a, axes=(0, 2, 3, 1)), mx.sym.var("v", shape=(1, 6))),
+            axes=(0, 3, 1, 2),
+        ), True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_channels_are_cut_only_if_what_is_added_stays_constant(case):
+    make, cuts = ADDED[case]
+    net = check_cut(last(make(first())), {**({"first": 6} if cuts else {}), "last": 5})
+    assert difference(predict(rescale(with_gates(net)), images(net)), predict(net, images(net))) < 1e-5

@@ -13,13 +13,13 @@ import copy
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from gcp.graph.operators import ANY, ZERO, Channels, Convolution, Product, Slice, operator
+from gcp.graph.operators import ANY, CONSTANT, EVEN, ZERO, Channels, Convolution, Gaussian, Product, Slice, operator
 
 if TYPE_CHECKING:
     from gcp.graph.network import Network, Node
@@ -115,10 +115,7 @@ class Call:
             rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
             if rows.shape[1] > 1:
                 self.unite(rows[:, 1:], np.broadcast_to(rows[:, :1], rows[:, 1:].shape))
-                self.walk.cut.add((self.i, o))
             labels = rows[:, 0]
-        if self.node.inputs and self.node.inputs[0] in self.walk.cut:
-            self.walk.cut.add((self.i, o))
         self.outs[o] = Channels(axis, labels)
         return labels
 
@@ -165,7 +162,6 @@ class Walk:
         self.net = net
         self.tensors: Dict[Tensor, Channels] = {}
         self.calls: Dict[int, Call] = {}
-        self.cut: Set[Tensor] = set()  # see `is_cut`
         self._n, self._pairs, self._shared = 1, [], {}
 
     def fresh(self, n: int) -> np.ndarray:
@@ -185,10 +181,6 @@ class Walk:
     def share(self, key: Tuple[int, int], labels: np.ndarray) -> None:
         """Unite the labels that all readers of an array give to one of its axes; `key` is (node, axis)."""
         self.unite(self._shared.setdefault(key, labels), labels)
-
-    def is_cut(self, tensor: Tensor) -> bool:
-        """Whether units of this tensor combine channels along another axis, and so have several values per position."""
-        return tensor in self.cut
 
     def begin(self) -> None:
         """Start with the image, whose channels are fixed."""
@@ -418,12 +410,13 @@ class Structure:
 
 
 def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]]:
-    """What a dropped channel has to be at every tensor: `ANY`, `CONSTANT` or `ZERO`; and the tensors where it cannot.
+    """What a dropped channel has to be at every tensor (`ANY` to `ZERO`), and the tensors where it cannot be that.
 
     Layers need constants, which can be moved into what follows. Products need a zero in one factor. Gates make zeros,
-    after a layer or after its norm.
+    after a layer or after its norm. Where constants would differ between positions, zeros do not.
     """
     zeroable: Dict[Tensor, bool] = {}
+    shapes: Dict[Tensor, Tuple[int, ...]] = {}  # of what dropped channels are, where they are constants
     for i, call in walk.calls.items():
         call.zeroable = [zeroable.get(t, False) for t in call.node.inputs]
         mine = [z for z, x in zip(call.zeroable, call.ins) if x is not None]
@@ -432,9 +425,9 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
         elif isinstance(call.operator, Product):
             able = any(mine)
         else:
-            able = all(mine) and call.operator.keeps_zero(call)
-        for o in range(len(call.outs)):
-            zeroable[i, o] = able
+            able = all(mine) and call.operator.from_zero(call) == ZERO
+        for o, shape in enumerate(_constant_shapes(call, [shapes.get(t) for t in call.node.inputs])):
+            zeroable[i, o], shapes[i, o] = able, shape
     demand: Dict[Tensor, int] = {}
     impossible = []
     for i in sorted(walk.calls, reverse=True):
@@ -442,14 +435,39 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
         wanted = max((demand.get((i, o), ANY) for o in range(len(call.outs))), default=ANY)
         if all(x is None for x in call.ins):
             continue
-        if wanted == ZERO and not zeroable[i, 0]:
-            impossible.append((i, 0))
+        if wanted == EVEN:
+            outs = [(o, out) for o, out in enumerate(call.outs) if out is not None]
+            if all(out.even(shapes[i, o]) for o, out in outs):
+                wanted = CONSTANT
+            elif not all(out.even(_constant_shapes(call)[o]) for o, out in outs):
+                wanted = ZERO
         if _shifts(call) and wanted == ZERO:
             wanted = ANY  # a gate after the node makes the zero
+        elif call.made is None and wanted > call.operator.from_zero(call):
+            impossible.append((i, 0))
         for t, d, x in zip(call.node.inputs, call.operator.demand(call, wanted), call.ins):
             if x is not None:
                 demand[t] = max(demand.get(t, ANY), d)
     return demand, [t for t in impossible if t in walk.tensors]
+
+
+def _constant_shapes(call: Call, shapes: Sequence[Optional[Tuple[int, ...]]] = ()) -> List[Tuple[int, ...]]:
+    """Per output, the shape of what dropped channels are there, where they are constants of these shapes at the inputs.
+
+    A constant of the channel alone stands for each shape that is None or not given.
+    """
+    outs = [(1,) * len(s) if out is None else out.spread(len(s)).shape for s, out in zip(call.out_shapes, call.outs)]
+    if call.operator.weight is not None or all(out is None for out in call.outs):
+        return outs  # a layer reads what does not depend on positions
+    xs = []
+    for k, (x, s) in enumerate(zip(call.ins, call.shapes)):
+        shape = shapes[k] if k < len(shapes) else None
+        if shape is None:
+            shape = s if call.is_array(k) else (1,) * len(s) if x is None else x.spread(len(s)).shape
+        xs.append(Gaussian(np.ones(shape), np.zeros(shape)))
+    call = call.using(call.walk.net.arrays, exact=True)  # only their shapes matter
+    with np.errstate(all="ignore"):
+        return [y.mean.shape for y in call.operator.moments(call, xs)]
 
 
 def _shifts(call: Call) -> bool:
@@ -538,11 +556,11 @@ class Streams:
             x = call.ins[0]
             if x is not None and layer:
                 by_input = of.arrays.get(call.operator.weight, {}).get(1 - call.operator.out_axis)
-                if of.read is not None and len(of.read) > len(x.labels):  # after a flatten
+                if call.operator.axis(call) is None:  # a flatten
                     spread = np.broadcast_to(x.spread(len(call.shapes[0])), call.shapes[0])
                     readers[i] = spread.reshape(len(spread), -1)[0]
                 else:
-                    readers[i] = x.labels
+                    readers[i] = call.along(0, call.operator.axis(call))
                 if not is_depthwise(net, i) and (by_input is None or len(by_input) != len(readers[i])):
                     held.append(x.labels)
             elif x is not None:

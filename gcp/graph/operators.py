@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 OPERATORS: "Registry[Operator]" = Registry("operator")
 TIES = "__ties__"  # how a grouped convolution ties its channels, where its sizes no longer determine this
-ANY, CONSTANT, ZERO = 0, 1, 2  # what a dropped channel has to be; see `Operator.demand`
+# What a dropped channel has to be: anything, a constant of each position, one constant of all positions, or zero; see
+# `Operator.demand`.
+ANY, CONSTANT, EVEN, ZERO = range(4)
 Count = Callable[[np.ndarray], int]  # labels -> number of these channels in the other network
 LARGEST = float(np.finfo(np.float32).max)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
@@ -44,6 +46,10 @@ class Channels:
         """The labels, or other values per channel, as an array of the tensor's rank."""
         values = self.labels if values is None else values
         return values.reshape((1,) * self.axis + (-1,) + (1,) * (rank - self.axis - 1))
+
+    def even(self, shape: Sequence[int]) -> bool:
+        """Whether values per channel of this shape depend on the channel alone."""
+        return all(n == 1 for axis, n in enumerate(shape) if axis != self.axis)
 
 
 class Gaussian(NamedTuple):
@@ -107,9 +113,9 @@ class Operator:
         """Whether a positive factor on an input channel gives the same factor on the output channel."""
         return False
 
-    def keeps_zero(self, call: "Call") -> bool:
-        """Whether an input channel of zeros gives an output channel of zeros."""
-        return True
+    def from_zero(self, call: "Call") -> int:
+        """What an input channel of zeros gives: `ZERO`, a constant (`EVEN`), or what depends on the image (`ANY`)."""
+        return ZERO
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
         """What a dropped channel has to be at each input for it to be as `wanted` at the outputs."""
@@ -130,21 +136,30 @@ class Layer(Operator):
     size = "num_filter"
     out_axis = 0  # of the weight
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return call.bias is None
+    def from_zero(self, call: "Call") -> int:
+        return ZERO if call.bias is None else EVEN
+
+    def axis(self, call: "Call") -> Optional[int]:
+        """The axis of input 0 along which its channels are read, None if every value has a weight of its own."""
+        return 1
 
     def additive(self, call: "Call") -> bool:
-        return True
+        x, axis = call.ins[0], self.axis(call)
+        return x is None or axis is None or x.axis == axis
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
         """Constants, whose contributions can be moved; zeros if arrays are shared, as each call has other constants."""
-        return [ZERO if call.shares else CONSTANT] + [ANY] * (len(call.ins) - 1)
+        constant = CONSTANT if self.axis(call) is None else EVEN
+        return [ZERO if call.shares else constant] + [ANY] * (len(call.ins) - 1)
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
         return {self.size: str(count(call.outs[0].labels))}
 
     def read(self, call: "Call", x: np.ndarray) -> np.ndarray:
-        """Values per channel of input 0, averaged over positions, as one value per input channel of the weight."""
+        """Values per channel of input 0, averaged over positions, as one value per input channel of the weight.
+
+        Of dropped channels these are exact, because `demand` asks for the same constant at all positions.
+        """
         return np.broadcast_to(x.mean(axis=(0, *range(2, x.ndim))), (call.shapes[0][1],))
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
@@ -245,9 +260,9 @@ class Convolution(Layer):
         return changed
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        return (
-            [wanted] + [ANY] * (len(call.ins) - 1) if self.ties(call) == "depthwise" else super().demand(call, wanted)
-        )
+        if self.ties(call) != "depthwise":
+            return super().demand(call, wanted)
+        return [max(wanted, EVEN) if wanted else ANY] + [ANY] * (len(call.ins) - 1)
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
         """As `Layer.taps`, with the convolution's groups."""
@@ -288,9 +303,15 @@ class Deconvolution(Layer):
         return changed if n == 1 else {**changed, "num_group": str(count(call.ins[0].labels))}
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        strided = max(call.node.literal("stride", (1,)) or (1,)) > 1
         plain = int(call.node.literal("num_group", 1)) == 1
-        return [ZERO if strided and (plain or wanted) else CONSTANT if plain else wanted] + [ANY] * (len(call.ins) - 1)
+        needed = max(wanted, ZERO if self.strided(call) else EVEN) if plain or wanted else ANY
+        return [needed] + [ANY] * (len(call.ins) - 1)
+
+    def strided(self, call: "Call") -> bool:
+        return max(call.node.literal("stride", (1,)) or (1,)) > 1
+
+    def additive(self, call: "Call") -> bool:
+        return super().additive(call) and not self.strided(call)
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
         """The mean over output positions, each of which meets only one in prod(stride) of the taps."""
@@ -308,6 +329,9 @@ class FullyConnected(Layer):
 
     size = "num_hidden"
 
+    def axis(self, call: "Call") -> Optional[int]:
+        return None if call.node.literal("flatten", True) else len(call.shapes[0]) - 1
+
     def channels(self, call: "Call") -> None:
         rank, last = len(call.shapes[0]), len(call.out_shapes[0]) - 1
         if call.node.literal("flatten", True):
@@ -317,7 +341,7 @@ class FullyConnected(Layer):
                 call.shapes[0][0], -1
             )[0]
         else:
-            x = call.along(0, rank - 1)
+            x = call.along(0, self.axis(call))
         call.reads(x)
         y = call.makes(0, last)
         call.array(self.weight, 0, y)
@@ -349,8 +373,8 @@ class Deformable(Layer):
             if call.is_array(k):
                 call.array(k, 0, y)
 
-    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
-        return [self.lost(call, self.read(call, ds[0]))]
+    def additive(self, call: "Call") -> bool:
+        return False
 
     def positions(self, call: "Call") -> int:
         return math.prod(call.out_shapes[0][2:])
@@ -379,8 +403,12 @@ class BatchNorm(Operator):
         for k in range(1, len(call.ins)):
             call.array(k, 0, x)
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return False
+    def additive(self, call: "Call") -> bool:
+        """For its running mean: only if the channels are along its own axis."""
+        return call.ins[0] is None or call.ins[0].axis == call.outs[0].axis
+
+    def from_zero(self, call: "Call") -> int:
+        return EVEN
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
         """N(shift, scale^2); for a constant input, the constant that it becomes."""
@@ -418,8 +446,8 @@ class Pointwise(Operator):
     def is_relu(self, call: "Call") -> bool:
         return False
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return not np.any(self.function(call)(np.zeros(1)))
+    def from_zero(self, call: "Call") -> int:
+        return EVEN if np.any(self.function(call)(np.zeros(1))) else ZERO
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
         """By Gauss-Hermite quadrature, or in closed form for relu."""
@@ -505,8 +533,8 @@ class LeakyReLU(Pointwise):
     def homogeneous(self, call: "Call") -> bool:
         return call.node.attrs.get("act_type", "leaky") in ("leaky", "prelu")
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return True
+    def from_zero(self, call: "Call") -> int:
+        return ZERO
 
 
 @register("clip", "hard_sigmoid")
@@ -603,29 +631,42 @@ class Resampling(Linear):
         call.put(0, 1, call.along(0, 1))
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zeros if means count padded zeros or a box may extend beyond the border: no other constant is preserved."""
+        """The same constant at all positions, unless they become one; and zeros where no other constant is kept."""
+        least = ZERO if self.mixes(call) else CONSTANT if self.is_global(call) else EVEN
+        return [max(wanted, least) if wanted else ANY] + [ANY] * (len(call.ins) - 1)
+
+    def mixes(self, call: "Call") -> bool:
+        """Whether zeros are mixed in: means count padded zeros, or a box may extend beyond the border."""
         literal = call.node.literal
         counted = literal("pool_type", "max") == "avg" and literal("count_include_pad", True)
-        mixed = counted and any(literal("pad", None) or ()) and not literal("global_pool", False)
-        mixed = mixed or call.node.op in ("_contrib_ROIAlign", "ROIPooling")
-        return [ZERO if mixed and wanted else wanted] + [ANY] * (len(call.ins) - 1)
+        padded = counted and any(literal("pad", None) or ()) and not literal("global_pool", False)
+        return padded or call.node.op in ("_contrib_ROIAlign", "ROIPooling")
+
+    def is_global(self, call: "Call") -> bool:
+        """Whether all positions become one, their mean or their maximum."""
+        adaptive = call.node.op == "_contrib_AdaptiveAvgPooling2D" and math.prod(call.out_shapes[0][2:]) == 1
+        return adaptive or bool(call.node.literal("global_pool", False))
+
+    def additive(self, call: "Call") -> bool:
+        return not self.mixes(call)
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
-        """Averaged over positions: differences between positions become part of the variance."""
+        """The mean or the maximum of all positions; otherwise differences between positions add to the variance."""
         x, axes = xs[0], tuple(range(2, xs[0].mean.ndim))
-        mean = x.mean.mean(axis=axes, keepdims=True)
-        return [Gaussian(mean, x.variance.mean(axis=axes, keepdims=True) + x.mean.var(axis=axes, keepdims=True))]
-
-    def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
-        return [ds[0].mean(axis=tuple(range(2, ds[0].ndim)), keepdims=True)]
+        mean, variance = (of.mean(axis=axes, keepdims=True) for of in x)
+        if self.is_global(call) and call.node.literal("pool_type", "avg") == "max":
+            mean = x.mean.max(axis=axes, keepdims=True)
+        elif not self.is_global(call) and not call.exact:
+            variance = variance + x.mean.var(axis=axes, keepdims=True)
+        return [Gaussian(mean, variance)]
 
 
 @register("ones_like", "zeros_like")
 class Filled(Operator):
     """The same number everywhere."""
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return call.node.op == "zeros_like"
+    def from_zero(self, call: "Call") -> int:
+        return ZERO if call.node.op == "zeros_like" else EVEN
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
         return [ANY]
@@ -651,16 +692,19 @@ class Softmax(Operator):
             return call.fix()
         call.passes()
 
-    def keeps_zero(self, call: "Call") -> bool:
-        return False
+    def from_zero(self, call: "Call") -> int:
+        return EVEN
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
+        """The softmax of the means; n equal values become 1 / n each."""
         axis = call.node.literal("axis", -1) % len(call.shapes[0])
-        shape = list(np.broadcast_shapes(xs[0].mean.shape, xs[0].variance.shape))
-        shape[axis] = call.shapes[0][axis]
-        mean = special.softmax(np.broadcast_to(xs[0].mean, shape), axis=axis)
-        varies = np.broadcast_to(xs[0].variance, shape).any(axis=axis, keepdims=True)
-        return [Gaussian(mean, np.where(varies, mean * (1 - mean), 0.0))]
+        mean, variance = np.broadcast_arrays(*xs[0])
+        alike = call.shapes[0][axis] if mean.shape[axis] == 1 else 1
+        share = special.softmax(-mean if call.node.op == "softmin" else mean, axis=axis) / alike
+        varies = variance.any(axis=axis, keepdims=True)
+        if call.node.op == "log_softmax":
+            return [Gaussian(np.log(share), np.where(varies, 1.0, 0.0) + 0 * share)]
+        return [Gaussian(share, np.where(varies, share * (1 - share), 0.0))]
 
 
 # ---- several tensors, element by element ----------------------------------------------------------------------------
@@ -674,23 +718,45 @@ class Elementwise(Operator):
     def channels(self, call: "Call") -> None:
         """As the class describes; an array that extends along the channel axis gets the channels' labels."""
         shape = call.out_shapes[0]
-        whole = [x for x, s in zip(call.ins, call.shapes) if x is not None and s[x.axis] == shape[x.axis]]
+        inputs = [self.aligned(call, k) for k in range(len(call.ins))]
+        whole = [x for s, x in inputs if x is not None and s[x.axis] == shape[x.axis]]
         if not whole:
             return call.fix()
         x = whole[0]
-        for k, (other, s) in enumerate(zip(call.ins, call.shapes)):
+        for k, (s, other) in enumerate(inputs):
+            at = x.axis - len(shape) + len(call.shapes[k])
             if other is not None and other.axis == x.axis and len(other.labels) == len(x.labels):
                 call.unite(x.labels, other.labels)
             elif other is not None:
                 call.walk.fix(other.labels)
                 if s[x.axis] == shape[x.axis] and other.axis != x.axis:
                     call.walk.fix(x.labels)
-            elif call.is_array(k) and len(s) == len(shape):
-                if s[x.axis] == len(x.labels):
-                    call.array(k, x.axis, x.labels)
-            elif s[x.axis if len(s) == len(shape) else 0] != 1 and shape[x.axis] != 1:
+            elif call.is_array(k) and at >= 0 and s[x.axis] == len(x.labels):
+                call.array(k, at, x.labels)
+            elif s[x.axis] != 1:
                 call.walk.fix(x.labels)
         call.put(0, x.axis, x.labels)
+
+    def aligned(self, call: "Call", k: int) -> Tuple[Tuple[int, ...], Optional[Channels]]:
+        """Shape and channels of input k with the output's axes: those that it lacks are the first, of length 1."""
+        lacks, x = len(call.out_shapes[0]) - len(call.shapes[k]), call.ins[k]
+        return (1,) * lacks + call.shapes[k], None if x is None else Channels(x.axis + lacks, x.labels)
+
+    def own(self, call: "Call", k: int) -> bool:
+        """Whether input k has the output's channels, united with them; otherwise none of its values is removed."""
+        x, out = self.aligned(call, k)[1], call.outs[0]
+        return x is not None and out is not None and (x.axis, len(x.labels)) == (out.axis, len(out.labels))
+
+    def from_zero(self, call: "Call") -> int:
+        """A constant if an array is among the inputs, and nothing of the kind if another tensor's fixed values are."""
+        return min(ZERO if self.own(call, k) else EVEN if call.is_array(k) else ANY for k in range(len(call.ins)))
+
+    def demand(self, call: "Call", wanted: int) -> List[int]:
+        return [wanted if self.own(call, k) else ANY for k in range(len(call.ins))]
+
+    def homogeneous(self, call: "Call") -> bool:
+        """Only if all inputs carry the factor; arrays and fixed values do not."""
+        return all(self.own(call, k) for k in range(len(call.ins)))
 
     def combine(self, values: Sequence[np.ndarray]) -> np.ndarray:
         raise NotImplementedError
@@ -724,10 +790,6 @@ class Addition(Elementwise):
         own = [x for x, channels in zip(xs, call.ins) if channels is not None]
         return [sum(own[1:], own[0])]
 
-    def homogeneous(self, call: "Call") -> bool:
-        """Only if all inputs carry the factor; arrays do not."""
-        return all(x is not None for x in call.ins)
-
 
 @register("elemwise_sub", "broadcast_sub", "broadcast_minus", "_sub", "_minus")
 class Subtraction(Addition):
@@ -747,9 +809,6 @@ class Extremum(Elementwise):
         larger = np.maximum if "max" in call.node.op else np.minimum
         return [Gaussian(larger(xs[0].mean, xs[1].mean), xs[0].variance + xs[1].variance)]
 
-    def homogeneous(self, call: "Call") -> bool:
-        return all(x is not None for x in call.ins)
-
 
 @register("elemwise_mul", "broadcast_mul", "_mul")
 class Product(Elementwise):
@@ -764,7 +823,10 @@ class Product(Elementwise):
 
     def main(self, call: "Call") -> int:
         """Index of the factor that has to be zero: preferably one that can be zero, then the larger, then the first."""
-        return max((0, 1), key=lambda k: (call.ins[k] is not None, call.zeroable[k], math.prod(call.shapes[k]), -k))
+        return max((0, 1), key=lambda k: (self.own(call, k), call.zeroable[k], math.prod(call.shapes[k]), -k))
+
+    def from_zero(self, call: "Call") -> int:
+        return ZERO
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
         """Zero in the main factor, anything in the other."""
@@ -944,12 +1006,6 @@ class Reshape(Moving):
         if spec[items[out.axis]] > 0:
             spec[items[out.axis]] = -1 if -1 not in spec else count(out.labels)
         return {"shape": str(tuple(spec))}
-
-    def demand(self, call: "Call", wanted: int) -> List[int]:
-        """Zeros where several channels of one unit become positions of a single channel, as their constants differ."""
-        x = call.ins[0]
-        mixed = x is not None and any(len(i) > 1 and x.axis not in i for i, _ in self.blocks(call))
-        return [ZERO if mixed and wanted and call.walk.is_cut(call.node.inputs[0]) else wanted]
 
 
 class _Free(tuple):
@@ -1156,9 +1212,6 @@ class Fixed(Operator):
 
     def channels(self, call: "Call") -> None:
         call.fix()
-
-    def keeps_zero(self, call: "Call") -> bool:
-        return False
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
         return [ANY] * len(call.ins)

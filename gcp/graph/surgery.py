@@ -14,7 +14,7 @@ import numpy as np
 from gcp.errors import UserError
 from gcp.graph.channels import GATE, Call, is_depthwise, is_gate, is_norm, is_scale, layer_name
 from gcp.graph.network import Network, Node, Tensor, frozen, has_weight, residual_norms
-from gcp.graph.operators import Channels, Gaussian
+from gcp.graph.operators import ZERO, Channels, Gaussian
 
 # ---- rewriting ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
             put(net.norm_arrays(call.node.name)[0], call.outs[0].axis if is_gate(net, i) else 0, structure.units_of(i))
     for i, units in structure.missing_gates.items():
         arrays_of = _scaled_arrays(net, i)
-        for name, axis in arrays_of if structure.demand[i, 0] == 2 or is_norm(net, i) else arrays_of[:1]:
+        for name, axis in arrays_of if structure.demand[i, 0] == ZERO or is_norm(net, i) else arrays_of[:1]:
             put(name, axis, units)
     return net.with_arrays(arrays)
 
@@ -353,20 +353,21 @@ def _moved(net: Network, wide: Network) -> np.ndarray:
 def _with_biases(net: Network) -> Network:
     """The network with a zero bias for each layer whose missing constant would reach an operator it cannot pass."""
     structure, exposed = net.structure, {t: True for t in net.outputs}
-    bare = set()
+    bare, lacking = set(), {}
+    for i, call in structure.calls.items():
+        lacking[i] = not call.operator.is_norm and any(
+            x is not None and (lacking.get(j, False) or call.made is not None and (x.labels >= 0).any())
+            for (j, _), x in zip(call.node.inputs, call.ins)
+        )
     for i in sorted(structure.calls, reverse=True):
         call = structure.calls[i]
         here = any(exposed.get((i, o), False) for o in range(len(call.outs)))
         layer = call.operator.weight is not None
-        if layer and call.bias is None and here and call.ins[0] is not None and (call.ins[0].labels >= 0).any():
+        if layer and call.bias is None and here and lacking[i]:
             bare.add(i)
-        if call.operator.is_norm:
-            continue
-        stops = call.outs[0] is None or not call.operator.additive(call)
+        absorbs = call.operator.is_norm or call.made is not None
         for t in call.node.inputs:
-            if layer and not is_depthwise(net, i):
-                continue  # the layer absorbs the constant itself
-            exposed[t] = exposed.get(t, False) or here or stops
+            exposed[t] = exposed.get(t, False) or here and not absorbs or not _passes(net, call)
     if not bare:
         return net
     arrays = dict(net.arrays)
@@ -384,6 +385,17 @@ def _with_biases(net: Network) -> Network:
         return add(node, net.shapes[i])
 
     return rewrite(net, edit, arrays)
+
+
+def _passes(net: Network, call: Call) -> bool:
+    """Whether constants that its input channels lack are constants that its outputs lack, the same at all positions."""
+    if call.outs[0] is None or not call.operator.additive(call):
+        return False
+    if call.operator.is_norm or call.operator.weight is not None:
+        return True
+    ds = [np.zeros((1,) * len(s) if x is None else x.spread(len(s)).shape) for s, x in zip(call.shapes, call.ins)]
+    made = call.operator.shift(call.using(net.arrays), ds)
+    return all(out.even(y.shape) for out, y in zip(call.outs, made) if out is not None)
 
 
 def _with_constants(
@@ -404,9 +416,9 @@ def _with_constants(
         xs, ds = [], []
         for k, (t, s) in enumerate(zip(call.node.inputs, call.shapes)):
             if call.is_array(k):
-                # Arrays of layers and norms are parameters, not operands with values per channel.
-                small = call.operator.weight is None and len(s) == len(call.out_shapes[0])
-                value = values[net.nodes[t[0]].name].astype(np.float64) if small else np.zeros((1,) * len(s))
+                # Arrays of layers are parameters, not operands with values per channel.
+                operand = call.operator.weight is None
+                value = values[net.nodes[t[0]].name].astype(np.float64) if operand else np.zeros((1,) * len(s))
                 xs.append(Gaussian(value, np.zeros_like(value)))
             else:
                 xs.append(moments.get(t) or Gaussian(np.zeros((1,) * len(s)), np.ones((1,) * len(s))))
