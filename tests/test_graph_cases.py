@@ -12,7 +12,7 @@ from gcp.backend.blocks import predict
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.graph.operators import Gaussian
-from gcp.graph.surgery import fold_gates, rescale, shrink, silence, with_gates
+from gcp.graph.surgery import filters, fold_gates, rescale, shrink, silence, squared_input_norms, with_gates
 from gcp.methods.base import Problem
 from gcp.methods.criteria import CRITERIA
 
@@ -363,3 +363,45 @@ def test_channels_are_cut_only_if_what_is_added_stays_constant(case):
     make, cuts = ADDED[case]
     net = check_cut(last(make(first())), {**({"first": 6} if cuts else {}), "last": 5})
     assert difference(predict(rescale(with_gates(net)), images(net)), predict(net, images(net))) < 1e-5
+
+
+def up(x, n, groups, size=2, **how):
+    return mx.sym.Deconvolution(
+        x, num_filter=n, kernel=(size, size), stride=(size, size), num_group=groups, name="up", **how
+    )
+
+
+TRANSPOSED = {  # outputs and groups of a transposed convolution of 8 channels -> groups of channels
+    (8, 2): {"first": 4, "up": 4},
+    (12, 4): {"first": 4},
+    (8, 8): {"first": 8},
+    (16, 8): {"first": 8},
+}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("outputs, groups", TRANSPOSED)
+def test_transposed_convolutions_lose_groups_or_channels_of_each(outputs, groups, size):
+    x = up(mx.sym.relu(first(n=8)), outputs, groups, size, no_bias=size == 2)
+    net = check_cut(last(x), {**TRANSPOSED[outputs, groups], "last": 5})
+    gated, x = with_gates(net), images(net)
+    rng = np.random.default_rng(0)
+    gates = {name: rng.uniform(0.5, 2, v.shape).astype("f4") for name, v in gated.arrays.items() if "gate" in name}
+    gated = gated.with_arrays(gates)
+    assert gates and difference(predict(fold_gates(gated), x), predict(gated, x)) < 1e-5
+    assert difference(predict(rescale(gated), x), predict(gated, x)) < 1e-5
+    one = shrink(net, random_keep(net, 0.0))
+    assert one.widths == dict.fromkeys(net.widths, 1)
+    weight = net.arrays["up_weight"].astype(float)
+    by_hand = [sum(np.square(weight[j]).ravel()) for j in range(8)]  # a row of the weight for each input
+    np.testing.assert_allclose(squared_input_norms(net, "up"), by_hand)
+    if groups == 2:  # output 5 of 8, in the second of two groups, reads inputs 4 to 7
+        row = dict(filters(net))["up"][5]
+        np.testing.assert_allclose(np.sort(row), np.sort(weight[4:, 1].ravel()))
+
+
+def test_a_depthwise_transposed_convolution_of_channels_that_stay():
+    x = mx.sym.softmax(first(n=8), axis=1)
+    check_cut(last(up(x, 8, 8)), {"last": 5})
+    products = mx.sym.batch_dot(mx.sym.reshape(x, shape=(0, 8, -1)), mx.sym.reshape(x, shape=(0, -1, 8)))
+    check_cut(last(up(mx.sym.reshape(products, shape=(0, 8, 8, 1)), 8, 8, size=1)), {"last": 5})

@@ -8,6 +8,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from gcp.graph.channels import has_weight, layer_name
 from gcp.graph.network import Network, Node
+from gcp.graph.operators import Convolution
 
 
 class Channels(NamedTuple):
@@ -88,11 +89,12 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
         each = math.gcd(*read.values())
         read = {group: n // each for group, n in read.items()}
     inputs, outputs = (Channels(form.pop(None, 0), form) for form in (read, made))
-    ties = call.operator.ties(call) if node.op == "Convolution" else "none"
+    ties = call.operator.ties(call) if isinstance(call.operator, Convolution) else "none"
     one_width = ties in ("depthwise", "groups")
     n_in, n_out = source[1] if one_width else inputs(widths), outputs(widths)
-    name = {"none": "deconv " if node.op == "Deconvolution" else "conv ", "depthwise": "depthwise "}
-    operator = name.get(ties, "grouped conv ") + kernel if kernel else "dense"
+    what = "deconv" if node.op == "Deconvolution" else "conv"
+    name = {"none": f"{what} ", "depthwise": "depthwise deconv " if what == "deconv" else "depthwise "}
+    operator = name.get(ties, f"grouped {what} ") + kernel if kernel else "dense"
     stride = node.literal("stride", (1, 1)) if kernel else ()
     kind = [operator]
     if stride and max(stride) > 1:

@@ -166,6 +166,14 @@ class Layer(Operator):
         """The weight as an array (groups, outputs per group, inputs per group, taps)."""
         return weight.reshape(1, len(weight), weight.shape[1], -1)
 
+    def met(self, call: "Call") -> float:
+        """The share of the taps that an output position meets, on average."""
+        return 1.0
+
+    def by_output(self, call: "Call", values: np.ndarray) -> np.ndarray:
+        """Values per output channel as an array that broadcasts with the weight."""
+        return values.reshape(-1, *(1,) * (len(call.shapes[self.weight]) - 1))
+
     def spread(self, call: "Call", values: np.ndarray) -> np.ndarray:
         """Values per output channel as an array of the output's rank."""
         return call.outs[0].spread(len(call.out_shapes[0]), values)
@@ -182,9 +190,9 @@ class Layer(Operator):
         return self.apply(call, self.summed(call), x)
 
     def summed(self, call: "Call") -> np.ndarray:
-        """The weight summed over its taps, shape (groups, outputs per group, inputs per group)."""
-        w = self.taps(call, call.value(self.weight))
-        return w[..., 0] if w.shape[3] == 1 else w.sum(3, dtype=np.float64)
+        """The weight summed over the taps that a position meets: (groups, outputs per group, inputs per group)."""
+        w, met = self.taps(call, call.value(self.weight)), self.met(call)
+        return w[..., 0] if w.shape[3] == met == 1 else w.sum(3, dtype=np.float64) * met
 
     def moments(self, call: "Call", xs: Sequence[Gaussian]) -> List[Gaussian]:
         """Those of a weighted sum of independent inputs. With `call.exact`, only whether the sum varies matters."""
@@ -193,12 +201,11 @@ class Layer(Operator):
             return [Gaussian(np.zeros(rank), np.ones(rank))]
         bias = self.spread(call, call.value(call.bias).astype(np.float64)) if call.bias is not None else np.zeros(rank)
         inputs = self.read(call, xs[0].variance)
-        if call.exact and call.made is not None:
-            w = np.moveaxis(call.value(self.weight), self.out_axis, 0)
-            return [Gaussian(bias, self.spread(call, w.reshape(len(w), -1).any(1) + 0.0))]
         w = self.taps(call, call.value(self.weight))
+        if call.exact and call.made is not None:
+            return [Gaussian(bias, self.spread(call, w.any(axis=(2, 3)).reshape(-1) + 0.0))]
         mean = self.apply(call, self.summed(call), self.read(call, xs[0].mean))
-        return [Gaussian(mean + bias, self.apply(call, np.einsum("goit,goit->goi", w, w), inputs))]
+        return [Gaussian(mean + bias, self.apply(call, np.einsum("goit,goit->goi", w, w) * self.met(call), inputs))]
 
     def shift(self, call: "Call", ds: Sequence[np.ndarray]) -> List[np.ndarray]:
         return [self.lost(call, self.read(call, ds[0]))]
@@ -240,9 +247,15 @@ class Convolution(Layer):
             elif ties == "positions":
                 for part in (rows, made):
                     call.unite(part[1:], np.broadcast_to(part[:1], part[1:].shape))
-            call.array(self.weight, 1, rows[0] if ties == "positions" else x if ties == "none" else None)
-        for k in range(1, len(call.ins)):
-            call.array(k, 0, call.outs[0].labels)
+        self.weights(call, x.reshape(n, -1), call.outs[0].labels.reshape(n, -1))
+        if call.bias is not None:
+            call.array(call.bias, 0, call.outs[0].labels)
+
+    def weights(self, call: "Call", rows: np.ndarray, made: np.ndarray) -> None:
+        """Label the weight, given the labels of inputs and outputs, one row for each group."""
+        ties = self.ties(call)
+        call.array(self.weight, 0, made.reshape(-1))
+        call.array(self.weight, 1, rows[0] if ties in ("none", "positions") else None)
 
     def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
         """The numbers of outputs and groups; and how channels are tied, where these numbers would imply otherwise."""
@@ -274,38 +287,22 @@ class Convolution(Layer):
 
 
 @register("Deconvolution")
-class Deconvolution(Layer):
-    """Transposed convolution, plain or depthwise; its weight has the shape (inputs, outputs, ...).
+class Deconvolution(Convolution):
+    """Transposed convolution, plain, grouped or depthwise; its weight has the shape (inputs, outputs per group, ...).
 
     With a stride, a constant meets different taps at different positions, so that the output is not constant.
     """
 
     out_axis = 1
 
-    def channels(self, call: "Call") -> None:
-        n, x = int(call.node.literal("num_group", 1)), call.along(0, 1)
-        if n == 1:
-            call.reads(x)
-            y = call.makes(0, 1)
-            call.array(self.weight, 1, y)
-        elif n == len(x):
-            y = call.put(0, 1, np.repeat(x, call.out_shapes[0][1] // n))
-        else:
-            call.fix()
-            return
-        call.array(self.weight, 0, x)
-        if call.bias is not None:
-            call.array(call.bias, 0, y)
-
-    def attributes(self, call: "Call", count: Count) -> Dict[str, str]:
-        n = int(call.node.literal("num_group", 1))
-        changed = super().attributes(call, count)
-        return changed if n == 1 else {**changed, "num_group": str(count(call.ins[0].labels))}
+    def weights(self, call: "Call", rows: np.ndarray, made: np.ndarray) -> None:
+        ties = self.ties(call)
+        call.array(self.weight, 0, rows.reshape(-1))
+        call.array(self.weight, 1, made[0] if ties in ("none", "positions") else None)
 
     def demand(self, call: "Call", wanted: int) -> List[int]:
-        plain = int(call.node.literal("num_group", 1)) == 1
-        needed = max(wanted, ZERO if self.strided(call) else EVEN) if plain or wanted else ANY
-        return [needed] + [ANY] * (len(call.ins) - 1)
+        needed, *rest = super().demand(call, wanted)
+        return [ZERO if self.strided(call) and needed else needed, *rest]
 
     def strided(self, call: "Call") -> bool:
         return max(call.node.literal("stride", (1,)) or (1,)) > 1
@@ -314,10 +311,16 @@ class Deconvolution(Layer):
         return super().additive(call) and not self.strided(call)
 
     def taps(self, call: "Call", weight: np.ndarray) -> np.ndarray:
-        """The mean over output positions, each of which meets only one in prod(stride) of the taps."""
-        n, stride = int(call.node.literal("num_group", 1)), call.node.literal("stride", (1,)) or (1,)
-        w = weight.reshape(n, len(weight) // n, weight.shape[1], -1).swapaxes(1, 2)
-        return w / math.prod(stride)
+        n = int(call.node.literal("num_group", 1))
+        return weight.reshape(n, len(weight) // n, weight.shape[1], -1).swapaxes(1, 2)
+
+    def met(self, call: "Call") -> float:
+        return 1 / math.prod(call.node.literal("stride", (1,)) or (1,))
+
+    def by_output(self, call: "Call", values: np.ndarray) -> np.ndarray:
+        n, shape = int(call.node.literal("num_group", 1)), call.shapes[self.weight]
+        values = np.repeat(values.reshape(n, -1), shape[0] // n, axis=0)
+        return values.reshape(*values.shape, *(1,) * (len(shape) - 2))
 
     def positions(self, call: "Call") -> int:
         return math.prod(call.shapes[0][2:])

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from functools import partial
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -85,11 +85,8 @@ def fold_gates(net: Network) -> Network:
             (source, _), (gate, _) = node.inputs
             gone |= {i, gate}
             by = arrays.pop(net.nodes[gate].name).reshape(-1)
-            for name, axis in _scaled_arrays(net, source):
-                value = arrays[name]
-                shape = [1] * value.ndim
-                shape[axis] = -1
-                arrays[name] = value * by.reshape(shape)
+            for name, spread in _scaled_arrays(net, source):
+                arrays[name] = arrays[name] * spread(by)
 
     def edit(i: int, node: Node, add: Callable) -> Optional[int]:
         if i in gone:
@@ -105,13 +102,16 @@ def _without(net: Network, gone: set) -> Network:
     return replace(net, nodes=nodes)
 
 
-def _scaled_arrays(net: Network, i: int) -> List[Tuple[str, int]]:
-    """(name, axis) of the arrays that a factor on the outputs of a layer or norm can move into."""
-    name = net.nodes[i].name
+def _scaled_arrays(net: Network, i: int) -> List[Tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """The arrays that factors on the outputs of a layer or norm can move into.
+
+    Each with a function that gives the factors as an array that broadcasts with it.
+    """
+    name, call = net.nodes[i].name, net.structure.calls[i]
     if is_norm(net, i):
-        return [(array, 0) for array in net.norm_arrays(name)]
-    weight = (net.weight(name), net.structure.calls[i].operator.out_axis)
-    return [weight] if net.bias(name) is None else [weight, (net.bias(name), 0)]
+        return [(array, np.ravel) for array in net.norm_arrays(name)]
+    weight = (net.weight(name), partial(call.operator.by_output, call))
+    return [weight] if net.bias(name) is None else [weight, (net.bias(name), np.ravel)]
 
 
 # ---- silencing and removing -----------------------------------------------------------------------------------------
@@ -127,20 +127,20 @@ def silence(net: Network, keep: Mapping[str, Sequence[int]]) -> Network:
     structure, arrays = net.structure, {}
     alive = alive_units(net, keep)
 
-    def put(name: str, axis: int, units: np.ndarray) -> None:
+    def put(name: str, spread: Callable[[np.ndarray], np.ndarray], units: np.ndarray) -> None:
         dead = (units >= 0) & ~alive[units]
         if dead.any():
-            value = np.array(arrays.get(name, net.arrays[name]))
-            np.moveaxis(value, axis, 0)[dead] = 0.0
-            arrays[name] = value
+            arrays[name] = np.where(spread(dead), np.float32(0), arrays.get(name, net.arrays[name]))
 
     for i, call in structure.calls.items():
         if call.outs[0] is not None and is_scale(net, i):
-            put(net.norm_arrays(call.node.name)[0], call.outs[0].axis if is_gate(net, i) else 0, structure.units_of(i))
+            scale = net.norm_arrays(call.node.name)[0]
+            spread = partial(call.outs[0].spread, len(call.out_shapes[0])) if is_gate(net, i) else np.ravel
+            put(scale, spread, structure.units_of(i))
     for i, units in structure.missing_gates.items():
         arrays_of = _scaled_arrays(net, i)
-        for name, axis in arrays_of if structure.demand[i, 0] == ZERO or is_norm(net, i) else arrays_of[:1]:
-            put(name, axis, units)
+        for name, spread in arrays_of if structure.demand[i, 0] == ZERO or is_norm(net, i) else arrays_of[:1]:
+            put(name, spread, units)
     return net.with_arrays(arrays)
 
 
@@ -374,10 +374,7 @@ def _with_biases(net: Network) -> Network:
 
     def edit(i: int, node: Node, add: Callable) -> int:
         if i in bare:
-            n = structure.calls[i].operator.out_axis
-            n = net.shapes[net.nodes[i].inputs[structure.calls[i].operator.weight][0]][0][n]
-            if n != len(structure.calls[i].outs[0].labels):
-                n = len(structure.calls[i].outs[0].labels)
+            n = len(structure.calls[i].outs[0].labels)
             name = net.unused(layer_name(node.name) + "_bias")
             arrays[name] = np.zeros(n, np.float32)
             at = add(Node("null", name, {}), ((n,),))
@@ -494,16 +491,15 @@ def squared_input_norms(net: Network, layer: str) -> np.ndarray:
     squares = np.square(net.arrays[net.weight(layer)], dtype=np.float64)
     if is_depthwise(net, call.i):
         return squares.reshape(call.shapes[0][1], -1).sum(1)
-    groups = int(call.node.literal("num_group", 1))
-    squares = np.moveaxis(squares, call.operator.out_axis, 0)
-    return squares.reshape(groups, -1, squares.shape[1], math.prod(squares.shape[2:])).sum((1, 3)).reshape(-1)
+    return call.operator.taps(call, squares).sum((1, 3)).reshape(-1)
 
 
 def filters(net: Network) -> Iterator[Tuple[str, np.ndarray]]:
     """Layers that produce prunable channels, each with its weights as a matrix with one row per output channel."""
     for layer in dict.fromkeys(layer for g in net.groups for layer in g.producers):
-        w = np.moveaxis(net.arrays[net.weight(layer)], net.structure.calls[net.index[layer]].operator.out_axis, 0)
-        yield layer, w.reshape(len(w), -1)
+        call = net.structure.calls[net.index[layer]]
+        w = call.operator.taps(call, net.arrays[net.weight(layer)])
+        yield layer, w.reshape(w.shape[0] * w.shape[1], -1)
 
 
 def stream_norms(net: Network) -> np.ndarray:
@@ -579,9 +575,9 @@ def variances(net: Network) -> Dict[Tensor, np.ndarray]:
         elif is_gate(net, i):
             made = [xs[0] * call.value(1).astype(np.float64) ** 2]
         elif is_depthwise(net, i):
-            m = len(call.value(1)) // call.shapes[0][1]
-            each = np.square(call.value(1), dtype=np.float64).reshape(len(call.value(1)), -1).sum(1)
-            made = [out.spread(rank, np.repeat(call.operator.read(call, xs[0]), m) * each)]
+            each = call.operator.taps(call, np.square(call.value(1), dtype=np.float64)).sum((2, 3)).reshape(-1)
+            m = len(each) // call.shapes[0][1]
+            made = [out.spread(rank, np.repeat(call.operator.read(call, xs[0]), m) * each * call.operator.met(call))]
         elif has_weight(call.node):
             made = [out.spread(rank, np.ones(len(out.labels)))]
         else:
