@@ -405,3 +405,8 @@ def test_a_depthwise_transposed_convolution_of_channels_that_stay():
     check_cut(last(up(x, 8, 8)), {"last": 5})
     products = mx.sym.batch_dot(mx.sym.reshape(x, shape=(0, 8, -1)), mx.sym.reshape(x, shape=(0, -1, 8)))
     check_cut(last(up(mx.sym.reshape(products, shape=(0, 8, 8, 1)), 8, 8, size=1)), {"last": 5})
+
+
+def test_tensors_that_an_enlargement_joins_stay():
+    both = mx.sym.UpSampling(first(), conv(IMAGE, "b"), scale=2, sample_type="nearest", num_args=2)
+    check_cut(last(both), {"last": 5})

@@ -628,8 +628,8 @@ class Resampling(Linear):
     def channels(self, call: "Call") -> None:
         literal = call.node.literal
         extended = call.node.op.lower() == "pad" and any((literal("pad_width") or ())[:4])
-        learnt = call.node.op == "UpSampling" and literal("sample_type", "nearest") != "nearest"
-        if literal("pool_type", "avg") not in ("avg", "max") or extended or learnt or len(call.ins) > 2:
+        joined = call.node.op == "UpSampling" and len(call.ins) > 1  # with other tensors, or by a learnt kernel
+        if literal("pool_type", "avg") not in ("avg", "max") or extended or joined or len(call.ins) > 2:
             return call.fix()
         call.put(0, 1, call.along(0, 1))
 

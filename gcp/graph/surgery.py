@@ -444,8 +444,8 @@ def _with_constants(
             if layer and call.bias is not None and out is not None and made[0].any():
                 _add_bias(call, made[0], out, arrays)
                 made = [np.zeros_like(made[0])]
-        for o, y in enumerate(call.operator.moments(call, xs)):
-            moments[i, o] = y
+        if any(out is not None for out in call.outs):  # what carries no labels is unknown
+            moments.update({(i, o): y for o, y in enumerate(call.operator.moments(call, xs))})
         for o, d in enumerate(made):
             labels = call.outs[o]
             if labels is not None and d.any():  # dropped channels themselves lack nothing
