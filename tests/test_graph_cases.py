@@ -410,3 +410,14 @@ def test_a_depthwise_transposed_convolution_of_channels_that_stay():
 def test_tensors_that_an_enlargement_joins_stay():
     both = mx.sym.UpSampling(first(), conv(IMAGE, "b"), scale=2, sample_type="nearest", num_args=2)
     check_cut(last(both), {"last": 5})
+
+
+@pytest.mark.parametrize("dtype, error", [("int32", 1e-5), ("float16", 2e-3)])
+def test_constants_are_rounded_as_integers_are(dtype, error):
+    x = mx.sym.relu(norm(first(), "norm")) * 3
+    x = mx.sym.Cast(mx.sym.Cast(x, dtype=dtype), dtype="float32")
+    net = built(last(x), SHAPE)
+    keep, x = random_keep(net, 0.5), images(net)
+    assert net.widths == {"first": 6, "last": 5}
+    assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < error
+    assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [dtype == "int32"] * 6

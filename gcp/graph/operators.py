@@ -611,11 +611,30 @@ class Linear(Operator):
         return True
 
 
-@register("identity", "_copy", "Dropout", "BlockGrad", "Cast", "cast", "make_loss")
+@register("identity", "_copy", "Dropout", "BlockGrad", "make_loss")
 class Identity(Linear):
     """Passes values on unchanged."""
 
     in_place = True
+
+
+@register("Cast", "cast")
+class Cast(Pointwise):
+    """Conversion to another type of numbers; integers lose what is behind the point."""
+
+    def is_float(self, call: "Call") -> bool:
+        return "float" in call.node.attrs["dtype"]
+
+    def function(self, call: "Call") -> Callable[[np.ndarray], np.ndarray]:
+        if self.is_float(call):
+            return lambda x: x
+        return lambda x: np.asarray(x).astype(call.node.attrs["dtype"]).astype(np.float64)
+
+    def additive(self, call: "Call") -> bool:
+        return self.is_float(call)
+
+    def homogeneous(self, call: "Call") -> bool:
+        return self.is_float(call)
 
 
 @register(
