@@ -11,6 +11,7 @@ from gcp.backend import files
 from gcp.backend.blocks import predict
 from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
+from gcp.cost.layers import layers
 from gcp.graph.operators import Gaussian
 from gcp.graph.surgery import filters, fold_gates, rescale, shrink, silence, squared_input_norms, with_gates
 from gcp.methods.base import Problem
@@ -421,3 +422,12 @@ def test_constants_are_rounded_as_integers_are(dtype, error):
     assert net.widths == {"first": 6, "last": 5}
     assert difference(predict(shrink(net, keep), x), predict(silence(net, keep), x)) < error
     assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [dtype == "int32"] * 6
+
+
+def test_a_dense_layer_along_the_last_axis_has_as_many_outputs_as_positions():
+    x = mx.sym.reshape(mx.sym.transpose(first(), axes=(0, 2, 3, 1)), shape=(0, 64, 6))
+    x = mx.sym.relu(mx.sym.FullyConnected(x, flatten=False, num_hidden=16, name="along"))
+    net = built(mx.sym.FullyConnected(x, num_hidden=3, name="dense"), SHAPE)
+    along = layers(net)[1]
+    assert (along.name, along.positions, along.in_positions) == ("along", 64, 64)
+    assert along.out_positions == 64 + 64  # of itself and of relu

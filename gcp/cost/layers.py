@@ -114,9 +114,16 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
         kernel_size=math.prod(weight) / (n_out if one_width else n_in * n_out),
         positions=call.operator.positions(call),
         in_positions=math.prod(source) // n_in,
-        out_positions=math.prod(shape[2:]) + sum(math.prod(net.shapes[j][0][2:]) for j in followers),
+        out_positions=sum(_positions(net, j) for j in (i, *followers)),
         depthwise=one_width,
     )
+
+
+def _positions(net: Network, j: int) -> int:
+    """Values per channel of a node's output, whose channels are along axis 1, or along the last as in a dense layer."""
+    shape, call = net.shapes[j][0], net.structure.calls.get(j)
+    out = None if call is None else call.outs[0]
+    return math.prod(shape[1:-1] if out is not None and out.axis == len(shape) - 1 else shape[2:])
 
 
 def _follower(net: Network, j: int) -> str:
