@@ -106,6 +106,16 @@ def test_a_dilated_kernel_grows_with_its_padding():
     assert difference(predict(net, images(net)), predict(larger, images(net))) < 1e-5
 
 
+def test_a_weight_that_two_layers_read_keeps_its_kernel():
+    weight, image = mx.sym.var("weight"), mx.sym.var("data")
+    how = {"num_filter": 3, "kernel": (3, 3), "pad": (1, 1), "no_bias": True}
+    x = mx.sym.Convolution(image, weight, name="one", **how) + mx.sym.Convolution(image, weight, name="two", **how)
+    net = built(mx.sym.FullyConnected(x, num_hidden=2, name="last"), (3, 6, 6))
+    with pytest.raises(UserError, match="'one' cannot be rewritten, because 'two' reads its weight too") as error:
+        resize_kernel(net, "one", 5)
+    assert error.value.key == "rewrite.shared" and "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_a_full_convolution_in_a_depthwise_ones_place_says_the_same(net):
     name = list(expansions(net))[3]

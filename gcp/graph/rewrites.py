@@ -219,11 +219,18 @@ def _with_convolution(
     """The network whose convolution i reads `source` with other weights; `added` is a constant added to each output.
 
     The convolution's bias absorbs the constant if it has one, otherwise the running mean of a norm that is the only
-    reader, otherwise a new bias.
+    reader, otherwise a new bias. UserError: another layer reads the same weight.
     """
     node, arrays = net.nodes[i], dict(net.arrays)
     name = net.weight(node.name)
     j = net.index[name]
+    others = [net.nodes[r].name for r in net.readers[j, 0] if r != i]
+    if others:
+        raise UserError(
+            f"network '{net.name}': '{node.name}' cannot be rewritten, because '{others[0]}' reads its weight too; "
+            "choose another layer",
+            "rewrite.shared",
+        )
     arrays[name] = weight.astype(np.float32)
     shapes = [*net.shapes[:j], (weight.shape,), *net.shapes[j + 1 :]]
     nodes = list(net.nodes)
