@@ -350,6 +350,9 @@ ADDED = {  # what is added to channels -> network, whether they can be cut
     "a mean": (lambda a: mx.sym.broadcast_add(a, mx.sym.mean(conv(IMAGE, "b"), axis=1, keepdims=True)), False),
     "a map as a factor": (lambda a: mx.sym.broadcast_mul(a, conv(IMAGE, "map", 1)), True),
     "a factor of a sigmoid": (lambda a: mx.sym.broadcast_mul(mx.sym.sigmoid(a), conv(IMAGE, "map", 1)), False),
+    "such a product and another tensor": (
+        lambda a: mx.sym.broadcast_mul(mx.sym.sigmoid(a), conv(IMAGE, "map", 1)) * conv(IMAGE, "b"), True
+    ),
     "a vector": (
         lambda a: mx.sym.transpose(
             mx.sym.broadcast_add(mx.sym.transpose(a, axes=(0, 2, 3, 1)), mx.sym.var("v", shape=(1, 6))),

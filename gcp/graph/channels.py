@@ -423,7 +423,7 @@ def _demand(net: "Network", walk: Walk) -> Tuple[Dict[Tensor, int], List[Tensor]
         if call.made is not None or _shifts(call):
             able = True
         elif isinstance(call.operator, Product):
-            able = any(mine)
+            able = call.zeroable[call.operator.main(call)]
         else:
             able = all(mine) and call.operator.from_zero(call) == ZERO
         for o, shape in enumerate(_constant_shapes(call, [shapes.get(t) for t in call.node.inputs])):

@@ -366,8 +366,9 @@ def _with_biases(net: Network) -> Network:
         if layer and call.bias is None and here and lacking[i]:
             bare.add(i)
         absorbs = call.operator.is_norm or call.made is not None
+        stops = here and not absorbs or not _passes(net, call)
         for t in call.node.inputs:
-            exposed[t] = exposed.get(t, False) or here and not absorbs or not _passes(net, call)
+            exposed[t] = exposed.get(t, False) or stops
     if not bare:
         return net
     arrays = dict(net.arrays)
