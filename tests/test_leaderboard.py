@@ -199,6 +199,16 @@ def test_a_grid_does_not_outweigh_the_points_that_methods_have_in_common(tmp_pat
     rows = rows_of((tmp_path / "resnet18_v1b_accuracy.md").read_text())
     assert {row["Method"] for row in rows} == {"unpruned", *TOP1}
     assert len(rows_of((tmp_path / "resnet18_v1b_grid.md").read_text())) == 10
+    # What is trained by another recipe has no part in the grid, and is shown.
+    taught = finished("one_shot", "macs", 0.1, 0, 0.1, name="taught-macs-0.1", criterion="l2", allocation="exact")
+    recipe = {**taught.record.config["finetune"], "teacher": "dense"}
+    config = {**taught.record.config, "finetune": recipe}
+    taught = taught._replace(record=taught.record.model_copy(update={"config": config, "fingerprint": 12 * "f"}))
+    text = (tmp_path / "resnet18_v1b_grid.md").read_text()
+    leaderboard.write([*some, taught], tmp_path, "uniform-l1")
+    assert (tmp_path / "resnet18_v1b_grid.md").read_text() == text
+    rows = rows_of((tmp_path / "resnet18_v1b_accuracy.md").read_text())
+    assert {row["Method"] for row in rows} == {"unpruned", *TOP1, "taught"}
     # Where there is no grid, what has a criterion is shown, whatever it is called elsewhere; so is a network that the
     # baseline lacks.
     alone = [finished("one_shot", "macs", 0.5, 0, 0.7, name="exact-l2-macs-0.5", criterion="l2", allocation="exact")]

@@ -7,6 +7,7 @@ is one network at one target, ranked by the means over seeds; Friedman's test, a
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -55,6 +56,7 @@ def entries(runs: Iterable[Finished]) -> pd.DataFrame:
         rows.append(
             {
                 "method": record.name.removesuffix(f"-{counted(run)}-{record.target:g}"),
+                "recipe": json.dumps(record.config["finetune"], sort_keys=True),
                 "criterion": criterion,
                 "allocation": allocation,
                 "network": record.model,
@@ -266,10 +268,14 @@ def write(
     by_mean = table.groupby("method").top1.mean().sort_values(ascending=False, kind="stable")
     order += [method for method in by_mean.index if method not in order]
     paths = []
-    grids = {point: (own, crossed(own)) for point, own in table.groupby(POINT, sort=False)}
-    grids = {point: grid for point, grid in grids.items() if grid[1] is not None}
-    if ranked and grids:  # the others of a grid are shown in its own table
-        is_crossed = table.set_index(POINT).index.isin(list(grids)) & table.criterion.notna()
+    grids, is_crossed = {}, pd.Series(False, table.index)
+    for point, own in table.groupby(POINT, sort=False):
+        own = own[own.recipe == own.recipe.mode()[0]]  # a grid is about what is pruned, not about how it is trained
+        cells = crossed(own)
+        if cells is not None:
+            grids[point] = (own, cells)
+            is_crossed[own.index[own.criterion.notna()]] = True
+    if ranked:  # the others of a grid are shown in its own table
         table = table[~(is_crossed & ~table.method.isin({*ranked.ranks.index, baseline}))]
     several = table.groupby("network").objective.transform("nunique").max() > 1
     for (network, objective), own in table.groupby(["network", "objective"], sort=False):
