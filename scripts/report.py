@@ -58,8 +58,8 @@ def run(argv: list[str]) -> None:
     runs, problems = frame.known(records.load_records(arguments.results))
     if problems:
         raise UserError(problems[0])
-    for each in frame.differing(runs):
-        print(f"warning: {each}", file=sys.stderr)
+    for path in sorted(frame.told_apart(runs)[1]):
+        print(f"warning: {path}: another result with the same fingerprint; only one is shown", file=sys.stderr)
     table = frame.frame(runs, images)
     with tables.writing(output, "--output"):
         paths = tables.write(table, output) + figures.write(table, output) + search.write(runs, table, output)

@@ -93,6 +93,14 @@ def test_every_method_of_a_comparison_has_the_same_terms(folders, n_targets, n_o
         assert all(cfg.name.endswith(f"-{cfg.prune.objective}-{cfg.prune.target:g}") for cfg in loaded)
 
 
+def test_what_is_distilled_differs_from_its_counterpart_by_the_teacher_only():
+    for path, _, cfg in config.load_all(BENCHMARK / "distilled"):
+        plain = config.load(BENCHMARK / path.name.replace("-distilled", ""))
+        teacher = {"finetune": {"teacher", "teacher_weight", "teacher_temperature"}, "name": True}
+        assert cfg.finetune.teacher == "dense" and plain.finetune.teacher is None
+        assert cfg.model_dump(exclude=teacher) == plain.model_dump(exclude=teacher)
+
+
 def test_targets_are_the_published_ones_or_say_that_they_are_chosen():
     rows = pd.read_csv(REPO / "results" / "reference" / "prunenet_table_skeleton.csv")
     for path, cfg in TABLES.items():

@@ -495,8 +495,11 @@ def test_of_copies_the_timed_one_is_taken_and_differing_ones_are_told():
     timed, other = finished(seed=0), finished(seed=0, top1=0.1)
     copy = timed._replace(speeds=None, path=Path("copy"))
     assert frame.unique([copy, timed, copy]) == [timed]
-    assert frame.differing([copy, timed]) == []
-    assert len(frame.differing([timed, other._replace(path=Path("other"))])) == 1
+    kept, differing = frame.told_apart([copy, timed])
+    assert (kept, differing) == ([timed], {})
+    kept, differing = frame.told_apart([copy, timed, other._replace(path=Path("other"))])
+    assert [run.record.stages.final.top1 for run in kept] == [timed.record.stages.final.top1, 0.1]
+    assert set(differing) == {str(timed.path), "other"}
 
 
 def test_numbers_of_workers_are_told_apart():

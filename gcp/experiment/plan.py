@@ -191,14 +191,14 @@ def relative_latency(
         ratios.append(row["latency_s"] / whole_s)
         wholes.append(whole_s)
         noisy += row["noisy"]
+        kept = float(np.mean(ratios))
         if len(ratios) > 1:
-            error = float(np.std(ratios, ddof=1) / np.mean(ratios) / len(ratios) ** 0.5)
+            error = float(np.std(ratios, ddof=1) / kept / len(ratios) ** 0.5)
             if asked is not None and len(ratios) >= FEWEST:
-                missed = abs(np.mean(ratios) - asked) - MEASUREMENT_TOLERANCE * asked
-                if missed > stats.t.ppf(SURE, len(ratios) - 1) * error * np.mean(ratios):
+                missed = abs(kept - asked) - MEASUREMENT_TOLERANCE * asked
+                if missed > stats.t.ppf(SURE, len(ratios) - 1) * error * kept:
                     break
     is_noisy = error > PRECISION or 2 * noisy > len(ratios)
-    kept = float(np.mean(ratios))
     return RelativeLatency(kept, error * kept, float(np.median(wholes)), is_noisy)
 
 

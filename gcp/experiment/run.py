@@ -114,7 +114,7 @@ def searched(cfg: Config, data: Dataset, dense: Network, budget: Budget, folder:
             trial.report(step, loss)
 
         def seen(images: Dict[str, int]) -> None:
-            trial.images.update(images)  # of pruning, in case fine-tuning does not end
+            trial.images = Counter(images)  # of pruning, in case fine-tuning does not end
 
         try:
             how = cfg.with_values(trial.values), data, dense, budget, trial

@@ -64,14 +64,11 @@ def random_widths(problem: Problem, options: RandomWidthsOptions, run: Run) -> O
             row["timings"] = facts["timings"]
         run.log("try", **row)
         tried.append((net, row))
-    if all(row["validation_loss"] is None for _, row in tried):
+    finite = [(net, row) for net, row in tried if row["validation_loss"] is not None]
+    if not finite:
         raise UserError("all networks of random widths diverged; lower prune.random_widths.lr", "random_widths.lr")
-    net, _ = min(((net, row) for net, row in tried if row["validation_loss"] is not None), key=_loss)
+    net, _ = min(finite, key=lambda found: found[1]["validation_loss"])
     return Outcome(net, {purpose: n for purpose, n in images.items() if n}, [row for _, row in tried])
-
-
-def _loss(found: Tuple[Network, dict]) -> float:
-    return found[1]["validation_loss"]
 
 
 def _try(

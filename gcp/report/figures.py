@@ -464,11 +464,14 @@ def figure1(
 # ---- figures of searches -------------------------------------------------------------------------------------------
 
 
+# What distinguishes a study of a search: the place of its runs, which differ by seed only, and the study itself.
+STUDY = ["setting", "objective", "target", "label", "seed", "study"]
+
+
 @matplotlib.rc_context(LOOK)
 def search_history(trials: pd.DataFrame) -> Figure:
     """The validation loss of each trial and the lowest so far, one panel per study, from rows of `search.trials_of`."""
-    place = ["setting", "objective", "target", "label", "seed", "study"]
-    studies = list(trials.groupby(place, sort=False))
+    studies = list(trials.groupby(STUDY, sort=False))
     several = trials.setting.nunique() > 1
     n_columns = min(len(studies), 4)
     figure, axes = _panels(-(-len(studies) // n_columns), n_columns, 3.6, 2.9)

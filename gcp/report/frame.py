@@ -54,7 +54,7 @@ def known(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
     found, problems = [], []
     for run in runs:
         try:
-            frame([run])
+            _rows([run], "test")
             cost_label(counted(run))
         except (UserError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -73,20 +73,30 @@ def unique(runs: Iterable[Finished]) -> list[Finished]:
     return list(found.values())
 
 
-def differing(runs: Iterable[Finished]) -> list[str]:
-    """A message for each fingerprint under which there are different results, of which tables show only one."""
-    alike: dict[str, list[Finished]] = {}
+def told_apart(runs: Iterable[Finished]) -> tuple[list[Finished], dict[str, str]]:
+    """The runs without copies; runs that share a fingerprint but have different results get names of their own.
+
+    The second value maps the folder of each such run to its name.
+    """
+    alike: dict[str, list[list[Finished]]] = {}  # by fingerprint, the copies of each result
     for run in runs:
-        alike.setdefault(run.record.fingerprint, []).append(run)
-    return [
-        f"{', '.join(str(run.path) for run in some)}: results with the same fingerprint differ; tables show one of them"
-        for some in alike.values()
-        if any(results(run) != results(some[0]) for run in some)
-    ]
+        of_name = alike.setdefault(run.record.fingerprint, [])
+        copies = next((copies for copies in of_name if _results(copies[0]) == _results(run)), None)
+        if copies is None:
+            of_name.append([run])
+        else:
+            copies.append(run)
+    kept, differing = [], {}
+    for name, of_name in alike.items():
+        for k, copies in enumerate(of_name):
+            (run,), own = unique(copies), name if not k else f"{name}-{k + 1}"
+            kept.append(run._replace(record=run.record.model_copy(update={"fingerprint": own})))
+            if len(of_name) > 1:
+                differing[str(run.path)] = own
+    return kept, differing
 
 
-def results(run: Finished) -> tuple[Any, ...]:
-    """What is the same for copies of a run."""
+def _results(run: Finished) -> tuple[Any, ...]:
     stages = run.record.stages
     numbers = [(s.top1, s.top5, s.macs, s.params) for s in (stages.dense, stages.pruned, stages.final)]
     return (*numbers, sorted(run.record.widths.final.items()))
@@ -100,7 +110,12 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     scale and any other dense option that varies among the runs. `label` is the method with every option that
     distinguishes it from its neighbours, so that only seeds are averaged.
     """
-    runs = unique(runs)
+    rows = _rows(unique(runs), images)
+    return pd.DataFrame(rows, columns=WORDS + NUMBERS).astype(dict.fromkeys(NUMBERS, float))  # None becomes NaN
+
+
+def _rows(runs: Sequence[Finished], images: Images) -> list[dict[str, Any]]:
+    """The rows of `frame`, of runs without duplicates."""
     places = [(run.record.data, run.record.model, run.record.scale) for run in runs]
     settings = [(*place, options) for place, options in zip(places, varying(runs, places, DENSE_SECTIONS))]
     names = method_names(runs)
@@ -153,7 +168,7 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
                 "n_channels": record.widths.dense,
             }
         )
-    return pd.DataFrame(rows, columns=WORDS + NUMBERS).astype(dict.fromkeys(NUMBERS, float))  # None becomes NaN
+    return rows
 
 
 def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, Any]:

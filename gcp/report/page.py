@@ -15,7 +15,7 @@ from collections import Counter
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import pandas as pd
 
@@ -73,7 +73,7 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
     runs, problems = records.load_readable(folder, without)
     runs, others = frame.known(runs)
     problems += others
-    runs, differing = _told_apart(runs)
+    runs, differing = frame.told_apart(runs)
     rows = list(_rows(runs, folder, differing)) if runs else []
     return {
         "title": str(folder),
@@ -84,26 +84,6 @@ def contents(folder: Path, reference: Optional[Path] = None, without: Sequence[s
         "problems": [*problems, *(f"{each}: another result with the same fingerprint" for each in sorted(differing))],
         "under_way": under_way(folder, without),
     }
-
-
-def _told_apart(runs: Sequence[Finished]) -> Tuple[List[Finished], Dict[str, str]]:
-    """The runs without copies; runs that share a fingerprint but have different results get names of their own.
-
-    The second value maps the folder of each such run to its name.
-    """
-    found: Dict[str, List[Finished]] = {}
-    for run in runs:
-        alike = found.setdefault(run.record.fingerprint, [])
-        if all(frame.results(run) != frame.results(other) for other in alike):
-            alike.append(run)
-    kept, differing = [], {}
-    for name, alike in found.items():
-        for k, run in enumerate(alike):
-            own = name if not k else f"{name}-{k + 1}"
-            kept.append(run._replace(record=run.record.model_copy(update={"fingerprint": own})))
-            if len(alike) > 1:
-                differing[str(run.path)] = own
-    return kept, differing
 
 
 def _rows(runs: Sequence[Finished], folder: Path, differing: Dict[str, str]) -> Iterator[Dict[str, Any]]:

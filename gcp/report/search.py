@@ -14,8 +14,8 @@ from gcp.report.frame import Measure, aggregate, cost_label, in_order, unique
 from gcp.search.options import Range
 
 EQUAL_IMAGES = 0.02  # totals further apart than this (relative) are not an equal comparison
-PLACE = ["setting", "objective", "target", "label"]  # of a searched run: runs of the same place differ by seed only
-STUDY = [*PLACE, "seed", "study"]
+STUDY = figures.STUDY
+PLACE = STUDY[: STUDY.index("seed")]
 FEWEST = 4  # finished trials needed to tell which options mattered
 WORTH = (
     Measure("Top-1 difference (points)", "difference", "mean +- sd"),
