@@ -14,6 +14,7 @@ AT = [
     for network in ([], ["configs/benchmark/_mobilenet0.5.yaml"])
     for target in ("0.5", "0.25", "0.1", "0.05", "0.02")
 ]
+BENCHMARKS = ["benchmark", *(f"benchmark/{path.name}" for path in REPO.glob("configs/benchmark/*") if path.is_dir())]
 FOLDERS = [
     ("configs/fashion_mnist", []),
     ("configs/fashion_mnist/ablation", []),
@@ -33,7 +34,7 @@ FOLDERS = [
         for network, bounds in {"mobilenet0.5": ("0.6", "0.4"), "resnet18_v1b@0.5": ("0.4", "0.25")}.items()
         for bound in bounds
     ),
-    *((f"configs/benchmark{part}", [], *overlays) for part in ("", "/grid", "/peers") for overlays in AT),
+    *((f"configs/{folder}", [], *overlays) for folder in BENCHMARKS for overlays in AT),
     *(
         (f"configs/benchmark/{name}.yaml", [f"finetune.lr={lr}", "output=results/comparison/learning_rate"], *overlays)
         for name in ("uniform-l1", "gcp")
