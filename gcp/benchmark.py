@@ -28,6 +28,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
+from sklearn.linear_model import lars_path_gram
 from threadpoolctl import threadpool_limits
 
 from gcp import runtime
@@ -52,6 +53,7 @@ from gcp.methods.allocation import ALLOCATIONS, chooser
 from gcp.methods.base import Problem
 from gcp.methods.cp import by_lasso
 from gcp.methods.criteria import CRITERIA
+from gcp.methods.lasso import lasso
 from gcp.methods.thinet import least_missed
 from gcp.methods.uniform import uniform_widths
 from gcp.methods.width_search import OwsOptions
@@ -695,13 +697,20 @@ def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64)
     """Rows and details of ThiNet and CP on all groups: seconds to choose and fit, without passes over the data.
 
     The inputs and target outputs of the layers that read a group are drawn at random, `n_samples` of each, which does
-    not affect what is timed. Also the peak memory of the arrays that this takes in addition to the networks.
+    not affect what is timed. Also the peak memory of the arrays that this takes in addition to the networks, and how
+    long scikit-learn takes to follow CP's path on the widest group, relative to ours.
     """
     net, rng = from_gluoncv(network, shape, seed=0), np.random.default_rng(0)
     cost = macs(net)
     problem = Problem(net, Budget(cost, cost(net.widths), 0.5), None, 0, 1)
     half = uniform_widths(net.widths, problem.budget)
     rows, details, setting = [], {}, f"{network}, {shape[1]} px, half of the MACs, {len(half)} groups"
+    widest: List[Tuple[layerwise.Contributions, int]] = []
+
+    def by_lasso_kept(contributions: layerwise.Contributions, width: int) -> np.ndarray:
+        if not widest or len(contributions.norms) > len(widest[0][0].norms):
+            widest[:] = [(contributions, width)]
+        return by_lasso(contributions, width)
 
     def cut(choose: Callable, traced: bool) -> Dict[str, float]:
         """Per group, what choosing and fitting takes: seconds or, if `traced`, MB, which takes longer."""
@@ -724,13 +733,21 @@ def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64)
             keep[group] = keep[group][chosen]
         return found
 
-    for name, choose in (("ThiNet", least_missed), ("CP", by_lasso)):
+    for name, choose in (("ThiNet", least_missed), ("CP", by_lasso_kept)):
         seconds, peaks_mb = cut(choose, False), cut(choose, True)
         total, peak_mb = sum(seconds.values()), max(peaks_mb.values())
         details[name] = {"seconds": seconds, "peaks_mb": peaks_mb}
         how = {"unit": "s", "target": 10.0, "more": False}
         rows.append(Row("layerwise", f"selection and least squares: {name}", setting, total, total, total, **how))
         rows.append(Row("layerwise", f"peak of arrays: {name}", setting, peak_mb, peak_mb, peak_mb, "MB"))
+    (gram, wanted, norms), width = widest[0]
+    gram, wanted = gram / np.outer(norms, norms), wanted / norms
+    end = lasso(gram, wanted, width).penalty
+    ours = timed(lambda: lasso(gram, wanted, width))
+    theirs = timed(lambda: lars_path_gram(wanted, gram, n_samples=1, max_iter=10**5, alpha_min=end, method="lasso"))
+    setting = f"{network}, its widest group, {width} of {len(wanted)} channels"
+    rows.append(Row("layerwise", "scikit-learn's LASSO path / ours", setting, *3 * (theirs / ours,)))
+    details["lasso_path_s"] = {"ours": ours, "scikit-learn": theirs}
     return rows, details
 
 

@@ -6,6 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from networks import built, difference, images, random_keep
+from scipy import stats
 
 from gcp.backend import files
 from gcp.backend.blocks import predict
@@ -126,6 +127,28 @@ def test_the_mean_of_dead_channels_is_their_constant():
     for name, value in silenced.arrays.items():
         np.testing.assert_allclose(mean.arrays[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     assert difference(predict(mean, x) + 1e-3 * x.mean((2, 3)), predict(net, x) + 1e-3 * x.mean((2, 3))) < 1e-5
+
+
+def test_the_mean_of_a_cut_layer_is_that_of_layers_that_are_not_cut():
+    x = mx.sym.var("data")
+    for name in ("first", "second"):
+        x = mx.sym.relu(conv(x, name, 6))
+    net = built(classifier(conv(x, "third", 4)), SHAPE)
+    small = shrink(
+        net, {g.name: np.arange(1, 6) if g.name == "second" else np.arange(g.size) for g in net.groups}, "mean"
+    )
+    weights = {name: net.arrays[f"{name}_weight"][:, :, 0, 0].astype(float) for name in ("first", "second", "third")}
+    mean, variance = np.zeros(3), np.ones(3)  # of the image
+    for name in ("first", "second"):
+        mean = weights[name] @ mean + net.arrays[f"{name}_bias"]
+        deviation = np.sqrt(np.square(weights[name]) @ variance)
+        # Of a rectified Gaussian, by the integrals of x and x^2 over its positive half.
+        density, positive = stats.norm.pdf(mean / deviation), stats.norm.cdf(mean / deviation)
+        square = (mean**2 + deviation**2) * positive + mean * deviation * density
+        mean = mean * positive + deviation * density
+        variance = square - mean**2
+    expected = net.arrays["third_bias"] + weights["third"][:, 0] * mean[0]
+    np.testing.assert_allclose(small.arrays["third_bias"], expected, rtol=1e-5)
 
 
 def features(name="first", image=None):

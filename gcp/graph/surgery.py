@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -402,16 +402,16 @@ def _with_constants(
     """The network's arrays after the constants of the dropped channels have moved into norms and biases.
 
     One pass in topological order, in float64. `moments[t]`: means and variances of the channels of tensor t, computed
-    from the `silenced` arrays where these are given. `missing[t]`: what the kept channels of t lack once the dropped
-    channels upstream are removed.
+    from the `silenced` arrays where these are given, and only where a layer that loses inputs needs them. `missing[t]`:
+    what the kept channels of t lack once the dropped channels upstream are removed, if anything.
     """
     arrays, structure = dict(net.arrays), net.structure
     values = net.arrays if silenced is None else silenced
     moments: Dict[Tensor, Gaussian] = {}
     missing: Dict[Tensor, np.ndarray] = {}
 
-    def inputs(call: Call) -> Tuple[List[Gaussian], List[np.ndarray]]:
-        xs, ds = [], []
+    def operands(call: Call) -> List[Gaussian]:
+        xs = []
         for k, (t, s) in enumerate(zip(call.node.inputs, call.shapes)):
             if call.is_array(k):
                 # Arrays of layers are parameters, not operands with values per channel.
@@ -420,52 +420,68 @@ def _with_constants(
                 xs.append(Gaussian(value, np.zeros_like(value)))
             else:
                 xs.append(moments.get(t) or Gaussian(np.zeros((1,) * len(s)), np.ones((1,) * len(s))))
-            ds.append(missing.get(t, np.zeros((1,) * len(s))))
-        return xs, ds
+        return xs
+
+    layers = [i for i, call in structure.calls.items() if call.operator.weight is not None and call.made is not None]
+    dead = {i: _dropped_inputs(structure.calls[i], alive) for i in layers}
+    described: Set[Tensor] = set()  # tensors whose moments are needed
+    for i in sorted(structure.calls, reverse=True):
+        call = structure.calls[i]
+        if (i in dead and dead[i].any()) or any((i, o) in described for o in range(len(call.outs))):
+            described.update(call.node.inputs)
 
     for i, call in structure.calls.items():
         if all(x is None for x in call.ins) and all(out is None for out in call.outs):
             continue
+        lacking, cut = any(t in missing for t in call.node.inputs), i in dead and bool(dead[i].any())
+        needed = any((i, o) in described for o in range(len(call.outs)))
+        if not (lacking or cut or needed):
+            continue
         before_norm = all(is_norm(net, r) for r in net.readers[i, 0])
         call = call.using(values, exact=silenced is not None, before_norm=before_norm)
-        xs, ds = inputs(call)
-        layer, out = call.operator.weight is not None, call.outs[0]
+        xs, out, made = operands(call) if cut or needed else [], call.outs[0], []
+        ds = [missing.get(t, np.zeros((1,) * len(s))) for t, s in zip(call.node.inputs, call.shapes)]
         if call.operator.is_norm and out is not None:
-            mean = net.nodes[call.node.inputs[3][0]].name
-            d = np.broadcast_to(
-                ds[0].mean(axis=tuple(a for a in range(ds[0].ndim) if a != out.axis)), arrays[mean].shape
-            )
-            arrays[mean] = (arrays[mean] - d / len(net.readers[call.node.inputs[3]])).astype(np.float32)
-            made = [np.zeros((1,) * len(s)) for s in call.out_shapes]
-        elif layer and call.made is not None:
-            made = [_lost(call, xs[0], ds[0], alive, arrays)]
-        else:
-            made = call.operator.shift(call.using(net.arrays), ds) if any(d.any() for d in ds) else None
-            made = made or [np.zeros((1,) * len(s)) for s in call.out_shapes]
-            if layer and call.bias is not None and out is not None and made[0].any():
+            if lacking:
+                mean = net.nodes[call.node.inputs[3][0]].name
+                d = np.broadcast_to(
+                    ds[0].mean(axis=tuple(a for a in range(ds[0].ndim) if a != out.axis)), arrays[mean].shape
+                )
+                arrays[mean] = (arrays[mean] - d / len(net.readers[call.node.inputs[3]])).astype(np.float32)
+        elif i in dead:
+            if lacking or cut:
+                made = [_lost(call, xs, ds[0], dead[i], arrays)]
+        elif lacking:
+            made = call.operator.shift(call.using(net.arrays), ds)
+            if call.operator.weight is not None and call.bias is not None and out is not None and made[0].any():
                 _add_bias(call, made[0], out, arrays)
-                made = [np.zeros_like(made[0])]
-        if any(out is not None for out in call.outs):  # what carries no labels is unknown
+                made = []
+        if needed and any(out is not None for out in call.outs):  # what carries no labels is unknown
             moments.update({(i, o): y for o, y in enumerate(call.operator.moments(call, xs))})
         for o, d in enumerate(made):
             labels = call.outs[o]
             if labels is not None and d.any():  # dropped channels themselves lack nothing
-                dead = labels.spread(len(call.out_shapes[o]), (labels.labels >= 0) & ~alive[labels.labels])
-                d = np.where(dead, 0.0, d)
-            missing[i, o] = d
+                gone = labels.spread(len(call.out_shapes[o]), (labels.labels >= 0) & ~alive[labels.labels])
+                d = np.where(gone, 0.0, d)
+            if d.any():
+                missing[i, o] = d
     return arrays
 
 
-def _lost(call: Call, x: Gaussian, d: np.ndarray, alive: np.ndarray, arrays: Dict[str, np.ndarray]) -> np.ndarray:
+def _dropped_inputs(call: Call, alive: np.ndarray) -> np.ndarray:
+    """Which inputs of a layer are dropped channels."""
+    labels = call.read if call.read is not None else np.full(call.shapes[0][1], -1)
+    return (labels >= 0) & ~alive[labels]
+
+
+def _lost(call: Call, xs: List[Gaussian], d: np.ndarray, dead: np.ndarray, arrays: Dict[str, np.ndarray]) -> np.ndarray:
     """What a layer's outputs lack once the dropped channels that it reads are removed; zeros if its bias absorbs it."""
     rank = len(call.out_shapes[0])
-    labels = call.read if call.read is not None else np.full(call.shapes[0][1], -1)
-    dead = (labels >= 0) & ~alive[labels]
     lost = call.operator.read(call, d)
     if dead.any():
-        if call.exact and call.operator.read(call, x.variance)[dead].any():
+        if call.exact and call.operator.read(call, xs[0].variance)[dead].any():
             raise AssertionError(f"a dropped channel that '{call.node.name}' reads is not constant")
-        lost = np.where(dead, call.operator.read(call, x.mean), lost)
+        lost = np.where(dead, call.operator.read(call, xs[0].mean), lost)
     if not lost.any():
         return np.zeros((1,) * rank)
     y = call.operator.lost(call, lost)

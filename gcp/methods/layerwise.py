@@ -245,20 +245,25 @@ def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -
     """
     xx, xr, _, _ = sums.moments()
     groups, n_rows, _ = sums.before.shape
-    scale = scale.reshape(groups, 1, -1)
-    before, xr = sums.before * scale, xr * scale
     gram, wanted, norms, said = np.zeros((size, size)), np.zeros(size), np.zeros(size), 1e-30
-    for k in range(groups):
-        of = units.reshape(groups, -1)[k]
-        taps = n_rows // len(of)
+    for k, weight in enumerate(scale.reshape(groups, -1)):
+        of, before = units.reshape(groups, -1)[k], sums.before[k]
         ours = np.flatnonzero(~_others(of, size))
-        summed = sparse.csr_matrix((np.ones(len(ours)), (of[ours], ours)), (size, len(of)))  # from inputs to units
-        product = _said_together(xx[k], before[k], taps)
+        product = _said_together(xx[k], before * weight, n_rows // len(of))
         said += float(product.sum())
-        gram += summed @ (summed @ product).T
+
+        def per_unit(of_rows: np.ndarray) -> np.ndarray:
+            return np.bincount(of[ours], of_rows.reshape(len(of), -1).sum(1)[ours], size)
+
         # The wanted outputs are the contributions of all inputs plus the residual.
-        wanted += summed @ (product.sum(1) + (xr[k] * before[k]).reshape(len(of), -1).sum(1))
-        norms += summed @ np.square(before[k]).reshape(len(of), -1).sum(1)
+        residual = np.einsum("io,io,o->i", xr[k], before, np.square(weight))
+        wanted += np.bincount(of[ours], product.sum(1)[ours], size) + per_unit(residual)
+        norms += per_unit(np.einsum("io,io,o->i", before, before, np.square(weight)))
+        if len(np.unique(of[ours])) == len(ours):  # each unit is a single input, as nearly everywhere
+            gram[np.ix_(of[ours], of[ours])] += product[np.ix_(ours, ours)]
+        else:
+            summed = sparse.csr_matrix((np.ones(len(ours)), (of[ours], ours)), (size, len(of)))  # from inputs to units
+            gram += summed @ (summed @ product).T
     # The variance of the wanted outputs is not known; that of the actual outputs (`said`) is, and is nearly the same.
     return Contributions(gram / said, wanted / said, np.sqrt(norms))
 

@@ -244,8 +244,8 @@ class Sums:
             (n,) = reduce([self._n])
             xx, xr, x, r = (reduce(of.ravel()).reshape(of.shape) / n for of in self._sums)
             if self._centred:
-                for k, row in np.ndindex(x.shape):  # row by row, since there may not be memory for two such matrices
-                    xx[k, row] -= x[k, row] * x[k]
+                for square, mean in zip(xx, x):  # in place, since there may not be memory for two such matrices
+                    linalg.blas.dger(-1.0, mean, mean, a=square.T, overwrite_a=True)
                 xr -= x[:, :, None] * r[:, None, :]
             self._moments = xx, xr, x, r
         return self._moments
