@@ -266,12 +266,14 @@ def test_pytorchs_own_files(convert, tmp_path):
     torch.save({"fc.weight": weight.to_sparse()}, tmp_path / "sparse.pt")
     torch.save({"fc.weight": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)}, tmp_path / "int8.pt")
     torch.save({"fc.weight": weight.to("meta")}, tmp_path / "meta.pt")
+    torch.save({"fc.weight": weight * 1j}, tmp_path / "complex.pt")
     for name, key in (
         ("whole.pt", "checkpoint.pickle"),
         ("vast.pt", "checkpoint.memory"),
         ("sparse.pt", "checkpoint.content"),
         ("int8.pt", "checkpoint.content"),
         ("meta.pt", "checkpoint.content"),
+        ("complex.pt", "checkpoint.content"),
     ):
         with pytest.raises(UserError) as raised:
             convert(tmp_path / name, tmp_path / "other")

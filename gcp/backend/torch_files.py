@@ -92,6 +92,8 @@ def _torch_arrays(path: Path) -> Dict[str, np.ndarray]:
     arrays = {}
     for name, value in found.items():
         try:
+            if value.is_complex():  # of which float() would keep the real part
+                raise TypeError("its numbers are complex")
             arrays[str(name)] = value.detach().float().numpy()
         except (TypeError, ValueError, RuntimeError) as error:  # sparse, quantized, or without any numbers
             fix = f"save dense float32 arrays ({first_line(error)})"

@@ -141,7 +141,7 @@ class _Prune(Options):
         8,
         ge=1,
         le=65536,
-        description="every final width is a multiple of this, 1 or more; auto: the latency model's granularity",
+        description="every final width is a multiple of this, 1 or more; auto or null: the latency model's granularity",
     )
     statistics_images: int = Field(
         512,

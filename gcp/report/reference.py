@@ -76,7 +76,7 @@ def _kind(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _kind(arguments[0])
     if origin is typing.Union:
-        words = ["nothing" if kind is type(None) else _kind(kind) for kind in arguments]
+        words = ["`null`" if kind is type(None) else _kind(kind) for kind in arguments]
         return f"{', '.join(words[:-1])} or {words[-1]}"
     if origin is dict or _is_section(annotation):
         return "section"
