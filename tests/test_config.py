@@ -83,6 +83,17 @@ def test_one_target_replaces_another_of_a_layer_below(write):
     assert "are alternatives" in mistake(path, "prune={target: 0.5, target_ms: 2}")
 
 
+def test_a_run_with_a_target_in_milliseconds_can_be_read_back_from_its_folder(write, tmp_path, monkeypatch):
+    """Its config.yaml states every key, and so the fraction to keep, at its default, beside the milliseconds."""
+    monkeypatch.chdir(tmp_path)
+    latency = {"method": "uniform", "objective": "latency", "latency_model": "m.json", "target_ms": 3.5}
+    (tmp_path / "m.json").write_text("{}")
+    cfg = config.load(write({**MINIMAL, "prune": latency}))
+    with records.open_run(cfg) as run:
+        assert yaml.safe_load((run.path / "config.yaml").read_text())["prune"]["target"] == 1
+        assert config.load(run.path / "config.yaml") == cfg
+
+
 def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
     (tmp_path / "deep").mkdir()
     write(MINIMAL, "base.yaml")

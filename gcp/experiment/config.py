@@ -191,8 +191,10 @@ class _Prune(Options):
         for key in sorted(targets - {"target"}) if not self.is_timed else ():
             wrong = f"{key} is for latency, but the target applies to {self.counted}"
             yield f"{wrong}; set prune.objective or prune.budget to latency"
-        if len(targets) > 1:
-            yield f"{' and '.join(sorted(targets))} are alternatives; keep only one of them"
+        # The whole configuration, as a run's folder holds it, also states the default target, which asks for nothing.
+        asked = targets - {"target"} if self.target == 1 else targets
+        if len(asked) > 1:
+            yield f"{' and '.join(sorted(asked))} are alternatives; keep only one of them"
         needs = {key for name in (self.objective, self.counted) for key in COSTS.options[name].model_fields}
         fix = "set prune.latency_model to a file that `scripts/latency.py fit` wrote"
         if self.latency_model is None and "latency_model" in needs:
