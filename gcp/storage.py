@@ -126,12 +126,20 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+def network_files(name: str | os.PathLike) -> Tuple[Path, Path]:
+    """The two files of a saved network, by its name: their prefix, or the path of one of them."""
+    prefix = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(name))
+    return Path(prefix + "-symbol.json"), Path(prefix + "-0000.params")
+
+
 def content_hash(name: str, key: str, others: Sequence[Path] = ()) -> str:
-    """SHA-256 of a file, or of a saved network's two files if `name` is their prefix, followed by `others`.
+    """SHA-256 of a file, or of both files of a saved network if `name` is their prefix or the path of one of them, and
+    of `others`.
 
     `key` is the configuration key that names the file. Raises UserError if a file cannot be read.
     """
-    paths = [Path(name)] if Path(name).is_file() else [Path(f"{name}-symbol.json"), Path(f"{name}-0000.params")]
+    network = network_files(name)
+    paths = [Path(name)] if Path(name).is_file() and Path(name) not in network else network
     sha = hashlib.sha256()
     try:
         for path in (*paths, *others):

@@ -190,6 +190,21 @@ def test_fingerprint_holds_the_content_of_files(write, tmp_path):
     assert config.load(path, [f"prune.latency_model={moved}"]).fingerprint() == first
 
 
+@pytest.mark.parametrize("key", ["model.name", "train.teacher", "finetune.teacher"])
+@pytest.mark.parametrize("name", ["big", "./big", "big-symbol.json", "./big-0000.params"])
+def test_fingerprint_holds_both_files_of_a_saved_network_however_it_is_named(write, tmp_path, monkeypatch, key, name):
+    """By its prefix or either file, in the working directory or with a slash: the graph and the weights count."""
+    monkeypatch.chdir(tmp_path)
+    graph, weights = tmp_path / "big-symbol.json", tmp_path / "big-0000.params"
+    graph.write_text("graph"), weights.write_text("weights")
+    cfg = config.load(write(MINIMAL), [f"{key}={name}"])
+    prints = {cfg.fingerprint()}
+    for file in (graph, weights):
+        file.write_text("others")
+        prints.add(cfg.fingerprint())
+    assert len(prints) == 3
+
+
 def test_fingerprint_ignores_keys_of_other_methods(write):
     uniform = write({**MINIMAL, "prune": {"method": "uniform", "target": 0.5}}, "uniform.yaml")
     gcp = write(MINIMAL)

@@ -20,11 +20,11 @@ import numpy as np
 
 from gcp.backend.blocks import predict, to_symbol
 from gcp.backend.engine import gluon, mx
-from gcp.backend.files import load_arrays, paths, save_arrays, symbol_text
+from gcp.backend.files import load_arrays, save_arrays, symbol_text
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, auxiliary
 from gcp.graph.surgery import rewrite
-from gcp.storage import replacing
+from gcp.storage import network_files, replacing
 
 OPSET, IR = 13, 8  # the newest operators that MXNet's exporter writes; a file format that older runtimes can read
 TOLERANCE = 1e-5  # largest difference between ONNX and MXNet, relative to the largest output
@@ -245,7 +245,7 @@ def save_quantized(block: gluon.SymbolBlock, prefix: os.PathLike) -> Tuple[Path,
     The files are no smaller than those in float32: oneDNN's convolution keeps float32 weights, and quantizes them in
     its first run. Raises UserError if there is a float32 network under this prefix, or the folder cannot be written to.
     """
-    symbol_path, params_path = paths(prefix)
+    symbol_path, params_path = network_files(prefix)
     if symbol_path.exists() and '"quantized"' not in symbol_path.read_text():
         raise UserError(f"'{symbol_path}' is a float32 network, which would be overwritten; give another prefix")
     symbol = _symbol(block)
@@ -263,7 +263,7 @@ def load_quantized(prefix: os.PathLike) -> gluon.SymbolBlock:
 
     Raises UserError, which names the file, if one is missing, truncated or belongs to another network.
     """
-    symbol_path, params_path = paths(prefix)
+    symbol_path, params_path = network_files(prefix)
     for path in (symbol_path, params_path):
         if not path.is_file():
             raise UserError(f"int8 network '{prefix}': file '{path}' is missing")

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +20,7 @@ from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, is_norm
 from gcp.graph.network import Network, auxiliary, parse_nodes
-from gcp.storage import read_text, replacing, write_text
+from gcp.storage import network_files, read_text, replacing, write_text
 
 INPUT_SHAPE, SOURCE = "__shape__", "__gluoncv_name__"
 
@@ -112,7 +111,7 @@ def check_outputs(text: str) -> None:
 
 def save(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     """Write `<prefix>-symbol.json` and `<prefix>-0000.params`, each atomically; returns both paths."""
-    symbol_path, params_path = paths(prefix)
+    symbol_path, params_path = network_files(prefix)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     nodes = list(net.nodes)
     attrs = {INPUT_SHAPE: str((0,) + tuple(net.input_shape)), SOURCE: net.name}
@@ -127,7 +126,7 @@ def load(prefix: os.PathLike, input_shape: Optional[Sequence[int]] = None) -> Ne
 
     Raises UserError, which names the file, if one is missing, truncated, or has the shapes of another network.
     """
-    symbol_path, params_path = paths(prefix)
+    symbol_path, params_path = network_files(prefix)
     for path in (symbol_path, params_path):
         if not path.exists():
             raise UserError(f"saved network '{prefix}': file '{path}' is missing", "network.absent")
@@ -169,13 +168,7 @@ def symbol_text(path: Path) -> str:
 
 def is_saved(name: str) -> bool:
     """Whether a network brings its own weights: an ONNX file, or one or both files of a saved network."""
-    return is_onnx(name) or any(path.exists() for path in paths(name))
-
-
-def paths(prefix: os.PathLike) -> Tuple[Path, Path]:
-    """The two files of a saved network; `prefix` may also be the path of one of them."""
-    text = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(prefix))
-    return Path(text + "-symbol.json"), Path(text + "-0000.params")
+    return is_onnx(name) or any(path.exists() for path in network_files(name))
 
 
 def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:

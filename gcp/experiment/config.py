@@ -85,9 +85,9 @@ class Model(Options):
 
     @property
     def is_saved(self) -> bool:
-        """Whether `name` is an ONNX file or the path prefix of a saved network; no GluonCV name contains a slash."""
+        """Whether `name` is an ONNX file or a saved network; no GluonCV name contains a slash."""
         is_path = "/" in self.name or os.sep in self.name or is_onnx(self.name)
-        return is_path or os.path.isfile(self.name + "-symbol.json")
+        return is_path or storage.network_files(self.name)[0].is_file()
 
     def is_file(self, key: str) -> bool:
         """Whether `name` is a file: a GluonCV name is not."""

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
-from gcp.backend.files import load, paths, save
+from gcp.backend.files import load, save
 from gcp.graph.network import Network
-from gcp.storage import plain, read_json, write_text
+from gcp.storage import network_files, plain, read_json, write_text
 from gcp.train.distributed import process_group
 
 ANEW = "remove it, and its result will be recomputed"
@@ -24,7 +24,7 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
     """
     facts_path, checkpoint, group = Path(f"{prefix}.json"), Path(f"{prefix}.checkpoint"), process_group()
     if group.broadcast_file(facts_path):
-        for path in paths(prefix):
+        for path in network_files(prefix):
             group.broadcast_file(path)
         return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
     net, facts = compute(checkpoint)
@@ -46,6 +46,6 @@ def same_network(make: Callable[[], Network]) -> Network:
         if group.rank == 0:
             net = make()
             save(net, Path(folder) / "network")
-        for path in paths(Path(folder) / "network"):
+        for path in network_files(Path(folder) / "network"):
             group.broadcast_file(path)
         return net or load(Path(folder) / "network")

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from gcp.backend.onnx_files import is_onnx
 from gcp.options import Options, listed
+from gcp.storage import network_files
 
 
 class Recipe(Options):
@@ -51,7 +52,9 @@ class Recipe(Options):
 
     def is_file(self, key: str) -> bool:
         """Whether the teacher is a file: it may also be a GluonCV name, or `dense`."""
-        return self.teacher is not None and ("/" in self.teacher or is_onnx(self.teacher))
+        if self.teacher in (None, "dense"):
+            return False
+        return "/" in self.teacher or is_onnx(self.teacher) or network_files(self.teacher)[0].is_file()
 
     @property
     def all_epochs(self) -> int:
