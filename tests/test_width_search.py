@@ -6,6 +6,8 @@ import itertools
 import json
 import re
 import runpy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -426,6 +428,22 @@ def test_random_networks_are_trained_once_and_ranked(searched, tmp_path):
     assert (twice["first"] == rows.top1[:3]).all() and (twice.top1 == (twice["first"] + twice.others) / 2).all()
     assert report.checks_of(twice)[-1].label == report.PREDICTORS["first"]
     assert {path.name for path in tmp_path.iterdir()} >= {f"checks.{kind}" for kind in ("md", "csv", "png", "svg")}
+
+
+def test_two_processes_train_a_random_network_once(tmp_path, monkeypatch):
+    """The second one waits for the first, and reads its result."""
+    net, trained = random_network("cifar_resnet20_v1", (3, 8, 8), 4), []
+
+    def train(small, *_):
+        trained.append(small)
+        time.sleep(0.5)
+        return small, {"validation_top1": 0.5}
+
+    monkeypatch.setattr(width_search.experiment_run, "train", train)
+    how = SimpleNamespace(finetune=None), None, net, tmp_path / "validate" / "macs-0.5-000", 0
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(lambda _: width_search._trained_alone(*how), range(2)))
+    assert found == 2 * [{"validation_top1": 0.5}] and len(trained) == 1
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import numpy as np
 import pandas as pd
 
+from gcp import storage
 from gcp.backend.zoo import open_network
 from gcp.cost import latency
 from gcp.cost.analytic import macs, params
@@ -295,17 +296,19 @@ def validate(
 
 
 def _trained_alone(cfg: Config, data: Dataset, small: Network, prefix: Path, seed: int) -> Dict[str, Any]:
-    """The facts of training a network from new weights, which is done once and saved under `prefix`."""
+    """The facts of training a network from new weights, which is done once and saved under `prefix`.
 
-    def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
-        with Log(prefix.parent / "log.jsonl", False) as log:
+    Waits while another process trains a network in the same folder.
+    """
+    with storage.locked(prefix.parent), Log(prefix.parent / "log.jsonl", False) as log:
 
-            def add(event: str, **facts: Any) -> None:
-                log.add(event, **{**facts, "stage": prefix.name})  # one log holds all networks
+        def add(event: str, **facts: Any) -> None:
+            log.add(event, **{**facts, "stage": prefix.name})  # one log holds all networks
 
+        def compute(checkpoint: Path) -> Tuple[Network, Dict[str, Any]]:
             return experiment_run.train(redrawn(small, seed), data, cfg, cfg.finetune, Stream.FINETUNE, checkpoint, add)
 
-    return checkpoints.run_once(prefix, compute)[1]
+        return checkpoints.run_once(prefix, compute)[1]
 
 
 def scaled(
