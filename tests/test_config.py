@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 
@@ -115,6 +116,9 @@ def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):
     assert config.load(top, [], [over]).name == "digits-gcp-small"
     with pytest.raises(UserError, match="over.yaml: suffix: 1 should be the text to append"):
         config.load(top, [], [write({"suffix": 1}, "over.yaml")])
+    for old, new in itertools.product(("data/big", "data/big/"), ("data/small", "data/small/")):
+        cfg = config.load(top, (), [write({"moved": {old: new}}, "over.yaml")])
+        assert cfg.data.root == "data/small", "a slash at the end of a folder's name changes nothing"
     for moved in (["data"], {"data": 1}):
         over = write({"moved": moved}, "over.yaml")
         with pytest.raises(UserError, match="over.yaml: moved: .* should name folders"):

@@ -526,7 +526,7 @@ def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
         if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
             wrong = f"{shown(found)} should name folders, such as `data: data/smoke`"
             raise UserError(f"{source}: moved: {wrong}", key="config.value")
-        moved.update(found)
+        moved.update({old.rstrip("/"): new.rstrip("/") for old, new in found.items()})
     return moved, suffix, layers
 
 
