@@ -324,6 +324,9 @@ def test_a_result_is_computed_once(net, tmp_path):
     assert all(np.array_equal(net.arrays[k], second[0].arrays[k]) for k in net.arrays)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-0000.params", "s-symbol.json", "s.json"]
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
+    (tmp_path / "s.checkpoint").write_bytes(b"")  # by a process that was killed once it had saved the result
+    checkpoints.run_once(tmp_path / "s", compute)
+    assert calls == [1] and not (tmp_path / "s.checkpoint").exists()
 
 
 # Statistics

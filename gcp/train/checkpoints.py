@@ -26,6 +26,7 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
     if group.broadcast_file(facts_path):
         for path in network_files(prefix):
             group.broadcast_file(path)
+        checkpoint.unlink(missing_ok=True)  # a kill may have come between the result and this
         return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
     net, facts = compute(checkpoint)
     facts = group.broadcast(lambda: facts)
