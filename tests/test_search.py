@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -371,6 +373,26 @@ def test_a_file_of_another_configuration_is_refused(tmp_path):
     (tmp_path / "one" / tuning.FILE).write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(UserError, match="trials.db cannot be used: file is not a database; remove that file"):
         tuner(tmp_path / "one", 2).best(attempt)
+
+
+def test_a_full_disk_does_not_cost_the_finished_trials(tmp_path):
+    """The message does not say to remove the file of trials, and they are still in it."""
+
+    def full(trial):
+        if trial.number == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, unlimited[1]))  # bytes that any file may have
+        return attempt(trial)
+
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UserError) as caught:
+            tuner(tmp_path, 3, sampler="random").best(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "free some space" in str(caught.value) and "finished trials are kept" in str(caught.value)
+    assert "remove" not in str(caught.value)
+    with contextlib.closing(sqlite3.connect(tmp_path / tuning.FILE)) as file:
+        assert file.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone() == (1,)
 
 
 def test_images_of_trials_are_known_before(tmp_path):

@@ -279,15 +279,15 @@ class _Database:
         ) as error:
             cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
             said = " ".join(str(getattr(cause, "orig", None) or cause).split())
-            if self.url is None:
+            again = "then run the same command again: finished trials are kept"
+            if self.url is None and isinstance(cause, sqlalchemy.exc.OperationalError):  # a full disk, for example
+                fix = f"free some space, or make the file and its folder writable, {again}"
+            elif self.url is None:
                 fix = "remove that file, and the search starts afresh"
             elif isinstance(error, ImportError):
                 fix = "run `pip install -c constraints.txt '.[search-server]'`"
             else:
-                fix = (
-                    "make sure that it is running and lets this user in, then run the same command again: finished "
-                    "trials are kept"
-                )
+                fix = f"make sure that it is running and lets this user in, {again}"
             if self.url is not None and self.url.password:
                 said = said.replace(self.url.password, "***")
             wrong = f"{self.place} cannot be used: {said[:WHY]}"
