@@ -6,6 +6,7 @@ other machines (see docs/scale.md). With --dry-run, nothing is run: what it woul
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -74,12 +75,16 @@ def run(argv: list) -> None:
         sys.exit(code)
     outputs = sorted({cfg.output for _, _, cfg in cfgs})
     for output in outputs:
-        command, folder = [sys.executable, str(SCRIPTS / "report.py"), output], args.report
-        if folder and len(outputs) > 1:  # a folder for the report of each
-            folder = str(Path(folder) / Path(output).name)
-        code = guard.call(command + (["--output", folder] if folder else []))
+        own = [] if args.report is None else ["--output", report_folder(args.report, output, outputs)]
+        code = guard.call([sys.executable, str(SCRIPTS / "report.py"), output, *own])
         if code:
             sys.exit(code)
+
+
+def report_folder(folder: str, output: str, outputs: list) -> str:
+    """The folder for the report of one of the outputs: named after what distinguishes the output's path from others."""
+    shared = os.path.commonpath([os.path.abspath(each) for each in outputs])
+    return os.path.normpath(os.path.join(folder, os.path.relpath(output, shared)))
 
 
 def dry_run(cfgs: list, timed: bool, overlays: list) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import yaml
 from gcp.errors import UserError
 from gcp.experiment import config, record, reproduce, source, sweep
 from gcp.experiment.sweep import on_dask, on_slurm, worker
+from gcp.train import guard
 
 REPO = Path(__file__).resolve().parents[1]
 DEMO = REPO / "configs" / "demo"
@@ -322,6 +324,26 @@ def test_the_same_work_has_one_key_and_is_handed_over_once():
     assert one.key == again.key != other.key and one.key != task(timed=True).key
     items = [(DEMO / CONFIGS[1], [], one.cfg)] * 2
     assert len(reproduce._tasks(items, ())) == 1
+
+
+def test_each_output_has_a_report_of_its_own(tmp_path, monkeypatch):
+    """Also where the outputs' last folders have the same name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    for name in ("a", "b"):
+        values = {"scale": "smoke", "model": {"name": "resnet18_v1b"}, "data": {"name": "digits"}}
+        text = yaml.safe_dump({**values, "train": {"epochs": 1}, "output": f"results/{name}/runs"})
+        (tmp_path / "configs" / f"{name}.yaml").write_text(text)
+    commands = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_: 0)
+    monkeypatch.setattr(guard, "call", lambda command: commands.append(command[2:]) or 0)
+    run = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "reproduce.py"))["run"]
+    run(["configs", "--report", "report"])
+    assert commands == [[f"results/{name}/runs", "--output", f"report/{name}/runs"] for name in ("a", "b")]
+    commands.clear()
+    run(["configs/a.yaml", "--report", "report"])
+    run(["configs/a.yaml"])
+    assert commands == [["results/a/runs", "--output", "report"], ["results/a/runs"]]
 
 
 def test_gpus_of_a_worker_go_to_one_run_at_a_time(monkeypatch):
