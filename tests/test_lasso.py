@@ -82,3 +82,18 @@ def test_numbers_that_are_not_finite_leave_all_factors_at_zero(bad):
     assert not lasso.lasso(gram, wanted, 2).values.any()
     gram[0, 2] = gram[2, 0] = bad
     assert not lasso.lasso(gram, np.array([1.0, 2.0, 0.5]), 2).values.any()
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-6, 1e6, 1e10])
+def test_the_scale_of_the_variables_makes_no_difference(scale):
+    """With G and the products scaled alike, the minimum is where it was, at a penalty that is scaled as well.
+
+    The path is one on which factors also become zero again, which takes pivots as small as the inverses of variances.
+    """
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((30, 12)) @ (np.eye(12) + 0.6 * rng.standard_normal((12, 12)))
+    gram, wanted = x.T @ x, x.T @ (x @ rng.standard_normal(12) + rng.standard_normal(30))
+    expected, found = lasso.lasso(gram, wanted, 11), lasso.lasso(scale * gram, scale * wanted, 11)
+    assert len(expected.order) > (expected.values != 0).sum() == 11
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+    assert found.order == expected.order and found.penalty == pytest.approx(scale * expected.penalty)

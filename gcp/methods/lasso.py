@@ -50,14 +50,16 @@ class _Swept:
     def sweep(self, j: int, column: np.ndarray) -> None:
         """Sweep on index j, given `column(j)`.
 
-        With the pivot p, a sweep subtracts column column' / p, and replaces column j by column / |p| and its diagonal
-        element by -1 / p. All of this is a product of one vector with itself, apart from the diagonal element.
+        With the pivot p, this subtracts column column' / p, except in row and column j, which become column / |p|, and
+        -1 / p on the diagonal. Row and column j are written at once, and have no part in what is subtracted later.
         """
-        pivot, sign = column[j], np.sign(column[j])
+        pivot = column[j]
+        self._matrix[j] = column / abs(pivot)
+        self._matrix[j, j] = -1 / pivot
+        self._matrix[:, j] = self._matrix[j]
         self._columns[self._n], self._pivots[self._n] = column, pivot
-        self._columns[self._n, j] = pivot - sign
-        self._matrix[j, j] -= 2 * sign
         self._n += 1
+        self._columns[: self._n, j] = 0
         if self._n == BLOCK:
             # In place: the matrix is symmetric, and its transpose is in the layout that BLAS expects.
             dgemm(-1.0, self._columns.T / self._pivots, self._columns, 1.0, self._matrix.T, overwrite_c=True)
