@@ -164,3 +164,28 @@ def test_what_is_too_tightly_tied_is_refused():
     with pytest.raises(UserError) as error:
         solvers.Solver(levels, cost)
     assert error.value.key == "search.width"
+
+
+def test_a_term_of_many_groups_is_refused_before_its_table_is_made():
+    """As the peak memory of a DenseNet, which holds the outputs of many layers at once: 14 ** 26 entries."""
+    names = tuple(f"g{i}" for i in range(26))
+    cost = Cost([Term(names, lambda *widths: float(sum(widths)))], "max")
+    with pytest.raises(UserError) as error:
+        solvers.Solver({name: list(range(1, 15)) for name in names}, cost)
+    assert error.value.key == "search.width"
+
+
+def test_the_lowest_maximum_takes_few_eliminations(monkeypatch):
+    """Of max(a, 1000 - a), it is 500. With every value up to there tried in turn, there would be 500 eliminations."""
+    cost = Cost([product(1.0, "a"), Term(("a", "b"), lambda a, b: 1000.0 - a)], "max")
+    solver = solvers.Solver({"a": list(range(1, 1000)), "b": [1]}, cost)
+    calls, within = [], solver._within
+    monkeypatch.setattr(solver, "_within", lambda limit: calls.append(limit) or within(limit))
+    assert solver.lowest == 500 and len(calls) <= 10
+
+
+def test_a_limit_that_rounding_puts_below_a_maximum_is_met():
+    """0.29 * 100 is 28.999999999999996 in floats."""
+    for combine in ("sum", "max"):
+        solver = solvers.Solver({"a": [29, 100]}, Cost([product(1.0, "a")], combine))
+        assert solver.solve({"a": np.array([0.0, 1.0])}, 0.29 * 100).widths == {"a": 29}

@@ -29,6 +29,7 @@ ROUNDING = 1e-9  # the relative rounding error to allow for in sums of floats
 
 Gains = Mapping[str, np.ndarray]  # for each group, a value for each of its levels
 Factor = Tuple[Tuple[str, ...], np.ndarray]  # names of groups, and a value for every choice of their levels
+Order = Tuple[List[str], Dict[str, Tuple[str, ...]]]  # of elimination: see `_min_fill`
 Tables = Tuple[Dict[str, np.ndarray], float]  # see `_Eliminated.tables`
 
 
@@ -60,8 +61,10 @@ class Solver:
 
     def __init__(self, levels: Mapping[str, Sequence[int]], cost: Cost) -> None:
         self.levels, self.cost = levels, cost
+        # Before any table is made, since a term of many groups has one that no memory can hold.
+        self._order = _min_fill({name: len(of) for name, of in levels.items()}, [term.names for term in cost.terms])
         self._parts = _cost_factors(levels, cost)
-        self._whole = _Eliminated(levels, self._parts)
+        self._whole = _Eliminated(levels, self._parts, self._order)
 
     @property
     def lowest(self) -> float:
@@ -69,7 +72,12 @@ class Solver:
         if self.cost.is_sum:
             return self._whole.tables({}, 1.0)[1]
         values = np.unique(np.concatenate([v.ravel() for _, v in self._parts]))
-        return float(next(v for v in values if np.isfinite(self._within(v).tables({}, 1.0)[1])))
+        low, high = 0, len(values) - 1
+        while low < high:  # whatever is within a limit is within a higher one, so bisect the values
+            middle = (low + high) // 2
+            is_met = np.isfinite(self._within(values[middle]).tables({}, 1.0)[1])
+            low, high = (low, middle) if is_met else (middle + 1, high)
+        return float(values[low])
 
     def solve(self, gains: Gains, limit: float, max_nodes: int = MAX_NODES) -> Solution:
         """The widths of largest summed gain whose cost is at most `limit`.
@@ -114,10 +122,11 @@ class Solver:
 
     def _within(self, limit: float) -> _Eliminated:
         """The problem for a cost that is a maximum: terms above the limit become infinite."""
-        return _Eliminated(self.levels, [(names, np.where(v > limit, np.inf, 0.0)) for names, v in self._parts])
+        parts = [(names, np.where(v > limit, np.inf, 0.0)) for names, v in self._parts]
+        return _Eliminated(self.levels, parts, self._order)
 
     def _problem(self, limit: float) -> _Eliminated:
-        problem = self._whole if self.cost.is_sum else self._within(limit)
+        problem = self._whole if self.cost.is_sum else self._within(limit * (1 + ROUNDING))
         _, lowest = problem.tables({}, 1.0)
         if lowest > (limit * (1 + ROUNDING) if self.cost.is_sum else 0.0):
             least = f"{self.lowest:.6g} remains with the cheapest widths"
@@ -166,10 +175,10 @@ class _Eliminated:
     eliminated later: the least sum of all terms that depend on it or on what was eliminated into it.
     """
 
-    def __init__(self, levels: Mapping[str, Sequence[int]], parts: Sequence[Factor]) -> None:
+    def __init__(self, levels: Mapping[str, Sequence[int]], parts: Sequence[Factor], order: Order) -> None:
         self.sizes = {name: len(of) for name, of in levels.items()}
         self.parts = parts
-        self.order, self.later = _min_fill(self.sizes, [names for names, _ in parts])
+        self.order, self.later = order
 
     def tables(
         self,
@@ -257,7 +266,7 @@ def _spread(values: np.ndarray, names: Sequence[str], scope: Sequence[str]) -> n
     return np.transpose(values, axes).reshape(shape)
 
 
-def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Tuple[List[str], Dict[str, Tuple]]:
+def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Order:
     """A min-fill elimination order: next is the variable that adds the fewest edges, then that with the smallest table.
 
     Also returns, per variable, its neighbours among the later ones. UserError: a table would be too large.
