@@ -73,3 +73,12 @@ def test_uniform_is_uniform_pruning_of_the_same_scores():
     assert max(fractions) - min(fractions) < 0.25
     for name, of in keep.items():
         assert set(of) == set(np.argsort(-scores[name])[: len(of)])
+
+
+@pytest.mark.parametrize("name", ["global", "exact"])
+def test_a_group_can_lose_exactly_as_much_as_allowed(name):
+    """7 of 10 channels: (1 - 0.7) * 10 is 3.0000000000000004 in floats. Those of b are worth far less."""
+    cost = Cost([product(1.0, "a"), product(1.0, "b")])
+    scores = {"a": 100 + np.arange(10.0), "b": np.arange(10.0)}
+    keep = ALLOCATIONS[name](scores, Budget(cost, 20.0, 0.65), 13.0, 0.7)
+    assert {group: len(of) for group, of in keep.items()} == {"a": 10, "b": 3}

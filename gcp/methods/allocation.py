@@ -11,7 +11,7 @@ from gcp.cost.base import Budget, round_width
 from gcp.graph.network import Keep
 from gcp.methods.base import Problem
 from gcp.methods.criteria import Scores, ranked_by
-from gcp.methods.select import highest, select
+from gcp.methods.select import highest, least_width, select
 from gcp.methods.uniform import kept_uniformly
 from gcp.registry import Registry
 from gcp.search.solvers import Solver
@@ -52,7 +52,7 @@ def of_most_worth(scores: Scores, budget: Budget, limit: float, max_cut: float =
         all_widths = {round_width(k, n, budget.round_to) for k in range(1, n + 1)}
         return sorted(width for width in all_widths if width >= least) or [n]
 
-    allowed = {name: widths_of(name, (1 - max_cut) * n) for name, n in sizes.items()}
+    allowed = {name: widths_of(name, least_width(n, max_cut)) for name, n in sizes.items()}
     if budget.cost({name: widths[0] for name, widths in allowed.items()}) > limit:
         allowed = {name: widths_of(name, 0) for name in sizes}
     levels = {name: _thinned(widths) for name, widths in allowed.items()}

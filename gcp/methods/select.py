@@ -16,6 +16,11 @@ def highest(scores: Mapping[str, np.ndarray], widths: Widths) -> Keep:
     return {name: np.sort(np.argsort(-scores[name], kind="stable")[:n]) for name, n in widths.items()}
 
 
+def least_width(size: int, max_cut: float) -> float:
+    """The least width of a group that loses at most the fraction `max_cut` of its channels, up to rounding errors."""
+    return (1 - max_cut) * size - 1e-9  # (1 - 0.7) * 10 is more than 3 in floats
+
+
 def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to: int = 1, max_cut: float = 1.0) -> Keep:
     """Rank the channels of all groups together and remove the lowest until `cost(widths) <= limit`.
 
@@ -36,7 +41,7 @@ def select(scores: Mapping[str, np.ndarray], cost: Cost, limit: float, round_to:
             width = smaller
     # A block can only be removed after the blocks below it in its own group; sorted scores ensure that, except in ties.
     # Blocks beyond `max_cut` are removed last.
-    blocks.sort(key=lambda b: (b[3] < (1 - max_cut) * sizes[b[2]], b[0], b[1], -b[3]))
+    blocks.sort(key=lambda b: (b[3] < least_width(sizes[b[2]], max_cut), b[0], b[1], -b[3]))
 
     def widths_after(n: int) -> Widths:
         widths = dict(sizes)
