@@ -35,6 +35,14 @@ def test_widths_are_the_largest_in_their_proportions(net, round_to):
     assert found == _by_hand(sizes, fractions, best, round_to)
 
 
+def test_a_limit_that_allows_the_whole_network_leaves_it_whole(net):
+    """Whichever group has the smallest fraction, and so is the last to be whole."""
+    budget, sizes = Budget(macs(net), macs(net)(net.widths), 1.0), net.widths
+    for seed in range(20):
+        fractions = dict(zip(sizes, np.random.default_rng(seed).uniform(0.5, 2, len(sizes)).tolist()))
+        assert scaled_widths(sizes, fractions, budget, budget.original) == sizes
+
+
 def _by_hand(sizes, fractions, scale, round_to):
     widths = {}
     for g, n in sizes.items():

@@ -114,4 +114,5 @@ def scaled_widths(sizes: Widths, fractions: Dict[str, float], budget: Budget, li
         wanted = {g: min(n, max(1, int(scale * fractions[g] * n))) for g, n in sizes.items()}
         return {g: round_width(wanted[g], n, budget.round_to) for g, n in sizes.items()}
 
-    return at(largest_scale(at, budget.cost, limit, 1 / min(fractions.values())))
+    # A little beyond the scale at which all groups are whole, which neither bisection nor rounding would reach itself.
+    return at(largest_scale(at, budget.cost, limit, (1 + 1e-9) / min(fractions.values())))
