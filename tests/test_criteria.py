@@ -142,3 +142,11 @@ def test_scores_are_ranked_per_unit_of_cost_where_the_criterion_or_the_user_says
             np.testing.assert_array_equal(ranked_by(criterion, given, True)[name], per_cost)
             np.testing.assert_array_equal(ranked_by(criterion, given, False)[name], plain[name])
             np.testing.assert_array_equal(ranked_by(criterion, given)[name], per_cost if of_cost else plain[name])
+
+
+def test_random_ranks_do_not_depend_on_the_width_of_a_group(net):
+    """Ranked together, half of the channels go: half of every group, whether it is narrow or wide."""
+    scores = CRITERIA["random"](problem(net))
+    middle = np.median(np.concatenate(list(scores.values())))
+    assert len({len(of) for of in scores.values()}) > 1
+    assert all(2 * (of < middle).sum() == len(of) == len(set(of)) for of in scores.values())

@@ -259,9 +259,9 @@ def bn_scale(problem: Problem) -> Scores:
 
 @CRITERIA.register("random")
 def at_random(problem: Problem) -> Scores:
-    """A random rank for every channel, drawn from the seed."""
+    """A random rank for every channel, drawn from the seed: as a fraction, so that wide groups do not rank higher."""
     rng = np.random.default_rng(problem.seed)
-    return {g.name: rng.permutation(g.size).astype(np.float64) for g in problem.net.groups}
+    return {g.name: (rng.permutation(g.size) + 0.5) / g.size for g in problem.net.groups}
 
 
 @CRITERIA.register("paper")
