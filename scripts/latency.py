@@ -193,7 +193,8 @@ def validate(args: argparse.Namespace) -> None:
     alone = None
     if args.layers:
         with runtime.progress_bar("layers alone") as progress:
-            alone = sampling.layers_alone(net, held.widths, Path(args.layers), measured, progress)
+            networks = [(widths, line.decisions) for widths, line in zip(held.widths, held.lines)]
+            alone = sampling.layers_alone(sampled, networks, Path(args.layers), measured, progress)
     result = latency.validate(model, net, held, alone, again, sampled)
     if args.out:
         storage.write_json(f"{args.out}.validation.json", result.model_dump(mode="json"))

@@ -202,6 +202,20 @@ def test_a_latency_model_learns_blocks_that_the_network_does_not_have(space, net
     assert model.cost(small)(small.widths) == pytest.approx(found.predicted_s["table"][0], rel=1e-9)
 
 
+def test_layers_alone_are_those_of_the_blocks_that_were_drawn(space, net, tmp_path):
+    """With a time proportional to the MACs, all layers together take as long as the network that they are from."""
+
+    def measure(of):
+        return {"latency_s": macs(of)(of.widths), "spread": 0.0, "n": 9, "noisy": False, "attempts": 1}, 1.0
+
+    sampled, rng = SampledSpace(space), np.random.default_rng(0)
+    networks = [(net.widths, sampled.draw(rng)) for _ in range(4)]
+    shares = sampling.layers_alone(sampled, networks, tmp_path / "layers", measure)
+    whole = [sampled.network(*each) for each in networks]
+    assert shares == pytest.approx([macs(each)(each.widths) for each in whole])
+    assert len(set(shares)) > 1
+
+
 # ---- qualities
 
 

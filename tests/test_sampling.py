@@ -235,14 +235,14 @@ def test_samples_of_another_network_are_not_mixed(net, tmp_path):
 
 
 def test_layers_alone_are_timed_once_each_and_kept(net, tmp_path):
-    widths = [net.widths, net.widths]
+    sampled, networks = sampling.Sampled(net), [(net.widths, {}), (net.widths, {})]
     clock = Clock()
-    shares = sampling.layers_alone(net, widths, tmp_path / "l", clock)
+    shares = sampling.layers_alone(sampled, networks, tmp_path / "l", clock)
     kinds = {(layer.kind, *layer.widths(net.widths)) for layer in layers(net)}
     assert len(clock.calls) == len(kinds) < len(layers(net))
     assert shares[0] == shares[1] == pytest.approx(macs(net)(net.widths) * 1e-9 / 0.5)
     again = Clock()
-    assert sampling.layers_alone(net, widths, tmp_path / "l", again) == shares and not again.calls
+    assert sampling.layers_alone(sampled, networks, tmp_path / "l", again) == shares and not again.calls
     assert len((tmp_path / "l").read_text().splitlines()) == len(kinds)
     assert all(json.loads(line)["latency_s"] > 0 for line in (tmp_path / "l").read_text().splitlines())
 
@@ -283,4 +283,4 @@ def test_a_header_has_the_keys_of_a_setup():
 def test_a_bad_line_of_layers_is_named(net, tmp_path):
     (tmp_path / "l").write_text('{"kind": "conv", "read": 1, "made": 1, "latency_s": 1.0}\n')
     with pytest.raises(UserError, match="/l: line 1: "):
-        sampling.layers_alone(net, [net.widths], tmp_path / "l", Clock())
+        sampling.layers_alone(sampling.Sampled(net), [(net.widths, {})], tmp_path / "l", Clock())

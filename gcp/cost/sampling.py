@@ -414,31 +414,34 @@ def sample(
 
 
 def layers_alone(
-    net: Network,
-    widths: Sequence[Widths],
+    sampled: Sampled,
+    networks: Sequence[Tuple[Widths, Mapping[str, Any]]],
     path: Path,
     measure: Measure,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> List[float]:
     """Per network, the sum of its layers' latencies, each timed by itself and divided by the reference's latency.
 
-    Every distinct (kind, width read, width made) is timed once and stored in `path` as a JSON line, so that an
+    `networks`: the widths and decisions of each (see `Sampled.network`). Every distinct (kind, width read, width made) is timed once and stored in `path` as a JSON line, so that an
     interrupted run can be resumed. While another process measures into the same file, this one waits.
     """
-    path, kinds = Path(path), layers(net)
-    wanted = {(layer.kind, *layer.widths(w)): (layer, w) for w in widths for layer in kinds}
+    path, wanted, parts = Path(path), {}, []
+    for widths, decisions in networks:
+        kinds = sampled.layers(decisions)
+        parts.append([(layer.kind, *layer.widths(widths)) for layer in kinds])
+        wanted.update({key: (layer, widths, decisions) for key, layer in zip(parts[-1], kinds)})
     with locked(path.parent, f".{path.name}.lock"):
         drop_torn_line(path)
         held = _lines(path, read_text(path).split("\n"), 1, LayerSample) if path.exists() else []
         known = {(line.kind, line.read, line.made): line.latency_s / line.reference_s for line in held}
-        for number, (key, (layer, w)) in enumerate(wanted.items(), 1):
+        for number, (key, (layer, *network)) in enumerate(wanted.items(), 1):
             if key not in known:
-                row, reference = measure(alone(resized(net, w), layer))
+                row, reference = measure(alone(sampled.network(*network), layer))
                 known[key] = row["latency_s"] / reference
                 line = dict(zip(("kind", "read", "made"), key), **row, reference_s=reference)
                 _append(path, LayerSample(**line))
             progress(number, len(wanted))
-    return [sum(known[(layer.kind, *layer.widths(w))] for layer in kinds) for w in widths]
+    return [sum(known[key] for key in keys) for keys in parts]
 
 
 def _probed(net: Network, measure: Measure, rounds: int = 3) -> List[Tuple[int, float, float]]:
