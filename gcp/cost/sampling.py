@@ -422,8 +422,9 @@ def layers_alone(
 ) -> List[float]:
     """Per network, the sum of its layers' latencies, each timed by itself and divided by the reference's latency.
 
-    `networks`: the widths and decisions of each (see `Sampled.network`). Every distinct (kind, width read, width made) is timed once and stored in `path` as a JSON line, so that an
-    interrupted run can be resumed. While another process measures into the same file, this one waits.
+    `networks`: the widths and decisions of each (see `Sampled.network`). Every distinct (kind, width read, width made)
+    is timed once and stored in `path` as a JSON line, so that an interrupted run can be resumed. While another process
+    measures into the same file, this one waits.
     """
     path, wanted, parts = Path(path), {}, []
     for widths, decisions in networks:
