@@ -117,7 +117,7 @@ def save(net: Network, prefix: os.PathLike) -> Tuple[Path, Path]:
     attrs = {INPUT_SHAPE: str((0,) + tuple(net.input_shape)), SOURCE: net.name}
     nodes[net.data] = replace(nodes[net.data], attrs=attrs)
     save_arrays(params_path, {f"{'aux' if n in auxiliary(net) else 'arg'}:{n}": v for n, v in net.arrays.items()})
-    write_text(symbol_path, replace(net, nodes=tuple(nodes)).to_json())
+    write_text(symbol_path, replace(net, nodes=tuple(nodes)).to_json(indent=1))
     return symbol_path, params_path
 
 

@@ -246,6 +246,7 @@ class Structure:
                 f"known{more}; the channels that it reads are not pruned",
                 stacklevel=2,
             )
+        self._forms: Dict[int, Tuple[np.ndarray, Dict[Optional[str], int]]] = {}  # id of labels -> them, their form
         self._number(walk.components())
         self._scale(demand)
 
@@ -299,6 +300,13 @@ class Structure:
 
     def form(self, labels: np.ndarray) -> Dict[Optional[str], int]:
         """The number of these channels as {group: channels per unit}, with the number of fixed channels under None."""
+        of, found = self._forms.get(id(labels), (None, {}))
+        if of is not labels:  # every cost asks for the same few arrays; kept alive, so that no other gets their id
+            found = self._counted(labels)
+            self._forms[id(labels)] = labels, found
+        return dict(found)
+
+    def _counted(self, labels: np.ndarray) -> Dict[Optional[str], int]:
         found = {}
         if (labels < 0).any():
             found[None] = int((labels < 0).sum())
