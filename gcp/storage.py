@@ -6,6 +6,7 @@ Anything wrong with a file that is read ends in a one-line `UserError`: the file
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import re
 import stat
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
@@ -267,9 +269,7 @@ def read_yaml(path: str | os.PathLike, fix: str = "give the path of a YAML file"
 def parse_yaml(text: str, place: str) -> Any:
     """As `read_yaml`, but from text; `place` begins the messages."""
     try:
-        value = yaml.load(text, _Loader)
-        _check(value)
-        return value
+        return copy.deepcopy(_parsed(text))
     except RecursionError:
         raise UserError(f"{place}: not valid YAML: more than {DEPTH} levels", key="yaml.syntax") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -277,6 +277,13 @@ def parse_yaml(text: str, place: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
         raise UserError(f"{place}{line}: not valid YAML: {problem}", key="yaml.syntax") from None
+
+
+@lru_cache(maxsize=64)  # what other configurations build on is read again for each of them, and PyYAML is slow
+def _parsed(text: str) -> Any:
+    value = yaml.load(text, _Loader)
+    _check(value)
+    return value
 
 
 def _decoded(content: bytes, place: str, fix: str) -> str:

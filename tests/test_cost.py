@@ -179,7 +179,7 @@ def test_masks_count_as_parameters_until_folded():
 
 
 def test_a_fixed_scale_stays_fixed_in_a_saved_network(tmp_path):
-    net = random_network("resnet18_v2")
+    net = random_network("cifar_resnet20_v2")
     save(net, tmp_path / "net")
     again = load(tmp_path / "net")
     assert describe(again) == describe(net)

@@ -407,7 +407,8 @@ def test_only_what_is_trainable_gets_gradients():
 @pytest.mark.parametrize(
     "name, width",
     [
-        ("resnet18_v1b", 16),
+        ("cifar_resnet20_v1", None),
+        pytest.param("resnet18_v1b", 16, marks=pytest.mark.slow),
         pytest.param("mobilenet1.0", None, marks=pytest.mark.slow),
         pytest.param("resnet18_v1b", None, marks=pytest.mark.slow),
         pytest.param("resnet18_v2", 48, marks=pytest.mark.slow),

@@ -256,10 +256,9 @@ def places(value, at=()):
 
 def changed(value, place, wrong):
     """A copy of a JSON value with something wrong in one place."""
-    copy = json.loads(json.dumps(value))
-    inside = copy
+    copy = inside = value.copy()
     for key in place[:-1]:
-        inside = inside[key]
+        inside[key] = inside = inside[key].copy()
     if wrong is DROPPED:
         del inside[place[-1]]
     else:
