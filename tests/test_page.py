@@ -192,9 +192,11 @@ def test_a_long_training_curve_keeps_its_ends(tmp_path):
 
 
 @pytest.fixture
-def served(results):
+def served(results, monkeypatch):
+    """The address of the live page, without the plots' script, which takes three seconds to put together."""
+    monkeypatch.setattr(page, "script", lambda: "")
     serving = live.server(results, REFERENCE, 0)
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
     yield f"http://127.0.0.1:{serving.server_port}"
     serving.shutdown()
     serving.server_close()
