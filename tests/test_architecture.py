@@ -79,6 +79,20 @@ def test_decisions_are_what_was_declared(net, space):
     assert np.allclose(predict(space.rewritten(space.pattern(own)), images(net)), predict(net, images(net)))
 
 
+def test_a_single_value_is_not_searched_but_holds(net):
+    """One group has half of its width, and one all of it, whatever multiplier is chosen for the others."""
+    halved, whole = "features_linearbottleneck3_conv0", "features_linearbottleneck4_conv0"
+    space = Space(net, some(multipliers=(0.5, 1.0), widths={halved: (0.5,), whole: (1.0,)}), 4)
+    assert list(space.decisions) == ["multiplier"]
+    for level, price in zip([[0], [1]], space.price(macs)(np.array([[0], [1]]))):
+        small = space.network(space.pattern(np.array(level)))
+        assert small.widths[halved] == space.rounded(0.5, net.widths[halved]) < net.widths[halved]
+        assert small.widths[whole] == net.widths[whole]
+        assert macs(small)(small.widths) == pytest.approx(price, rel=1e-12)
+    fused = Space(net, some(blocks={"features_linearbottleneck3_conv1": ("fused",)}))
+    assert not fused.decisions and fused.fixed == {"block:features_linearbottleneck3_conv1": "fused"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cost", [macs, params, peak_memory, zero_shot.entropy])
 def test_a_price_is_what_the_rewritten_network_costs(space, cost):
@@ -257,6 +271,8 @@ def test_the_mean_product_by_hand():
     for n, y, x in itertools.product(range(2), range(2), range(2)):
         slow += np.outer(a[n, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].reshape(12), b[n, :, y, x]) / 8
     assert np.allclose(zero_shot.mean_product(a, b), slow)
+    a, b = rng.normal(size=(4, 3)), rng.normal(size=(4, 5))  # of dense layers
+    assert np.allclose(zero_shot.mean_product(a, b), sum(map(np.outer, a, b)) / 4)
 
 
 def judged(space, folder, jobs=1, n=48):

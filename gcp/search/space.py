@@ -155,10 +155,15 @@ class Space:
     ) -> None:
         self.net, self.round_to = net, round_to
         self.own: Dict[str, Value] = self._own(options)
-        known = self._declared(options)
+        declared = self._declared(options)
+        known = {name: values for name, values in declared.items() if len(values) > 1}
         self.fixed: Dict[str, Value] = {}
         if start is not None:
             self.fixed = self.resolved(start)
+        # A single value decides, too: also that a group keeps its width where a multiplier is chosen for the others.
+        for name, values in declared.items():
+            if len(values) == 1 and (values[0] != self.own[name] or MULTIPLIER in known):
+                self.fixed[name] = values[0]
         for wanted in options.freeze:
             names = _matching(wanted, self.own, f"freeze: '{wanted}' matches no decision")
             self.fixed |= {name: self.fixed.get(name, self.own[name]) for name in names}
@@ -184,7 +189,7 @@ class Space:
         return found
 
     def _declared(self, options: SpaceOptions) -> Dict[str, Tuple[Value, ...]]:
-        """The decisions that the options leave open; those with a single value are left out."""
+        """The values that the options allow, by decision: a single one where rounding leaves no more, for example."""
         found: Dict[str, Tuple[Value, ...]] = {}
         if options.multipliers:
             found[MULTIPLIER] = tuple(sorted(set(options.multipliers)))
@@ -205,7 +210,6 @@ class Space:
             found |= {name: self._sizes(name, sizes) for name in names}
         for wanted in options.drop:
             found |= {name: (False, True) for name in self._named("drop", wanted, "residual block that can be dropped")}
-        found = {name: values for name, values in found.items() if len(values) > 1}
         return found
 
     def _sizes(self, name: str, sizes: Sequence[int]) -> Tuple[int, ...]:

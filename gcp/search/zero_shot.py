@@ -153,14 +153,15 @@ def isometry(net: Network, seed: int = 0) -> float:
 
 
 def mean_product(of_input: np.ndarray, of_output: np.ndarray) -> np.ndarray:
-    """The mean over images and positions of the outer product of two gradients (n, channels, height, width).
+    """The mean over images and positions of the outer product of two gradients: (n, channels, height, width), or (n,
+    channels) as of dense layers.
 
     If the output is smaller, neighbouring positions of the input count as further channels.
     """
-    n, c, h, w = of_input.shape
+    n, c, h, w = (*of_input.shape, 1, 1)[:4]
     tall, wide = of_output.shape[2:] if of_output.ndim == 4 else (1, 1)
     a, b = h // tall, w // wide
-    of_input = of_input[:, :, : tall * a, : wide * b].reshape(n, c, tall, a, wide, b)
+    of_input = of_input.reshape(n, c, h, w)[:, :, : tall * a, : wide * b].reshape(n, c, tall, a, wide, b)
     rows = of_input.transpose(0, 2, 4, 1, 3, 5).reshape(n * tall * wide, c * a * b)
     columns = of_output.reshape(n, -1, tall * wide).transpose(0, 2, 1).reshape(n * tall * wide, -1)
     return rows.T @ columns / len(rows)
