@@ -22,7 +22,7 @@ from test_prune import Noise
 from gcp import command
 from gcp.cost import latency
 from gcp.cost.analytic import macs
-from gcp.cost.base import Budget
+from gcp.cost.base import Budget, Cost, Term
 from gcp.errors import UserError
 from gcp.experiment import config, width_search
 from gcp.methods import autoslim as autoslim_method
@@ -322,6 +322,18 @@ def test_autoslim_narrows_what_costs_least_per_saved_cost(net, tmp_path, monkeyp
     [path] = tmp_path.rglob("*.judged-*.jsonl")
     judged = [tuple(json.loads(line)["widths"]) for line in path.read_text().splitlines()]
     assert len(judged) == len(set(judged)) == found.images["judging"] / len(problem.data.validation)
+
+
+def test_autoslim_gets_past_a_maximum_that_groups_share(net, tmp_path, monkeypatch):
+    """The cost is the wider of two groups: narrowing either alone saves nothing, and a half needs both."""
+    first, second = [g.name for g in net.groups if g.size == 32][:2]
+    cost = Cost([Term((name,), float) for name in (first, second)], "max")
+    data = SimpleNamespace(train=Noise(40), validation=Noise(24), name="noise")
+    problem = Problem(net, Budget(cost, 32.0, 0.5, 2), data, 0, 8)
+    monkeypatch.setattr(autoslim_method._Greedy, "_loss", lambda self, widths: -sum(widths.values()))
+    search = autoslim_method._Greedy(problem, METHODS.options["autoslim"](levels=4, epochs=4.0), net, tmp_path / "net")
+    found = search.within(16.0)
+    assert cost(found) <= 16.0 and found[first] == found[second] > 0
 
 
 def test_what_cannot_be_searched_is_refused(net):

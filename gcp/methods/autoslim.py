@@ -117,9 +117,10 @@ class _Greedy:
             while (now := self._cost(way[n_steps])) > limit:
                 progress(int(100 * np.log(begun / now) / np.log(begun / limit)), 100)
                 if n_steps + 1 == len(way):
-                    candidates, loss = self._next(way[-1], wider=False), self._judge(way[-1])
+                    candidates = self._next(way[-1], wider=False) or self._narrower(way[-1])
                     if not candidates:
                         break
+                    loss = self._judge(way[-1])
                     rises = {name: (self._judge(other) - loss) / saved for name, (other, saved) in candidates.items()}
                     way.append(candidates[min(rises, key=lambda name: (rises[name], name))][0])
                 n_steps += 1
@@ -152,6 +153,11 @@ class _Greedy:
                     found[name] = (other, change)
                     break
         return found
+
+    def _narrower(self, widths: Widths) -> Dict[str, Tuple[Widths, float]]:
+        """As `_next`, where no group alone saves any cost, as when several share a maximum: all count as saving 1."""
+        below = {name: of[: of.index(widths[name])] for name, of in self._levels.items()}
+        return {name: ({**widths, name: of[-1]}, 1.0) for name, of in below.items() if of}
 
     def _judge(self, widths: Widths) -> float:
         """The loss with these widths, from the file if it is there."""

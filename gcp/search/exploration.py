@@ -70,6 +70,13 @@ class Question:
             self.progress(min(len(self.asked), self.n), self.n)
         return np.array([self.asked[key] for key in keys])
 
+    def affordable(self, levels: Levels, wanted: np.ndarray) -> np.ndarray:
+        """Which of the `wanted` architectures can be evaluated, first ones first, with no more than `n` in all."""
+        keys, left = [tuple(map(int, each)) for each in levels], self.n - len(self.asked)
+        new = list(dict.fromkeys(key for key, is_wanted in zip(keys, wanted) if is_wanted and key not in self.asked))
+        known = self.asked.keys() | set(new[: max(0, left)])
+        return np.array([key in known for key in keys])
+
     def excess(self, levels: Levels) -> np.ndarray:
         """By how much each architecture misses its worst limit, as a fraction of the limit; 0 where all are met."""
         over = np.zeros(len(levels))
@@ -217,16 +224,18 @@ def nsga2(question: Question, options: PopulationOptions) -> Levels:
             levels = space.canonical(np.clip(np.rint(x), 0, space.sizes - 1).astype(int))
             over = np.stack([limit(levels) for limit in question.limits], 1)
             meets, scores = question.excess(levels) == 0, np.full(len(levels), -np.inf)
+            meets &= question.affordable(levels, meets)
             if meets.any():
                 scores[meets] = question.scores(levels[meets])
             lost = np.where(np.isfinite(scores), -scores, 1e30)
             out["F"], out["G"] = np.column_stack([lost, over]), over - 1
 
-    start = question.feasible(options.population)
+    population = min(options.population, question.n)
+    start = question.feasible(population)
     problem = Asked(len(space.sizes), 1 + len(question.limits), len(question.limits), xl=0, xu=space.sizes - 1)
     whole = {"vtype": float, "repair": RoundingRepair()}
-    how = NSGA2(options.population, sampling=start, crossover=SBX(**whole), mutation=PM(**whole))
-    generations = max(1, -(-question.n // options.population))
+    how = NSGA2(population, sampling=start, crossover=SBX(**whole), mutation=PM(**whole))
+    generations = -(-question.n // population)
     found = minimize(problem, how, ("n_gen", generations), seed=int(question.rng.integers(2**31)))
     front = space.canonical(np.rint(np.atleast_2d(found.X)).astype(int)) if found.X is not None else start[:0]
     question.facts["front"] = len(front)
@@ -257,13 +266,14 @@ def exact(question: Question, options: ExactOptions) -> Levels:
         raise UserError(
             f"solver: exact supports only one budget that is a sum, not {names}; use evolution", "solver.limits"
         )
-    levels = question.feasible(max(2, question.n - options.solutions))
+    n_random = max(2, question.n - options.solutions)  # a fit needs two
+    levels = question.feasible(n_random)
     gains, fit = additive(question.space, levels, question.scores(levels))
     question.facts["r_squared"] = fit
     numbers = {name: range(len(values)) for name, values in question.space.decisions.items()}
     solver = Solver(numbers, _limited(question, sums))
     ends = {}
-    for part in np.linspace(1, 0.9, options.solutions):
+    for part in np.linspace(1, 0.9, min(options.solutions, max(0, question.n - n_random))):
         most = part * (sums[0].most if sums else 1.0)
         if most >= solver.lowest:
             solution = solver.solve(gains, most)
