@@ -69,10 +69,10 @@ def use_gpu(gpus: Sequence[int], local_rank: int = 0) -> None:
         if "mxnet" in sys.modules:
             raise RuntimeError("MXNet reads CUDA_VISIBLE_DEVICES when it is imported, which has already happened")
         visible = _visible_gpus()
-        if visible and gpus[local_rank] >= len(visible):
+        if "CUDA_VISIBLE_DEVICES" in os.environ and gpus[local_rank] >= len(visible):
+            fix = f"use numbers up to {len(visible) - 1}" if visible else "unset it, or leave out gpus"
             raise UserError(
-                f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES={','.join(visible)}; "
-                f"use numbers up to {len(visible) - 1}",
+                f"gpus: there is no GPU {gpus[local_rank]} among CUDA_VISIBLE_DEVICES='{','.join(visible)}'; {fix}",
                 key="gpu.absent",
             )
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi

@@ -625,15 +625,19 @@ def test_workers_that_cannot_be(write, overrides, part):
 )
 def test_a_worker_sees_its_own_gpu(monkeypatch, visible, gpus, local_rank, chosen):
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
-    monkeypatch.setitem(config.os.environ, "CUDA_VISIBLE_DEVICES", visible or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored even where the next line deletes it
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if visible is None else monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", visible
+    )
     runtime.use_gpu(gpus, local_rank)
-    assert config.os.environ["CUDA_VISIBLE_DEVICES"] == (chosen or "")
+    assert config.os.environ.get("CUDA_VISIBLE_DEVICES") == chosen
 
 
-def test_a_gpu_that_is_not_visible(monkeypatch):
+@pytest.mark.parametrize("visible", ["5,7", ""])
+def test_a_gpu_that_is_not_visible(monkeypatch, visible):
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    with pytest.raises(UserError, match="no GPU 2 among CUDA_VISIBLE_DEVICES=5,7; use numbers up to 1") as caught:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=f"no GPU 2 among CUDA_VISIBLE_DEVICES='{visible}'") as caught:
         runtime.use_gpu((0, 2), 1)
     assert caught.value.key == "gpu.absent"
 
