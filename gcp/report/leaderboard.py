@@ -343,13 +343,14 @@ def _accuracies(own: pd.DataFrame, order: Sequence[str], ranked: Ranking | None)
     cells = own.groupby(["method", "target"]).top1
     means, sds = (100 * cells.agg(how).unstack() for how in ("mean", "std"))
     methods = [method for method in order if method in means.index]
-    dense = 100 * own.drop_duplicates("seed").dense_top1
+    # Targets can have been run from dense networks of their own: on another processor, rounding gives others.
+    dense = 100 * own.groupby(["target", "seed"]).dense_top1.mean().unstack("target")
     columns: dict = {"Method": ["unpruned", *methods]}
     if ranked is not None:
         columns["Mean rank"] = [np.nan, *(ranked.ranks.get(method, np.nan) for method in methods)]
     for target in reversed(means.columns):
-        columns[_percent(target)] = [dense.mean(), *means[target].reindex(methods)]
-        columns[f"{_percent(target)} sd"] = [dense.std(), *sds[target].reindex(methods)]
+        columns[_percent(target)] = [dense[target].mean(), *means[target].reindex(methods)]
+        columns[f"{_percent(target)} sd"] = [dense[target].std(), *sds[target].reindex(methods)]
     digits = {title: 2 for title in columns if title != "Method" and not title.endswith(" sd")}
     counts = cells.size().unstack().reindex(methods)[means.columns[::-1]]
     columns["Seeds"] = ["", *(", ".join(f"{n:.0f}" for n in row if n > 0) for row in counts.to_numpy())]
