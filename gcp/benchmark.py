@@ -51,7 +51,7 @@ from gcp.methods import gcp as gcp_method
 from gcp.methods import layerwise
 from gcp.methods.allocation import ALLOCATIONS, chooser
 from gcp.methods.base import Problem
-from gcp.methods.cp import by_lasso
+from gcp.methods.cp import by_lasso, of_norm_1
 from gcp.methods.criteria import CRITERIA
 from gcp.methods.lasso import lasso
 from gcp.methods.thinet import least_missed
@@ -740,13 +740,14 @@ def layerwise_selection(network: str, shape: Sequence[int], n_samples: int = 64)
         how = {"unit": "s", "target": 10.0, "more": False}
         rows.append(Row("layerwise", f"selection and least squares: {name}", setting, total, total, total, **how))
         rows.append(Row("layerwise", f"peak of arrays: {name}", setting, peak_mb, peak_mb, peak_mb, "MB"))
-    (gram, wanted, norms), width = widest[0]
-    gram, wanted = gram / np.outer(norms, norms), wanted / norms
+    contributions, width = widest[0]
+    gram, wanted = of_norm_1(contributions)
     end = lasso(gram, wanted, width).penalty
     ours = timed(lambda: lasso(gram, wanted, width))
     theirs = timed(lambda: lars_path_gram(wanted, gram, n_samples=1, max_iter=10**5, alpha_min=end, method="lasso"))
     setting = f"{network}, its widest group, {width} of {len(wanted)} channels"
-    rows.append(Row("layerwise", "scikit-learn's LASSO path / ours", setting, *3 * (theirs / ours,)))
+    ratio = theirs / ours
+    rows.append(Row("layerwise", "scikit-learn's LASSO path / ours", setting, ratio, ratio, ratio))
     details["lasso_path_s"] = {"ours": ours, "scikit-learn": theirs}
     return rows, details
 

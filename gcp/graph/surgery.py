@@ -424,22 +424,21 @@ def _with_constants(
 
     layers = [i for i, call in structure.calls.items() if call.operator.weight is not None and call.made is not None]
     dead = {i: _dropped_inputs(structure.calls[i], alive) for i in layers}
-    described: Set[Tensor] = set()  # tensors whose moments are needed
+    losing = {i for i in layers if dead[i].any()}
+    needed: Set[int] = set()  # nodes the moments of whose outputs are needed
     for i in sorted(structure.calls, reverse=True):
-        call = structure.calls[i]
-        if (i in dead and dead[i].any()) or any((i, o) in described for o in range(len(call.outs))):
-            described.update(call.node.inputs)
+        if i in losing or i in needed:
+            needed.update(j for j, _ in structure.calls[i].node.inputs)
 
     for i, call in structure.calls.items():
         if all(x is None for x in call.ins) and all(out is None for out in call.outs):
             continue
-        lacking, cut = any(t in missing for t in call.node.inputs), i in dead and bool(dead[i].any())
-        needed = any((i, o) in described for o in range(len(call.outs)))
-        if not (lacking or cut or needed):
+        lacking = any(t in missing for t in call.node.inputs)
+        if not (lacking or i in losing or i in needed):
             continue
         before_norm = all(is_norm(net, r) for r in net.readers[i, 0])
         call = call.using(values, exact=silenced is not None, before_norm=before_norm)
-        xs, out, made = operands(call) if cut or needed else [], call.outs[0], []
+        xs, out, made = operands(call) if i in losing or i in needed else [], call.outs[0], []
         ds = [missing.get(t, np.zeros((1,) * len(s))) for t, s in zip(call.node.inputs, call.shapes)]
         if call.operator.is_norm and out is not None:
             if lacking:
@@ -449,14 +448,14 @@ def _with_constants(
                 )
                 arrays[mean] = (arrays[mean] - d / len(net.readers[call.node.inputs[3]])).astype(np.float32)
         elif i in dead:
-            if lacking or cut:
+            if lacking or i in losing:
                 made = [_lost(call, xs, ds[0], dead[i], arrays)]
         elif lacking:
             made = call.operator.shift(call.using(net.arrays), ds)
             if call.operator.weight is not None and call.bias is not None and out is not None and made[0].any():
                 _add_bias(call, made[0], out, arrays)
                 made = []
-        if needed and any(out is not None for out in call.outs):  # what carries no labels is unknown
+        if i in needed and any(out is not None for out in call.outs):  # what carries no labels is unknown
             moments.update({(i, o): y for o, y in enumerate(call.operator.moments(call, xs))})
         for o, d in enumerate(made):
             labels = call.outs[o]

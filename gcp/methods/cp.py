@@ -9,6 +9,8 @@ where the paper raises it step by step.
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import numpy as np
 from pydantic import Field
 
@@ -46,8 +48,13 @@ def by_lasso(contributions: Contributions, width: int) -> np.ndarray:
     Where no penalty leaves as many, the gap is filled by the channels that the path had before, in their order there,
     then by those that contribute most.
     """
-    norms = np.where(contributions.norms > 0, contributions.norms, 1.0)
-    factors = lasso(contributions.gram / np.outer(norms, norms), contributions.wanted / norms, width)
-    first = np.full(len(norms), len(norms))
+    factors, n = lasso(*of_norm_1(contributions), width), len(contributions.norms)
+    first = np.full(n, n)
     first[factors.order] = np.arange(len(factors.order))
     return np.lexsort((-np.diag(contributions.gram), first, factors.values == 0))[:width]
+
+
+def of_norm_1(contributions: Contributions) -> Tuple[np.ndarray, np.ndarray]:
+    """The Gram matrix and the wanted products of contributions whose weights have norm 1, as LASSO needs them."""
+    norms = np.where(contributions.norms > 0, contributions.norms, 1.0)
+    return contributions.gram / np.outer(norms, norms), contributions.wanted / norms

@@ -251,15 +251,12 @@ def _contributions(sums: Any, units: np.ndarray, scale: np.ndarray, size: int) -
         ours = np.flatnonzero(~_others(of, size))
         product = _said_together(xx[k], before * weight, n_rows // len(of))
         said += float(product.sum())
-
-        def per_unit(of_rows: np.ndarray) -> np.ndarray:
-            return np.bincount(of[ours], of_rows.reshape(len(of), -1).sum(1)[ours], size)
-
         # The wanted outputs are the contributions of all inputs plus the residual.
-        residual = np.einsum("io,io,o->i", xr[k], before, np.square(weight))
-        wanted += np.bincount(of[ours], product.sum(1)[ours], size) + per_unit(residual)
-        norms += per_unit(np.einsum("io,io,o->i", before, before, np.square(weight)))
-        if len(np.unique(of[ours])) == len(ours):  # each unit is a single input, as nearly everywhere
+        residual, squares = (np.einsum("io,io,o->i", rows, before, np.square(weight)) for rows in (xr[k], before))
+        of_inputs = product.sum(1) + residual.reshape(len(of), -1).sum(1)
+        wanted += np.bincount(of[ours], of_inputs[ours], size)
+        norms += np.bincount(of[ours], squares.reshape(len(of), -1).sum(1)[ours], size)
+        if len(np.unique(of[ours])) == len(ours):  # one input each, as nearly everywhere: a tenth of the time of sums
             gram[np.ix_(of[ours], of[ours])] += product[np.ix_(ours, ours)]
         else:
             summed = sparse.csr_matrix((np.ones(len(ours)), (of[ours], ours)), (size, len(of)))  # from inputs to units

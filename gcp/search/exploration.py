@@ -63,7 +63,7 @@ class Question:
 
     def scores(self, levels: Levels) -> np.ndarray:
         """The score of each architecture, shape (architectures,); only new ones are evaluated."""
-        keys = [tuple(map(int, each)) for each in levels]
+        keys = _keys(levels)
         new = list(dict.fromkeys(key for key in keys if key not in self.asked))
         if new:
             self.asked.update(zip(new, map(float, self.score(np.array(new)))))
@@ -72,7 +72,7 @@ class Question:
 
     def affordable(self, levels: Levels, wanted: np.ndarray) -> np.ndarray:
         """Which of the `wanted` architectures can be evaluated, first ones first, with no more than `n` in all."""
-        keys, left = [tuple(map(int, each)) for each in levels], self.n - len(self.asked)
+        keys, left = _keys(levels), self.n - len(self.asked)
         new = list(dict.fromkeys(key for key, is_wanted in zip(keys, wanted) if is_wanted and key not in self.asked))
         known = self.asked.keys() | set(new[: max(0, left)])
         return np.array([key in known for key in keys])
@@ -95,7 +95,7 @@ class Question:
             k = int(excess.argmin())
             if excess[k] < nearest[0]:
                 nearest = float(excess[k]), drawn[k]
-            found.update(dict.fromkeys(tuple(map(int, each)) for each in drawn[excess == 0]))
+            found.update(dict.fromkeys(_keys(drawn[excess == 0])))
             if len(found) >= n:
                 break
         if not found:
@@ -119,6 +119,11 @@ class Question:
         """The architectures, best first, without those whose score is not finite."""
         known = sorted((key for key in levels if np.isfinite(self.asked[key])), key=lambda key: -self.asked[key])
         return np.array(known).reshape(-1, len(self.space.sizes))
+
+
+def _keys(levels: Levels) -> List[Tuple[int, ...]]:
+    """Each architecture as a key of a mapping."""
+    return [tuple(map(int, each)) for each in levels]
 
 
 def spread(space: Space, n: int, rng: np.random.Generator) -> Levels:
@@ -239,7 +244,7 @@ def nsga2(question: Question, options: PopulationOptions) -> Levels:
     found = minimize(problem, how, ("n_gen", generations), seed=int(question.rng.integers(2**31)))
     front = space.canonical(np.rint(np.atleast_2d(found.X)).astype(int)) if found.X is not None else start[:0]
     question.facts["front"] = len(front)
-    first = question.ranked(dict.fromkeys(tuple(map(int, each)) for each in front))
+    first = question.ranked(dict.fromkeys(_keys(front)))
     rest = question.ranked(key for key in question.asked if key not in set(map(tuple, first.tolist())))
     return np.concatenate([first, rest])
 
