@@ -8,7 +8,8 @@ from gcp.errors import UserError
 from gcp.experiment import config, without_training
 from gcp.report import tables
 
-RESULTS = Path(__file__).parent.parent / "results" / "without_training"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "without_training"
 CONFIG = """
 scale: smoke
 threads: 1
@@ -55,9 +56,19 @@ def test_rows_are_measured_once(tmp_path, monkeypatch):
         without_training.measure(cfg, (0.5,), lambda done, n: None)
 
 
+def test_a_changed_configuration_has_rows_of_its_own(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    same, other, dense, cut = (
+        without_training.rows_path(config.load(tmp_path / "c.yaml", [f"output={tmp_path}", *changed]))
+        for changed in ([], ["seed=1"], ["train.epochs=2"], ["prune.round_to=4"])
+    )
+    assert len({same, other, dense, cut}) == 4 and same.parent == tmp_path
+
+
 @pytest.mark.parametrize("name", ["resnet18_v1b", "mobilenet0.5"])
 def test_checked_in_tables_are_those_of_the_rows(name, tmp_path):
-    paths = sorted(RESULTS.glob(f"{name}-seed*.json"))
+    loaded = config.load_all(ROOT / "configs" / "without_training" / f"{name}.yaml", (), (0, 1, 2), ())
+    paths = [RESULTS / without_training.rows_path(cfg).name for _, _, cfg in loaded]
     rows = [row for path in paths for row in without_training.read_rows(path)]
     written = tables.write_without_training(rows, tmp_path)[0]
-    assert len(paths) > 1 and written.read_text() == (RESULTS / f"{name}.md").read_text()
+    assert written.read_text() == (RESULTS / f"{name}.md").read_text()

@@ -14,6 +14,7 @@ from gcp.cost.analytic import macs
 from gcp.cost.base import Budget
 from gcp.experiment.config import Config
 from gcp.experiment.plan import load_data, plan
+from gcp.experiment.record import run_path
 from gcp.experiment.run import dense_network
 from gcp.methods.base import METHODS, Problem
 from gcp.storage import locked, read_json, write_json
@@ -55,8 +56,8 @@ class Row(BaseModel):
 
 
 def rows_path(cfg: Config) -> Path:
-    """The file with the rows of a configuration's network and seed."""
-    return Path(cfg.output) / f"{cfg.name}-seed{cfg.seed}.json"
+    """The file with the rows of a configuration and its seed; another one after anything in it has changed."""
+    return Path(f"{run_path(cfg)}.json")
 
 
 def read_rows(path: Path) -> List[Row]:
