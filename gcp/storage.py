@@ -342,7 +342,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number (in YAML 1.1, text), duplicate keys are errors, there are no dates."""
+    """YAML as people expect it: 1e-4 is a number (in YAML 1.1, text), duplicate keys are errors, there are no dates.
+
+    1:30 and 010, which YAML 1.1 reads as 90 (to base 60) and 8, stay text, which no key that wants a number accepts.
+    """
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -388,11 +391,18 @@ _Loader.yaml_constructors = {
     for tag, function in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in _KINDS
 }
+_RESOLVED_HERE = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _RESOLVED_HERE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    _RESOLVED_HERE[0], re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"), list("-+0123456789")
+)
+_EXPONENT = r"[eE][-+]?[0-9]+"
+_FLOAT = (
+    rf"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)({_EXPONENT})?$|[-+]?[0-9][0-9_]*{_EXPONENT}$"
+    r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+)
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+    _class.add_implicit_resolver(_RESOLVED_HERE[1], re.compile(_FLOAT), list("-+.0123456789"))

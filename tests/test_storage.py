@@ -132,6 +132,15 @@ def test_yaml_is_read_back_as_it_was_written():
     assert list(storage.parse_yaml(storage.yaml_text(values), "place")) == list(values)
 
 
+def test_yaml_reads_no_number_to_base_60_or_8():
+    text = "[0, -7, +7, 1_000, 0x1F, 0b11, 1., .5, -2.5e3, 1e-4, 2E+6, -.inf, 1:30, 010, 1:30.5, 0o7, 1e, '12']"
+    numbers = [0, -7, 7, 1000, 31, 3, 1.0, 0.5, -2500.0, 1e-4, 2e6, -float("inf")]
+    found = storage.parse_yaml(text, "place")
+    assert found == [*numbers, "1:30", "010", "1:30.5", "0o7", "1e", "12"]
+    assert [type(value) for value in found[:12]] == [int] * 6 + [float] * 6
+    assert storage.parse_yaml(storage.yaml_text(found), "place") == found
+
+
 def test_yaml_as_people_expect_it(tmp_path):
     (tmp_path / "a.yaml").write_text("a: &a {b: 1e-4, c: 2020-99-99}\nd: {<<: *a, e: yes}\nf: [*a, *a]\n")
     value = {"b": 1e-4, "c": "2020-99-99"}
