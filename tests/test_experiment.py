@@ -362,6 +362,17 @@ def test_a_latency_model_from_the_clock_to_a_prediction(tmp_path, monkeypatch):
     assert "cifar_resnet20_v1, 8 px, batch 1" in (tmp_path / "validation.md").read_text()
 
 
+def test_the_rate_of_a_shortened_training_falls_after_the_same_fractions():
+    from gcp.experiment import run as experiment_run
+    from gcp.train.options import Finetune
+
+    recipe = Finetune(epochs=10, lr=1, schedule="step", step_epochs=[4, 8])
+    for n_steps, falls in ((50, [20, 40]), (25, [10, 20]), (7, [2, 5])):
+        schedule = experiment_run.schedule(recipe, 5, n_steps)
+        rates = [schedule(i) for i in range(n_steps)]
+        assert [i for i in range(1, n_steps) if rates[i] < rates[i - 1]] == falls, n_steps
+
+
 @pytest.mark.slow
 def test_skipped_images_are_counted_in_the_record_and_said(tmp_path, capsys):
     from gcp.experiment import config

@@ -225,10 +225,14 @@ def train(
 
 
 def schedule(recipe: Recipe, per_epoch: int, n_steps: int) -> schedules.Schedule:
-    """The recipe's learning rate by step, with `per_epoch` steps per epoch and `n_steps` in total."""
+    """The recipe's learning rate by step, with `per_epoch` steps per epoch and `n_steps` in total.
+
+    A training that is shorter than the recipe's epochs, because pruning took images, is a shorter form of the whole:
+    its rate falls after the same fractions of its steps.
+    """
     n_warmup = min(n_steps, round(recipe.warmup_epochs * per_epoch))
     if recipe.schedule == "step":
-        at = [n * per_epoch for n in recipe.step_epochs]
+        at = [n * n_steps // recipe.all_epochs for n in recipe.step_epochs]
         return schedules.steps(recipe.lr, n_steps, at, recipe.step_factor, n_warmup)
     return schedules.cosine(recipe.lr, n_steps, n_warmup)
 

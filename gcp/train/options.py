@@ -106,7 +106,8 @@ class Finetune(Recipe):
     includes_pruning: bool = Field(
         False,
         description="true: the images that pruning used are deducted from the epochs, in whole batches, so that every "
-        "method sees the same number in total",
+        "method sees the same number in total; with schedule step, the rate then falls after the same fractions of "
+        "them",
     )
     from_scratch: bool = Field(
         False, description="true: train the pruned network from new weights, to see what inherited ones are worth"
