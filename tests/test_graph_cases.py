@@ -450,6 +450,16 @@ def test_constants_are_rounded_as_integers_are(dtype, error):
     assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [dtype == "int32"] * 6
 
 
+@pytest.mark.parametrize("num_group", [6, 2])
+def test_a_layer_of_one_width_reads_its_input_once(num_group):
+    """Twelve channels are made of six, which are read once each, whatever the width that the cost is asked for."""
+    net = built(last(conv(first(), "more", 12, num_group=num_group)), SHAPE)
+    more = layers(net)[1]
+    n_in, n_out = more.widths(net.widths)
+    assert more.name == "more" and n_out == 12
+    assert more.in_positions * n_in == 6 * 64 and more.out_positions * n_out == 12 * 64
+
+
 def test_a_dense_layer_along_the_last_axis_has_as_many_outputs_as_positions():
     x = mx.sym.reshape(mx.sym.transpose(first(), axes=(0, 2, 3, 1)), shape=(0, 64, 6))
     x = mx.sym.relu(mx.sym.FullyConnected(x, flatten=False, num_hidden=16, name="along"))

@@ -29,7 +29,8 @@ class Layer:
     `kind` is equal for layers that take the same time at the same widths: operator, kernel, stride, sizes, followers.
     Multiply-accumulates are `kernel_size * positions * input channels * output channels`, with the channels counted
     once for a `depthwise` conv or a grouped one that loses whole groups. `in_positions` and `out_positions`: values per
-    channel of the input, and of the output together with all followers' outputs.
+    channel of the input (where channels count once, per channel of the output), and of the output together with all
+    followers' outputs.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Layer:
     outputs: Channels
     kernel_size: float
     positions: int
-    in_positions: int
+    in_positions: float
     out_positions: int
     depthwise: bool
 
@@ -113,7 +114,7 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
         outputs=outputs,
         kernel_size=math.prod(weight) / (n_out if one_width else n_in * n_out),
         positions=call.operator.positions(call),
-        in_positions=math.prod(source) // n_in,
+        in_positions=math.prod(source) / (n_out if one_width else n_in),
         out_positions=sum(_positions(net, j) for j in (i, *followers)),
         depthwise=one_width,
     )
