@@ -250,7 +250,9 @@ class Config(Options):
         description="how close the experiment is to the paper's: paper, reduced or smoke"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="the random seed, 0 or more")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one per physical core")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads; 0: as many as OMP_NUM_THREADS says, or else one per physical core"
+    )
     workers: Optional[int] = Field(
         None, ge=1, le=1024, description="processes that share each batch; by default one per GPU of gpus, else one"
     )

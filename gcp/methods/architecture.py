@@ -55,7 +55,9 @@ class LimitOptions(Options):
         description="the costs that are added up: macs, params, memory (of activations)"
     )
     at_most: float = Field(
-        gt=0, le=1e15, description="largest sum allowed: in multiply-accumulates, or in kilobytes for params and memory"
+        gt=0,
+        le=1e15,
+        description="largest sum allowed: in multiply-accumulates, or in units of 1,024 bytes for params and memory",
     )
     bytes_per_value: int = Field(4, ge=1, le=8, description="bytes of a parameter or an activation; 1 for int8")
 

@@ -43,7 +43,11 @@ class GcpOptions(MethodOptions):
         "geometric", description="steps of equal cost (the paper's) or of equal ratio of costs"
     )
     max_cut: Optional[float] = Field(
-        None, gt=0, lt=1, description="largest fraction of a group that one iteration may remove, in (0, 1)"
+        None,
+        gt=0,
+        lt=1,
+        description="largest fraction of a group that one iteration may remove, unless the target requires more, in "
+        "(0, 1)",
     )
     penalised: Literal["all", "removable"] = Field(
         "all",
