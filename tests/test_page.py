@@ -8,6 +8,8 @@ import re
 import runpy
 import shutil
 import signal
+import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -222,6 +224,23 @@ def test_the_live_page_shows_a_new_record_and_a_run_under_way(results, served):
     (under_way,) = json.loads(fetch(f"{served}/data.json"))["under_way"]
     assert (under_way["epoch"], under_way["of_epochs"], under_way["training_loss"]) == (2.5, 8, 0.5)
     assert time.time() - under_way["changed"] < 600
+
+
+def test_the_live_page_outlives_its_readers_and_its_folder(results, served, monkeypatch, capfd):
+    monkeypatch.setattr(page, "page", lambda *_: "x" * 10**7)
+    port, before = int(served.rpartition(":")[2]), threading.active_count()
+    with socket.create_connection(("127.0.0.1", port)) as reader:
+        reader.sendall(f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes at once
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    results.rename(results.with_name("elsewhere"))
+    with pytest.raises(urllib.error.HTTPError) as gone:
+        fetch(f"{served}/data.json")
+    assert gone.value.code == 503 and gone.value.read().decode().startswith(f"{results}: not a folder")
+    gone.value.close()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -47,7 +47,16 @@ class Watched:
         return tuple(found)
 
 
-def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """A server that says nothing of a browser that stops reading, as one does when its page is closed or reloaded."""
+
+    def handle_error(self, *who: Any) -> None:
+        """Print what went wrong with a request, unless its connection was closed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*who)
+
+
+def server(folder: Path, reference: Path, port: int) -> Server:
     """A server of two things, the page and its data, for this machine only.
 
     It answers only to its own names: a foreign page whose host name has been made to resolve to this machine is
@@ -61,12 +70,18 @@ def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
             names = {f"{name}:{self.server.server_port}" for name in ("localhost", HOST)}
             if self.headers.get("Host") not in names:
                 self._send(403, "text/plain", "this page is only for the machine that serves it")
-            elif self.path == "/":
-                self._send(200, "text/html", page.page(watched(), EVERY_S))
-            elif self.path == "/data.json":
-                self._send(200, "application/json", json.dumps(watched(), allow_nan=False))
-            else:
+            elif self.path not in ("/", "/data.json"):
                 self._send(404, "text/plain", "only / and /data.json exist")
+            else:
+                try:
+                    data = watched()
+                except UserError as error:  # the folder is gone; it may come back
+                    self._send(503, "text/plain", str(error))
+                    return
+                if self.path == "/":
+                    self._send(200, "text/html", page.page(data, EVERY_S))
+                else:
+                    self._send(200, "application/json", json.dumps(data, allow_nan=False))
 
         def _send(self, code: int, kind: str, text: str) -> None:
             body = text.encode()
@@ -85,7 +100,7 @@ def server(folder: Path, reference: Path, port: int) -> ThreadingHTTPServer:
             """Log nothing: a line every five seconds would hide what matters."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Answer)
+        return Server((HOST, port), Answer)
     except OSError as error:
         raise UserError(
             f"--port: {port} cannot be used ({error.strerror}); give another port, or 0", "live.port"
