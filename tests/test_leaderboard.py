@@ -267,6 +267,13 @@ def test_bars_join_what_cannot_be_told_apart():
     assert figures._cliques(ranks, 0.3) == []
 
 
+def test_a_method_that_has_no_seed_in_common_with_the_baseline_yet_is_not_drawn():
+    table = leaderboard.entries(runs())
+    table.loc[table.method == "gcp", "seed"] += 7
+    (ax,) = figures.accuracy_bars(table, ["gcp", "uniform-l1", "fpgm"], "uniform-l1").axes
+    assert {line.get_label() for line in ax.lines if line.get_label()[0] != "_"} == {"fpgm", "uniform-l1"}
+
+
 @pytest.mark.slow
 def test_the_files_of_a_comparison(tmp_path, capsys):
     # Of the second network only one target, and one method of its own.

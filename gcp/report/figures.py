@@ -631,12 +631,17 @@ def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Fi
         return None
     figure, [[ax]] = _panels(1, 1, 9.0, 5.5)
     runs = runs[runs.target.isin(base.index.get_level_values("target"))]
-    there = [method for method in order if method in set(runs.method) and method != baseline]
+    points = {
+        method: 100 * (runs[runs.method == method].set_index(["target", "seed"]).top1 - base).dropna()
+        for method in order
+        if method != baseline
+    }
+    there = [method for method, of in points.items() if len(of)]  # others share no target and seed with the baseline
     named = [method for i, method in enumerate(there) if i < 5 or method.startswith("gcp") or i == len(there) - 1]
     colours = [*COLOURS.values(), *OTHER_COLOURS]
     for method in there:
-        points = 100 * (runs[runs.method == method].set_index(["target", "seed"]).top1 - base).dropna()
-        mean, sd = points.groupby("target").mean()[::-1], points.groupby("target").std().fillna(0)[::-1]
+        by_target = points[method].groupby("target")
+        mean, sd = by_target.mean()[::-1], by_target.std().fillna(0)[::-1]
         x, style = 100 * mean.index, {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1, "label": "", "marker": "."}
         if method in named:
             round_, k = divmod(named.index(method), len(colours))  # no colour has the same marker and dashes twice
