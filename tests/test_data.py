@@ -673,9 +673,12 @@ def test_records_are_the_same_data_set_as_their_class_folders(folder, records):
         assert same(served(ours.train, 3, seed=1, augment=augment), served(theirs.train, 3, seed=1, augment=augment))
 
 
-def test_classes_of_records(records):
+def test_classes_of_records(folder, records):
+    sizes = {path: data.options(name="imagenet", root=str(path)).known_size() for path in (records, folder)}
+    assert sizes == {records: (2, 12), folder: (2, 12)}
     (records / "classes.txt").unlink()
     assert load("imagenet", records).classes == ("0", "1")
+    assert data.options(name="folder", root=str(records)).known_size() == (2, 12)
     (records / "classes.txt").write_text("cat\n")
     assert "names 1 classes, but there are images of class 1" in mistake("imagenet", records)
     (records / "classes.txt").write_text("cat\ndog\nemu\n")

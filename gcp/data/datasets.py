@@ -225,18 +225,21 @@ class Folder(Encoded):
 
     def known_size(self) -> Tuple[int, int]:
         """Counted in the files, if they are there."""
-        root = expanded(self.root)
+        root, n_tested = expanded(self.root), 0
         if (root / "train").is_dir():
-            folders = [f for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
-            return len(folders), sum(not p.name.startswith(".") for f in folders for p in f.iterdir())
-        if _is_undivided(root):
+            labels = sources.labels_of(sources.class_folders(root / "train"))
+        elif _is_undivided(root):
             labels = sources.labels_of(sources.class_folders(root))
-            return int(labels.max()) + 1, len(labels) - _n_tested(len(labels))
-        if (root / "train.idx").is_file() and (root / "classes.txt").is_file():
+            n_tested = _n_tested(len(labels))
+        elif (root / "train.idx").is_file() and (root / "classes.txt").is_file():
             return len(sources.read_classes(root / "classes.txt")), len(sources.lines_of(root / "train.idx"))
-        if self.SIZE is None:
+        elif (root / "train.rec").is_file():
+            labels = sources.Records(root / "train.rec").labels  # of every class, or `folder` refuses the file
+        elif self.SIZE is None:
             raise self.not_so(root)
-        return self.SIZE
+        else:
+            return self.SIZE
+        return int(labels.max()) + 1, len(labels) - n_tested
 
     def not_so(self, root: Path) -> UserError:
         """The error that says what the folder should hold, or that it is not there."""
