@@ -6,6 +6,7 @@ that a target can be chosen.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gcp import command as command_line
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> None:
         network=args.network,
         data=_data(args),
         target=args.target,
-        out=args.out or str(Path("compressed") / Path(args.network).name.replace(".onnx", "")),
+        out=args.out or default_prefix(args.network),
         cost=args.cost,
         epochs=args.epochs,
         pretrained=args.pretrained,
@@ -81,6 +82,12 @@ def run(argv: list[str]) -> None:
         _explore(job)
     else:
         _print(job, compress.compress(job))
+
+
+def default_prefix(network: str) -> str:
+    """The prefix of the files written for a network, which can be given by the name of one of its own files."""
+    name = re.sub(r"(-symbol\.json|-0000\.params|\.onnx)$", "", Path(network).name, flags=re.IGNORECASE)
+    return str(Path("compressed") / name)
 
 
 def _data(args) -> datasets.Data:

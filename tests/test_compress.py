@@ -17,6 +17,7 @@ from gcp.data import datasets
 from gcp.errors import UserError
 from gcp.experiment import compress
 from gcp.report import tables
+from scripts import compress as script
 
 REPO = Path(__file__).parent.parent
 
@@ -109,6 +110,11 @@ def test_what_does_not_fit_is_refused(network, pictures, tmp_path):
         datasets.load(datasets.options(name="folder", root=str(tmp_path / "two"), input=(3, 8, 8)))
     with pytest.raises(UserError, match="holds no image"):
         datasets.load(datasets.options(name="images", root=str(tmp_path / "two"), input=(3, 8, 8), n_classes=10))
+
+
+@pytest.mark.parametrize("name", ["net", "a/net", "net.onnx", "NET.ONNX", "net-symbol.json", "a/net-0000.params"])
+def test_files_are_named_after_the_network_however_it_is_given(name):
+    assert script.default_prefix(name).lower() == "compressed/net"
 
 
 @pytest.mark.slow
