@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from difflib import get_close_matches
 from typing import Any, ClassVar, Iterator, Mapping, Set, Tuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gcp.errors import UserError
 
@@ -28,6 +29,13 @@ class Options(BaseModel):
             raise ValueError(f"should have at most {LONGEST:,} {'characters' if isinstance(value, str) else 'items'}")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
+        """Expand a leading `~` in paths, as shells do on a command line: no folder of that name should be created."""
+        is_path = info.field_name in cls.FILES | cls.FOLDERS
+        return os.path.expanduser(value) if is_path and isinstance(value, str) else value
+
     def mistakes(self) -> Iterator[str]:
         """What is wrong with combinations of values that are each valid on their own."""
         return iter(())
@@ -42,6 +50,7 @@ class Options(BaseModel):
     UNCOUNTED: ClassVar[Set[str]] = set()
     # Keys that name files, or saved networks by prefix: fingerprints cover the files' contents, not their names.
     FILES: ClassVar[Set[str]] = set()
+    FOLDERS: ClassVar[Set[str]] = set()  # keys that name folders
 
     def uncounted(self) -> Set[str]:
         """The keys that do not affect results."""

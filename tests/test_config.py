@@ -101,6 +101,16 @@ def test_base_is_relative_to_the_file_that_says_it(write, tmp_path):
     assert config.load(write("base: ../base.yaml\n", "deep/child.yaml")).prune.target == 0.5
 
 
+def test_a_path_may_begin_at_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write({"model": {"name": "~/net.onnx"}, "output": "~/runs"}, "over.yaml")
+    path = write({**MINIMAL, "base": "~/over.yaml", "model": {}, "finetune": {"teacher": "~/teacher"}})
+    cfg = config.load(path, ["prune.device=~/a.yaml", "prune.latency_model=~nobody-here/b.json"])
+    assert (cfg.output, cfg.model.name) == (f"{tmp_path}/runs", f"{tmp_path}/net.onnx")
+    assert (cfg.finetune.teacher, cfg.prune.device) == (f"{tmp_path}/teacher", f"{tmp_path}/a.yaml")
+    assert cfg.prune.latency_model == "~nobody-here/b.json"
+
+
 def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):
     top = write({**MINIMAL, "output": "results/big/a", "data": {"name": "folder", "root": "data/big"}, "seed": 1})
     over = write(

@@ -244,6 +244,7 @@ class Config(Options):
     """One experiment: everything that determines its results, and where they are written."""
 
     UNCOUNTED: ClassVar[Set[str]] = {"tensorboard", "workers", "gpus", "paper", "throughput"}
+    FOLDERS: ClassVar[Set[str]] = {"output"}
 
     name: str = Field(description="part of the run folder's name: letters, digits and . _ + - only")
     scale: Literal["paper", "reduced", "smoke"] = Field(
@@ -513,7 +514,10 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     if not isinstance(base, (str, type(None))):
         wrong = f"{shown(base)} should be the path of one configuration file"
         raise UserError(f"{path}: base: {wrong}", key="config.base")
-    return [*(() if base is None else _read_chain(path.parent / base, (*above, here))), (str(path), values)]
+    return [
+        *(() if base is None else _read_chain(path.parent / os.path.expanduser(base), (*above, here))),
+        (str(path), values),
+    ]
 
 
 def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:
