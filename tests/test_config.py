@@ -348,6 +348,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(write, wrong, near):
             "data.root=a",
             "root is for name: fashion_mnist or folder or imagenet or images or caltech256, and digits does not",
         ),
+        ("data={name: images, root: a, n_classes: 10}", "images takes its labels from the network, but 'resnet18_v1b'"),
         ("data.per_class=30", "per_class is for name: caltech256"),
         ("data.split_file=a.json", "split_file is for name: caltech256"),
         ("data={name: caltech256, root: a, split_file: a.txt}", "split_file: 'a.txt' must end in .json or .csv"),

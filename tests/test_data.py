@@ -586,6 +586,11 @@ def test_folders_that_are_no_data_set(tmp_path):
     assert mistake("folder", tmp_path).startswith(f"{tmp_path / 'train'}: holds no class folders")
 
 
+def test_images_without_labels_are_no_data_to_evaluate_on():
+    with pytest.raises(UserError, match="--data images: has no labels to compare with; give one with labels"):
+        data.options(name="images", root="a")
+
+
 def test_too_few_images_to_divide(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "only").mkdir(parents=True)

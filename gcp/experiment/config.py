@@ -292,6 +292,9 @@ class Config(Options):
         if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
             wrong = f"is for a network that starts from random weights, but {self.model.name!r} brings its own"
             yield f"train.last_gamma_zero: true {wrong}; set it to false"
+        if self.data.name == "images" and not (self.model.pretrained or self.model.is_saved):
+            wrong = f"takes its labels from the network, but {self.model.name!r} starts from random weights"
+            yield f"data.name: images {wrong}; set model.name to a saved network, or model.pretrained to true"
         if len(set(self.gpus)) < len(self.gpus):
             yield f"gpus: {list(self.gpus)} names a GPU twice, but each GPU takes only one worker"
         if self.gpus and self.n_workers % len(self.gpus):
