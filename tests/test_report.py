@@ -287,6 +287,14 @@ def test_runs_that_differ_in_any_option_are_not_averaged():
     assert "Dense, train.epochs=40" in tables.summary(frame.frame([*runs, longer]))["Method"].tolist()
 
 
+def test_runs_that_differ_in_what_affects_no_result_are_averaged():
+    runs = [finished(seed=seed, data="imagenet") for seed in (0, 1)]
+    for run, values in zip(runs, ({"workers": 4, "root": "a"}, {"workers": 8, "root": "b"})):
+        run.record.config["data"].update(values)
+        run.record.config["model"]["weights"] = values["root"]
+    assert tables.summary(frame.frame(runs)).Seeds.tolist() == [2, 2]
+
+
 def test_the_same_record_found_twice_counts_once():
     run = finished("gcp", "macs", 0.1, 0, 0.9)
     assert len(frame.frame([run, run])) == 2  # dense and pruned

@@ -17,7 +17,9 @@ import pandas as pd
 import gcp.cost
 import gcp.methods  # noqa: F401
 from gcp.cost.base import COSTS
+from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
+from gcp.experiment.config import Model
 from gcp.experiment.record import RECORD, Finished, Stage, Timing
 from gcp.methods.base import METHODS, MethodOptions
 
@@ -306,8 +308,10 @@ def varying(
 def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Dotted keys and values of some sections; a method's own options follow `prune.` directly, others are left out.
 
-    The name of a saved network that the run starts from omits the seed and the fingerprint of the run that made it.
+    So are keys that do not affect results. The name of a saved network that the run starts from omits the seed and the
+    fingerprint of the run that made it.
     """
+    uncounted = {"data": DATASETS.options.get(run.record.data, Data).UNCOUNTED, "model": Model.UNCOUNTED}
     for section in sections:
         values = run.record.config.get(section, {})
         if section == "workers":  # by default one for each GPU
@@ -322,6 +326,8 @@ def _options(run: Finished, sections: Sequence[str]) -> Iterator[tuple[str, str]
             values.pop("parameters", None)
         if section == "model":
             values = values | {"name": re.sub(r"-seed\d+-[0-9a-f]{12}(?=/)", "", values["name"])}
+        if section in uncounted:
+            values = {key: value for key, value in values.items() if key not in uncounted[section]}
         for key, value in values.items() if isinstance(values, dict) else [("", values)]:
             yield f"{section}.{key}".rstrip("."), json.dumps(value).replace('"', "")
 
