@@ -507,6 +507,40 @@ def test_importance_of_too_few_trials_is_not_told():
     assert search_report.importance(searched(finished(), [0.5] * 6).record.searches[0]) == {}
 
 
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"best": 1}, "trial 1, which should be the best, is not a complete one"),
+        ({"best": 9}, "trial 9, which should be the best"),
+        ({"trials": [{"trial": 0, "state": "complete", "value": 1.0, "images": 1, "values": {}}]}, "values of trial 0"),
+        (
+            {
+                "trials": [
+                    {"trial": 0, "state": "complete", "value": None, "images": 1, "values": {"x": 1.0, "kind": "a"}}
+                ]
+            },
+            "trial 0 is complete, but has no loss",
+        ),
+    ],
+)
+def test_a_damaged_study_is_named(tmp_path, changes, part):
+    run = searched(finished(), [0.9, None, 0.5])
+    content = run.record.model_dump(mode="json")
+    content["searches"][0].update(changes)
+    path = tmp_path / "run" / "record.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=part) as damaged:
+        records.load_records(tmp_path)
+    assert str(damaged.value).startswith(f"{path}: searches.0: ")
+
+
+def test_values_outside_of_the_ranges_say_nothing_about_importance():
+    (study,) = searched(finished(), [0.9, 0.5, 0.7, 0.6]).record.searches
+    study.trials[0].values["x"] = 99.0
+    assert search_report.importance(study) == {}
+
+
 # ---- whole runs, and several processes ------------------------------------------------------------------------------
 
 SEARCHES = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gcp.errors import UserError
 from gcp.experiment.config import Config
@@ -116,6 +116,17 @@ class SearchStudy(_Part):
     best: Count
     parameters: Dict[str, Range]
     trials: List[Trial]
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchStudy:
+        for trial in self.trials:
+            if trial.values.keys() != self.parameters.keys():
+                raise ValueError(f"the values of trial {trial.trial} are not those of the parameters")
+            if trial.state == "complete" and trial.value is None:
+                raise ValueError(f"trial {trial.trial} is complete, but has no loss")
+        if not any((trial.trial, trial.state) == (self.best, "complete") for trial in self.trials):
+            raise ValueError(f"trial {self.best}, which should be the best, is not a complete one")
+        return self
 
 
 class Record(_Part):

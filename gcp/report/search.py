@@ -122,7 +122,11 @@ def importance(study: SearchStudy) -> dict[str, float]:
 
     from gcp.search.tuning import distribution
 
-    done = [trial for trial in study.trials if trial.state == "complete"]
+    done = [
+        trial
+        for trial in study.trials
+        if trial.state == "complete" and all(of.holds(trial.values[key]) for key, of in study.parameters.items())
+    ]
     if len(done) < FEWEST or len({trial.value for trial in done}) == 1:
         return {}
     space = {key: distribution(tried) for key, tried in study.parameters.items()}
