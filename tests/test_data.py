@@ -631,6 +631,15 @@ def test_skipped_images_are_named_and_change_nothing_else(folder, monkeypatch, l
     assert len(list(found.train.batches(4, seed=0))) == 2
 
 
+def test_what_a_check_found_is_noted_for_a_name_that_is_not_utf_8(folder, monkeypatch):
+    monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
+    with open(os.fsencode(folder) + b"/train/cat/\xff.jpg", "wb") as file:
+        file.write(b"junk")
+    for _ in range(2):
+        (why,) = load("folder", folder, on_bad_image="skip").skipped
+        assert why.startswith(f"{folder}/train/cat/\\udcff.jpg: not an image")
+
+
 def test_what_a_check_found_is_noted_until_a_file_changes(folder, monkeypatch):
     monkeypatch.setattr(data, "_MEMORY_LIMIT", 0)
     path = folder / "train/cat/0.jpg"

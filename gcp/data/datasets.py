@@ -441,7 +441,9 @@ def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Pa
     noted = beside / f".checked-{seen.hexdigest()[:12]}.json"
     with locked(beside):
         if not noted.exists():
-            write_json(noted, _problems(pictures, rows, skip))
+            found = _problems(pictures, rows, skip)
+            # A name need not be UTF-8, but what is read as JSON must be.
+            write_json(noted, {row: why.encode(errors="backslashreplace").decode() for row, why in found.items()})
     return read_json(noted, Dict[int, str], "remove it, and the images will be checked again")
 
 
