@@ -467,6 +467,20 @@ def test_a_varied_image_is_a_part_of_the_image_often_mirrored():
     assert 70 < sum(mirrored) < 130
 
 
+def test_a_rotation_that_stands_behind_the_size_in_the_header(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6  # a quarter turn
+    content = jpeg(smooth(400, 3), exif=exif)
+    start = content.index(b"\xff\xe1")
+    segment = content[start : start + 2 + struct.unpack_from(">H", content, start + 2)[0]]
+    content = content.replace(segment, b"").replace(b"\xff\xda", segment + b"\xff\xda", 1)
+    assert decode.jpeg_shape(content) == (400, 3, 3) and decode.decoded(content, "a").shape == (3, 400, 3)
+    (tmp_path / "a.jpg").write_bytes(content)
+    pictures = decode.Pictures(sources.Files(tmp_path, ["a.jpg"]), (3, 16, 16))
+    for seed in range(20):
+        assert pictures.varied(0, np.random.default_rng(seed)).shape == (3, 16, 16)
+
+
 @pytest.mark.parametrize("side", [64, 700, 1500])
 def test_halving_while_decoding_gives_the_same_part(tmp_path, side):
     """A large JPEG decoded at a half or a quarter, against all of it decoded: the same box, mirroring and colours."""

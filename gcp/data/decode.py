@@ -106,16 +106,20 @@ class Pictures:
 
         Raises BadImage if it cannot be decoded.
         """
-        content = self.source.read(row)
+        content, name = self.source.read(row), self.source.name(row)
         found = jpeg_shape(content)
         if found is None:
-            image = decoded(content, self.source.name(row))
-            return varied(image, crop_box(*image.shape[:2], rng), self.shape[1:], rng)
+            return self._varied_whole(decoded(content, name), rng)
         top, left, height, width = crop_box(*found[:2], rng)
         # libjpeg can halve an image as it decodes: this is less work, and averages where picking pixels would alias.
         by = next((by for by in (8, 4, 2) if height >= by * self.shape[1] and width >= by * self.shape[2]), 1)
-        image = decoded(content, self.source.name(row), REDUCED[by])
+        image = decoded(content, name, REDUCED[by])
+        if image.shape[:2] != tuple(-(-side // by) for side in found[:2]):  # OpenCV found a rotation behind the header
+            return self._varied_whole(decoded(content, name), rng)
         return varied(image, (top // by, left // by, height // by, width // by), self.shape[1:], rng)
+
+    def _varied_whole(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return varied(image, crop_box(*image.shape[:2], rng), self.shape[1:], rng)
 
     def problem(self, row: int) -> Optional[str]:
         """What is wrong with an image, beginning with the image's name; None if it can be decoded."""
