@@ -73,6 +73,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def readable(text: str) -> str:
+    """The text with bytes that are not UTF-8, which names of files can hold, as escapes: JSON is read without them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's error about a file that cannot be written into a UserError."""

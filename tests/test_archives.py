@@ -370,6 +370,14 @@ def test_class_folders_as_records_are_the_same_data(folders, tmp_path):
         assert np.array_equal(x, u) and np.array_equal(y, v)
 
 
+def test_folders_below_one_whose_name_is_not_utf_8(folders, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    folders.rename(odd)
+    (odd / "train" / "cat" / "bad.jpg").write_bytes(b"junk")
+    done = [prepare.prepare_folder(odd, tmp_path / "out", prepare.Encoding(), skip=True) for _ in range(2)]
+    assert done[0] == done[1] and done[0]["images"] == {"train": 6, "test": 6} and "bad.jpg" in done[0]["skipped"][0]
+
+
 def test_other_options_need_another_folder(folders, tmp_path):
     prepare.prepare_folder(folders, tmp_path / "out", RAW)
     assert "made from different files or with different options" in mistake(

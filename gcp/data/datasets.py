@@ -29,7 +29,7 @@ from gcp.data.sources import BadImage
 from gcp.errors import UserError
 from gcp.options import section
 from gcp.seeds import caltech_generator, fixed_generator
-from gcp.storage import expanded, locked, read_json, read_text, replacing, write_json
+from gcp.storage import expanded, locked, read_json, read_text, readable, replacing, write_json
 
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
@@ -442,8 +442,7 @@ def _noted_problems(pictures: Pictures, rows: np.ndarray, skip: bool, beside: Pa
     with locked(beside):
         if not noted.exists():
             found = _problems(pictures, rows, skip)
-            # A name need not be UTF-8, but what is read as JSON must be.
-            write_json(noted, {row: why.encode(errors="backslashreplace").decode() for row, why in found.items()})
+            write_json(noted, {row: readable(why) for row, why in found.items()})
     return read_json(noted, Dict[int, str], "remove it, and the images will be checked again")
 
 

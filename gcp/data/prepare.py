@@ -26,7 +26,7 @@ from gcp.data.decode import check, decoded, in_order, jpeg_shape, progress
 from gcp.data.sources import BadImage
 from gcp.errors import UserError
 from gcp.runtime import physical_cores
-from gcp.storage import locked, read_json, replacing, write_json, write_text, writing
+from gcp.storage import locked, read_json, readable, replacing, write_json, write_text, writing
 
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 # As published; sizes in bytes.
@@ -245,7 +245,7 @@ def prepare_folder(root: Path, out: Path, how: Encoding, skip: bool = False, wor
         names = sum(files[name].values(), [])
         images[name] = Labelled(sources.Files(path, names), names, sources.labels_of(files[name]).tolist())
     listed = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    job = {"data": "folder", "sources": {str(root.resolve()): listed}, **how.described(skip)}
+    job = {"data": "folder", "sources": {readable(str(root.resolve())): listed}, **how.described(skip)}
     with _begun(out, job) as found:
         return found or _written(out, job, list(files["train"]), images, how, skip, workers)
 
@@ -347,7 +347,7 @@ def _written(
         job=job,
         classes=len(classes),
         images={name: n for name, (n, _) in done.items()},
-        skipped=[why for _, problems in done.values() for why in problems],
+        skipped=[readable(why) for _, problems in done.values() for why in problems],
     ).model_dump()
     write_json(out / PREPARED, report)
     (out / f".begun-{PREPARED}").unlink(missing_ok=True)
