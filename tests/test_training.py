@@ -10,6 +10,7 @@ from mxnet import autograd
 from networks import built, difference, images, random_keep, random_network
 
 from gcp.backend.blocks import predict, to_block
+from gcp.backend.files import load_arrays, save_arrays
 from gcp.backend.zoo import from_gluoncv
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, auxiliary
@@ -327,6 +328,29 @@ def test_a_result_is_computed_once(net, tmp_path):
     (tmp_path / "s.checkpoint").write_bytes(b"")  # by a process that was killed once it had saved the result
     checkpoints.run_once(tmp_path / "s", compute)
     assert calls == [1] and not (tmp_path / "s.checkpoint").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_result_whose_network_is_damaged_says_what_to_remove(net, tmp_path, damage):
+    checkpoints.run_once(tmp_path / "s", lambda checkpoint: (net, {}))
+    damage(tmp_path / "s-0000.params")
+    with pytest.raises(UserError, match="s-0000.params.*; remove '.*/s.json', and it will be computed again"):
+        checkpoints.run_once(tmp_path / "s", lambda checkpoint: (net, {}))
+
+
+def test_a_checkpoint_that_cannot_be_resumed_from_is_named(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "FLUSH", 1)
+    checkpoint = tmp_path / "c"
+    fit(net, 2, checkpoint=checkpoint)
+    saved = load_arrays(checkpoint)
+    save_arrays(checkpoint, {key: value for key, value in saved.items() if key != "losses"})
+    for part in ("losses", "cut off"):
+        with pytest.raises(
+            UserError, match=f"c' is not a checkpoint of this training .*{part}.*; remove it, and t begins"
+        ):
+            fit(net, 2, checkpoint=checkpoint)
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
 
 
 # Statistics

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
 from gcp.backend.files import load, save
+from gcp.errors import UserError
 from gcp.graph.network import Network
 from gcp.storage import network_files, plain, read_json, write_text
 from gcp.train.distributed import process_group
@@ -27,7 +28,12 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
         for path in network_files(prefix):
             group.broadcast_file(path)
         checkpoint.unlink(missing_ok=True)  # a kill may have come between the result and this
-        return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
+        try:
+            return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
+        except UserError as error:
+            if str(facts_path) in str(error):
+                raise
+            raise UserError(f"{error}; remove '{facts_path}', and it will be computed again", error.key) from error
     net, facts = compute(checkpoint)
     facts = group.broadcast(lambda: facts)
     text = json.dumps(plain(facts, finite=True))  # before anything is saved: it could not be read back

@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gcp.backend.engine import mx
-from gcp.backend.files import load_arrays, save_arrays
+from gcp.backend.files import first_line, load_arrays, save_arrays
+from gcp.errors import UserError
 from gcp.train.distributed import device, process_group
 from gcp.train.optimisers import DivergedError, all_finite
 from gcp.train.schedules import Schedule
@@ -71,9 +72,13 @@ def fit(
     group, n_steps, per_epoch = process_group(), schedule.n_steps, batches.per_epoch
     done, losses = 0, []
     if checkpoint is not None and group.broadcast_file(checkpoint):
-        saved = load_arrays(checkpoint)
-        step.restore(saved)
-        done, losses = int(saved["step"][0]), saved["losses"][1:].tolist()
+        try:
+            saved = load_arrays(checkpoint)
+            step.restore(saved)
+            done, losses = int(saved["step"][0]), saved["losses"][1:].tolist()
+        except (UserError, KeyError) as error:  # damaged, or of another version of the step
+            why = f"'{checkpoint}' is not a checkpoint of this training ({first_line(error)})"
+            raise UserError(f"{why}; remove it, and {name} begins again", "train.checkpoint") from error
     bar = tqdm(
         total=n_steps * batches.size,
         initial=done * batches.size,
