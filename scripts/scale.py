@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp import runtime, storage
+from gcp.experiment import schedule
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -21,9 +22,8 @@ def run(argv: list) -> None:
         "--output", default=str(REPO / "results" / "forecast"), help="folder for scale.md and scale.csv"
     )
     args = parser.parse_args(argv)
-    values = storage.read_yaml(args.parameters)
+    values = schedule.read(Path(args.parameters))
     runtime.use_threads(0)
-    from gcp.experiment import schedule  # its imports load MXNet, which reads the number of threads then
     from gcp.report import scale
 
     rows = [row for table in values["tables"] for row in counted(REPO / "configs" / table)]
@@ -38,7 +38,7 @@ def run(argv: list) -> None:
 def counted(folder: Path) -> list:
     """The rows of a table: what each computes, and the row of another table that it starts from, if any."""
     from gcp.cost.analytic import macs
-    from gcp.experiment import config, estimate, schedule
+    from gcp.experiment import config, estimate  # these import MXNet, which reads the number of threads as it loads
 
     cfgs, rows = [cfg for _, _, cfg in config.load_all(folder)], []
     for cfg, found in zip(cfgs, estimate.forecast(cfgs)):

@@ -1,6 +1,7 @@
 """The forecast of a sweep on many GPUs: schedules that one can check by hand, and numbers that are their sources'."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcp import storage
-from gcp.experiment.schedule import Parameters, Row, Run, plan, simulate
+from gcp.errors import UserError
+from gcp.experiment.schedule import Parameters, Row, Run, plan, read, simulate
 
 REPO = Path(__file__).resolve().parents[1]
 PARAMETERS = Parameters(storage.read_yaml(REPO / "configs" / "scale.yaml"), REPO)
@@ -29,6 +31,31 @@ def test_a_schedule_is_within_graham_s_bound(seconds, n_slots):
     found = simulate([Run(str(n), s) for n, s in enumerate(seconds)], n_slots)
     least = max(max(seconds), sum(seconds) / n_slots)
     assert least <= found.seconds <= sum(seconds) / n_slots + (1 - 1 / n_slots) * max(seconds) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda values: values.pop("seeds"), "seeds is missing"),
+        (lambda values: values["training"]["resnet18_v1b"].pop("gpus"), "training.resnet18_v1b.gpus is missing"),
+        (lambda values: values["training"]["resnet18_v1b"].update(gpus=3), "scaling.speedup: has no entry for 3 GPUs"),
+        (lambda values: values.update(cores_per_gpu=4), "cores_per_gpu: 4 should be"),
+        (lambda values: values["scaling"]["speedup"].update({8: -1.0}), "scaling.speedup.8: -1.0 should be greater"),
+        (lambda values: values.update(other=4), "other: no such key"),
+    ],
+)
+def test_parameters_that_lack_something_are_named(tmp_path, change, part):
+    values = storage.read_yaml(REPO / "configs" / "scale.yaml")
+    change(values)
+    path = tmp_path / "scale.yaml"
+    path.write_text(storage.yaml_text(values))
+    with pytest.raises(UserError, match=re.escape(f"{path}: {part}")):
+        read(path)
+
+
+def test_a_network_without_a_speed_is_named():
+    with pytest.raises(UserError, match="training: has no speed of vgg11, the network of t/x"):
+        PARAMETERS.gpu_speed(Row("t/x", "vgg11", False, 0, 0, 1, 1.0, 1.0), 8, 1.0)
 
 
 def test_a_dense_network_trains_as_fast_as_its_log_says():

@@ -9,11 +9,93 @@ import csv
 import heapq
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Annotated, Any, Dict, List, Literal, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gcp.errors import UserError
+from gcp.options import explained
+from gcp.storage import read_yaml
 
 DAY_S = 86_400
+FIX = "configs/scale.yaml shows what it should hold"
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Sourced(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    source: str
+
+
+class _Value(_Sourced):
+    value: Positive
+
+
+class _Training(_Sourced):
+    images_per_s: Positive
+    gpus: Count
+    dtype: Literal["float32", "float16"]
+
+
+class _Scaling(_Sourced):
+    speedup: Dict[Count, Positive]
+
+
+class _SeveralMachines(_Sourced):
+    gpus: Count
+    speedup: Positive
+
+
+class _File(_Sourced):
+    file: str
+
+
+class _Loader(_File):
+    case: str
+
+
+class _Evaluation(_File):
+    images: Count
+
+
+class _Values(BaseModel):
+    """What a file of parameters must hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seeds: Count
+    tables: Annotated[List[str], Field(min_length=1)]
+    training: Dict[str, _Training]
+    scaling: _Scaling
+    several_machines: _SeveralMachines
+    float32_slowdown: _Value
+    pruned: _File
+    loader: _Loader
+    cores_per_gpu: _Value
+    evaluation: _Evaluation
+    speed_measurement_s: _Value
+    bytes_per_image: _Value
+
+    @model_validator(mode="after")
+    def _check(self) -> _Values:
+        for n in sorted({1} | {log.gpus for log in self.training.values()}):
+            if n not in self.scaling.speedup:
+                raise ValueError(f"scaling.speedup: has no entry for {n} GPUs")
+        return self
+
+
+def read(path: Path) -> Dict[str, Any]:
+    """The parameters in a YAML file. UserError: a value is missing or invalid, named by its key."""
+    values = read_yaml(path) or {}
+    try:
+        _Values.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explained(error)}; {FIX}", "scale.parameters") from None
+    return values
 
 
 class Run(NamedTuple):
@@ -95,7 +177,11 @@ class Parameters:
 
     def gpu_speed(self, row: Row, n_gpus: int, kept: float) -> float:
         """Training images per second of the GPUs, if the loader keeps up."""
-        log = self.values["training"][row.network]
+        log = self.values["training"].get(row.network)
+        if log is None:
+            raise UserError(
+                f"training: has no speed of {row.network}, the network of {row.name}; {FIX}", "scale.network"
+            )
         one = log["images_per_s"] / self.speedup[log["gpus"]]
         if row.float32 and log["dtype"] == "float16":
             one /= self.values["float32_slowdown"]["value"]
