@@ -16,7 +16,7 @@ from typing import Annotated, Callable, Dict, List, Literal, Mapping, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
-from scipy import optimize, sparse, stats
+from scipy import optimize, sparse
 from threadpoolctl import threadpool_limits
 
 from gcp.cost.base import COSTS, Cost, Term
@@ -612,6 +612,8 @@ def validate(
 
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
     """How good predictions are; both arrays are in seconds, shape (networks,)."""
+    from scipy import stats  # takes a third of a second to import
+
     tau, miss = float(stats.kendalltau(predicted, measured).statistic), np.abs(predicted / measured - 1)
     return Quality(
         rmse_s=float(np.sqrt(np.mean((predicted - measured) ** 2))),

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import adjustText
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -415,6 +414,8 @@ def figure1(
     slowest first; None: not in a chain), `top1` in percent and `images_per_second`. `OTHER` networks are drawn faintly
     and without names.
     """
+    import adjustText  # takes half a second, since it imports pyplot; only this figure needs it
+
     figure, ((ax,),) = _panels(1, 1, 9.2, 6.4)
     for kind, style in kinds.items():
         some = networks[networks.kind == kind]
