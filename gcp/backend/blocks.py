@@ -8,7 +8,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from gcp.backend.engine import gluon, has_avx512, mx
+from gcp.backend.engine import copied, gluon, has_avx512, mx
 from gcp.graph.channels import is_depthwise, is_norm
 from gcp.graph.network import Network, Node, auxiliary, frozen
 from gcp.graph.surgery import rewrite
@@ -179,12 +179,14 @@ def to_block(
     trainable: Optional[set] = None,
     fused: bool = False,
     dtype: str = "float32",
+    gradients: bool = True,
 ) -> gluon.SymbolBlock:
     """A hybridized block that holds a copy of the arrays on `ctx`, by default the CPU.
 
-    `trainable`: names of the arrays that get gradients; by default all but the frozen ones. `fused`: see `to_symbol`;
-    without it, no operators are fused. With `dtype` float16, the block computes in float16, from float32 images to
-    float32 outputs; the arrays of batch norms stay float32, as MXNet's operator requires.
+    `trainable`: names of the arrays that get gradients; by default all but the frozen ones. Without `gradients`, none
+    get them, but the operators are the same. `fused`: see `to_symbol`; without it, no operators are fused. With `dtype`
+    float16, the block computes in float16, from float32 images to float32 outputs; the arrays of batch norms stay
+    float32, as MXNet's operator requires.
     """
     ctx = ctx or mx.cpu()
     of_norms = {net.nodes[j].name for i, n in enumerate(net.nodes) if is_norm(net, i) for j, _ in n.inputs[1:]}
@@ -192,13 +194,13 @@ def to_block(
     fixed = frozen(net) | aux
     params = gluon.ParameterDict("")
     for name, value in net.arrays.items():
-        learn = name not in fixed and (trainable is None or name in trainable)
+        learn = gradients and name not in fixed and (trainable is None or name in trainable)
         kind = value.dtype if dtype == "float32" or name in of_norms else dtype
         p = params.get(
             name, shape=value.shape, dtype=kind, grad_req="write" if learn else "null", differentiable=name not in aux
         )
         # This is what loading a file calls; initializing and then setting the values took twice as long.
-        p._load_init(mx.nd.array(value, ctx=ctx, dtype=kind), ctx)
+        p._load_init(copied(value, ctx, kind), ctx)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "input type is not inferred": it is known once there is an input
         fused = fused and ctx.device_type == "cpu"
@@ -228,7 +230,7 @@ def predict(net: Network, images: np.ndarray) -> np.ndarray:
 
     If the network has several outputs, all values of an image are in one row.
     """
-    found = to_block(net)(mx.nd.array(images))
+    found = to_block(net, gradients=False)(mx.nd.array(images))
     if not isinstance(found, (list, tuple)):
         return found.asnumpy()
     return np.concatenate([y.asnumpy().reshape(len(images), -1) for y in found], axis=1)

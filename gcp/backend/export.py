@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
 import numpy as np
 
 from gcp.backend.blocks import predict, to_symbol
-from gcp.backend.engine import gluon, mx
+from gcp.backend.engine import copied, gluon, mx
 from gcp.backend.files import load_arrays, save_arrays, symbol_text
 from gcp.errors import UserError
 from gcp.graph.network import Network, Node, auxiliary
@@ -79,7 +79,7 @@ def _written(net: Network, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     with warnings.catch_warnings(), _unlogged(), _checked_as_written(onnx.checker.DEFAULT_CONTEXT):
         warnings.simplefilter("ignore")  # the exporter uses features that onnx has deprecated
         spelt, shape = _spelt(net), ["batch", *net.input_shape]
-        arrays = {k: mx.nd.array(v) for k, v in spelt.arrays.items()}
+        arrays = {k: copied(v, dtype="float32") for k, v in spelt.arrays.items()}
         how = {"dynamic": True, "dynamic_input_shapes": [tuple(shape)]}
         export_model(to_symbol(spelt), arrays, [(1, *net.input_shape)], np.float32, str(path), **how)
     model = onnx.load(str(path))
@@ -213,7 +213,7 @@ def quantized(net: Network, batches: Batches) -> gluon.SymbolBlock:
     if not images:
         raise UserError("int8 networks need images to find the ranges of their layers; none were given")
     data = mx.io.NDArrayIter(np.concatenate(images), batch_size=len(images[0]))
-    arrays = {k: mx.nd.array(v) for k, v in net.arrays.items()}
+    arrays = {k: copied(v, dtype="float32") for k, v in net.arrays.items()}
     aux = {k: arrays.pop(k) for k in auxiliary(net)}
     try:
         how = {"calib_mode": "naive", "calib_data": data, "label_names": None, "quantized_dtype": "auto"}
@@ -289,8 +289,7 @@ def _block(symbol: mx.sym.Symbol, arrays: Dict[str, np.ndarray]) -> gluon.Symbol
     params = gluon.ParameterDict("")
     for name, value in arrays.items():
         p = params.get(name, shape=value.shape, dtype=value.dtype, grad_req="null", differentiable=False)
-        p.initialize(mx.init.Zero(), ctx=mx.cpu())
-        p.set_data(mx.nd.array(value, dtype=value.dtype))
+        p._load_init(copied(value), mx.cpu())
     # With its type: MXNet cannot infer the other types from the weights alone, and Gluon would warn about it.
     block = gluon.SymbolBlock(symbol, mx.sym.var("data", dtype="float32"), params=params)
     block.hybridize(static_alloc=True, static_shape=True)

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from gcp.backend.arrays import read_arrays
-from gcp.backend.engine import mx
+from gcp.backend.engine import copied, mx
 from gcp.backend.onnx_files import is_onnx
 from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, is_norm
@@ -175,7 +175,7 @@ def save_arrays(path: os.PathLike, arrays: Dict[str, np.ndarray]) -> None:
     """Write arrays in MXNet's parameter format, whole or not at all. Raises UserError if they cannot be written."""
     with replacing(path) as temporary:
         try:
-            mx.nd.save(str(temporary), {k: mx.nd.array(v, dtype=v.dtype) for k, v in arrays.items()})
+            mx.nd.save(str(temporary), {k: copied(v) for k, v in arrays.items()})
         except mx.MXNetError as error:  # MXNet's own streams report a full disk this way
             raise OSError(first_line(error)) from error
 

@@ -95,11 +95,13 @@ def from_gluoncv(
     net = Network(name, nodes, outputs, (), {key: np.zeros(()) for key in read})
     shapes = node_shapes(net, input_shape)
     found = {n.name: s[0] for n, s in zip(nodes, shapes)}
+    fixed = {key for key, p in read.items() if p.grad_req == "null" and "running" not in key}
     for key, p in read.items():
         p.shape = found[key]
     if seed is not None and not pretrained:
         np.random.seed(seed)
         mx.random.seed(seed)
+        params.setattr("grad_req", "null")  # else room for every array's gradient is made, too
         try:
             block.initialize(mx.init.MSRAPrelu(), force_reinit=True)
         except ValueError:  # detection networks request a matrix initialiser for vectors
@@ -112,7 +114,7 @@ def from_gluoncv(
     short = {n.name: n.name[len(block.prefix) :] if n.name.startswith(block.prefix) else n.name for n in nodes}
     if len(set(short.values())) < len(nodes):
         short = {n.name: n.name for n in nodes}
-    fixed, kept = {key for key, p in read.items() if p.grad_req == "null" and "running" not in key}, []
+    kept = []
     for node in nodes:
         attrs = {k: v for k, v in node.attrs.items() if not k.startswith("__")} if node.op == "null" else node.attrs
         if node.name in fixed:
