@@ -123,7 +123,7 @@ class Question:
 
 def _keys(levels: Levels) -> List[Tuple[int, ...]]:
     """Each architecture as a key of a mapping."""
-    return [tuple(map(int, each)) for each in levels]
+    return list(map(tuple, np.asarray(levels, int).tolist()))
 
 
 def spread(space: Space, n: int, rng: np.random.Generator) -> Levels:
