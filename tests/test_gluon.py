@@ -46,7 +46,7 @@ def imported(symbol_path, params_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("cifar_resnet20_v2", "mobilenetv2_1.0"),
+        *("cifar_resnet20_v2", "mobilenetv2_0.25"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("resnet50_v1d_0.11", "resnet18_v1", "resnet18_v2", "vgg16_bn")
