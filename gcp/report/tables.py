@@ -337,7 +337,7 @@ def short(runs: pd.DataFrame, full: Path) -> str:
 
 
 def write_int8(rows: list[dict], stem: Path) -> list[Path]:
-    """Write the table of `experiment.quantize`'s rows: pruning and quantisation, alone and together.
+    """Write the table of `experiment.measure.quantize`'s rows: pruning and quantisation, alone and together.
 
     The first row's network is the one that the others are compared with. UserError: the table cannot be written.
     """

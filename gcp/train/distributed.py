@@ -53,7 +53,7 @@ class Assign(mx.optimizer.Optimizer):
 
 
 def device() -> mx.Context:
-    """This process's first GPU if its MXNet has one, else the CPU. `config.use_gpu` determines which GPU is first."""
+    """This process's first GPU if its MXNet has one, else the CPU. `runtime.use_gpu` determines which GPU is first."""
     return mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
 
 
