@@ -112,6 +112,15 @@ def test_what_does_not_fit_is_refused(network, pictures, tmp_path):
         datasets.load(datasets.options(name="images", root=str(tmp_path / "two"), input=(3, 8, 8), n_classes=10))
 
 
+def test_each_number_of_threads_has_a_latency_model_of_its_own(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress.clock, "against_reference", lambda *_, **how: None)
+    monkeypatch.setattr(compress.sampling, "sample", lambda *_, **how: None)
+    monkeypatch.setattr(compress.latency, "fit", lambda *_: None)
+    monkeypatch.setattr(compress.latency, "save", lambda _, path: path.write_text("{}"))
+    models = {compress._latency_model(job(network, tmp_path / "x", cost="latency", threads=n)) for n in (1, 2, 1)}
+    assert len(models) == 2 and all(model.parent == tmp_path / "x-run" for model in models)
+
+
 @pytest.mark.parametrize("name", ["net", "a/net", "net.onnx", "NET.ONNX", "net-symbol.json", "a/net-0000.params"])
 def test_files_are_named_after_the_network_however_it_is_given(name):
     assert script.default_prefix(name).lower() == "compressed/net"

@@ -14,6 +14,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, Optional, Sequ
 
 from pydantic import ValidationError
 
+from gcp import runtime
 from gcp.backend import clock, export, files
 from gcp.backend.zoo import open_network
 from gcp.cost import latency, sampling
@@ -149,9 +150,13 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
 
 
 def _latency_model(job: Job) -> Path:
-    """The file of a latency model for this machine and batch; if missing, fitted to timed networks of random widths."""
+    """The file of a latency model for this machine, batch and number of threads.
+
+    If it is missing, it is fitted to timed networks of random widths.
+    """
     net = open_network(job.network, job.data.input, job.data.known_size()[0], job.pretrained)
-    samples, model = (job.folder / f"latency-batch{job.timed_batch}{ending}" for ending in (".jsonl", ".json"))
+    setting = f"batch{job.timed_batch}-threads{runtime.n_threads(job.threads)}"
+    samples, model = (job.folder / f"latency-{setting}{ending}" for ending in (".jsonl", ".json"))
     job.folder.mkdir(parents=True, exist_ok=True)
     if not model.exists():
         setup, subject = clock.Setup(device=clock.default_device(), batch=job.timed_batch), resized(net, net.widths)
