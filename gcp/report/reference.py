@@ -15,8 +15,9 @@ from gcp.experiment.config import Config
 INTRODUCTION = """# Configuration
 
 A configuration is a YAML file; `scripts/run.py FILE` runs it. Keys are in sections, as below; `--set section.key=value`
-sets one on the command line, and `base: other.yaml` builds on another file, relative to this one. A key that is not
-known, or a value that does not fit, ends in one line that says what would be right, before anything is run.
+sets one on the command line, and `base: other.yaml` builds on another file, relative to this one. All other paths are
+relative to the working directory, and may begin with `~` for the home folder. A key that is not known, or a value that
+does not fit, ends in one line that says what would be right, before anything is run.
 
 This page is generated from the schema: `python scripts/docs.py`.
 """
