@@ -539,6 +539,8 @@ def test_other_weights_are_refused(tmp_path):
         UserError, match="absent.params': the file with the weights of .* does not exist: download http"
     ):
         zoo.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights=tmp_path / "absent.params")
+    with pytest.raises(UserError, match="^~nobody-here/a.params: there is no such user"):
+        zoo.open_network("resnet18_v1b_0.89", (3, 32, 32), None, True, weights="~nobody-here/a.params")
     with pytest.raises(UserError, match="no weights of 'nasnet_4_1056' are published"):
         zoo.open_network("nasnet_4_1056", (3, 331, 331), None, True, weights=path)
 

@@ -31,7 +31,7 @@ from gcp.errors import UserError
 from gcp.graph.channels import FROZEN, has_weight
 from gcp.graph.network import Network, frozen, parse_nodes
 from gcp.graph.surgery import redrawn, resized
-from gcp.storage import write_text
+from gcp.storage import expanded, write_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # GluonCV warns about optional packages that are not used here
@@ -273,7 +273,7 @@ def _published(name: str, weights: Optional[os.PathLike]) -> gluon.HybridBlock:
             ) from error
     if key is None:
         raise UserError(f"no weights of '{name}' are published, so '{weights}' cannot be them: {fix}")
-    weights = Path(weights).expanduser()
+    weights = expanded(weights)
     if not weights.is_file():
         raise UserError(f"'{weights}': the file with the weights of '{name}' does not exist: {fix}")
     if not model_store.check_sha1(weights, model_store._model_sha1[key]):
