@@ -58,6 +58,8 @@ def run(argv: list) -> None:
         raise errors.UserError(
             "--int8 and --data go together: int8 is calibrated on training images and compared on test images"
         )
+    if args.table and not args.int8:
+        raise errors.UserError("--table only matters with --int8: it compares int8 with float32")
     endings = _endings(args.network)
     from gcp import storage
     from gcp.backend import export, zoo

@@ -300,6 +300,7 @@ def test_several_networks_are_compared_with_the_first(saved, tmp_path, capsys):
     [
         (["{saved}"], "give --onnx FILE, --int8 PREFIX or both"),
         (["{saved}", "--int8", "{tmp}/int8"], "--int8 and --data go together"),
+        (["{saved}", "--onnx", "{tmp}/net.onnx", "--table", "{tmp}/t"], "--table only matters with --int8"),
         (["{saved}", "--int8", "{tmp}/int8", "--data", "digitz"], "digits"),
         (["{saved}", "--int8", "{tmp}/int8", "--data", "digits", "--calibration", "0"], "argument --calibration"),
         (["{saved}", "--onnx", "{tmp}/net.onnx", "--batch", "0"], "argument --batch"),
