@@ -330,7 +330,8 @@ def _said(own: pd.DataFrame) -> str:
     """What every caption states about the runs of a network."""
     n_seeds, n_eval = own.groupby(["method", "target"]).seed.nunique(), int(own.n_eval.max())
     seeds = f"{n_seeds.max()}" if n_seeds.min() == n_seeds.max() else f"{n_seeds.min()} to {n_seeds.max()}"
-    where = f"{own.network.iloc[0]} on {own['data'].iloc[0]}, {seeds} seed{'s' * (n_seeds.max() > 1)}, {n_eval:,} test images."
+    seeds += " seed" if seeds == "1" else " seeds"
+    where = f"{own.network.iloc[0]} on {own['data'].iloc[0]}, {seeds}, {n_eval:,} test images."
     return f"{where} {' '.join(tables.scale_sentences(own.scale))}"
 
 
