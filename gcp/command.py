@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Iterator, NoReturn, Optional
 
 from gcp.errors import UserError, is_out_of_memory
 
@@ -88,9 +88,18 @@ def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
         return code
 
 
+def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
+    """Yield an error and those that it came from: an import, for example, wraps what ends it in errors of its own."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
 def _answer(error: BaseException) -> tuple[int, str]:
     """Exit status and line for an error that is not a bug in the program; any other error is raised again."""
-    told = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
+    told = next((e for e in _chain(error) if isinstance(e, KeyboardInterrupt)), None)
     if told is not None:
         number = told.args[0] if isinstance(told, Told) else signal.SIGINT
         again = "\ninterrupted: run the same command again to resume"

@@ -73,6 +73,19 @@ def test_what_breaks_while_a_signal_is_answered_is_no_bug(capsys):
     assert command.status(fail, []) == 130 and "resume" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_found_below_what_others_make_of_it(capsys):
+    def fail(argv):
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise RuntimeError("as Python does in a class that is being made") from error
+        except RuntimeError as error:
+            raise ImportError("half a module") from error
+
+    assert command.status(fail, []) == 130 and "resume" in capsys.readouterr().err
+
+
 def test_a_bug_is_shown():
     with pytest.raises(ZeroDivisionError):
         command.status(lambda argv: 1 / 0, [])

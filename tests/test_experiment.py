@@ -215,7 +215,8 @@ def test_a_signal_says_how_to_resume(configs, tmp_path, number):
     until(lambda: list(tmp_path.glob("none-*/lock")), process)
     process.send_signal(number)
     code, _, err = finish(process)
-    assert code == 128 + number and "run the same command again to resume" in err and "Traceback" not in err
+    assert code == 128 + number, err
+    assert "run the same command again to resume" in err and "Traceback" not in err
 
 
 @pytest.mark.slow
