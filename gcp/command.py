@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, NoReturn, Optional
+from typing import Any, Callable, NoReturn
 
 from gcp.errors import UserError, is_out_of_memory
 
@@ -55,6 +55,10 @@ class Told(KeyboardInterrupt):
     """Raised when a signal tells the process to end; its argument is the signal's number."""
 
 
+# The signal, once one has come: what imports or libraries make of `Told` need not say where it came from.
+_told: list[int] = []
+
+
 def main(function: Callable[[list[str]], None]) -> NoReturn:
     """Run a script's `function` on the command-line arguments, and exit with the exit status that `status` returns."""
     _open_streams()
@@ -88,20 +92,11 @@ def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
         return code
 
 
-def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
-    """Yield an error and those that it came from: an import, for example, wraps what ends it in errors of its own."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        yield error
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-
-
 def _answer(error: BaseException) -> tuple[int, str]:
     """Exit status and line for an error that is not a bug in the program; any other error is raised again."""
-    told = next((e for e in _chain(error) if isinstance(e, KeyboardInterrupt)), None)
-    if told is not None:
-        number = told.args[0] if isinstance(told, Told) else signal.SIGINT
+    told = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
+    if told is not None or _told:
+        number = _told[0] if _told else told.args[0] if isinstance(told, Told) else signal.SIGINT
         again = "\ninterrupted: run the same command again to resume"
         return 128 + number, "" if GUARDED in os.environ else again
     if isinstance(error, UserError):
@@ -153,6 +148,7 @@ def _end_on_signals() -> None:
     def tell(number: int, _: Any) -> NoReturn:
         for each in SIGNALS:  # further signals must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
+        _told.append(number)
         raise Told(number)
 
     def watch() -> None:
