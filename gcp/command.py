@@ -55,8 +55,8 @@ class Told(KeyboardInterrupt):
     """Raised when a signal tells the process to end; its argument is the signal's number."""
 
 
-# The signal, once one has come: what imports or libraries make of `Told` need not say where it came from.
-_told: list[int] = []
+# What a signal raised, once one has come: what imports or libraries make of that need not say where it came from.
+_told: list[Told] = []
 
 
 def main(function: Callable[[list[str]], None]) -> NoReturn:
@@ -94,9 +94,9 @@ def status(function: Callable[[list[str]], None], argv: list[str]) -> int:
 
 def _answer(error: BaseException) -> tuple[int, str]:
     """Exit status and line for an error that is not a bug in the program; any other error is raised again."""
-    told = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
-    if told is not None or _told:
-        number = _told[0] if _told else told.args[0] if isinstance(told, Told) else signal.SIGINT
+    told = next((e for e in (error, error.__context__, *_told) if isinstance(e, KeyboardInterrupt)), None)
+    if told is not None:
+        number = told.args[0] if isinstance(told, Told) else signal.SIGINT
         again = "\ninterrupted: run the same command again to resume"
         return 128 + number, "" if GUARDED in os.environ else again
     if isinstance(error, UserError):
@@ -148,7 +148,7 @@ def _end_on_signals() -> None:
     def tell(number: int, _: Any) -> NoReturn:
         for each in SIGNALS:  # further signals must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
-        _told.append(number)
+        _told.append(Told(number))
         raise Told(number)
 
     def watch() -> None:

@@ -133,9 +133,14 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+def network_prefix(name: str | os.PathLike) -> str:
+    """The prefix of a saved network's two files, by its name: the prefix itself, or the path of one of them."""
+    return re.sub(r"(-symbol\.json|-0000\.params)$", "", str(name))
+
+
 def network_files(name: str | os.PathLike) -> Tuple[Path, Path]:
-    """The two files of a saved network, by its name: their prefix, or the path of one of them."""
-    prefix = re.sub(r"(-symbol\.json|-0000\.params)$", "", str(name))
+    """The two files of a saved network, by its name: see `network_prefix`."""
+    prefix = network_prefix(name)
     return Path(prefix + "-symbol.json"), Path(prefix + "-0000.params")
 
 

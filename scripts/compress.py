@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from gcp import command as command_line
-from gcp import errors, runtime
+from gcp import errors, runtime, storage
 from gcp.data import datasets
 
 FEW_MS = 10  # milliseconds; a pass on several threads that takes less says little about the network
@@ -86,8 +86,8 @@ def run(argv: list[str]) -> None:
 
 def default_prefix(network: str) -> str:
     """The prefix of the files written for a network, which can be given by the name of one of its own files."""
-    name = re.sub(r"(-symbol\.json|-0000\.params|\.onnx)$", "", Path(network).name, flags=re.IGNORECASE)
-    return str(Path("compressed") / name)
+    name = Path(storage.network_prefix(network)).name
+    return str(Path("compressed") / re.sub(r"\.onnx$", "", name, flags=re.IGNORECASE))
 
 
 def _data(args) -> datasets.Data:
@@ -113,7 +113,7 @@ def _print(job, finished) -> None:
     """Print six lines: accuracy and costs before and after, and the files."""
     record, speed = finished.record, finished.speeds.throughput
     dense, small = record.stages.dense, record.stages.final
-    accuracy = "agreement" if job.data.name == "images" else "top-1"
+    accuracy = "top-1" if job.data.LABELLED else "agreement"
     noisy = ", noisy" if speed.dense.noisy or speed.final.noisy else ""
     setup = f"batch {speed.setup['batch']}, {speed.setup['device']}, threads {speed.setup['threads']}{noisy}"
     rows = [

@@ -27,6 +27,14 @@ def script(text, *shell, arguments=(), **how):
     return subprocess.Popen([*shell, sys.executable, "-c", code, *arguments], text=True, cwd=ROOT, **how)
 
 
+def ended(process, number):
+    """The exit status of a process that gets a signal once it is ready, and what it wrote on stderr."""
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    return process.returncode, err
+
+
 def status(capsys, error):
     def fail(argv):
         raise error
@@ -132,10 +140,8 @@ def test_a_signal_that_nobody_heeds_ends_a_script_too():
         "command.END_S = 0.1\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(60)"
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 143 and "Traceback" not in err
+    code, err = ended(process, signal.SIGTERM)
+    assert code == 143 and "Traceback" not in err
 
 
 def test_what_a_library_makes_of_a_signal_is_no_bug():
@@ -143,10 +149,7 @@ def test_what_a_library_makes_of_a_signal_is_no_bug():
         "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    pass\nraise ImportError('half a module')"
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (143, "\ninterrupted: run the same command again to resume\n")
+    assert ended(process, signal.SIGTERM) == (143, "\ninterrupted: run the same command again to resume\n")
 
 
 def test_a_signal_in_a_destructor_makes_no_noise():
@@ -154,10 +157,8 @@ def test_a_signal_in_a_destructor_makes_no_noise():
         "command.END_S = 0.1\nclass A:\n    def __del__(self):\n        print('ready', flush=True)\n"
         "        time.sleep(60)\na = A()\ndel a\ntime.sleep(60)"
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and "Traceback" not in err and "ignored" not in err
+    code, err = ended(process, signal.SIGINT)
+    assert code == 130 and "Traceback" not in err and "ignored" not in err
 
 
 # Output

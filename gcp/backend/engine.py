@@ -17,14 +17,14 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # else each int8 calibrati
 
 # MXNet has a deprecated class that is one of scikit-learn's where it finds that. Importing it, and pandas, which it
 # imports in turn, took a sixth of the time in which a command starts.
-sklearn = sys.modules.get("sklearn")
+_sklearn = sys.modules.get("sklearn")
 sys.modules["sklearn"] = None
 import mxnet as mx  # noqa: E402
 from mxnet import autograd, gluon  # noqa: E402
 
 del sys.modules["sklearn"]
-if sklearn is not None:
-    sys.modules["sklearn"] = sklearn
+if _sklearn is not None:
+    sys.modules["sklearn"] = _sklearn
 
 __all__ = ["autograd", "copied", "gluon", "has_avx512", "memory", "mx"]
 

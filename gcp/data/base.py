@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 # Optional, not `X | None`: pydantic evaluates the annotations, and Python 3.9 cannot evaluate that form.
-from typing import Annotated, Any, Callable, Iterator, Literal, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Annotated, Any, Callable, ClassVar, Iterator, Literal, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -37,6 +37,8 @@ class Data(Options):
 
     # Each data set has its own class, derived from this one; validating values as `Data` gives an instance of the one
     # that their name selects.
+    LABELLED: ClassVar[bool] = True  # False: a network's predictions serve as labels
+
     name: str = Field(description="the data set")
     input: Tuple[Annotated[int, Field(ge=3, le=3)], Side, Side] = Field(
         (3, 32, 32), description="a list of channels, height, width, such as [3, 32, 32]"

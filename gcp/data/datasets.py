@@ -39,9 +39,10 @@ _MEMORY_LIMIT = 2 * 10**9  # bytes of decoded images; a larger data set is decod
 
 def options(**values: Any) -> Data:
     """A data set's options from command-line values, where None means not given. Raises UserError if one is invalid."""
-    if values.get("name") == "images" and values.get("n_classes") is None:
+    name = values.get("name")
+    if name in DATASETS and not DATASETS.options[name].LABELLED and values.get("n_classes") is None:
         fix = "give one with labels, such as --data folder --root ROOT"
-        raise UserError(f"--data images: has no labels to compare with; {fix}", key="option.value")
+        raise UserError(f"--data {name}: has no labels to compare with; {fix}", key="option.value")
     try:
         return section(Data, values)
     except UserError as error:  # its wording is that for a configuration
@@ -291,6 +292,7 @@ class Images(Encoded):
     A fifth of them are for testing.
     """
 
+    LABELLED: ClassVar[bool] = False
     ROOT: ClassVar[str] = "a folder of images"
     UNCOUNTED: ClassVar[Set[str]] = {"workers"}
 

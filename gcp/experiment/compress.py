@@ -94,7 +94,7 @@ def compress(job: Job) -> Finished:
         words = str(error).replace("prune.target", "--target").replace("prune.round_to", "--round-to")
         raise UserError(words, error.key) from error
     n_classes = cfg.data.known_size()[0]
-    if cfg.data.name != "images" and dense.top1 < 1.5 / n_classes:
+    if cfg.data.LABELLED and dense.top1 < 1.5 / n_classes:
         warn(
             f"the original network is right on only {100 * dense.top1:.1f} % of the test images, as if guessing: are "
             "its classes those of the data, in this order, and were its training images normalised in the same way?"
@@ -128,7 +128,7 @@ def configuration(job: Job, latency_model: Optional[Path] = None) -> Config:
         **({} if latency_model is None else {"latency_model": str(latency_model), "round_to": "auto"}),
         **({} if job.round_to is None else {"round_to": job.round_to}),
     }
-    unlabelled = {"teacher": "dense", "teacher_weight": 1.0} if job.data.name == "images" else {}
+    unlabelled = {} if job.data.LABELLED else {"teacher": "dense", "teacher_weight": 1.0}
     epochs = max(1, round(job.n_epochs - pruning)) if job.n_epochs else 0
     values = {
         "name": "compress",

@@ -46,7 +46,7 @@ from gcp.methods.base import METHODS, MethodOptions
 from gcp.options import Options, changed, described, explained, listed, shown
 from gcp.registry import Registry
 from gcp.search.options import Range, Search
-from gcp.storage import parse_yaml, read_yaml
+from gcp.storage import expanded, parse_yaml, read_yaml
 from gcp.train.options import Finetune, Train
 
 SCHEMA = 2  # version of the fingerprints: incremented when a default or the meaning of a key changes
@@ -292,9 +292,9 @@ class Config(Options):
         if self.train.last_gamma_zero and (self.model.pretrained or self.model.is_saved):
             wrong = f"is for a network that starts from random weights, but {self.model.name!r} brings its own"
             yield f"train.last_gamma_zero: true {wrong}; set it to false"
-        if self.data.name == "images" and not (self.model.pretrained or self.model.is_saved):
+        if not self.data.LABELLED and not (self.model.pretrained or self.model.is_saved):
             wrong = f"takes its labels from the network, but {self.model.name!r} starts from random weights"
-            yield f"data.name: images {wrong}; set model.name to a saved network, or model.pretrained to true"
+            yield f"data.name: {self.data.name} {wrong}; set model.name to a saved network, or model.pretrained to true"
         if len(set(self.gpus)) < len(self.gpus):
             yield f"gpus: {list(self.gpus)} names a GPU twice, but each GPU takes only one worker"
         if self.gpus and self.n_workers % len(self.gpus):
@@ -517,10 +517,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
     if not isinstance(base, (str, type(None))):
         wrong = f"{shown(base)} should be the path of one configuration file"
         raise UserError(f"{path}: base: {wrong}", key="config.base")
-    return [
-        *(() if base is None else _read_chain(path.parent / os.path.expanduser(base), (*above, here))),
-        (str(path), values),
-    ]
+    return [*(() if base is None else _read_chain(path.parent / expanded(base), (*above, here))), (str(path), values)]
 
 
 def _read_overlay(path: Path) -> Tuple[Dict[str, str], str, list[_Layer]]:

@@ -28,11 +28,10 @@ def run_once(prefix: Path, compute: Callable[[Path], Tuple[Network, dict]]) -> T
         for path in network_files(prefix):
             group.broadcast_file(path)
         checkpoint.unlink(missing_ok=True)  # a kill may have come between the result and this
+        facts = read_json(facts_path, Dict[str, Any], ANEW)
         try:
-            return load(prefix), read_json(facts_path, Dict[str, Any], ANEW)
+            return load(prefix), facts
         except UserError as error:
-            if str(facts_path) in str(error):
-                raise
             raise UserError(f"{error}; remove '{facts_path}', and it will be computed again", error.key) from error
     net, facts = compute(checkpoint)
     facts = group.broadcast(lambda: facts)
