@@ -533,3 +533,4 @@ def test_every_named_method_has_a_look_of_its_own():
     named = {line.get_label(): line for line in ax.lines if str(line.get_label()).startswith("gcp-")}
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in named.values()}
     assert len(named) == len(looks) == 20
+    assert sorted(ax.get_xticks()) == [10, 20], "the targets"

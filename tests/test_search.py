@@ -271,6 +271,7 @@ MISTAKES = [
     ({"prune.gcp.lam": {"low": 0.1, "hihg": 1}}, {}, "search.parameters.prune.gcp.lam.hihg: no such key"),
     ({"prune.gcp.score": {"choices": ["taylor", "tailor"]}}, {}, "'tailor' does not fit"),
     ({"prune.gcp.score": {"choices": ["taylor", "taylor"]}}, {}, "contains a duplicate value"),
+    ({"prune.gcp.lam": {"choices": [1, 1.0]}}, {}, "contains a duplicate value"),
     ({"prune.gcp.score": {"low": 1, "high": 2}}, {}, "a range is only for numbers; give choices"),
     ({"finetune.epochs": {"low": 1, "high": 2.5}}, {"scope": "run"}, "should be whole numbers"),
     ({"prune.gcp.iterations": {"low": 1, "high": 2}}, {}, "not a key that trials of method: gcp and scope: iteration"),

@@ -289,16 +289,32 @@ def test_dropout_is_reproducible():
 
 def test_an_infinite_loss_names_its_step(net, monkeypatch):
     monkeypatch.setattr(loop, "FLUSH", 4)
-    loss, calls = Classification.loss, []
+    backward, calls = steps.OrdinaryStep.backward, []
 
     def third_is_infinite(*args):
         calls.append(1)
-        return loss(*args) * (np.inf if len(calls) == 3 else 1.0)
+        return backward(*args) * (np.inf if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(Classification, "loss", third_is_infinite)
+    monkeypatch.setattr(steps.OrdinaryStep, "backward", third_is_infinite)
     with pytest.raises(optimisers.DivergedError, match=r"^t: the loss is inf at step 3 of 6;") as caught:
         fit(net, 6, Noise(48), schedules.constant(0.01, 6), optimisers.SGD, seed=0)
     assert caught.value.steps == 4, "those that were made before anybody looked"
+
+
+def test_a_step_that_gives_up_is_counted(net, monkeypatch):
+    # As with float16, whose optimiser gives up where gradients overflow at every loss scale.
+    update, calls = optimisers.SGD.step, []
+
+    def third_gives_up(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise optimisers.DivergedError("gradients overflow")
+        update(*args)
+
+    monkeypatch.setattr(optimisers.SGD, "step", third_gives_up)
+    with pytest.raises(optimisers.DivergedError, match="gradients overflow") as caught:
+        fit(net, 6, Noise(48), schedules.constant(0.01, 6), optimisers.SGD, seed=0)
+    assert caught.value.steps == 3
 
 
 def test_swallowed_nans_are_found_and_the_checkpoint_is_kept(net, tmp_path, monkeypatch):

@@ -659,6 +659,7 @@ def accuracy_bars(runs: pd.DataFrame, order: Sequence[str], baseline: str) -> Fi
         low / 1.15,
         high * 1.15,
     )
+    ax.set_xticks(100 * runs.target.unique())
     ax.invert_xaxis()
     title = f"{runs.network.iloc[0]} on {runs['data'].iloc[0]}{mark(runs.scale.iloc[0])}"
     _title(ax, title, "Mean over seeds and its standard deviation; thin lines are the other methods.")

@@ -45,7 +45,7 @@ class Range(Options):
         n_ends = (self.low is not None) + (self.high is not None)
         if (self.choices and (n_ends or self.log)) or (not self.choices and n_ends < 2):
             yield "give either low and high, with or without log: true, or choices"
-        elif self.choices and len(set(map(repr, self.choices))) < len(self.choices):
+        elif len({(isinstance(choice, bool), choice) for choice in self.choices}) < len(self.choices):  # 1 and 1.0, too
             yield f"choices: {list(self.choices)} contains a duplicate value"
         elif not self.choices and self.low >= self.high:
             yield f"the range from {self.low} to {self.high} is empty; low should be below high"

@@ -93,7 +93,11 @@ def fit(
     epoch_from, pending = done, []
     with bar:
         for x, y in islice(batches.since(done), n_steps - done):
-            pending.append(step(x, y, done, schedule(done)).mean())
+            try:
+                pending.append(step(x, y, done, schedule(done)).mean())
+            except DivergedError as error:  # an optimiser does not know how often it was asked
+                error.steps = done + 1
+                raise
             done += 1
             bar.update(batches.size)
             ends = done % per_epoch == 0 or done == n_steps
