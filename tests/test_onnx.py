@@ -120,6 +120,10 @@ OPERATORS = {  # operator and what sets it apart -> attributes, constant inputs,
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
         [None, np.array([1, 1, 1.55, 2], np.float32)], X
     ),
+    "Resize linear to one pixel": (
+        {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+        [None, np.array([1, 1, 1 / 6, 1 / 2], np.float32)], X
+    ),
     "Resize linear by thirds": ({"mode": "linear"}, [None, np.array([1, 1, 7 / 6, 1 / 3], np.float32)], X),
     "Pad reflected": ({"mode": "reflect"}, [np.array([0, 0, 1, 2, 0, 0, 2, 1])], X),
     "Pad with a number, and cut": ({}, [np.array([0, 0, -1, 2, 0, 0, 2, -1]), np.float32(1.5)], X),
@@ -379,6 +383,8 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
                 "onnx.node", "'n' .Resize.*1.55.*--check"),
     "a factor": (lambda path: write(path, node("Resize", "", "s", **FLOOR), {"s": np.float32([1, 1, 2.1, 2])}),
                  "onnx.node", "'n' .Resize.*2.1.*--check"),
+    "one pixel": (lambda path: write(path, node("Resize", "", "", "s", mode="linear"), {"s": [1, 4, 1, 3]}),
+                  "onnx.node", "'n' .Resize.*half_pixel"),
     "an endless loop": (endless, "onnx.node", "control flow"),
 }  # fmt: skip
 

@@ -562,7 +562,9 @@ def _resize(call: Call) -> Value:
     by_factor = [(place, rounding) == ("asymmetric", "floor"), place in halves and rounding.startswith("round")]
     if mode == "nearest" and any(by_factor) and tuple(sizes[2:]) == tuple(factor * size for size in x.shape[2:]):
         return call.emit("UpSampling", x, scale=factor, sample_type="nearest", num_args=1)
-    if mode == "linear" and place in (*halves, "align_corners"):
+    # A single pixel: ONNX's `half_pixel` takes it from the middle, MXNet, like `pytorch_half_pixel`, from the corner.
+    cornered = place == "half_pixel" and any(new == 1 < size for new, size in zip(sizes[2:], x.shape[2:]))
+    if mode == "linear" and place in (*halves, "align_corners") and not cornered:
         how = {"height": sizes[2], "width": sizes[3], "align_corners": place == "align_corners"}
         return call.emit("_contrib_BilinearResize2D", x, **how)
     raise ValueError(f"MXNet cannot resize with mode '{mode}' ({place}, {rounding}) from {x.shape} to {sizes}")
