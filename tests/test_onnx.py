@@ -344,6 +344,13 @@ def endless(path):
     write(path, [loop, *RELU], {"t": True})
 
 
+def doubling(path):
+    """A file of a few hundred bytes whose text doubles at every node."""
+    cast = helper.make_node("Cast", ["c"], ["s0"], to=TensorProto.STRING)
+    nodes = [helper.make_node("StringConcat", [f"s{k}", f"s{k}"], [f"s{k + 1}"]) for k in range(9)]
+    write(path, [cast, *nodes, *RELU], {"c": [1234567]})
+
+
 def node(op, *inputs, **attributes):
     return [helper.make_node(op, ["x", *inputs], ["y"], name="n", **attributes)]
 
@@ -383,6 +390,7 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
                 "onnx.node", "'n' .Resize.*1.55.*--check"),
     "a factor": (lambda path: write(path, node("Resize", "", "s", **FLOOR), {"s": np.float32([1, 1, 2.1, 2])}),
                  "onnx.node", "'n' .Resize.*2.1.*--check"),
+    "doubling text": (doubling, "onnx.node", "text"),
     "one pixel": (lambda path: write(path, node("Resize", "", "", "s", mode="linear"), {"s": [1, 4, 1, 3]}),
                   "onnx.node", "'n' .Resize.*half_pixel"),
     "an endless loop": (endless, "onnx.node", "control flow"),

@@ -140,8 +140,8 @@ class Builder:
     def fold(self, node: "onnx.NodeProto", inputs: Sequence[Optional[np.ndarray]]) -> List[np.ndarray]:
         """Evaluate a node of constants with ONNX's reference, after checking its size, as small files can ask for much.
 
-        Raises ValueError if the node runs graphs of its own, which need not terminate, or its result is larger than
-        memory has room for.
+        Raises ValueError if the node runs graphs of its own, which need not terminate, if its result is text, whose
+        size its shape does not tell, or if it is larger than memory has room for.
         """
         import onnx
         from onnx.reference import ReferenceEvaluator
@@ -153,6 +153,8 @@ class Builder:
         schema, opsets = onnx.defs.get_schema(node.op_type, self.opset, ""), [onnx.helper.make_opsetid("", self.opset)]
         found = onnx.shape_inference.infer_node_outputs(schema, node, types, given, opset_imports=opsets)
         for kind in found.values():
+            if kind.tensor_type.elem_type == onnx.TensorProto.STRING:
+                raise ValueError("it makes text; export the network without text")
             dims = kind.tensor_type.shape.dim
             size = math.prod(d.dim_value for d in dims if d.HasField("dim_value")) * 8
             if size > self.room or not all(d.HasField("dim_value") for d in dims):
