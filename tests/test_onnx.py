@@ -351,6 +351,13 @@ def doubling(path):
     write(path, [cast, *nodes, *RELU], {"c": [1234567]})
 
 
+def wide(path):
+    """A convolution of constants with a small result and a border of 10^9 zeros."""
+    how = {"pads": [20000] * 4, "strides": [30000] * 2}
+    convolution = helper.make_node("Conv", ["c", "c"], ["d"], **how)
+    write(path, [convolution, *RELU], {"c": numbers(1, 1, 2, 2)})
+
+
 def node(op, *inputs, **attributes):
     return [helper.make_node(op, ["x", *inputs], ["y"], name="n", **attributes)]
 
@@ -391,6 +398,7 @@ BAD = {  # what is wrong -> how to write it, the key, words of the message
     "a factor": (lambda path: write(path, node("Resize", "", "s", **FLOOR), {"s": np.float32([1, 1, 2.1, 2])}),
                  "onnx.node", "'n' .Resize.*2.1.*--check"),
     "doubling text": (doubling, "onnx.node", "text"),
+    "a wide border": (wide, "onnx.node", "constants"),
     "one pixel": (lambda path: write(path, node("Resize", "", "", "s", mode="linear"), {"s": [1, 4, 1, 3]}),
                   "onnx.node", "'n' .Resize.*half_pixel"),
     "an endless loop": (endless, "onnx.node", "control flow"),

@@ -58,6 +58,11 @@ ANY_BATCH = {  # MXNet's operators for which it does not matter which axis is th
     "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_linalg_gemm2", "batch_dot", "Activation", "sqrt",
     "square", "sum", "mean", "LayerNorm",
 }  # fmt: skip
+# Kernels, borders and steps can ask for any amount of work and memory, however small the result is.
+SLIDING = (
+    "Conv", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "MaxRoiPool", "RoiAlign", "MaxUnpool",
+    "Col2Im",
+)  # fmt: skip
 TRANSLATIONS: Dict[str, Callable[["Call"], Union[Operand, List[Operand]]]] = {}
 
 
@@ -140,14 +145,16 @@ class Builder:
     def fold(self, node: "onnx.NodeProto", inputs: Sequence[Optional[np.ndarray]]) -> List[np.ndarray]:
         """Evaluate a node of constants with ONNX's reference, after checking its size, as small files can ask for much.
 
-        Raises ValueError if the node runs graphs of its own, which need not terminate, if its result is text, whose
-        size its shape does not tell, or if it is larger than memory has room for.
+        Raises ValueError if the node runs graphs of its own, which need not terminate, slides a window over constants,
+        or has a result that is text, whose size its shape does not tell, or that memory has no room for.
         """
         import onnx
         from onnx.reference import ReferenceEvaluator
 
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise ValueError("it runs a subgraph; export the network without control flow")
+        if node.op_type in SLIDING:
+            raise ValueError("it slides a window over constants; compute them before the export")
         given = {name: onnx.numpy_helper.from_array(x, name) for name, x in zip(node.input, inputs) if name}
         types = {n: onnx.helper.make_tensor_type_proto(x.data_type, tuple(x.dims)) for n, x in given.items()}
         schema, opsets = onnx.defs.get_schema(node.op_type, self.opset, ""), [onnx.helper.make_opsetid("", self.opset)]
