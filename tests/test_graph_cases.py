@@ -303,6 +303,11 @@ UNEVEN = {  # what is not the same at all positions -> network, its groups
             mx.sym.Pooling(mx.sym.broadcast_add(first(), EVERYWHERE), global_pool=True, pool_type="max"), num_hidden=3
         ), {"first": 6},
     ),
+    "its maximum, MXNet's default": (
+        lambda: mx.sym.FullyConnected(
+            mx.sym.Pooling(mx.sym.broadcast_add(first(), EVERYWHERE), global_pool=True), num_hidden=3
+        ), {"first": 6},
+    ),
     "a factor": (lambda: last(mx.sym.broadcast_mul(first(), PLACES)), {"first": 6}),
     "its sigmoid": (lambda: last(mx.sym.sigmoid(mx.sym.broadcast_mul(first(), PLACES))), {"first": 6}),
     "a factor of what lacks constants": (

@@ -676,7 +676,9 @@ class Resampling(Linear):
         """The mean or the maximum of all positions; otherwise differences between positions add to the variance."""
         x, axes = xs[0], tuple(range(2, xs[0].mean.ndim))
         mean, variance = (of.mean(axis=axes, keepdims=True) for of in x)
-        if self.is_global(call) and call.node.literal("pool_type", "avg") == "max":
+        # A pooling without a type takes the maximum; an adaptive one is always a mean.
+        largest = call.node.op.startswith("Pooling") and call.node.literal("pool_type", "max") == "max"
+        if self.is_global(call) and largest:
             mean = x.mean.max(axis=axes, keepdims=True)
         elif not self.is_global(call) and not call.exact:
             variance = variance + x.mean.var(axis=axes, keepdims=True)
