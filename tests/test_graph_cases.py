@@ -455,6 +455,11 @@ def test_constants_are_rounded_as_integers_are(dtype, error):
     assert net.streams.held[net.streams.readers[net.index["last"]]].tolist() == [dtype == "int32"] * 6
 
 
+def test_a_random_slope_is_the_middle_of_its_bounds():
+    x = mx.sym.LeakyReLU(first(), act_type="rrelu", lower_bound=0.6, upper_bound=0.9)[0]
+    check_cut(last(x), {"first": 6, "last": 5})
+
+
 @pytest.mark.parametrize("num_group", [6, 2])
 def test_a_layer_of_one_width_reads_its_input_once(num_group):
     """Twelve channels are made of six, which are read once each, whatever the width that the cost is asked for."""

@@ -531,6 +531,9 @@ class LeakyReLU(Pointwise):
             slopes = Channels(1, call.value(1).astype(np.float64))
             slope = slopes.labels if call.shapes[1] == (1,) else slopes.spread(len(call.shapes[0]))
             return lambda x: np.where(x > 0, x, slope * x)
+        if kind == "rrelu":  # drawn between two bounds in training; inference takes the middle
+            literal = call.node.literal
+            slope = (literal("lower_bound", 0.125) + literal("upper_bound", 0.334)) / 2
         return lambda x: np.where(x > 0, x, slope * x)
 
     def homogeneous(self, call: "Call") -> bool:
