@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import difference, images, random_keep, random_network
+from networks import built, difference, images, random_keep, random_network
 
 from gcp.backend import blocks, export, files
 from gcp.data import datasets
@@ -93,6 +93,13 @@ def test_onnx_equals_mxnet_at_any_batch(make, name, tmp_path):
     for n in (1, 3, 8):
         x = images(net, n, seed=n)
         assert difference(session.run(None, {"data": x})[0], block(mx.nd.array(x)).asnumpy()) < 1e-5
+
+
+def test_an_output_that_is_an_image_has_its_shape(tmp_path):
+    image = mx.sym.Convolution(mx.sym.var("data"), num_filter=5, kernel=(2, 2), name="conv")
+    path = export.to_onnx(built(image, (3, 8, 8)), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape == ["batch", 5, 7, 7]
 
 
 def test_onnx_file_is_of_the_stated_version_and_no_input_is_a_weight(tmp_path):

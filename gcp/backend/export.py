@@ -190,8 +190,10 @@ def _tidy(model, net: Network) -> None:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     del model.graph.value_info[:]  # it has () where a shape is unknown
-    batch, classes = model.graph.output[0].type.tensor_type.shape.dim
-    batch.dim_param, classes.dim_value = "batch", net.n_classes
+    (i, o), dims = net.outputs[0], model.graph.output[0].type.tensor_type.shape.dim
+    dims[0].dim_param = "batch"
+    for dim, size in zip(dims[1:], net.shapes[i][o][1:]):
+        dim.dim_value = size
     model.ir_version = IR
     model.opset_import[0].version = OPSET
 
