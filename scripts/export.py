@@ -4,6 +4,7 @@ With several networks, speeds are relative to the first (such as the dense one).
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -80,7 +81,7 @@ def run(argv: list) -> None:
             tables.write_int8(facts["int8"], Path(args.table))
     if args.onnx:
         facts["onnx"] = []
-        stem, suffix = str(Path(args.onnx).with_suffix("")), Path(args.onnx).suffix
+        stem, suffix = os.path.splitext(args.onnx)
         for name, ending in zip(args.network, endings):
             net = zoo.open_network(name, args.input, pretrained=args.pretrained)
             path = export.to_onnx(net, stem + ending + suffix)

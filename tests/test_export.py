@@ -325,6 +325,13 @@ def test_bad_input_gets_one_line_and_leaves_nothing(args, message, saved, tmp_pa
     assert not list(tmp_path.iterdir()) and sorted(saved.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_in_place_of_the_onnx_file_is_refused(path, saved):
+    with pytest.raises(UserError) as caught:
+        run(saved, "--onnx", path)
+    assert caught.value.key == "file.kind"
+
+
 def test_other_classes_than_the_data_are_refused(tmp_path):
     files.save(random_network(SMALL), tmp_path / "seven")
     with pytest.raises(UserError, match="has 7 classes, 10 are needed"):
