@@ -202,6 +202,15 @@ def test_split_and_concat(sizes, tmp_path):
     np.testing.assert_allclose(predict(zoo.open_network(path), x), runtime(path, x))
 
 
+def test_an_array_beside_a_tensor_is_repeated_for_each_image(tmp_path):
+    """As the class token of a transformer is, whose length along the batch is folded into 1."""
+    tokens = helper.make_node("Concat", ["c", "x"], ["y"], axis=2)
+    path = write(tmp_path / "net.onnx", [tokens], {"c": numbers(1, 4, 1, 6)})
+    x = numbers(2, 4, 6, 6)
+    expected = np.concatenate([runtime(path, image[None]) for image in x])
+    np.testing.assert_array_equal(predict(zoo.open_network(path), x), expected)
+
+
 def test_shape_arithmetic_is_folded(tmp_path):
     """What PyTorch's exporter writes for x.view(x.shape[0], x.shape[1] // 2, -1)."""
     nodes = [

@@ -732,11 +732,14 @@ def _combined(call: Call, x: Operand, y: Operand) -> Operand:
 
 @translation("Concat")
 def _concat(call: Call) -> Value:
-    rank = next(len(x.shape) for x in call.inputs if isinstance(x, Value))
-    axis = range(rank)[call.get("axis")]
+    tensor = next(x for x in call.inputs if isinstance(x, Value))
+    axis = range(len(tensor.shape))[call.get("axis")]
     if any(axis == x.batch for x in call.inputs if isinstance(x, Value)):
         raise ValueError("it concatenates along the batch axis")
-    return call.emit("Concat", *call.inputs, dim=axis, num_args=len(call.inputs))
+    # A constant, such as the class token of a transformer, is repeated for each image.
+    each = {"lhs_axes": (0,), "rhs_axes": (0,)}
+    parts = [x if isinstance(x, Value) else call.emit("broadcast_like", x, tensor, **each) for x in call.inputs]
+    return call.emit("Concat", *parts, dim=axis, num_args=len(parts))
 
 
 # ---- rearranging values ---------------------------------------------------------------------------------------------
