@@ -253,6 +253,8 @@ def test_the_batch_is_followed_where_attention_puts_another_axis_first(tmp_path)
         (helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0, 2, 3]), {}),
         (helper.make_node("Slice", ["x", "a", "b", "a"], ["y"]), {"a": [0], "b": [0]}),
         (helper.make_node("Concat", ["x", "x"], ["y"], axis=0), {}),
+        (helper.make_node("Add", ["x", "a"], ["y"]), {"a": numbers(5, 4, 1, 1)}),
+        (helper.make_node("Mul", ["a", "x"], ["y"]), {"a": numbers(1, 1, 4, 1, 1)}),
     ],
     ids=lambda value: getattr(value, "op_type", ""),
 )

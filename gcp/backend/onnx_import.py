@@ -723,6 +723,8 @@ def _combined(call: Call, x: Operand, y: Operand) -> Operand:
         y, broadcast = np.float32(1) / y, "broadcast_mul"  # a scale, through which channels can be followed
     # Arrays get all the axes; between tensors of different ranks, MXNet would mix up batch and channels.
     x, y = (o if isinstance(o, Value) else o.reshape((1,) * (rank - o.ndim) + o.shape) for o in (x, y))
+    if any(isinstance(o, np.ndarray) and (o.ndim > rank or o.shape[tensor.batch] > 1) for o in (x, y)):
+        raise ValueError("it adds axes, or combines each image with several arrays")
     if isinstance(x, Value) and isinstance(y, Value):
         if len(x.shape) != len(y.shape):
             raise ValueError(f"its inputs have different numbers of axes: {x.shape}, {y.shape}")
