@@ -195,6 +195,13 @@ def test_the_named_network_is_the_one_that_is_compared(checkpoint, convert, tmp_
         convert(checkpoint[0], tmp_path / "net", "--network", "resnet34_v1b")
 
 
+def test_layers_that_a_network_holds_but_never_calls_are_left_out(checkpoint, monkeypatch):
+    """As NASNet has them."""
+    names = zoo.structured_names
+    monkeypatch.setattr(zoo, "structured_names", lambda *of: {**names(*of), "idle.weight": "idle_weight"})
+    assert torch_files.resnet(checkpoint[1], "resnet18_v1b", (3, 32, 32)).name == "resnet18_v1b"
+
+
 def safetensors(header, data=b""):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data

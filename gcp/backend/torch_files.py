@@ -121,7 +121,9 @@ def resnet(
     names = [name] if name else _candidates(arrays)
     for candidate in names:
         net = zoo.from_gluoncv(candidate, shape, n_classes)
-        places = zoo.structured_names(candidate, n_classes)
+        places = {  # without the layers that a network holds but never calls, as NASNet does
+            key: own for key, own in zoo.structured_names(candidate, n_classes).items() if own in net.arrays
+        }
         found = {_renamed(key, places): value for key, value in arrays.items()}
         wrong = _difference(found, {key: net.arrays[own].shape for key, own in places.items()})
         if not wrong:
