@@ -10,6 +10,7 @@ from multiprocessing import get_context
 import pytest
 
 from gcp.backend import zoo
+from gcp.errors import UserError
 from gcp.experiment.zoo import task, tried
 
 # Of each family some of the cheapest, and the smallest side of an image that they take. The ordinary tests have the
@@ -79,6 +80,14 @@ def test_silenced_is_removed(name, size):
     trial = tried(name, input_shape=(3, size, size))
     assert trial.difference is not None, trial.said
     assert 0 < trial.difference < 1e-5 and trial.share > 0.4
+
+
+def test_nothing_is_downloaded_for_a_builder_that_takes_no_number_of_classes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(zoo.model_store, "get_model_file", lambda *args, **how: asked.append(args))
+    with pytest.raises(UserError, match="yolo3_darknet53_voc"):
+        zoo.from_gluoncv("yolo3_darknet53_voc", (3, 64, 64), n_classes=10)
+    assert not asked
 
 
 def test_names_and_what_they_are_for():

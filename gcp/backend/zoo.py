@@ -203,6 +203,8 @@ def _built(name: str, **kwargs) -> gluon.HybridBlock:
     elif name.lower().endswith("_custom") and isinstance(kwargs.get("classes"), int):
         kwargs["classes"] = [f"class {i}" for i in range(kwargs["classes"])]
     # Builders that take a base network fetch its weights unless told otherwise; others do not know the argument.
+    if "pretrained_base" in builder.parameters:
+        return get_model(name, pretrained=False, pretrained_base=False, **kwargs)
     for more in ({"pretrained": False, "pretrained_base": False}, {"pretrained": False}):
         with contextlib.suppress(TypeError, Warning):
             return get_model(name, **more, **kwargs)
