@@ -633,6 +633,9 @@ def _clip(call: Call) -> Value:
     return call.emit("clip", call.tensor(), a_min=max(low, LOWEST), a_max=min(high, HIGHEST))
 
 
+SELU = 1.6732632423543772, 1.0507009873554805  # alpha and gamma as MXNet has them
+
+
 @translation("LeakyRelu", "Elu", "Selu", "PRelu")
 def _leaky(call: Call) -> Value:
     kind = call.node.op_type.lower().replace("leakyrelu", "leaky")
@@ -643,9 +646,11 @@ def _leaky(call: Call) -> Value:
         if slope.size > 1 and (rank < 2 or slope.size != shape[1]):
             raise ValueError(f"its slopes, of shape {slope.shape}, vary along another axis than that of the channels")
         return call.emit("LeakyReLU", call.tensor(), call.array("slope", slope.reshape(-1)), act_type=kind)
-    if kind == "selu" and {"alpha", "gamma"} & set(call.attributes):
-        raise ValueError("its constants are not those of the publication")
-    default = {"leaky": 0.01, "elu": 1.0, "selu": 1.0}[kind]
+    if kind == "selu":
+        if not np.allclose([call.get("alpha", SELU[0]), call.get("gamma", SELU[1])], SELU, rtol=1e-6, atol=0):
+            raise ValueError("its constants are not those of the publication")
+        return call.emit("LeakyReLU", call.tensor(), act_type=kind)
+    default = {"leaky": 0.01, "elu": 1.0}[kind]
     return call.emit("LeakyReLU", call.tensor(), act_type=kind, slope=call.get("alpha", default))
 
 
