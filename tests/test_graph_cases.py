@@ -439,6 +439,11 @@ def test_a_depthwise_transposed_convolution_of_channels_that_stay():
     check_cut(last(up(mx.sym.reshape(products, shape=(0, 8, 8, 1)), 8, 8, size=1)), {"last": 5})
 
 
+def test_a_pooling_whose_channels_are_last_keeps_all_that_it_reads():
+    pooled = mx.sym.Pooling(first(), kernel=(2, 2), pool_type="avg", layout="NHWC")
+    check_cut(mx.sym.FullyConnected(mx.sym.relu(conv(pooled, "last", 5)), num_hidden=3), {"last": 5})
+
+
 def test_tensors_that_an_enlargement_joins_stay():
     both = mx.sym.UpSampling(first(), conv(IMAGE, "b"), scale=2, sample_type="nearest", num_args=2)
     check_cut(last(both), {"last": 5})
