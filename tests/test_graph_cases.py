@@ -444,6 +444,12 @@ def test_a_pooling_whose_channels_are_last_keeps_all_that_it_reads():
     check_cut(mx.sym.FullyConnected(mx.sym.relu(conv(pooled, "last", 5)), num_hidden=3), {"last": 5})
 
 
+def test_channels_of_a_position_of_a_box_stay():
+    how = {"pooled_size": (2, 2), "spatial_scale": 1.0, "position_sensitive": True}
+    boxes = mx.sym.contrib.ROIAlign(first(n=8), mx.sym.BlockGrad(mx.sym.ones((1, 5))), **how)
+    check_cut(last(boxes), {"last": 5})
+
+
 def test_tensors_that_an_enlargement_joins_stay():
     both = mx.sym.UpSampling(first(), conv(IMAGE, "b"), scale=2, sample_type="nearest", num_args=2)
     check_cut(last(both), {"last": 5})

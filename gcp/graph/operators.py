@@ -652,6 +652,7 @@ class Resampling(Linear):
         extended = call.node.op.lower() == "pad" and any((literal("pad_width") or ())[:4])
         joined = call.node.op == "UpSampling" and len(call.ins) > 1  # with other tensors, or by a learnt kernel
         last = not str(literal("layout", "NC")).startswith(("NC", "None"))  # its channels are along another axis
+        joined = joined or literal("position_sensitive", False)  # each position of a box has channels of its own
         if literal("pool_type", "avg") not in ("avg", "max") or extended or joined or last or len(call.ins) > 2:
             return call.fix()
         call.put(0, 1, call.along(0, 1))
