@@ -203,6 +203,14 @@ def test_split_and_concat(sizes, tmp_path):
     np.testing.assert_allclose(predict(zoo.open_network(path), x), runtime(path, x))
 
 
+@pytest.mark.parametrize("op", ["Sum", "Max"])
+def test_two_arrays_ahead_of_the_image_are_read(op, tmp_path):
+    arrays = {"a": numbers(4, 1, 1), "b": numbers(4, 6, 1)}
+    path = write(tmp_path / "net.onnx", [helper.make_node(op, ["a", "b", "x"], ["y"])], arrays)
+    x = numbers(2, 4, 6, 6)
+    np.testing.assert_allclose(predict(zoo.open_network(path), x), runtime(path, x), rtol=1e-5, atol=1e-6)
+
+
 def test_an_array_beside_a_tensor_is_repeated_for_each_image(tmp_path):
     """As the class token of a transformer is, whose length along the batch is folded into 1."""
     tokens = helper.make_node("Concat", ["c", "x"], ["y"], axis=2)

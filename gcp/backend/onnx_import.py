@@ -708,9 +708,12 @@ BINARY = {  # for equal shapes, for any shapes, with a number on the right, with
 
 @translation(*BINARY)
 def _binary(call: Call) -> Operand:
-    found, operands = call.inputs[0], call.inputs[1:]
-    if len(call.inputs) != 2 and call.node.op_type not in ("Sum", "Max", "Min"):
-        raise ValueError(f"it has {len(call.inputs)} inputs")
+    inputs = call.inputs
+    if call.node.op_type in ("Sum", "Max", "Min"):  # of any number, in any order: first what depends on the image
+        inputs = sorted(inputs, key=lambda x: isinstance(x, np.ndarray))
+    elif len(inputs) != 2:
+        raise ValueError(f"it has {len(inputs)} inputs")
+    found, *operands = inputs
     for other in operands:
         found = _combined(call, found, other)
     return found
