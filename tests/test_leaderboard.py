@@ -345,6 +345,13 @@ def test_the_number_of_images_is_one_that_most_methods_saw():
     assert text == "Training images after the dense network: 394,000 at 50 %; except a 100,000, b 100,000, c 251,000."
 
 
+def test_the_number_of_images_of_an_exception_is_one_that_is_an_exception():
+    """At 10 % the method saw as many images as all others."""
+    seen = {"a": {0.1: 1000, 0.5: 3000}, "b": {0.1: 1000, 0.5: 3000}, "c": {0.1: 1000, 0.5: 9000}}
+    rows = [{"target": at, "method": name, "images_total": n} for name, of in seen.items() for at, n in of.items()]
+    assert leaderboard.images_seen(pd.DataFrame(rows)).endswith("3,000 at 50 %, 1,000 at 10 %; except c 9,000.")
+
+
 def test_the_dense_network_is_that_of_each_target():
     """Of a target that was run later, on another processor, rounding gave other dense networks."""
     dense = {0.1: 0.95, 0.05: 0.93}

@@ -373,9 +373,11 @@ def images_seen(own: pd.DataFrame) -> str:
     """How many training images most methods used in total, and which used a number that differs by over 1 %."""
     means = own.groupby(["target", "method"]).images_total.mean().unstack()
     usual = means.apply(lambda row: max(row.dropna(), key=lambda n: ((row - n).abs().le(0.01 * n).sum(), n)), axis=1)
-    others = (means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)).any()
+    differs = means.sub(usual, axis=0).abs().gt(0.01 * usual, axis=0)
+    others = differs.any()
     numbers = ", ".join(f"{usual[target]:,.0f} at {_percent(target)}" for target in reversed(usual.index))
-    more = [f"{name} {means[name].dropna().iloc[0]:,.0f}" for name in others.index[others]]
+    # A method can differ at some targets only: the number is that of the lowest of these.
+    more = [f"{name} {means[name][differs[name]].iloc[0]:,.0f}" for name in others.index[others]]
     return f"Training images after the dense network: {numbers}" + (f"; except {', '.join(more)}." if more else ".")
 
 
