@@ -214,6 +214,13 @@ def test_the_short_table_fits_a_terminal_and_states_its_noise(tmp_path):
     )
 
 
+def test_the_short_table_names_lists_whole():
+    runs = [finished(finetune={"step_epochs": [10, later]}) for later in (20, 30)]
+    text = tables.short(frame.frame(runs), Path("table.md"))
+    assert [row["Method"] for row in rows_of(text)[1:]] == [f"GCP-f, step_epochs=[10, {n}]" for n in (20, 30)]
+    assert "All pruned networks" not in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a-0.5", "a.b-0.05", "plain"])
 def test_no_part_of_a_name_is_lost(tmp_path, name):
