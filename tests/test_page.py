@@ -107,6 +107,9 @@ def test_damaged_records_are_named_and_the_rest_is_shown(results, capsys):
         {"stages__dense__macs": 0},
         {"method": "another"},
         {"config__finetune": 3},
+        {"config__prune": {"budget": None, "gcp": {}}},
+        {"config__data": {}},
+        {"config__data__input": []},
     ],
 )
 def test_what_this_version_cannot_report_is_a_problem_and_no_traceback(results, capsys, changes):

@@ -58,7 +58,8 @@ def known(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
         try:
             _rows([run], "test")
             cost_label(counted(run))
-        except (UserError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            _ = run.record.config["prune"]["method"], run.record.config["data"]["input"][1]  # for the page, and `paper`
+        except (UserError, LookupError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             problems.append(f"{run.path / RECORD}: not a record of this version ({why}); run the experiment again")
         else:
