@@ -269,6 +269,18 @@ def test_the_live_page_answers_to_this_machine_only_and_serves_no_files(served):
         refused.value.close()
 
 
+def test_the_live_page_can_have_the_port_that_browsers_leave_out(results, monkeypatch):
+    monkeypatch.setattr(page, "script", lambda: "")
+    with live.server(results, REFERENCE, 0) as serving:
+        address, serving.server_port = f"http://127.0.0.1:{serving.server_port}/data.json", 80
+        threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
+        assert json.loads(fetch(address, Host="localhost"))["rows"]
+        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+            fetch(address, Host="results.example.com")
+        refused.value.close()
+        serving.shutdown()
+
+
 @pytest.mark.slow
 def test_the_checked_in_page_shows_the_checked_in_records():
     data = data_of((REPO / "results" / "page.html").read_text(encoding="utf-8"))

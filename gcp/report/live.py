@@ -16,6 +16,7 @@ from gcp.storage import now
 
 EVERY_S = 5.0
 HOST = "127.0.0.1"
+HTTP_PORT = 80
 
 
 class Watched:
@@ -67,7 +68,9 @@ def server(folder: Path, reference: Path, port: int) -> Server:
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802 (http.server's name)
-            names = {f"{name}:{self.server.server_port}" for name in ("localhost", HOST)}
+            port = self.server.server_port
+            names = {f"{name}:{port}" for name in ("localhost", HOST)}
+            names |= {"localhost", HOST} if port == HTTP_PORT else set()  # which browsers leave out
             if self.headers.get("Host") not in names:
                 self._send(403, "text/plain", "this page is only for the machine that serves it")
             elif self.path not in ("/", "/data.json"):
