@@ -418,6 +418,15 @@ def test_speeds_are_read_beside_the_record(tmp_path):
         records.load_records(tmp_path)
 
 
+def test_speeds_that_do_not_say_their_batch_are_measured_again(cfg):
+    timing = {"latency_s": 0.5, "images_per_second": 128.0}
+    records.run_path(cfg).mkdir(parents=True)
+    for setup, is_timed in (({"batch": cfg.throughput.batch}, True), ({}, False)):
+        speed = {"setup": setup, "hardware": {}, "dense": timing, "final": timing}
+        storage.write_json(records.run_path(cfg) / records.SPEED, {"throughput": speed})
+        assert records.is_timed(cfg) == is_timed
+
+
 # The environment
 
 

@@ -310,7 +310,7 @@ def is_done(cfg: Config) -> bool:
 def is_timed(cfg: Config) -> bool:
     """Whether the run's throughput has been measured with the configured batch."""
     speeds = read_speeds(run_path(cfg))
-    return speeds is not None and speeds.throughput.setup["batch"] == cfg.throughput.batch
+    return speeds is not None and speeds.throughput.setup.get("batch") == cfg.throughput.batch
 
 
 @contextlib.contextmanager
