@@ -9,6 +9,7 @@ Fenced blocks of commands say whether they are run here, by the words after the 
 and the same for `python` and `yaml`. The blocks of a page run in its order, in a copy of the checkout.
 """
 
+import errno
 import fnmatch
 import os
 import re
@@ -110,6 +111,19 @@ def test_embedding_replaces_what_is_between_the_marks(tmp_path):
     with pytest.raises(errors.UserError, match="t.md"):
         shutil.move(tmp_path / "t.md", tmp_path / "u.md")
         tables.embed(tmp_path / "d.md")
+
+
+def test_a_page_that_cannot_be_written_keeps_its_text(tmp_path, monkeypatch):
+    def full(path: Path, *_: object, **how: object) -> None:
+        with open(path, "w"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "t.md").write_text("| new |\n")
+    (tmp_path / "d.md").write_text("a\n<!-- begin t.md -->\n<!-- end -->\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(errors.UserError, match="No space"):
+        tables.embed(tmp_path / "d.md")
+    assert (tmp_path / "d.md").read_text() == "a\n<!-- begin t.md -->\n<!-- end -->\n"
 
 
 def anchors(page: Path) -> List[str]:

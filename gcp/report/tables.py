@@ -19,7 +19,7 @@ from gcp.cost.base import COSTS
 from gcp.cost.latency import Validation
 from gcp.errors import UserError
 from gcp.report.frame import Measure, aggregate, cost_label, in_order, threads, titles
-from gcp.storage import read_json
+from gcp.storage import read_json, write_text
 
 MISSING, NOISY = "-", "*"
 NOISE = f"{NOISY}: a timing was noisy (its passes differed widely, or others kept the machine busy)."
@@ -189,7 +189,7 @@ def embed(document: str | Path) -> None:
         text = document.read_text(encoding="utf-8")
         new = re.sub(r"(<!-- begin (\S+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
         if new != text:
-            document.write_text(new, encoding="utf-8")
+            write_text(document, new)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read or written ({error.strerror})") from error
 
