@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import yaml
 from finished import finished
@@ -445,6 +446,18 @@ def test_searches_of_two_networks_are_told_apart(tmp_path):
     assert list(found["Best loss"]) == [0.3, 0.4] and list(found.Target) == ["5 % of the MACs"] * 2
     assert len(search_report.importances(runs, table)) == 4
     assert len(figures.save(figures.search_history(trials), tmp_path / "history")) == 2  # dollars are no formulas
+
+
+def test_a_trial_that_ended_early_is_in_the_figure():
+    trial = {"setting": ("d", "m", "paper", ()), "objective": "macs", "target": 0.5, "label": "x", "seed": 0}
+    losses = [(1, "complete", 0.5), (2, "pruned", None), (3, "failed", None), (4, "complete", 0.3)]
+    rows = [{**trial, "study": "run", "trial": n, "state": state, "value": loss} for n, state, loss in losses]
+    figure = figures.search_history(pd.DataFrame(rows).astype({"value": float}))
+    [ax] = figure.axes
+    [early] = [line for line in ax.lines if line.get_marker() == "v"]
+    figure.draw_without_rendering()
+    [[x, y]] = early.get_transform().transform(early.get_xydata())
+    assert list(early.get_xdata()) == [2] and ax.get_window_extent().contains(x, y)
 
 
 @pytest.mark.parametrize(

@@ -477,9 +477,11 @@ def search_history(trials: pd.DataFrame) -> Figure:
     n_columns = min(len(studies), 4)
     figure, axes = _panels(-(-len(studies) // n_columns), n_columns, 3.6, 2.9)
     for ax, ((setting, _, target, label, seed, study), own) in zip(axes.flat, studies):
-        for state, marker, colour in (("complete", "o", COLOURS["GCP-f"]), ("pruned", "v", FAINT)):
-            some = own[own.state == state]
-            ax.plot(some.trial, some.value, marker, color=colour, markersize=4.5)
+        some, early = own[own.state == "complete"], own.trial[own.state == "pruned"]
+        ax.plot(some.trial, some.value, "o", color=COLOURS["GCP-f"], markersize=4.5)
+        # Trials that ended early have no loss: they are marked at the upper edge.
+        edge = {"transform": ax.get_xaxis_transform(), "color": FAINT, "markersize": 4.5}
+        ax.plot(early, np.full(len(early), 0.97), "v", **edge)
         best = own.value.cummin().ffill()
         ax.step(own.trial, best, where="post", color=COLOURS["GCP-p"], linewidth=1.3)
         for failed in own.trial[own.state == "failed"]:
@@ -497,7 +499,7 @@ def search_history(trials: pd.DataFrame) -> Figure:
     for ax in axes.flat[len(studies) :]:
         ax.axis("off")
     figure.suptitle(
-        "Trials of each search, and the lowest loss so far; dashed: a trial that failed",
+        "Trials of each search, and the lowest loss so far; triangle: it ended early; dashed: it failed",
         x=0.01,
         ha="left",
         fontsize=FONT + 1,
