@@ -8,11 +8,11 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 from gcp import command as command_line
 from gcp.errors import UserError
-from gcp.storage import read_json, write_json
+from gcp.storage import read_json, read_text, write_json, write_text
 
 START, END = "<!-- zoo -->", "<!-- end of zoo -->"
 
@@ -22,11 +22,16 @@ def run(argv: list) -> None:
     parser = command_line.Parser(description=__doc__)
     parser.add_argument("--family", help="try only this family, such as resnet; the page is then left unchanged")
     parser.add_argument(
-        "--compare", type=int, metavar="N", help="compare the N smallest of each family (default: all; 0: none)"
+        "--compare",
+        type=command_line.natural,
+        metavar="N",
+        help="compare the N smallest of each family (default: all; 0: none)",
     )
     parser.add_argument("--results", type=Path, help="file for the results; networks in it are not tried again")
     parser.add_argument("--write", type=Path, help="write the table between the markers of this page")
     args = parser.parse_args(argv)
+    if args.write:
+        around(args.write)  # a page without the markers should not cost hours
     from gcp.backend import zoo
     from gcp.experiment.zoo import Trial, task, tried
 
@@ -64,10 +69,17 @@ def run(argv: list) -> None:
     table = "\n".join([*head, *rows, "", f"By task: {said}."])
     print(table, flush=True)
     if args.write and args.family is None:
-        text = args.write.read_text(encoding="utf-8")
-        before, _, rest = text.partition(START)
-        after = rest.partition(END)[2]
-        args.write.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+        before, after = around(args.write)
+        write_text(args.write, f"{before}{START}\n{table}\n{END}{after}")
+
+
+def around(page: Path) -> Tuple[str, str]:
+    """What a page holds before and after its markers. UserError: it cannot be read, or lacks one of them."""
+    before, _, rest = read_text(page).partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"{page}: lacks the lines {START} and {END}, between which the table is written; add them")
+    return before, after
 
 
 if __name__ == "__main__":

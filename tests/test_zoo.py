@@ -12,6 +12,7 @@ import pytest
 from gcp.backend import zoo
 from gcp.errors import UserError
 from gcp.experiment.zoo import task, tried
+from scripts import zoo as script
 
 # Of each family some of the cheapest, and the smallest side of an image that they take. The ordinary tests have the
 # quickest of them.
@@ -99,6 +100,21 @@ def test_names_and_what_they_are_for():
     assert task("darknet53") == task("hrnet_w18_c") == task("mxnet:vgg11") == "classification"
     assert task("hrnet_w18_s") == task("danet_resnet50_citys") == "segmentation"
     assert task("yolo3_darknet53_voc") == "detection" and task("simple_pose_resnet18_v1b") == "pose"
+
+
+def test_the_script_refuses_before_it_begins_what_it_could_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "families", dict)
+    page = tmp_path / "page.md"
+    for text in ("a\n", f"a\n{script.START}\nb\n"):
+        page.write_text(text)
+        with pytest.raises(UserError, match="page.md"):
+            script.run(["--write", str(page)])
+        assert page.read_text() == text
+    page.write_text(f"a\n{script.START}\nold\n{script.END}\nb\n")
+    script.run(["--write", str(page)])
+    assert page.read_text().startswith(f"a\n{script.START}\n| family") and page.read_text().endswith("-->\nb\n")
+    with pytest.raises(UserError, match="--compare"):
+        script.run(["--compare", "-1"])
 
 
 def test_a_graph_with_graphs_inside_is_refused():
