@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gcp import command as command_line
 from gcp import runtime
+from gcp.errors import UserError
 from gcp.experiment import config
 
 TARGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
@@ -21,6 +22,11 @@ def run(argv: list[str]) -> None:
     command_line.add_overlay(parser)
     args = parser.parse_args(argv)
     loaded = [cfg for _, _, cfg in config.load_all(args.configs, args.set, args.seeds, args.overlay)]
+    networks = [(cfg.model.name, cfg.seed) for cfg in loaded]
+    for cfg in loaded:
+        if networks.count((cfg.model.name, cfg.seed)) > 1:
+            wrong = f"several of these configurations are of {cfg.model.name}, whose table would mix them"
+            raise UserError(f"{cfg.name}: {wrong}; give one at a time, each with an output of its own")
     runtime.use_threads(loaded[0].threads)
     from gcp.experiment import without_training
     from gcp.report import tables

@@ -7,6 +7,7 @@ import pytest
 from gcp.errors import UserError
 from gcp.experiment import config, without_training
 from gcp.report import tables
+from scripts import without_training as script
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "without_training"
@@ -37,6 +38,15 @@ def test_the_table_by_hand(tmp_path):
     assert "| l1          | nothing   | 55.00 ± 7.07 | 20.00 ± 0.00 |       0.5 |" in text
     assert "|             | weights   | 80.00 ± 0.00 | 80.00 ± 0.00 |       1.0 |" in text
     assert "90.00 ± 0.00" in text and "100 test images" in text
+
+
+def test_two_configurations_of_one_network_are_refused(tmp_path):
+    """Their rows would be averaged as if they were seeds."""
+    for name, n in (("a", 60), ("b", 80)):
+        (tmp_path / f"{name}.yaml").write_text(CONFIG.replace("n_train: 60", f"n_train: {n}"))
+    with pytest.raises(UserError, match="cifar_resnet20_v1"):
+        script.run([str(tmp_path), "--set", f"output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
