@@ -5,6 +5,7 @@ For runs with several seeds and targets: accuracies, paired differences from a b
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from gcp import command as command_line
@@ -47,6 +48,8 @@ def run(argv: list[str]) -> None:
     runs, problems = frame.known(run for folder in arguments.results for run in records.load_records(folder))
     if problems:
         raise UserError(problems[0])
+    for path in sorted(frame.told_apart(runs)[1]):
+        print(f"warning: {path}: another result with the same fingerprint; only one counts", file=sys.stderr)
     predicted = {}
     if arguments.latency_model is not None:
         from gcp.cost import latency

@@ -274,6 +274,18 @@ def test_a_method_that_has_no_seed_in_common_with_the_baseline_yet_is_not_drawn(
     assert {line.get_label() for line in ax.lines if line.get_label()[0] != "_"} == {"fpgm", "uniform-l1"}
 
 
+def test_another_result_of_a_run_is_told_and_a_copy_is_not(tmp_path, capsys):
+    run = runs()[0]
+    final = run.record.stages.final.model_copy(update={"top1": 0.5})
+    other = run.record.model_copy(update={"stages": run.record.stages.model_copy(update={"final": final})})
+    with pytest.raises(UserError, match="no run is called absent"):
+        script.run([str(saved(tmp_path / "copies", [run, run])), "--baseline", "absent"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="no run is called absent"):
+        script.run([str(saved(tmp_path / "two", [run, run._replace(record=other)])), "--baseline", "absent"])
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
 @pytest.mark.slow
 def test_the_files_of_a_comparison(tmp_path, capsys):
     # Of the second network only one target, and one method of its own.
