@@ -33,8 +33,12 @@ class Options(BaseModel):
     @classmethod
     def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
         """Expand a leading `~` in paths, as shells do on a command line: no folder of that name should be created."""
-        is_path = info.field_name in cls.FILES | cls.FOLDERS
-        return os.path.expanduser(value) if is_path and isinstance(value, str) else value
+        if info.field_name not in cls.FILES | cls.FOLDERS or not isinstance(value, str):
+            return value
+        path = os.path.expanduser(value)
+        if path.startswith("~") and info.field_name in cls.FOLDERS:  # of a user that does not exist; it would be made
+            raise ValueError("should not begin with a user that this machine does not have")
+        return path
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with combinations of values that are each valid on their own."""

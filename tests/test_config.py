@@ -109,6 +109,9 @@ def test_a_path_may_begin_at_home(write, tmp_path, monkeypatch):
     assert (cfg.output, cfg.model.name) == (f"{tmp_path}/runs", f"{tmp_path}/net.onnx")
     assert (cfg.finetune.teacher, cfg.prune.device) == (f"{tmp_path}/teacher", f"{tmp_path}/a.yaml")
     assert cfg.prune.latency_model == "~nobody-here/b.json"
+    assert config.load(path, ["paper.starts_from=~/a.yaml"]).paper.starts_from == f"{tmp_path}/a.yaml"
+    with pytest.raises(UserError, match="output: '~nobody-here/runs'"):
+        config.load(path, ["output=~nobody-here/runs"])
 
 
 def test_an_overlay_lies_over_the_chain_and_under_set(write, tmp_path):

@@ -228,6 +228,8 @@ class Throughput(Options):
 class Paper(Options):
     """The row of the paper's tables that an experiment belongs to. It affects neither results nor fingerprints."""
 
+    FILES: ClassVar[Set[str]] = {"starts_from"}
+
     table: Optional[Literal["table1", "table2", "table3", "table4", "table5", "table6", "figure1"]] = Field(
         None, description="one of the paper's tables 1 to 6, or its Figure 1"
     )
