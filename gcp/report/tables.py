@@ -6,6 +6,7 @@ One table row is one method at one target, aggregated over seeds. Missing values
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -495,7 +496,9 @@ def forecast(rows: Sequence[Any], measured: str | None = None) -> str:
             "Seed": row.seed,
             "Level": None if row.table in (None, "figure1") else row.level,
             "Target %": row.target and f"{100 * row.target:.4g} of {row.objective}{', chosen' if row.chosen else ''}",
-            "Reachable": row.target and ("yes" if row.is_reachable else f"NO: {100 * row.lowest:.2f} % at least"),
+            # Rounded up: a target of what is printed can be reached.
+            "Reachable": row.target
+            and ("yes" if row.is_reachable else f"NO: {math.ceil(1e4 * row.lowest) / 100:.2f} % at least"),
             "Lowest %": row.lowest and 100 * row.lowest,
             "Params (M), uniform": row.params / 1e6,
             "Params (M), uniform noisy": row.stand_in,
