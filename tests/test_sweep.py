@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from finished import finished
 
 from gcp.errors import UserError
 from gcp.experiment import config, record, reproduce, source, sweep
@@ -360,6 +361,23 @@ def test_names_that_lead_out_of_a_run_are_not_written():
     assert worker._is_brought("final-0000.params") and worker._is_brought("log.jsonl")
     for name in ("../x", "a/b", ".partial-x", "lock", "x.states", "", "config.yaml"):
         assert not worker._is_brought(name)
+
+
+def test_a_run_that_is_only_partly_received_is_not_done(tmp_path, monkeypatch):
+    given = task("uniform-macs-0.05.yaml", f"output={tmp_path}")
+    content = finished().record.model_copy(update={"fingerprint": given.cfg.fingerprint()}).model_dump_json().encode()
+    files = {"run": {record.RECORD: content, "final.json": b"{}"}, "dense": {"dense.json": b"{}"}}
+
+    def killed(path, content):
+        if path.name == "dense.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(worker, "_write", killed)
+        worker.receive(given, files)
+    assert not record.is_done(given.cfg)
+    worker.receive(given, files)
+    assert record.is_done(given.cfg) and (record.dense_path(given.cfg) / "dense.json").exists()
 
 
 # ---- SLURM, by submitit's other executors ----------------------------------------------------------------------------

@@ -120,16 +120,16 @@ def receive(task: Task, files: Dict[str, Dict[str, bytes]]) -> None:
         record = parse_json(run.pop(records.RECORD), records.Record, about, "run the sweep again")
         if record.fingerprint != task.cfg.fingerprint():
             raise UserError(f"{about} belongs to another run; run the sweep again", key="sweep.record")
+        with locked(dense):  # shared by several runs, each of which may have trained it on another worker
+            for name, content in files["dense"].items():
+                if _is_brought(name) and not (dense / name).exists():
+                    _write(dense / name, content)
         for name, content in run.items():
             _write(path / name, content)
         if not (path / records.RECORD).exists():
             write_text(path / "config.yaml", yaml_text(task.cfg.model_dump(mode="json")))
             config = {**record.config, "output": task.cfg.output}
             write_json(path / records.RECORD, {**record.model_dump(mode="json"), "config": config})
-    with locked(dense):  # shared by several runs, each of which may have trained it on another worker
-        for name, content in files["dense"].items():
-            if _is_brought(name) and not (dense / name).exists():
-                _write(dense / name, content)
 
 
 def _write(path: Path, content: bytes) -> None:
