@@ -416,6 +416,16 @@ def test_a_supernet_is_trained_once_and_compares(tiny, tmp_path):
     assert len(list(tmp_path.glob("supernet-*.params"))) == 1 and not list(tmp_path.glob("*.checkpoint"))
 
 
+@pytest.mark.slow
+def test_spaces_whose_multipliers_are_rounded_otherwise_do_not_share_a_supernet(tiny, tmp_path):
+    for round_to in (1, 4):
+        space = Space(tiny.net, some(multipliers=(0.3, 0.7)), round_to)
+        own = judged(space, tmp_path)
+        scores = QUALITIES["supernet"](own, SupernetOptions(epochs=0.1, images=8))
+        assert np.isfinite(scores(space.random(1, np.random.default_rng(0)))).all()
+    assert len(list(tmp_path.glob("supernet-*.params"))) == 2
+
+
 def test_additive_gains_are_those_that_were_planted(tiny):
     rng = np.random.default_rng(0)
     planted = {name: rng.normal(size=len(values)) for name, values in tiny.decisions.items()}

@@ -97,7 +97,9 @@ def _supernet(judged: Judged, options: SupernetOptions) -> Any:
 
     space, data, seed = judged.space, judged.data, Stream.ARCHITECTURES.seed(judged.seed, 2)
     apart = {"images"}
-    key = f"{space.decisions} {sorted(space.fixed.items())} {judged.batch} {judged.augment} {judged.seed}"
+    # With a multiplier, the widths also depend on what they are rounded to.
+    key = f"{space.decisions} {sorted(space.fixed.items())} {space.round_to} "
+    key += f"{judged.batch} {judged.augment} {judged.seed}"
     key = hashlib.sha256((key + options.model_dump_json(exclude=apart)).encode()).hexdigest()[:8]
     path, checkpoint = (Path(f"{judged.folder / f'supernet-{key}'}.{end}") for end in ("params", "checkpoint"))
     step = SupernetStep(space, TASKS[judged.task], options, seed)
