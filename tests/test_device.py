@@ -74,6 +74,17 @@ def test_a_depthwise_conv_uses_one_lane_of_its_inputs(tmp_path):
     assert by_operator["depthwise 3x3"] > 0.3 * sum(by_operator.values())  # of 3 % of the multiply-accumulates
 
 
+@pytest.mark.parametrize("groups", [2, 4, 8, 16])
+def test_a_grouped_conv_uses_the_lanes_of_the_inputs_of_a_group(tmp_path, groups):
+    """Of 32 channels: whole groups can be removed where there are more than channels in each, else channels of all."""
+    x = mx.sym.relu(mx.sym.Convolution(mx.sym.var("data"), num_filter=32, kernel=(3, 3), pad=(1, 1), name="a"))
+    x = mx.sym.Convolution(x, num_filter=32, kernel=(3, 3), pad=(1, 1), num_group=groups, name="grouped")
+    net = built(mx.sym.FullyConnected(mx.sym.relu(x), num_hidden=2, name="dense"), (3, 5, 5))
+    term = next(term for term in device_time(net, chip(tmp_path / "d")).terms if term.place == "grouped")
+    blocks = -(-(32 // groups) // 4) * 4
+    assert term.value(*[net.widths[name] for name in term.names]) == pytest.approx(9 * 25 * blocks * 32 / 32 / 1e6)
+
+
 def test_widths_within_a_block_take_as_long(tmp_path):
     net = shape_only("resnet18_v1b", (3, 32, 32))
     cost = device_time(net, DeviceOptions(device=str(EXAMPLE)))

@@ -48,11 +48,13 @@ class Device(Schema):
     def seconds(self, layer: Layer, n_in: int, n_out: int) -> float:
         """Seconds that a layer with these numbers of input and output channels takes.
 
-        A depthwise conv has one input channel for each output, and leaves all other input lanes idle.
+        An output of a grouped conv reads the inputs of its own conv group only, that of a depthwise one a single input,
+        and all other input lanes are idle.
         """
-        inputs = self.parallel_inputs if layer.depthwise else _blocks(n_in, self.parallel_inputs)
-        lanes = inputs * _blocks(n_out, self.parallel_outputs)
-        computing = layer.kernel_size * layer.positions * lanes / (self.macs_per_cycle * 1e6 * self.clock_mhz)
+        reads = layer.read_by_each(n_in)
+        taps = layer.kernel_size / reads if layer.depthwise else layer.kernel_size * layer.conv_groups
+        lanes = _blocks(reads, self.parallel_inputs) * _blocks(n_out, self.parallel_outputs)
+        computing = taps * layer.positions * lanes / (self.macs_per_cycle * 1e6 * self.clock_mhz)
         weights = layer.kernel_size * (n_out if layer.depthwise else n_in * n_out)
         activations = layer.in_positions * n_in + layer.positions * n_out  # followers are applied on the way out
         moved = weights + (activations if activations * self.bytes_per_value > 1e3 * self.on_chip_kb else 0)

@@ -30,7 +30,7 @@ class Layer:
     Multiply-accumulates are `kernel_size * positions * input channels * output channels`, with the channels counted
     once for a `depthwise` conv or a grouped one that loses whole groups. `in_positions` and `out_positions`: values per
     channel of the input (where channels count once, per channel of the output), and of the output together with all
-    followers' outputs.
+    followers' outputs. `conv_groups`: the conv groups of the layer at the network's own widths.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Layer:
     in_positions: float
     out_positions: int
     depthwise: bool
+    conv_groups: int = 1
 
     @property
     def groups(self) -> Tuple[str, ...]:
@@ -53,6 +54,10 @@ class Layer:
         """(input channels, output channels); a depthwise conv has one width, which is used for both."""
         n_out = self.outputs(widths)
         return (n_out if self.depthwise else self.inputs(widths)), n_out
+
+    def read_by_each(self, n_in: int) -> int:
+        """The input channels that each output reads; where channels count once, cuts leave their number as it is."""
+        return max(1, (self.inputs.fixed if self.depthwise else n_in) // self.conv_groups)
 
 
 class Share(NamedTuple):
@@ -117,6 +122,7 @@ def _layer(net: Network, i: int, followers: Sequence[int]) -> Layer:
         in_positions=math.prod(source) / (n_out if one_width else n_in),
         out_positions=sum(_positions(net, j) for j in (i, *followers)),
         depthwise=one_width,
+        conv_groups=int(node.literal("num_group", 1)) if kernel else 1,
     )
 
 
