@@ -216,6 +216,22 @@ def test_a_latency_model_learns_blocks_that_the_network_does_not_have(space, net
     assert model.cost(small)(small.widths) == pytest.approx(found.predicted_s["table"][0], rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("drop:nothing", True),
+        ("block:features_linearbottleneck4_conv1", "other"),
+        ("drop:features_linearbottleneck4_elemwise_add0", "yes"),
+    ],
+)
+def test_sampled_decisions_that_the_network_does_not_have_are_refused(net, name, value):
+    sampled = SampledSpace(Space(net, SpaceOptions()))
+    for read in (sampled.layers, lambda decisions: sampled.network(net.widths, decisions)):
+        with pytest.raises(UserError) as error:
+            read({name: value})
+        assert name in str(error.value)
+
+
 def test_layers_alone_are_those_of_the_blocks_that_were_drawn(space, net, tmp_path):
     """With a time proportional to the MACs, all layers together take as long as the network that they are from."""
 

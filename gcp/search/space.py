@@ -507,11 +507,11 @@ class SampledSpace(Sampled):
 
     def network(self, widths: Widths, decisions: Mapping[str, Any]) -> Network:
         """See `Sampled`."""
-        return self._space.at_widths(decisions, widths)
+        return self._space.at_widths(self._space.resolved(decisions), widths)
 
     def layers(self, decisions: Mapping[str, Any]) -> Tuple[Layer, ...]:
-        """See `Sampled`."""
-        return self._layers(tuple(sorted(decisions.items())))
+        """See `Sampled`. UserError: the decisions, which can be from a file, are not of this network."""
+        return self._layers(tuple(sorted(self._space.resolved(decisions).items())))
 
     def _own_layers(self, decisions: Tuple[Tuple[str, Any], ...]) -> Tuple[Layer, ...]:
         net = self._space.rewritten(dict(decisions))
