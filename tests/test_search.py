@@ -112,6 +112,7 @@ def test_a_grid_is_every_combination_in_turn():
 def test_whole_numbers_stay_whole():
     values = drawn(5, {"n": Range(low=1, high=9), "x": Range(low=1.0, high=9.0)}, sampler="random")
     assert {(type(of["n"]), type(of["x"])) for of in values} == {(int, float)}
+    assert Range(low=1, high=9).holds(2) and not Range(low=1, high=9).holds(1.5) and Range(low=1.0, high=9).holds(1.5)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])

@@ -36,9 +36,16 @@ class Range(Options):
         """The values that are checked in place of all others: both ends of a range, or every choice."""
         return self.choices or (self.low, self.high)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is a range of whole numbers, which one with whole ends is."""
+        return self.is_range and isinstance(self.low, int) and isinstance(self.high, int)
+
     def holds(self, value: Any) -> bool:
         """Whether a trial can choose the value."""
-        return value in self.choices if self.choices else value is not None and self.low <= value <= self.high
+        if self.choices:
+            return value in self.choices
+        return value is not None and self.low <= value <= self.high and (not self.is_whole or value == int(value))
 
     def mistakes(self) -> Iterator[str]:
         """See `Options`."""

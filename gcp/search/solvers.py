@@ -278,9 +278,10 @@ def _min_fill(sizes: Mapping[str, int], scopes: Sequence[Tuple[str, ...]]) -> Or
             near[b].add(a)
     order, later, left = [], {}, dict.fromkeys(sizes)
 
-    def price(name: str) -> Tuple[int, int, int]:
+    def price(name: str) -> Tuple[int, float, int]:
         fill = sum(b not in near[a] for a, b in combinations(sorted(near[name]), 2))
-        return fill, int(np.prod([sizes[each] for each in (name, *near[name])], dtype=float)), positions[name]
+        with np.errstate(over="ignore"):  # infinitely many entries are too many
+            return fill, np.prod([sizes[each] for each in (name, *near[name])], dtype=float), positions[name]
 
     positions = {name: i for i, name in enumerate(sizes)}
     while left:

@@ -181,7 +181,7 @@ def distribution(tried: Range) -> BaseDistribution:
     """A range or choices as an Optuna distribution."""
     if tried.choices:
         return CategoricalDistribution(tried.choices)
-    kind = IntDistribution if isinstance(tried.low, int) and isinstance(tried.high, int) else FloatDistribution
+    kind = IntDistribution if tried.is_whole else FloatDistribution
     return kind(tried.low, tried.high, log=tried.log)
 
 
