@@ -5,13 +5,11 @@ For runs with several seeds and targets: accuracies, paired differences from a b
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from gcp import command as command_line
 from gcp import runtime
 from gcp.errors import UserError
-from gcp.experiment import record as records
 from gcp.report import frame, leaderboard, tables
 
 
@@ -45,11 +43,7 @@ def run(argv: list[str]) -> None:
         with runtime.progress_bar("timed", "run") as progress:
             for folder in arguments.results:
                 measure.time_records(folder, progress)
-    runs, problems = frame.known(run for folder in arguments.results for run in records.load_records(folder))
-    if problems:
-        raise UserError(problems[0])
-    for path in sorted(frame.told_apart(runs)[1]):
-        print(f"warning: {path}: another result with the same fingerprint; only one counts", file=sys.stderr)
+    runs = frame.loaded(arguments.results)
     predicted = {}
     if arguments.latency_model is not None:
         from gcp.cost import latency

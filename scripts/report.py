@@ -12,7 +12,6 @@ from pathlib import Path
 from gcp import command as command_line
 from gcp import storage
 from gcp.errors import UserError
-from gcp.experiment import record as records
 from gcp.report import figures, frame, live, page, paper, search, tables, width_search
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
@@ -55,11 +54,7 @@ def run(argv: list[str]) -> None:
         raise UserError("--paper and --validation exclude each other: the paper's tables are on test images")
     images = "validation" if arguments.validation else "test"
     output = Path(arguments.output or Path(arguments.results) / ("report" if images == "test" else "report_validation"))
-    runs, problems = frame.known(records.load_records(arguments.results))
-    if problems:
-        raise UserError(problems[0])
-    for path in sorted(frame.told_apart(runs)[1]):
-        print(f"warning: {path}: another result with the same fingerprint; only one is shown", file=sys.stderr)
+    runs = frame.loaded([arguments.results])
     table = frame.frame(runs, images)
     with tables.writing(output, "--output"):
         paths = tables.write(table, output) + figures.write(table, output) + search.write(runs, table, output)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -20,7 +22,7 @@ from gcp.cost.base import COSTS
 from gcp.data.datasets import DATASETS, Data
 from gcp.errors import UserError
 from gcp.experiment.config import Model
-from gcp.experiment.record import RECORD, Finished, Stage, Timing
+from gcp.experiment.record import RECORD, Finished, Stage, Timing, load_records
 from gcp.methods.base import METHODS, MethodOptions
 
 Images = Literal["test", "validation"]
@@ -42,8 +44,8 @@ NEW_OPTIONS = {
     "search": {"trials": 0},
 }
 WORDS = (
-    "fingerprint setting data model scale method label objective searched device kept n_channels noisy cost_noisy "
-    "images"
+    "fingerprint setting data model scale method label parts objective searched device kept n_channels noisy "
+    "cost_noisy images"
 ).split()
 NUMBERS = (
     "target seed n_eval macs_kept params_kept cost_kept top1 top5 drop images_per_second throughput_ratio "
@@ -65,6 +67,19 @@ def known(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
         else:
             found.append(run)
     return found, problems
+
+
+def loaded(folders: Iterable[str | Path]) -> list[Finished]:
+    """The runs below folders. Results of one fingerprint that differ are named on stderr, since only one will count.
+
+    UserError: a record cannot be read or reported.
+    """
+    runs, problems = known(run for folder in folders for run in load_records(folder))
+    if problems:
+        raise UserError(problems[0])
+    for path in sorted(told_apart(runs)[1]):
+        print(f"warning: {path}: another result with the same fingerprint; only one counts", file=sys.stderr)
+    return runs
 
 
 def unique(runs: Iterable[Finished]) -> list[Finished]:
@@ -111,7 +126,7 @@ def frame(runs: Iterable[Finished], images: Images = "test") -> pd.DataFrame:
     `images` selects the accuracies: those on the test images, or on the validation images, by which settings should be
     chosen. UserError: a record does not hold the latter. `setting` is what a dense network depends on: data, model,
     scale and any other dense option that varies among the runs. `label` is the method with every option that
-    distinguishes it from its neighbours, so that only seeds are averaged.
+    distinguishes it from its neighbours, so that only seeds are averaged; `parts` are the method and these options.
     """
     rows = _rows(unique(runs), images)
     return pd.DataFrame(rows, columns=WORDS + NUMBERS).astype(dict.fromkeys(NUMBERS, float))  # None becomes NaN
@@ -140,7 +155,7 @@ def _rows(runs: Sequence[Finished], images: Images) -> list[dict[str, Any]]:
         rows.append(
             common
             | (dense := _measured(stages.dense, speed and speed.dense, images))
-            | {"method": "Dense", "label": ", ".join(("Dense", *setting[3])), "images_total": stages.dense.images}
+            | {"method": "Dense", **_labelled("Dense", *setting[3]), "images_total": stages.dense.images}
             | {"macs_kept": 100.0, "params_kept": 100.0, "throughput_ratio": 1.0 if speed else None}
             | {"latency_kept": 100.0}
         )
@@ -151,7 +166,7 @@ def _rows(runs: Sequence[Finished], images: Images) -> list[dict[str, Any]]:
             | (final := _measured(stages.final, speed and speed.final, images))
             | {
                 "method": method,
-                "label": ", ".join((name, *setting[3], *extra)),
+                **_labelled(name, *setting[3], *extra),
                 "objective": counted(run),
                 "target": record.target,
                 "macs_kept": 100.0 * record.macs_kept,
@@ -172,6 +187,10 @@ def _rows(runs: Sequence[Finished], images: Images) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _labelled(*parts: str) -> dict[str, Any]:
+    return {"label": ", ".join(parts), "parts": parts}
 
 
 def _measured(stage: Stage, timing: Timing | None, images: Images) -> dict[str, Any]:

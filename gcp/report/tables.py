@@ -304,11 +304,11 @@ def short(runs: pd.DataFrame, full: Path) -> str:
     standard error of an accuracy measured on that number of test images.
     """
     table, names, targets = aggregate(in_order(runs), CELL, SHORT), [], []
-    options = [set(_parts(label)[1:]) for label in runs.label[runs.method != "Dense"]]
+    parts, options = dict(zip(runs.label, runs.parts)), [set(of[1:]) for of in runs.parts[runs.method != "Dense"]]
     shared = set.intersection(*options) if options else set()
     for setting, label, objective, target in table[CELL].itertuples(index=False):
         place = [part for key, part in zip(("data", "model", "scale"), setting) if runs[key].nunique() > 1]
-        own = [re.sub(r"^\w+\.", "", part) for part in _parts(label) if part not in shared]
+        own = [re.sub(r"^\w+\.", "", part) for part in parts[label] if part not in shared]
         name = ", ".join([*place, *own])
         names.append(name if len(name) <= NAME else f"{name[: NAME - 4]} ...")
         targets.append(MISSING if pd.isna(target) else f"{100 * target:.4g} % of {cost_label(objective)}")
@@ -332,15 +332,6 @@ def short(runs: pd.DataFrame, full: Path) -> str:
     words = textwrap.fill(" ".join(sentences), LINE, break_long_words=False, break_on_hyphens=False)
     digits = digits_of(SHORT)
     return f"{markdown(formatted(rows, digits), digits)}\n\n{words}\nThe full table: {full}"
-
-
-def _parts(label: str) -> list[str]:
-    """A label's method and options; the commas in an option's own list or section do not separate parts."""
-    parts: list[str] = []
-    for text in label.split(", "):
-        is_within = parts and any(parts[-1].count(a) > parts[-1].count(b) for a, b in ("[]", "{}"))
-        parts[-1:] = [f"{parts[-1]}, {text}"] if is_within else [*parts[-1:], text]
-    return parts
 
 
 # ---- other tables --------------------------------------------------------------------------------------------------
