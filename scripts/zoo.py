@@ -8,19 +8,17 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict
 
 from gcp import command as command_line
 from gcp.errors import UserError
-from gcp.storage import read_json, read_text, write_json, write_text
-
-START, END = "<!-- zoo -->", "<!-- end of zoo -->"
+from gcp.storage import read_json, write_json, write_text
 
 
 def run(argv: list) -> None:
     """Parse the arguments, try the networks, print and write the table."""
     parser = command_line.Parser(description=__doc__)
-    parser.add_argument("--family", help="try only this family, such as resnet; the page is then left unchanged")
+    parser.add_argument("--family", help="try only this family, such as resnet; the table is then not written")
     parser.add_argument(
         "--compare",
         type=command_line.natural,
@@ -28,10 +26,8 @@ def run(argv: list) -> None:
         help="compare the N smallest of each family (default: all; 0: none)",
     )
     parser.add_argument("--results", type=Path, help="file for the results; networks in it are not tried again")
-    parser.add_argument("--write", type=Path, help="write the table between the markers of this page")
+    parser.add_argument("--write", type=Path, help="file for the table, which docs/networks.md embeds")
     args = parser.parse_args(argv)
-    if args.write:
-        around(args.write)  # a page without the markers should not cost hours
     from gcp.backend import zoo
     from gcp.experiment.zoo import Trial, task, tried
 
@@ -69,17 +65,7 @@ def run(argv: list) -> None:
     table = "\n".join([*head, *rows, "", f"By task: {said}."])
     print(table, flush=True)
     if args.write and args.family is None:
-        before, after = around(args.write)
-        write_text(args.write, f"{before}{START}\n{table}\n{END}{after}")
-
-
-def around(page: Path) -> Tuple[str, str]:
-    """What a page holds before and after its markers. UserError: it cannot be read, or lacks one of them."""
-    before, _, rest = read_text(page).partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"{page}: lacks the lines {START} and {END}, between which the table is written; add them")
-    return before, after
+        write_text(args.write, table + "\n")
 
 
 if __name__ == "__main__":
